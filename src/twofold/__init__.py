@@ -1,0 +1,43 @@
+"""twofold: one language model that solves problems and knows when its own solution is right.
+
+import twofold as tf
+model = tf.load("tiny")
+tf.solve(model, "Start with 12. Add 30. What is the result?", tf.Plan(n=16))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from twofold.compute.solve import Plan as Plan
+    from twofold.evals.report import report as report
+    from twofold.evals.run import Eval as Eval
+    from twofold.maths.votes import choose as choose
+    from twofold.run import Config as Config
+    from twofold.run import evaluate as evaluate
+    from twofold.run import load as load
+    from twofold.run import solve as solve
+    from twofold.run import train as train
+    from twofold.tasks.grading import grade as grade
+    from twofold.types import Grade as Grade
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Plan": "compute.solve", "report": "evals.report", "Eval": "evals.run", "choose": "maths.votes", "Config": "run",
+    "evaluate": "run", "load": "run", "solve": "run", "train": "run", "grade": "tasks.grading", "Grade": "types",
+}  # fmt: skip
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Each name is imported when it is first used, so that ``import twofold`` is instant."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'twofold' has no attribute {name!r}")
+    return getattr(import_module(f"twofold.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,72 @@
+"""The main job, small: train the shipped base with and without a verifier, evaluate all three, write a report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from twofold import run
+from twofold.evals.report import print_table, report
+from twofold.recipes.rlv import RLV
+from twofold.tasks.procedural import Sums
+from twofold.trainer.optim import Optim
+
+CONFIG = run.Config(
+    recipe=RLV(estimator="rloo", verify="generative", lam=0.1, rollouts=8),
+    task=Sums(),
+    rollout=run.Rollouts(problems=16, max_tokens=40),
+    optim=Optim(lr=5e-4, schedule="cosine", warmup=0.1, final=0.1),
+    train=run.Train(steps=30, save_every=0),
+)
+"""Leave-one-out PPO^V on ``sums``; also ``configs/rlv-sums.toml``."""
+
+EVAL = run.Eval(problems=120, n=64, max_tokens=40, batch=15)
+
+
+def demo(out: Path, seed: int = 0, config: run.Config = CONFIG, evaluation: run.Eval = EVAL) -> int:
+    """Everything under ``out``: runs ``rl`` and ``rlv``, the evaluations of these and of ``base``, ``report.html``.
+
+    Both runs see the same problems with the same seed for as many steps; they differ in the verdict term alone.
+    Finished parts are kept, so an interrupted demo goes on where it stopped.
+    """
+    console = Console()
+    began = time.monotonic()
+    recipe = config.recipe
+    assert isinstance(recipe, RLV)
+    config = replace(config, train=replace(config.train, seed=seed))
+    variants = {"rl": replace(config, recipe=replace(recipe, verify="none")), "rlv": config}
+    models: dict[str, str | Path] = {"base": config.model}
+    for i, (name, variant) in enumerate(variants.items(), 1):
+        what = "RL without a verifier" if name == "rl" else "RL^V: the same, and it learns to judge"
+        amount = f"{config.train.steps} steps of {config.rollout.problems} problems x {recipe.rollouts} rollouts"
+        console.print(f"[bold]{i}/3[/] {what}: {amount}")
+        models[name] = last = run.train(variant, out / name, resume=(out / name).exists(), title=name)
+        if last.name != f"step-{config.train.steps}":  # asked to stop: what is done is kept
+            return 3
+    console.print(
+        f"[bold]3/3[/] evaluate base, rl and rlv: {evaluation.problems} held-out problems x {evaluation.n} samples"
+    )
+    task = run.make_task(config.task)
+    with Progress(console=console) as bar:
+        for name, path in models.items():
+            line = bar.add_task(name, total=evaluation.problems)
+            run.evaluate(
+                run.load(path),
+                task,
+                replace(evaluation, seed=seed),
+                out=out / name / "evals" / "test",
+                name=name,
+                progress=partial(_show, bar, line),
+            )
+    print_table(report([out / name for name in models], out, baseline="rl"))
+    console.print(f"\n[bold]{out / 'report.html'}[/]  ({time.monotonic() - began:.0f} s)")
+    return 0
+
+
+def _show(bar: Progress, line: TaskID, done: int, total: int) -> None:
+    bar.update(line, completed=done, total=total)

@@ -1,0 +1,41 @@
+"""The engine protocol: four verbs, tokens in, tokens and log-probs out. No text, template or tool inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from twofold.types import Completion, Sampling
+
+
+class Engine(Protocol):
+    """What callers may rely on. They make one call per phase, never one per rollout."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+        """``sampling.n`` completions for each prompt (token ids). ``logprobs`` are those of the distribution
+        sampled from (temperature and top-p included; greedy: of the untempered softmax)."""
+        ...
+
+    def logprobs(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float = 1.0
+    ) -> list[list[float]]:
+        """log p(continuation[t] | prompt, continuation[:t]) of each pair, at ``temperature``, in nats.
+
+        Raises ValueError, as ``generate`` does, for a prompt without tokens.
+        """
+        ...
+
+    def load(self, weights: Mapping[str, Any]) -> None:
+        """Take a new policy; whatever was cached under the old one is dropped."""
+        ...
+
+    def rest(self) -> None:
+        """Give memory back to the trainer until the next call."""
+        ...
+
+
+def check_prompts(prompts: Sequence[Sequence[int]]) -> None:
+    """Raises ValueError for a prompt without tokens: there is nothing to predict its first token from."""
+    for i, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise ValueError(f"prompt {i} of {len(prompts)} has no tokens: begin it with at least one")

@@ -1,0 +1,69 @@
+"""``transformers.generate`` behind the engine protocol: slow and obvious, the oracle of the fast engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twofold.engines.base import check_prompts
+from twofold.engines.sampling import draw, uniforms
+from twofold.types import Completion, Sampling
+
+
+class HFEngine:
+    """One prompt at a time, one full forward pass per text scored. Draws the native engine's random numbers."""
+
+    def __init__(self, model: Any) -> None:
+        from transformers import GenerationConfig
+
+        self.model = model
+        model.generation_config = GenerationConfig()  # the model's own penalties would change what is sampled
+
+    def load(self, weights: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(weights)
+
+    def rest(self) -> None:
+        pass
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+        check_prompts(prompts)
+        randoms = torch.from_numpy(uniforms(prompts, sampling)).view(len(prompts), sampling.n, sampling.max_tokens)
+        return [[self._one(p, sampling, u) for u in us] for p, us in zip(prompts, randoms, strict=True)]
+
+    def _one(self, prompt: Sequence[int], sampling: Sampling, uniforms_T: Tensor) -> Completion:
+        logprobs: list[float] = []
+
+        def force(ids: Tensor, scores: Tensor) -> Tensor:
+            """Draw with our own numbers, then leave ``generate`` no other choice."""
+            token, logp = draw(scores, uniforms_T[None, len(logprobs)], sampling.temperature, sampling.top_p)
+            logprobs.append(float(logp))
+            return torch.full_like(scores, float("-inf")).scatter(1, token[:, None], 0.0)
+
+        ids = torch.tensor([list(prompt)], device=self.model.device)
+        out = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=sampling.max_tokens,
+            do_sample=False,
+            eos_token_id=list(sampling.stop) or None,
+            pad_token_id=0,
+            logits_processor=[force],
+        )
+        tokens = out[0, len(prompt) :].tolist()
+        return Completion(tokens, logprobs, [True] * len(tokens), "stop" if tokens[-1] in sampling.stop else "length")
+
+    @torch.inference_mode()
+    def logprobs(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float = 1.0
+    ) -> list[list[float]]:
+        check_prompts(prompts)
+        out = []
+        for p, c in zip(prompts, continuations, strict=True):
+            logits = self.model(torch.tensor([[*p, *c]], device=self.model.device)).logits[0]
+            logp = (logits.float() / temperature).log_softmax(-1)
+            out.append([float(logp[len(p) + t - 1, token]) for t, token in enumerate(c)])
+        return out

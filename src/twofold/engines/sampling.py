@@ -1,0 +1,54 @@
+"""Random draws that depend on (seed, prompt, sample index, position) and on nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twofold.types import Sampling
+
+
+def uniforms(prompts: Sequence[Sequence[int]], sampling: Sampling) -> np.ndarray:
+    """[len(prompts) * n, max_tokens] numbers in [0, 1), one row per sample.
+
+    A row's key is a hash of the seed, the prompt's tokens, how often that prompt stood earlier in this call,
+    and the sample index: neither order nor company in the batch matters.
+    """
+    seen: Counter[bytes] = Counter()
+    rows = []
+    for prompt in prompts:
+        ids = np.asarray(prompt, dtype=np.int64).tobytes()
+        for j in range(sampling.n):
+            key = blake2b(b"%d/%d/%d/" % (sampling.seed, seen[ids], j) + ids, digest_size=16).digest()
+            rows.append(
+                np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(sampling.max_tokens)
+            )
+        seen[ids] += 1
+    return np.reshape(rows, (-1, sampling.max_tokens))
+
+
+def draw(logits_A_V: Tensor, uniforms_A: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """One token per row by inversion of the cumulative distribution, and its log-prob.
+
+    ``temperature = 0`` takes the argmax and reports its untempered log-prob. With ``top_p < 1`` the log-prob is
+    that of the truncated, renormalised distribution, the one actually sampled from.
+    """
+    logits_A_V = logits_A_V.float()
+    if temperature == 0:
+        tokens_A = logits_A_V.argmax(-1)
+        return tokens_A, logits_A_V.log_softmax(-1).gather(1, tokens_A[:, None])[:, 0]
+    logp_A_V = (logits_A_V / temperature).log_softmax(-1)
+    if top_p < 1:
+        order = logp_A_V.argsort(-1, descending=True)
+        sorted_p = logp_A_V.gather(1, order).exp()
+        outside = (sorted_p.cumsum(-1) - sorted_p) >= top_p  # the token that crosses top_p stays in
+        logp_A_V = logp_A_V.masked_fill(outside.scatter(1, order, outside), float("-inf")).log_softmax(-1)
+    cumulative = logp_A_V.exp().cumsum(-1, dtype=torch.float64)
+    goal = uniforms_A.to(cumulative)[:, None] * cumulative[:, -1:]
+    tokens_A = (cumulative <= goal).sum(-1).clamp(max=logits_A_V.shape[1] - 1)
+    return tokens_A, logp_A_V.gather(1, tokens_A[:, None])[:, 0]

@@ -1,0 +1,166 @@
+"""An evaluation on disk: ``eval.json`` says what was run, ``pools.jsonl`` holds one line per problem.
+
+Lines are only ever appended, so a crash can spoil at most the last one. Reading is strict: whatever is not exactly
+a pool is an error that names the file and the line; only ``finished_ids`` (used to resume) repairs anything, and it
+repairs one thing: it cuts off a last line that has no newline.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO, get_args
+
+from twofold.types import Grade, Label, Pool, Problem
+
+HEADER = "eval.json"
+POOLS = "pools.jsonl"
+
+_LISTS = ("answers", "rewards", "labels", "scores", "tokens", "judge_tokens")
+_KEYS = {"problem", *_LISTS, "seconds"}
+_PROBLEM_KEYS = {"id", "question", "answer", "meta"}
+
+
+class PoolError(ValueError):
+    """A file of an evaluation is missing, cut off or not in the format; the message says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What was evaluated and how. ``judge``: how samples were scored (None: not at all); ``seconds`` in all."""
+
+    name: str
+    model: str
+    task: str
+    split: str
+    n: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+    engine: str
+    versions: Mapping[str, str]
+    judge: str | None
+    seconds: float
+
+
+def write_header(directory: Path, header: Header) -> None:
+    """Write ``directory/eval.json``, replacing an older one in a single step (a reader never sees half a file)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    draft = directory / (HEADER + ".tmp")
+    draft.write_text(json.dumps(dataclasses.asdict(header), indent=2) + "\n")
+    draft.replace(directory / HEADER)
+
+
+def read_header(directory: Path) -> Header:
+    """Read ``directory/eval.json``. Raises PoolError if it is missing, not JSON, or lacks or adds a key."""
+    path = directory / HEADER
+    if not path.is_file():
+        raise PoolError(f"{path}: not found; an evaluation directory holds {HEADER} and {POOLS}")
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as err:
+        raise PoolError(f"{path}: not JSON: {err}") from err
+    _same_keys(values, {f.name for f in dataclasses.fields(Header)}, str(path))
+    return Header(**values)
+
+
+def write_pool(file: TextIO, pool: Pool) -> None:
+    """Append one pool as one line and flush it, so that a crash later loses nothing that was finished."""
+    record = {
+        "problem": {
+            "id": pool.problem.id,
+            "question": pool.problem.question,
+            "answer": pool.problem.answer,
+            "meta": dict(pool.problem.meta),
+        },
+        "answers": pool.answers,
+        "rewards": [grade.reward for grade in pool.grades],
+        "labels": [grade.label for grade in pool.grades],
+        "scores": pool.scores,
+        "tokens": pool.tokens,
+        "judge_tokens": pool.judge_tokens,
+        "seconds": pool.seconds,
+    }
+    file.write(json.dumps(record, allow_nan=False) + "\n")
+    file.flush()
+
+
+def read_pools(path: Path) -> list[Pool]:
+    """All pools of ``path``, in the order they were written.
+
+    Raises PoolError, with file and line, for a line that is not a pool, a problem that occurs twice,
+    or a truncated last line (the evaluation was killed while it wrote: resume it).
+    """
+    if not path.is_file():
+        raise PoolError(f"{path}: not found; the evaluation has written no pool yet")
+    *lines, rest = path.read_bytes().split(b"\n")
+    pools = _parse_all(lines, path)
+    if rest:
+        raise PoolError(
+            f"{path}:{len(lines) + 1}: truncated last line ({len(rest)} bytes, no newline): the evaluation was killed "
+            f"while writing; run it again to resume, or delete that line"
+        )
+    return pools
+
+
+def finished_ids(path: Path) -> set[str]:
+    """Ids of the problems that are done, for resuming. A truncated last line is cut off the file; no file is no ids."""
+    if not path.exists():
+        return set()
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    ids = {pool.problem.id for pool in _parse_all(data[:whole].split(b"\n")[:-1], path)}
+    if whole < len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+    return ids
+
+
+def _parse_all(lines: list[bytes], path: Path) -> list[Pool]:
+    pools, line_of = [], dict[str, int]()
+    for number, line in enumerate(lines, start=1):
+        pool = _parse(line, f"{path}:{number}")
+        first = line_of.setdefault(pool.problem.id, number)
+        if first != number:
+            raise PoolError(f"{path}:{number}: problem {pool.problem.id!r} was already on line {first}")
+        pools.append(pool)
+    return pools
+
+
+def _parse(line: bytes, where: str) -> Pool:
+    try:
+        record = json.loads(line)
+    except ValueError as err:
+        raise PoolError(f"{where}: not JSON: {err}") from err
+    _same_keys(record, _KEYS, where)
+    _same_keys(record["problem"], _PROBLEM_KEYS, f"{where}: problem")
+    if not all(isinstance(record[key], list) for key in _LISTS):
+        raise PoolError(f"{where}: {', '.join(_LISTS)} must be lists, one entry per sample")
+    lengths = {key: len(record[key]) for key in _LISTS}
+    if len(set(lengths.values())) != 1 or not record["answers"]:
+        raise PoolError(f"{where}: lists must have one length, at least 1, got {lengths}")
+    if strange := set(record["labels"]) - set(get_args(Label)):
+        raise PoolError(f"{where}: unknown label {sorted(strange)}, expected one of {get_args(Label)}")
+    if not all(score is None or 0 <= score <= 1 for score in record["scores"]):
+        raise PoolError(f"{where}: scores are probabilities in [0, 1] or null")
+    return Pool(
+        problem=Problem(**record["problem"]),
+        answers=record["answers"],
+        grades=[Grade(reward, label) for reward, label in zip(record["rewards"], record["labels"], strict=True)],
+        scores=record["scores"],
+        tokens=record["tokens"],
+        judge_tokens=record["judge_tokens"],
+        seconds=record["seconds"],
+    )
+
+
+def _same_keys(record: Any, expected: set[str], where: str) -> None:
+    if not isinstance(record, dict):
+        raise PoolError(f"{where}: expected a JSON object, got {type(record).__name__}")
+    if record.keys() != expected:
+        missing, unknown = sorted(expected - record.keys()), sorted(record.keys() - expected)
+        raise PoolError(f"{where}: missing keys {missing}, unknown keys {unknown}")

@@ -1,0 +1,137 @@
+"""Evaluate: sample, grade and score every problem once, and save the pool. Selection comes later, from the file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from twofold.compute.judge import by_head, judge_cost, p_yes, written
+from twofold.compute.rollout import Task, rollouts
+from twofold.engines.base import Engine
+from twofold.evals.pools import HEADER, POOLS, Header, finished_ids, read_header, write_header, write_pool
+from twofold.text.chat import Chat
+from twofold.text.extract import canonical
+from twofold.types import Pool, Problem, Rollout, Sampling
+
+Judge = Literal["p_yes", "normalised", "written", "bce", "regression", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Eval:
+    """``judge``: how samples are scored: P(Yes) as published, P(Yes) / (P(Yes) + P(No)), a written critique, a trained
+    scalar head (``bce``, ``regression``), or not at all."""
+
+    problems: int = 200
+    n: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    split: Literal["train", "test", "harder", "ood"] = "test"
+    judge: Judge = "p_yes"
+    judge_tokens: int = 128
+    """Token limit of a written critique."""
+    batch: int = 8
+    """Problems per engine call; each is written to disk as it is done."""
+    seed: int = 0
+
+
+def evaluate(
+    engine: Engine,
+    chat: Chat,
+    task: Task,
+    config: Eval,
+    out: Path,
+    *,
+    name: str,
+    model: str,
+    verifier: Engine | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Write ``out/pools.jsonl`` (one line per problem, appended) and ``out/eval.json``.
+
+    Problems already there are not done again. ``verifier`` scores in the model's place (another engine, same tokenizer).
+    Raises ValueError if ``out`` was begun with other settings.
+    """
+    problems = [task.problem(config.split, i) for i in range(config.problems)]
+    header = _header(engine, task, config, name, model)
+    if (out / HEADER).exists():
+        before = read_header(out)
+        if replace(before, seconds=0.0) != header:
+            raise ValueError(f"{out} holds another evaluation (see its {HEADER}): choose another --out")
+        header = before
+    write_header(out, header)
+    done = finished_ids(out / POOLS)
+    waiting = [p for p in problems if p.id not in done]
+    progress(len(problems) - len(waiting), len(problems))
+    with (out / POOLS).open("a") as file:
+        for i in range(0, len(waiting), config.batch):
+            began = time.monotonic()
+            for pool in _pools(engine, chat, task, waiting[i : i + config.batch], config, verifier):
+                write_pool(file, pool)
+            header = replace(header, seconds=header.seconds + time.monotonic() - began)
+            write_header(out, header)
+            progress(len(problems) - len(waiting) + min(i + config.batch, len(waiting)), len(problems))
+    return out
+
+
+def _header(engine: Engine, task: Task, config: Eval, name: str, model: str) -> Header:
+    return Header(
+        name=name,
+        model=model,
+        task=task.name,
+        split=config.split,
+        n=config.n,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_tokens=config.max_tokens,
+        seed=config.seed,
+        engine=type(engine).__name__,
+        versions={p: version(p) for p in ("twofold", "torch", "transformers")},
+        judge=None if config.judge == "none" else config.judge,
+        seconds=0.0,
+    )
+
+
+def _pools(
+    engine: Engine, chat: Chat, task: Task, problems: Sequence[Problem], config: Eval, verifier: Engine | None
+) -> list[Pool]:
+    began = time.monotonic()
+    sampling = Sampling(config.n, config.temperature, config.top_p, config.max_tokens, chat.stop, config.seed)
+    groups = rollouts(engine, chat, task, problems, sampling)
+    scores, cost = _scores(verifier or engine, chat, [r for g in groups for r in g], config)
+    share = (time.monotonic() - began) / len(problems)
+    pools = []
+    for i, group in enumerate(groups):
+        mine = slice(i * config.n, (i + 1) * config.n)
+        pools.append(
+            Pool(
+                problem=group[0].problem,
+                answers=[None if r.answer is None else canonical(r.answer) for r in group],
+                grades=[r.grade for r in group],
+                scores=scores[mine],
+                tokens=[len(r.completion.tokens) for r in group],
+                judge_tokens=cost[mine],
+                seconds=share,
+            )
+        )
+    return pools
+
+
+def _scores(engine: Engine, chat: Chat, rollouts: list[Rollout], config: Eval) -> tuple[list[float | None], list[int]]:
+    """Score of every rollout, and the tokens read or written for it beyond its own."""
+    if config.judge == "none":
+        return [None] * len(rollouts), [0] * len(rollouts)
+    if config.judge == "written":
+        sampling = Sampling(temperature=0, max_tokens=config.judge_tokens, stop=chat.stop, seed=config.seed)
+        judged = written(engine, chat, rollouts, sampling)
+        # an unreadable verdict is not an acceptance
+        return [0.0 if score is None else score for score, _ in judged], [tokens for _, tokens in judged]
+    if config.judge in ("bce", "regression"):
+        scores = by_head(engine, chat, rollouts, config.judge)
+    else:
+        scores = p_yes(engine, chat, rollouts, normalised=config.judge == "normalised")
+    return list(scores), [judge_cost(chat, r) for r in rollouts]

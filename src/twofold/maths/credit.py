@@ -1,0 +1,88 @@
+"""Credit in three acts: cut a rollout into segments, give each a number, spread it over its tokens.
+
+Six pure functions say every paper. Numbers in, numbers out; no tensors, no models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+EPS = 1e-6
+
+
+def standardise(values: Sequence[float]) -> list[float]:
+    """(x - mean) / (std + 1e-6) with the unbiased (n - 1) std; one value or fewer, or all equal, give zeros.
+
+    >>> [round(a, 4) for a in standardise([0, 1, 0])]
+    [-0.5773, 1.1547, -0.5773]
+    """
+    if len(values) < 2:
+        return [0.0] * len(values)
+    x = np.asarray(values, dtype=float)
+    return ((x - x.mean()) / (x.std(ddof=1) + EPS)).tolist()
+
+
+def grpo(rewards_G: Sequence[float], std: bool = True) -> list[float]:
+    """Group-relative advantages (DeepSeekMath, arXiv:2402.03300). ``std=False`` is Dr. GRPO (arXiv:2503.20783).
+
+    Raises ValueError for a group of one, which has nothing to be relative to.
+
+    >>> grpo([1, 0, 0, 0], std=False)
+    [0.75, -0.25, -0.25, -0.25]
+    """
+    _needs_company(rewards_G)
+    if std:
+        return standardise(rewards_G)
+    return (np.asarray(rewards_G, dtype=float) - np.mean(rewards_G)).tolist()
+
+
+def rloo(rewards_G: Sequence[float]) -> list[float]:
+    """Leave-one-out advantages: r_k minus the mean of the others (LOOP, arXiv:2502.01600). Raises as ``grpo``.
+
+    >>> [round(a, 4) for a in rloo([1, 0, 0, 1])]
+    [0.6667, -0.6667, -0.6667, 0.6667]
+    """
+    _needs_company(rewards_G)
+    r = np.asarray(rewards_G, dtype=float)
+    return (r - (r.sum() - r) / (len(r) - 1)).tolist()
+
+
+def differences(values: Sequence[float], final: float) -> list[float]:
+    """What each segment changed: V(next) - V(this), the last against the outcome (VinePPO, MRT).
+
+    >>> differences([0.5, 0.75, 0.25], final=1.0)
+    [0.25, -0.5, 0.75]
+    """
+    ends = [*values[1:], final]
+    return [float(end - start) for start, end in zip(values, ends, strict=True)]
+
+
+def to_go(values: Sequence[float]) -> list[float]:
+    """Undiscounted sum of this and all later values.
+
+    >>> to_go([1, -2, 3])
+    [2.0, 1.0, 3.0]
+    """
+    return np.asarray(values, dtype=float)[::-1].cumsum()[::-1].tolist()
+
+
+def spread(values: Sequence[float], ends: Sequence[int], length: int) -> list[float]:
+    """One number per segment -> one per token. Segment k covers tokens [ends[k-1], ends[k]); the last one takes the rest.
+
+    >>> spread([0.5, -1.0], ends=[2, 3], length=4)
+    [0.5, 0.5, -1.0, -1.0]
+    """
+    if not values or len(values) != len(ends):
+        raise ValueError(f"{len(values)} values for {len(ends)} segments")
+    starts = [0, *ends[:-1]]
+    out = [0.0] * length
+    for value, start, end in zip(values, starts, [*ends[:-1], length], strict=True):
+        out[start:end] = [float(value)] * (end - start)
+    return out
+
+
+def _needs_company(rewards_G: Sequence[float]) -> None:
+    if len(rewards_G) < 2:
+        raise ValueError("a group of one has no baseline: sample at least 2 rollouts per problem")

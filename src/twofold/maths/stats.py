@@ -1,0 +1,313 @@
+"""Evidence: intervals, verifier quality and efficiency, always resampling whole problems.
+
+The samples of one problem succeed and fail together, so the unit of every bootstrap here is the problem (a cluster of
+samples), never the sample: an interval over samples would be too narrow. P = problems, K = points of a curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Interval = tuple[float, float]
+
+REACH = 1e-9
+"""A curve this close below a target has reached it: means of the same numbers differ by rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Mean of a - b over problems, its interval, and the two-sided bootstrap p-value of "no difference"."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How well scores s in [0, 1] tell correct solutions from wrong ones; see ``verifier_quality``.
+
+    ``base_rate`` is the share of correct solutions, ``tpr`` / ``tnr`` the share of correct / wrong ones judged right,
+    ``says_yes`` the share judged correct. ``alarm`` is None, or says in words that the verdict hardly ever changes.
+    """
+
+    n: int
+    base_rate: float
+    auroc: float
+    auroc_interval: Interval
+    balanced_accuracy: float
+    balanced_accuracy_interval: Interval
+    tpr: float
+    tnr: float
+    ece: float
+    ece_interval: Interval
+    brier: float
+    brier_interval: Interval
+    says_yes: float
+    alarm: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """``ratio = base_k / ours_k`` at accuracy ``target``; see ``efficiency_ratio``. None = target never reached."""
+
+    ratio: float | None
+    low: float
+    high: float
+    base_k: float
+    ours_k: float | None
+    target: float
+
+
+def cluster_bootstrap(
+    values: ArrayLike, n: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[Floats, Floats, Floats]:
+    """(mean, low, high) over problems, by the percentile bootstrap.
+
+    ``values`` is [problems], one number each, or [problems, columns] (say accuracy at every k), where each column gets
+    its own interval from the same resamples. The results have shape [] or [columns]. For several samples per problem
+    average them first: resampling the problems then carries the samples along.
+
+    >>> mean, low, high = cluster_bootstrap([0.0, 1.0] * 50)  # normal theory: .5 +- 1.96 * .05
+    >>> float(mean), round(float(low), 1), round(float(high), 1)
+    (0.5, 0.4, 0.6)
+
+    Raises ValueError for fewer than 2 problems (no interval exists) and for NaN values.
+    """
+    values_P_ = _finite("values", values)
+    if values_P_.ndim not in (1, 2):
+        raise ValueError(f"values must be [problems] or [problems, columns], got shape {values_P_.shape}")
+    low, high = _interval(_resamples(len(values_P_), n, seed) @ values_P_ / len(values_P_), level)
+    return values_P_.mean(axis=0), low, high
+
+
+def paired_bootstrap(a_P: ArrayLike, b_P: ArrayLike, n: int = 4000, seed: int = 0, level: float = 0.95) -> Difference:
+    """Is a better than b on the same problems? Bootstrap of the mean of ``a_P - b_P`` over problems.
+
+    ``p = 2 min(1 + #{resampled mean <= 0}, 1 + #{>= 0}) / (n + 1)``, at most 1: never 0, since n resamples cannot
+    show less than 1/(n+1). Raises ValueError as ``cluster_bootstrap``, and if the lengths differ.
+    """
+    a, b = _finite("a_P", a_P), _finite("b_P", b_P)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"a_P and b_P must be one number per problem, the same problems, got {a.shape} and {b.shape}")
+    means_n = _resamples(len(a), n, seed) @ (a - b) / len(a)
+    low, high = _interval(means_n, level)
+    p = 2 * (1 + min(np.sum(means_n <= 0), np.sum(means_n >= 0))) / (n + 1)
+    return Difference(float(np.mean(a - b)), float(low), float(high), min(float(p), 1.0))
+
+
+def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Chance that a correct solution scores above a wrong one, ties counting 1/2; NaN if one class is missing.
+
+    Scores (.9, .5, .5, .1), labels (1, 1, 0, 0): of the 4 pairs 3 are right and 1 is tied: 3.5 / 4.
+    """
+    score, label = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
+    positives, negatives = int(label.sum()), int((~label).sum())
+    if not positives or not negatives:
+        return float("nan")
+    _, tie, size = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(size) - (size - 1) / 2)[tie]  # 1-based, tied scores share their mean rank
+    return float((ranks[label].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def calibration_bins(scores: ArrayLike, labels: ArrayLike, bins: int = 15) -> list[tuple[float, float, int]]:
+    """(mean score, accuracy, count) of equal-mass bins, lowest scores first; the reliability diagram.
+
+    Bin sizes differ by at most one; with fewer samples than bins every sample is its own bin. Samples of equal score
+    enter with their common accuracy, so the order in which they arrive cannot matter where a bin edge cuts a tie.
+
+    >>> calibration_bins([0.125, 0.375, 0.75, 1.0], [0, 1, 1, 1], bins=2)
+    [(0.25, 0.5, 2), (0.875, 1.0, 2)]
+    """
+    score, label = _scores_and_labels(scores, labels)
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    _, tie, size = np.unique(score, return_inverse=True, return_counts=True)
+    accuracy = np.repeat(np.bincount(tie, weights=label) / size, size)
+    parts = zip(np.array_split(np.sort(score), bins), np.array_split(accuracy, bins), strict=True)
+    return [(float(s.mean()), float(a.mean()), len(s)) for s, a in parts if len(s)]
+
+
+def ece(scores: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error: mean over samples of |accuracy - mean score| of their equal-mass bin.
+
+    For the example of ``calibration_bins``: (2 |.5 - .25| + 2 |1 - .875|) / 4 = .1875.
+    """
+    table = calibration_bins(scores, labels, bins)
+    return sum(count * abs(accuracy - score) for score, accuracy, count in table) / sum(row[2] for row in table)
+
+
+def verifier_quality(
+    scores: ArrayLike, labels: ArrayLike, problem_ids: Sequence[str], threshold: float = 0.5
+) -> Quality:
+    """Quality of P(Yes) ``scores`` against correctness ``labels``, with 95% intervals that resample problems.
+
+    A verdict is Yes where score >= threshold. Balanced accuracy is (tpr + tnr) / 2: 1/2 for a verifier that always
+    says the same. ``alarm`` is set when it says Yes, or No, to more than 98% of the solutions. If only one class is
+    present, AUROC, balanced accuracy and the rate of the missing class are NaN, and so are their intervals.
+
+    Intervals come from 300 resamples of whole problems (those that happen to lack a class say nothing about AUROC and
+    balanced accuracy and are left out there): percentiles, but for the ECE the basic (reflected) interval
+    ``[2 ece - q97.5, 2 ece - q2.5]``, at least 0. The ECE is biased upwards by sampling noise and a resample adds that
+    noise once more; its percentiles would sit above the truth.
+
+    Raises ValueError for scores outside [0, 1], labels other than 0/1, differing lengths, or fewer than 2 problems.
+    """
+    score, label = _scores_and_labels(scores, labels)
+    if len(problem_ids) != len(score):
+        raise ValueError(f"one problem id per score: got {len(problem_ids)} ids for {len(score)} scores")
+    order = np.argsort(score, kind="stable")
+    score, label = score[order], label[order]
+    problem = np.unique(np.asarray(problem_ids), return_inverse=True)[1][order]
+
+    def measure(at: NDArray[np.intp]) -> tuple[float, float, float, float]:
+        s, y = score[at], label[at]
+        return auroc(s, y), _rates(s, y, threshold)[0], ece(s, y), float(np.mean((s - y) ** 2))
+
+    everything = np.arange(len(score))
+    area, balanced, error, brier = measure(everything)
+    counts_n_P = _resamples(int(problem.max()) + 1, 300, seed=0)
+    boot_n_4 = np.array([measure(np.repeat(everything, counts_P[problem])) for counts_P in counts_n_P])
+    low, high = (2 * error - q for q in _percentiles(boot_n_4[:, 2])[::-1])
+    _, tpr, tnr = _rates(score, label, threshold)
+    says_yes = float(np.mean(score >= threshold))
+    return Quality(
+        n=len(score),
+        base_rate=float(label.mean()),
+        auroc=area,
+        auroc_interval=_percentiles(boot_n_4[:, 0]),
+        balanced_accuracy=balanced,
+        balanced_accuracy_interval=_percentiles(boot_n_4[:, 1]),
+        tpr=tpr,
+        tnr=tnr,
+        ece=error,
+        ece_interval=(max(low, 0.0), high),
+        brier=brier,
+        brier_interval=_percentiles(boot_n_4[:, 3]),
+        says_yes=says_yes,
+        alarm=_alarm(says_yes),
+    )
+
+
+def efficiency_ratio(
+    curve_base_PxK: ArrayLike,
+    curve_ours_PxK: ArrayLike,
+    ks: Sequence[int],
+    n: int = 2000,
+    seed: int = 0,
+    tolerance: float = 0.005,
+) -> Efficiency:
+    """Samples the baseline needs / samples we need, for the same accuracy (the "8-32x" of RL^V).
+
+    The curves are accuracies [problems, len(ks)] on the same problems. ``target`` is the baseline's best mean accuracy
+    less ``tolerance`` (half a point), for both sides: on a noisy plateau the very best point is a matter of luck and
+    would inflate ``base_k``. ``base_k`` and ``ours_k`` are where the mean curves first reach the target, linear in
+    log2 k between measured points. Two equal curves give exactly 1.
+
+    Baseline .50 .60 .70 at k = 1, 2, 4 and ours .60 .70 .80, tolerance 0: target .70, base_k 4, ours_k 2, ratio 2.
+
+    Reading it: when ``ours_k`` is the first of the ks, the ratio is a lower bound ("at least"). When ours never
+    reaches the target, ``ratio`` and ``ours_k`` are None: report "not reached within max(ks) samples", not a number.
+    The 95% interval resamples problems, the same ones for both curves; a resample where ours never reaches the
+    target counts as though it took twice the largest k, ``base_k / (2 max(ks))``: a convention, so a ``low`` that
+    rests on it says no more than "not reached in at least 2.5% of resamples".
+
+    Raises ValueError for curves of other shapes, NaN, ks that do not increase, or fewer than 2 problems.
+    """
+    base, ours = _finite("curve_base", curve_base_PxK), _finite("curve_ours", curve_ours_PxK)
+    if base.shape != ours.shape or base.ndim != 2 or base.shape[1] != len(ks):
+        raise ValueError(f"curves must both be [problems, {len(ks)} ks], got {base.shape} and {ours.shape}")
+    if not len(ks) or ks[0] < 1 or list(ks) != sorted(set(ks)):
+        raise ValueError(f"ks must be increasing sample counts from 1 up, got {list(ks)}")
+    if tolerance < 0:
+        raise ValueError(f"tolerance must be >= 0, got {tolerance}")
+
+    def needed(base_K: Floats, ours_K: Floats) -> tuple[float, float | None, float]:
+        target = float(base_K.max()) - tolerance
+        base_k = _first_reach(base_K, ks, target)
+        assert base_k is not None  # the target lies at or below the curve's own maximum
+        return base_k, _first_reach(ours_K, ks, target), target
+
+    base_k, ours_k, target = needed(base.mean(axis=0), ours.mean(axis=0))
+    counts_n_P = _resamples(len(base), n, seed)
+    pairs = [needed(b, o) for b, o in zip(counts_n_P @ base / len(base), counts_n_P @ ours / len(ours), strict=True)]
+    low, high = _interval(np.array([b / (2 * ks[-1] if o is None else o) for b, o, _ in pairs]), 0.95)
+    return Efficiency(None if ours_k is None else base_k / ours_k, float(low), float(high), base_k, ours_k, target)
+
+
+def _first_reach(curve_K: Floats, ks: Sequence[int], target: float) -> float | None:
+    """Smallest k at which the curve is at the target, linear in log2 k between the ks; None if it never is."""
+    reached = np.flatnonzero(curve_K >= target - REACH)
+    if not len(reached):
+        return None
+    j = int(reached[0])
+    if j == 0:
+        return float(ks[0])
+    below, above = float(curve_K[j - 1]), float(curve_K[j])
+    part = min((target - below) / (above - below), 1.0)
+    return float(ks[j - 1] * (ks[j] / ks[j - 1]) ** part)
+
+
+def _resamples(problems: int, n: int, seed: int) -> NDArray[np.int64]:
+    """Counts [n, problems]: how often each problem appears in each bootstrap resample; rows sum to ``problems``."""
+    if problems < 2:
+        raise ValueError(f"a bootstrap over problems needs at least 2 problems, got {problems}")
+    if n < 1:
+        raise ValueError(f"a bootstrap needs at least one resample, got n = {n}")
+    return np.random.default_rng(seed).multinomial(problems, np.full(problems, 1 / problems), size=n)
+
+
+def _interval(boot_n_: Floats, level: float) -> tuple[Floats, Floats]:
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level}")
+    low, high = np.quantile(boot_n_, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
+
+
+def _percentiles(boot_n: Floats) -> Interval:
+    """The 95% percentile interval of the resamples that have a value."""
+    kept = boot_n[~np.isnan(boot_n)]
+    if not len(kept):
+        return float("nan"), float("nan")
+    low, high = _interval(kept, 0.95)
+    return float(low), float(high)
+
+
+def _rates(score: Floats, label: Floats, threshold: float) -> tuple[float, float, float]:
+    """(balanced accuracy, tpr, tnr); NaN where a class is missing."""
+    yes, positive = score >= threshold, label == 1
+    tpr = float(yes[positive].mean()) if positive.any() else float("nan")
+    tnr = float((~yes)[~positive].mean()) if not positive.all() else float("nan")
+    return (tpr + tnr) / 2, tpr, tnr
+
+
+def _alarm(says_yes: float) -> str | None:
+    for verdict, share in (("Yes", says_yes), ("No", 1 - says_yes)):
+        if share > 0.98:
+            return f"the verifier says {verdict} to {share:.1%} of the solutions"
+    return None
+
+
+def _finite(name: str, values: ArrayLike) -> Floats:
+    array = np.asarray(values, dtype=float)
+    bad = np.argwhere(~np.isfinite(array))
+    if len(bad):
+        raise ValueError(f"{name} must be finite, entry {bad[0].tolist()} is {array[tuple(bad[0])]}")
+    return array
+
+
+def _scores_and_labels(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
+    score, label = _finite("scores", scores), _finite("labels", labels)
+    if score.shape != label.shape or score.ndim != 1 or not len(score):
+        raise ValueError(f"scores and labels must be one each per solution, got shapes {score.shape} and {label.shape}")
+    if score.min() < 0 or score.max() > 1:
+        raise ValueError(f"scores must be probabilities in [0, 1], got {score.min()} to {score.max()}")
+    if not np.isin(label, (0, 1)).all():
+        raise ValueError(f"labels must be 0 or 1, got {np.setdiff1d(label, (0, 1)).tolist()}")
+    return score, label

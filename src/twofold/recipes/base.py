@@ -1,0 +1,112 @@
+"""How the shipped base model is made: a tokenizer, a small Llama, the corpus. ``twofold train configs/base.toml``.
+
+The architecture is standard, so the result loads in ``transformers.AutoModelForCausalLM`` as it is. It is deep
+for its width: spotting a slip takes layers behind the ones that predict the right digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from twofold.engines.base import Engine
+from twofold.recipes.corpus import Mix, document
+from twofold.recipes.sft import sample
+from twofold.text.chat import Chat
+from twofold.types import Problem, Sample
+
+SPECIAL = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"]
+TAGS = [
+    "<think>",
+    "</think>",
+    "<step>",
+    "</step>",
+    "<step_verification>",
+    "</step_verification>",
+    "<final_verification>",
+    "</final_verification>",
+    "\\boxed{",
+]
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A model from scratch. ``documents`` of the corpus per step."""
+
+    name: Literal["base"] = "base"
+    hidden: int = 128
+    layers: int = 8
+    heads: int = 4
+    ffn: int = 256
+    vocabulary: int = 512
+    documents: int = 48
+    mix: Mix = field(default_factory=Mix)
+
+
+class Recipe:
+    """Fresh documents every step, none seen twice."""
+
+    def __init__(self, config: Base, chat: Chat, seed: int) -> None:
+        self.config, self.chat, self.seed = config, chat, seed
+
+    def collect(
+        self, engine: Engine, problems: Sequence[Problem], step: int
+    ) -> tuple[dict[str, list[Sample]], dict[str, float]]:
+        first = step * self.config.documents
+        documents = [document(self.seed, i, self.config.mix) for i in range(first, first + self.config.documents)]
+        return {"policy": [sample(self.chat, d) for d in documents]}, {}
+
+
+def create(config: Base, seed: int) -> tuple[Any, Any]:
+    """(model, tokenizer), randomly initialised from ``seed``."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer(config)
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocabulary,
+            hidden_size=config.hidden,
+            num_hidden_layers=config.layers,
+            intermediate_size=config.ffn,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            tie_word_embeddings=True,
+            max_position_embeddings=2048,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    return model, tokenizer
+
+
+def make_tokenizer(config: Base) -> Any:
+    """Byte-level BPE (any text can be encoded), one token per digit, learnt on the corpus itself."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    texts = (text for i in range(8000) for turn in document(999, i, config.mix) for text in (turn.question, turn.reply))
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary - len(TAGS) - 3,  # rounded up by the model to ``vocabulary``
+        special_tokens=[*SPECIAL, "Yes", "No"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in TAGS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", chat_template=TEMPLATE
+    )

@@ -1,0 +1,41 @@
+"""Supervised fine-tuning: the same batch without the policy stream. Also how the shipped base is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from twofold.engines.base import Engine
+from twofold.text.chat import Chat, Turn
+from twofold.types import Problem, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class SFT:
+    """Learn the data set's own ``solution`` texts. Takes any data set that has such a column."""
+
+    name: Literal["sft"] = "sft"
+
+
+class Recipe:
+    """Every assistant token is a target of weight 1; the loss is the mean per token."""
+
+    def __init__(self, chat: Chat) -> None:
+        self.chat = chat
+
+    def collect(
+        self, engine: Engine, problems: Sequence[Problem], step: int
+    ) -> tuple[dict[str, list[Sample]], dict[str, float]]:
+        """Raises ValueError for a problem that comes without a worked solution."""
+        for p in problems:
+            if "solution" not in p.meta:
+                raise ValueError(f"problem {p.id} has no worked solution: SFT needs a data set with a solution column")
+        return {"policy": [sample(self.chat, [Turn(p.question, p.meta["solution"])]) for p in problems]}, {}
+
+
+def sample(chat: Chat, turns: Sequence[Turn]) -> Sample:
+    """A conversation whose replies are targets, where they are to be learnt."""
+    tokens, target = chat.conversation(turns)
+    zeros: list[Any] = [0.0] * len(tokens)
+    return Sample(tokens, [False] * len(tokens), zeros, list(zeros), [float(t) for t in target])

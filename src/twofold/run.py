@@ -1,0 +1,331 @@
+"""From a config to objects to the loop: the one file that names every concrete class."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from twofold import config as configs
+from twofold.compute.rollout import Task
+from twofold.compute.solve import Plan, Solution
+from twofold.compute.solve import solve as solve_all
+from twofold.engines.base import Engine
+from twofold.engines.native import NativeEngine
+from twofold.evals.run import Eval
+from twofold.evals.run import evaluate as evaluate_task
+from twofold.recipes import base, rlv, sft
+from twofold.tasks.procedural import Countdown, Letters, Sums
+from twofold.text.chat import Chat
+from twofold.trainer import checkpoint
+from twofold.trainer.learner import Learner, Loss
+from twofold.trainer.log import Log
+from twofold.trainer.loop import train as loop
+from twofold.trainer.model import Precision, load_model
+from twofold.trainer.optim import Optim
+from twofold.types import Problem, Sampling
+
+SHIPPED = "tiny"
+"""Name of the base model that comes with the package."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """A real data set: a local file, a name such as ``gsm8k``, or a Hugging Face data set."""
+
+    name: Literal["data"] = "data"
+    source: str = "gsm8k"
+    split: str = "train"
+    prompt_column: str | None = None
+    answer_column: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gym:
+    """A reasoning-gym task by its name (extra ``envs``)."""
+
+    name: Literal["gym"] = "gym"
+    task: str = "chain_sum"
+    seed: int = 0
+
+
+TaskConfig = Sums | Countdown | Letters | Data | Gym
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """How the policy is sampled while training."""
+
+    problems: int = 16
+    """Per step."""
+    temperature: float = 1.0
+    max_tokens: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """The run. ``micro_tokens`` bounds memory and changes nothing else."""
+
+    steps: int = 100
+    seed: int = 0
+    epochs: int = 1
+    minibatches: int = 1
+    micro_tokens: int = 8192
+    precision: Precision = "float32"
+    checkpointing: bool = False
+    save_every: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything a training run depends on."""
+
+    model: str = SHIPPED
+    system: str | None = None
+    recipe: rlv.RLV | sft.SFT | base.Base = field(default_factory=rlv.RLV)
+    task: TaskConfig = field(default_factory=Sums)
+    rollout: Rollouts = field(default_factory=Rollouts)
+    optim: Optim = field(default_factory=Optim)
+    loss: Loss = field(default_factory=Loss)
+    train: Train = field(default_factory=Train)
+
+
+ALIASES = {
+    "model_name_or_path": "model", "num_generations": "recipe.rollouts", "group_size": "recipe.rollouts",
+    "rollout.n": "recipe.rollouts", "n_samples_per_prompt": "recipe.rollouts", "max_completion_length": "rollout.max_tokens",
+    "learning_rate": "optim.lr", "lr_scheduler_type": "optim.schedule", "warmup_ratio": "optim.warmup", "max_grad_norm": "optim.clip",
+    "epsilon": "loss.clip_low", "epsilon_high": "loss.clip_high", "loss_type": "loss.normalise", "scale_rewards": "recipe.estimator",
+    "mask_truncated_completions": "recipe.truncated", "per_device_train_batch_size": "train.micro_tokens",
+    "gradient_accumulation_steps": "train.micro_tokens", "max_steps": "train.steps", "save_steps": "train.save_every",
+    "bf16": "train.precision", "dataset_name": "task.source", "lambda": "recipe.lam", "kl_coef": "loss.beta",
+    "gradient_checkpointing": "train.checkpointing", "num_train_epochs": "train.epochs", "output_dir": "--out",
+}  # fmt: skip
+"""What other libraries call an option -> our name, for the error message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A loaded model: ``engine`` generates, ``chat`` writes its prompts."""
+
+    name: str
+    engine: NativeEngine
+    chat: Chat
+    tokenizer: Any
+
+
+def shipped() -> Path:
+    """Directory of the base model that comes with the package."""
+    return Path(str(files("twofold") / "assets" / SHIPPED))
+
+
+def load(model: str | Path = SHIPPED, *, system: str | None = None, precision: Precision = "float32") -> Model:
+    """Load a model by directory, hub name, or ``"tiny"`` for the one that comes with the package.
+
+    A run directory stands for its newest checkpoint. Raises OSError if there is no such model.
+    """
+    path = shipped() if str(model) == SHIPPED else checkpoint.latest(Path(model)) or Path(model)
+    if not path.is_dir() and (len(path.parts) != 2 or Path(path.parts[0]).is_dir()):
+        raise FileNotFoundError(f"{model}: no such model directory, and not the name of one on a hub (OWNER/NAME)")
+    weights, tokenizer = load_model(path)
+    checkpoint.load_head(path, weights)
+    return Model(str(model), NativeEngine(weights, precision=precision), Chat(tokenizer, system), tokenizer)
+
+
+def solve(model: Model, problem: str, plan: Plan | None = None) -> Solution:
+    """The answer to one problem, with its confidence, the votes and the cost."""
+    return solve_all(model.engine, model.chat, [problem], plan or Plan())[0]
+
+
+def make_task(config: TaskConfig) -> Task:
+    """The task a config names. Raises what its loader raises (no such file, malformed rows, a missing extra)."""
+    if isinstance(config, Data):
+        from twofold.tasks.datasets import load as load_dataset
+
+        return load_dataset(
+            config.source, prompt_column=config.prompt_column, answer_column=config.answer_column, split=config.split
+        )
+    if isinstance(config, Gym):
+        from twofold.tasks.gym import Gym as GymTask
+
+        return GymTask(config.task, seed=config.seed)
+    return config
+
+
+def task_named(name: str) -> TaskConfig:
+    """``sums``, ``countdown``, ``letters``, ``gym:NAME``, a known data set or a file.
+
+    A name may carry options: ``sums:level=4,choice=0``.
+    """
+    kind, _, options = name.partition(":")
+    if kind == "gym":
+        return Gym(task=options)
+    for procedural in (Sums, Countdown, Letters):
+        if kind == procedural().name:
+            return configs.override(procedural(), options.split(",") if options else [])
+    return Data(source=name, split="test")
+
+
+def evaluate(
+    model: Model,
+    task: str | Task,
+    config: Eval | None = None,
+    *,
+    out: str | Path,
+    name: str | None = None,
+    verifier: Model | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Sample, grade and score ``task`` with ``model`` into ``out``; resumes what is already there. Then see ``report``.
+
+    ``verifier`` is a second model that scores in its place (the separate-verifier ablation).
+    """
+    config = config or Eval()
+    chosen = make_task(task_named(task)) if isinstance(task, str) else task
+    return evaluate_task(
+        model.engine,
+        model.chat,
+        chosen,
+        config,
+        Path(out),
+        name=name or model.name,
+        model=model.name,
+        verifier=verifier.engine if verifier else None,
+        progress=progress or (lambda done, total: None),
+    )
+
+
+def train(config: Config, out: str | Path, *, resume: bool = False, title: str = "training") -> Path:
+    """Train into the run directory ``out``; returns its last checkpoint.
+
+    ``resume`` goes on from the newest checkpoint. Raises FileExistsError if ``out`` already holds a run and
+    ``resume`` is not set, ValueError if it is set and the run there was made with another config.
+    """
+    run = Path(out)
+    found = checkpoint.latest(run)
+    _refuse_to_mix(run, config, resume)
+    model, tokenizer, chat = _policy(config)
+    engine: Engine = NativeEngine(model, precision=config.train.precision)
+    task = make_task(config.task)
+    recipe = _recipe(config, task, chat, model)
+    learners = {"policy": _learner(config, model)}
+    if isinstance(config.recipe, rlv.RLV) and config.recipe.verify == "separate":
+        learners["verifier"] = _learner(config, load(config.model).engine.model)
+    start = 0
+    if resume and found:
+        for role, learner in learners.items():
+            start = checkpoint.restore(found if role == "policy" else found.with_name(f"{found.name}-{role}"), learner)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.toml").write_text(configs.to_toml(config))
+    with Log(run, config.train.steps, title, start) as log:
+        if start:
+            log.say(f"resuming {run} at step {start}")
+        problems = _problems(config, task)
+        reached = loop(
+            recipe, engine, learners, problems, run=run, tokenizer=tokenizer, start=start, steps=config.train.steps,
+            save_every=config.train.save_every, log=log,
+        )  # fmt: skip
+        if reached < config.train.steps:
+            log.say(
+                f"stopped after step {reached}; saved. Go on with: twofold train {run / 'config.toml'} --out {run} --resume"
+            )
+    last = checkpoint.latest(run)
+    assert last is not None
+    return last
+
+
+def _refuse_to_mix(run: Path, config: Config, resume: bool) -> None:
+    """Raise if ``run`` holds a run that this is not the continuation of."""
+    path = run / "config.toml"
+    if not path.exists():
+        return
+    if not resume:
+        raise FileExistsError(f"{run} already holds a run: go on with --resume, or choose another --out")
+    old, new = (_flat(tomllib.loads(text)) for text in (path.read_text(), configs.to_toml(config)))
+    changed = [f"{k} = {new.get(k)!r}, was {old.get(k)!r}" for k in {**old, **new} if new.get(k) != old.get(k)]
+    if changed:
+        raise ValueError(f"{run} was made with another config ({'; '.join(changed[:5])}); resume with its own {path}")
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _policy(config: Config) -> tuple[Any, Any, Chat]:
+    if isinstance(config.recipe, base.Base):
+        model, tokenizer = base.create(config.recipe, config.train.seed)
+        return model, tokenizer, Chat(tokenizer)
+    loaded = load(config.model, system=config.system)
+    model = loaded.engine.model
+    if isinstance(config.recipe, rlv.RLV) and config.recipe.verify in ("bce", "regression"):
+        model.value_head = _zero_head(model)
+    return model, loaded.tokenizer, loaded.chat
+
+
+def _zero_head(model: Any) -> Any:
+    import torch
+
+    head = torch.nn.Linear(model.config.hidden_size, 1, device=model.device)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    return head
+
+
+def _recipe(config: Config, task: Task, chat: Chat, model: Any) -> rlv.Recipe | sft.Recipe | base.Recipe:
+    match config.recipe:
+        case rlv.RLV() as chosen:
+            sampling = Sampling(
+                temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens, seed=config.train.seed
+            )
+            reference = (
+                NativeEngine(copy.deepcopy(model), precision=config.train.precision) if config.loss.beta else None
+            )
+            return rlv.Recipe(chosen, task, chat, sampling, reference)
+        case base.Base() as chosen:
+            return base.Recipe(chosen, chat, config.train.seed)
+        case _:
+            return sft.Recipe(chat)
+
+
+def _learner(config: Config, model: Any) -> Learner:
+    verify = getattr(config.recipe, "verify", None)
+    return Learner(
+        model, config.optim, config.loss,
+        steps=config.train.steps, temperature=config.rollout.temperature, epochs=config.train.epochs,
+        minibatches=config.train.minibatches, micro_tokens=config.train.micro_tokens, precision=config.train.precision,
+        checkpointing=config.train.checkpointing, value="mse" if verify == "regression" else "bce",
+    )  # fmt: skip
+
+
+def _problems(config: Config, task: Task) -> Callable[[int], list[Problem]]:
+    """Step -> its problems: a pure function of (seed, step), so that it needs no checkpoint."""
+    n = config.rollout.problems
+    if isinstance(config.recipe, base.Base):
+        return lambda step: []
+    if isinstance(config.task, Data):
+        size = len(task)  # type: ignore[arg-type]
+        return lambda step: [task.problem("train", _shuffled(config.train.seed, size, step * n + i)) for i in range(n)]
+    first = config.train.seed * 10_000_000  # procedural tasks are endless: another seed never repeats a problem
+    return lambda step: [task.problem("train", first + step * n + i) for i in range(n)]
+
+
+def _shuffled(seed: int, size: int, position: int) -> int:
+    """Index at a position of an endless stream that passes over ``size`` items in a new order each epoch."""
+    import random
+
+    epoch, i = divmod(position, size)
+    order = list(range(size))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order[i]
+
+
+def names(union: Any) -> Sequence[str]:
+    """The names of a union of named configs."""
+    return [member().name for member in get_args(union)]

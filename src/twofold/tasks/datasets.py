@@ -1,0 +1,325 @@
+r"""Problem sets from files and from the Hugging Face hub, behind the same two verbs as the procedural tasks.
+
+Columns are recognised by their usual names (GSM8K, MATH, AIME, Minerva, OlympiadBench, DeepScaleR, verl, SkyRL, slime,
+GPQA) and ``dataset.columns`` says which were taken. A malformed row is never dropped silently: it is an error that
+names the file and the line, or, with ``skip_bad``, an entry of ``dataset.skipped``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from twofold.tasks.grading import grade, grade_choice
+from twofold.text.extract import choice_letter, final_answer, last_boxed
+from twofold.types import Grade, Problem
+
+MAX_ROW = 1 << 20
+"""Bytes of a row."""
+SHOWN = 10
+"""Bad rows listed in an error message."""
+
+Row = Mapping[str, Any]
+Read = tuple[str, "Row | str"]
+"""Where a row stands ("file:12") and the row, or, as a string, what is wrong with it."""
+
+
+class DataError(ValueError):
+    """Rows that cannot be used. ``bad`` has one line for each: "file:12: no answer"."""
+
+    def __init__(self, source: str, bad: list[str]) -> None:
+        self.bad = bad
+        shown = "\n  ".join(bad[:SHOWN])
+        more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        hint = "Repair the rows, or pass skip_bad=True to use the others."
+        super().__init__(f"{len(bad)} unusable row(s) in {source}:\n  {shown}{more}\n{hint}")
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A published set: hub repository, configuration, its columns, and the only value of a column that is kept."""
+
+    repo: str
+    config: str | None = None
+    prompt: str | None = None
+    answer: str | None = None
+    only: tuple[str, str] | None = None
+    split: str | None = None  # sets with one split have it under this name
+
+
+NAMED: dict[str, Named] = {
+    "gsm8k": Named("openai/gsm8k", "main", "question", "answer"),
+    "math": Named("DigitalLearningGmbH/MATH-lighteval", None, "problem", "solution"),
+    "math500": Named("HuggingFaceH4/MATH-500", None, "problem", "answer", split="test"),
+    "aime24": Named("HuggingFaceH4/aime_2024", None, "problem", "answer", split="train"),
+    "aime25": Named("math-ai/aime25", None, "problem", "answer", split="test"),
+    "amc23": Named("math-ai/amc23", None, "question", "answer", split="test"),
+    "minerva": Named("math-ai/minervamath", None, "question", "answer", split="test"),
+    "olympiad": Named("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "question", "final_answer", split="train"),
+    "math2": Named("veds12/math-squared"),
+    "gpqa": Named("Idavidrein/gpqa", "gpqa_diamond", split="train"),
+    "gpqa_physics": Named("Idavidrein/gpqa", "gpqa_diamond", only=("High-level domain", "Physics"), split="train"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A list of problems. ``columns`` is a line for people, ``skipped`` the rows left out by ``skip_bad``."""
+
+    name: str
+    problems: tuple[Problem, ...]
+    columns: str
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    def problem(self, split: Literal["train", "test"], i: int) -> Problem:
+        """Item ``i`` in file order. A set is what was loaded: both splits index it; only "train" starts over at its end.
+
+        Raises IndexError for a test item that does not exist, ValueError for another split.
+        """
+        if split not in ("train", "test"):
+            raise ValueError(f"split {split!r} is not one of train, test: a loaded set has no others")
+        if split == "test" and not 0 <= i < len(self.problems):
+            raise IndexError(f"{self.name} has {len(self.problems)} problems, there is no number {i}")
+        return self.problems[i % len(self.problems)]
+
+    def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
+        """The extracted answer and its grade; multiple choice is graded by letter."""
+        if "options" in problem.meta:
+            return choice_letter(text), grade_choice(problem.answer, text)
+        return final_answer(text), grade(problem.answer, text)
+
+
+def load(
+    source: str | Path,
+    *,
+    prompt_column: str | None = None,
+    answer_column: str | None = None,
+    limit: int | None = None,
+    split: str = "test",
+    skip_bad: bool = False,
+) -> Dataset:
+    """Problems from ``source``: a .jsonl, .json, .csv or .parquet file, a name in ``NAMED``, or a hub repository.
+
+    Args:
+        prompt_column, answer_column: where sniffing guesses wrong; a dot enters a nested field
+            ("reward_model.ground_truth").
+        limit: use the first so many rows.
+        split: of a hub set. A file is one split already.
+        skip_bad: keep the good rows and list the others in ``skipped``.
+
+    Raises:
+        DataError: malformed rows, or none at all.
+        ValueError: columns that are not there; an unknown kind of file.
+    """
+    path = Path(source)
+    if path.suffix in READERS:
+        name, rows, named = path.stem, READERS[path.suffix](path), Named("")
+    elif path.is_file():
+        raise ValueError(f"{path} is not one of {', '.join(READERS)}")
+    else:
+        named = NAMED.get(str(source), Named(str(source)))
+        name, rows = str(source).replace("/", "-"), read_hub(named, split)
+    problems: list[Problem] = []
+    bad: list[str] = []
+    seen: dict[str, str] = {}
+    columns: tuple[str, str] | None = None
+    for i, (where, row) in enumerate(islice(rows, limit)):
+        if not isinstance(row, str):
+            if columns is None:
+                columns = choose_columns(row, prompt_column or named.prompt, answer_column or named.answer, where)
+            try:
+                problem = to_problem(name, i, row, *columns)
+                if problem.id in seen:
+                    raise ValueError(f"id {problem.id!r} was used before, at {seen[problem.id]}")
+                seen[problem.id] = where
+                problems.append(problem)
+                continue
+            except ValueError as e:
+                row = str(e)
+        bad.append(f"{where}: {row}")
+    if bad and not (skip_bad and problems):
+        raise DataError(str(source), bad)
+    if columns is None:
+        raise DataError(str(source), [f"{source}: no rows"])
+    return Dataset(
+        name, tuple(problems), f"{name}: question from {columns[0]!r}, answer from {columns[1]!r}", tuple(bad)
+    )
+
+
+# --- reading rows -----------------------------------------------------------------------------------------------------
+
+
+def read_jsonl(path: Path) -> Iterator[Read]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"{path.name}:{number}", parse_line(line)
+
+
+def parse_line(line: bytes) -> Row | str:
+    if len(line) > MAX_ROW:
+        return f"a row of {len(line):,} bytes, more than {MAX_ROW:,}"
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as e:
+        return f"not UTF-8 at byte {e.start}"
+    except (json.JSONDecodeError, RecursionError) as e:
+        return f"not JSON: {e}"
+    return row if isinstance(row, dict) else f"a JSON {type(row).__name__}, not an object"
+
+
+def read_json(path: Path) -> Iterator[Read]:
+    """A list of objects. Rows are named by their position, JSON has no lines."""
+    try:
+        rows = json.loads(path.read_bytes().decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+        raise DataError(str(path), [f"{path.name}: not UTF-8 JSON: {e}"]) from e
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} holds a JSON {type(rows).__name__}; a list of objects is needed")
+    for number, row in enumerate(rows, 1):
+        yield f"{path.name}:{number}", row if isinstance(row, dict) else f"a JSON {type(row).__name__}, not an object"
+
+
+def read_csv(path: Path) -> Iterator[Read]:
+    # Bad bytes become lone surrogates, which are refused row by row below, with the line
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        reader = csv.DictReader(lines)
+        while True:
+            try:
+                row = next(reader, None)
+            except csv.Error as e:
+                yield f"{path.name}:{reader.line_num}", f"not CSV: {e}"
+                continue
+            if row is None:
+                return
+            yield f"{path.name}:{reader.line_num}", "more fields than the header has" if None in row else row
+
+
+def read_parquet(path: Path) -> Iterator[Read]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        rows = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())
+        yield from ((f"{path.name}:{number}", row) for number, row in enumerate(rows, 1))
+
+
+def read_hub(named: Named, split: str) -> Iterator[Read]:
+    from datasets import load_dataset
+
+    rows = load_dataset(named.repo, named.config, split=named.split or split)
+    for number, row in enumerate(rows, 1):
+        if named.only is None or row[named.only[0]] == named.only[1]:
+            yield f"{named.repo}:{number}", row
+
+
+READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".parquet": read_parquet}
+
+
+# --- from a row to a problem ------------------------------------------------------------------------------------------
+
+PROMPTS = ("problem", "question", "prompt", "Question")
+VERL, SKYRL = "reward_model.ground_truth", "reward_spec.ground_truth"
+ANSWERS = ("answer", "final_answer", "ground_truth", VERL, SKYRL, "Correct Answer", "label", "solution")
+IDS = ("id", "unique_id", "idx", "Record ID")
+WRONG_OPTIONS = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+
+
+def choose_columns(row: Row, prompt: str | None, answer: str | None, where: str) -> tuple[str, str]:
+    """The question and the answer column, judged by the first row."""
+    found = []
+    for kind, asked, usual in (("prompt", prompt, PROMPTS), ("answer", answer, ANSWERS)):
+        name = next((name for name in ([asked] if asked else usual) if field(row, name) is not None), None)
+        if name is None:
+            tried = repr(asked) if asked else f"any of {', '.join(usual)}"
+            raise ValueError(f"{where} has no {tried}; it has {', '.join(row)}. Name it with {kind}_column=...")
+        found.append(name)
+    return found[0], found[1]
+
+
+def field(row: Row, name: str) -> Any:
+    """``row[name]``, or through the dots of ``name``; None where there is nothing."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def to_problem(name: str, i: int, row: Row, prompt: str, answer: str) -> Problem:
+    """Raises ValueError saying what is missing."""
+    question = clean(prompt, as_question(field(row, prompt)))
+    reference = clean(answer, as_answer(field(row, answer)))
+    own = next((row[key] for key in IDS if row.get(key) is not None), i)
+    meta = {k: v for k, v in row.items() if k not in (prompt, answer) and (is_small(v) or k == "solution")}
+    if all(isinstance(row.get(key), str) for key in WRONG_OPTIONS):
+        wrong = [clean(key, row[key]) for key in WRONG_OPTIONS]
+        question, reference, options = as_choice(question, reference, wrong)
+        meta = {k: v for k, v in meta.items() if k not in WRONG_OPTIONS} | {"options": options}
+    return Problem(clean("id", f"{name}-{own}"), question, reference, meta)
+
+
+def is_small(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 100)
+
+
+def clean(column: str, text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"empty {column!r}")
+    if len(text) > MAX_ROW:
+        raise ValueError(f"{column!r} has {len(text):,} characters, more than {MAX_ROW:,}")
+    if "\0" in text:
+        raise ValueError(f"a NUL character in {column!r}")
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError(f"bytes that are not UTF-8, or half a surrogate pair, in {column!r}")
+    return text.strip()
+
+
+def as_question(value: Any) -> str:
+    """A string, or the last user turn of a list of chat messages."""
+    if isinstance(value, list):
+        turns = [m.get("content") for m in value if isinstance(m, Mapping) and m.get("role") == "user"]
+        value = turns[-1] if turns else None
+    if not isinstance(value, str):
+        raise ValueError("no question: neither text nor chat messages with a user turn")
+    return value
+
+
+def as_answer(value: Any) -> str:
+    r"""The reference in a cell: 27.0 -> "27", ["2", "3"] -> "2, 3", worked solutions -> their ``####`` or ``\boxed{}``.
+
+    Raises ValueError for a worked solution that commits to nothing.
+    """
+    if isinstance(value, list):
+        return ", ".join(as_answer(v) for v in value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, int | float):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError("no answer")
+    if last_boxed(value) is None and "####" not in value:
+        if "\n" in value.strip() or len(value) > 500:
+            raise ValueError("the answer is a worked solution without \\boxed{} or ####")
+        return value
+    return final_answer(value) or ""
+
+
+LETTERS = "ABCD"
+
+
+def as_choice(question: str, right: str, wrong: list[str]) -> tuple[str, str, list[str]]:
+    """Question with its options, the letter of the right one, and the options in order: shuffled by the question."""
+    options = [right, *wrong]
+    random.Random(question).shuffle(options)
+    lines = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=True))
+    return f"{question}\n\n{lines}", LETTERS[options.index(right)], options

@@ -1,0 +1,198 @@
+r"""Are two answers mathematically equal? Asked of math-verify in processes that can be killed.
+
+``grading`` runs this file as a script, one socket per worker: ``python equality.py FD FD ...``. The script loads
+math-verify once and forks one worker per socket; it imports nothing of ours, and a worker is never the child of a
+process that holds a model. One request at a time on a socket, JSON in, words out, no pickle in either direction:
+
+    ->  [ticket, gold, answer, seconds]
+    <-  ticket label        label: correct | wrong | error
+    <-  timeout | error     the worker died of this request; a new one is already there
+
+The deadline is the kernel's: a worker sets an alarm that nobody handles, so it dies of it even inside a big-integer
+power that never returns to Python. Its parent sees that, says so on the socket and forks the next one (milliseconds).
+Closing the sockets ends everything, however the other side died.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+from math_verify import LatexExtractionConfig, parse, verify
+from sympy import Eq, Expr, Rational, Symbol, simplify
+
+MEMORY = 1 << 30  # bytes of address space a worker may have
+LIFETIME = 1_000  # requests, then a fresh worker: sympy's caches grow
+RECYCLE = 10  # exit status of a worker that reached its LIFETIME
+CONFIG = [LatexExtractionConfig(boxed_match_priority=0)]  # LaTeX only: the plain-text extractor would call eval
+
+
+def read(answer: str) -> list[Any]:
+    """Parsed, or [] where it cannot be."""
+    boxed = "\\boxed{" + answer + "}"
+    return parse(boxed, extraction_config=CONFIG, fallback_mode="no_fallback", parsing_timeout=None)
+
+
+def judge(gold: str, answer: str) -> str:
+    """``error`` is for a reference that cannot be read; an answer that cannot be read is wrong."""
+    golds = read(gold)
+    if not golds:
+        return "error"
+    answers = read(answer)
+    percent = "%" in gold + answer  # 50% may stand for 50 and for 0.5
+    if not percent and all(differ_somewhere(g, a) for g in golds for a in answers):
+        return "wrong"
+    equal = verify(golds, answers, timeout_seconds=None, allow_set_relation_comp=True)
+    if equal and not percent:
+        equal = any(confirmed(g, a) for g in golds for a in answers)
+    return "correct" if equal else "wrong"
+
+
+POINTS = (
+    [Rational(k * k + 3, 7 * k + 5) for k in range(1, 40)],
+    [Rational(5 * k + 3, 2 * k * k + 9) for k in range(1, 40)],
+)
+
+
+def differ_somewhere(gold: Any, answer: Any) -> bool:
+    """Whether two formulas have different values at a point: milliseconds, where to simplify the difference takes seconds.
+
+    False where this cannot be told: relations, sets, words (single symbols), unknown functions, no finite value.
+    """
+    if not all(isinstance(e, Expr) and not isinstance(e, Symbol) for e in (gold, answer)):
+        return False
+    symbols = sorted(gold.free_symbols | answer.free_symbols, key=lambda symbol: symbol.name)
+    for point in POINTS:
+        values = dict(zip(symbols, point, strict=False))  # more than 39 symbols: some keep no value, so not a number
+        a, b = gold.evalf(15, subs=values), answer.evalf(15, subs=values)
+        if not (is_finite(a) and is_finite(b)):
+            return False
+        if abs(a - b) > 1e-5 * max(abs(a), abs(b)):
+            return True
+    return False
+
+
+def confirmed(gold: Any, answer: Any) -> bool:
+    """Second look at what math-verify calls equal.
+
+    Numbers must agree relatively (it rounds to 6 places, so all tiny numbers are equal to it), and two equations must
+    be multiples of one another (it compares what it can solve for).
+    """
+    if gold == answer:
+        return True
+    if isinstance(gold, Eq) and isinstance(answer, Eq):
+        ratio = simplify((gold.lhs - gold.rhs) / (answer.lhs - answer.rhs))
+        return bool(ratio.is_number and ratio.is_finite and ratio.is_zero is False)
+    if all(isinstance(e, Expr) and e.is_number for e in (gold, answer)):
+        a, b = gold.evalf(20), answer.evalf(20)
+        return not (is_finite(a) and is_finite(b)) or bool(abs(a - b) <= 1e-6 * max(abs(a), abs(b)))
+    return True
+
+
+def is_finite(value: Any) -> bool:
+    """A number, real or complex; not nan, zoo or a formula that kept a symbol."""
+    return bool(value.is_number and value.is_finite)
+
+
+PROCESSES = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.kill", "subprocess.", "socket.", "ctypes.")
+FILES = (
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.chmod",
+    "os.truncate",
+    "shutil.",
+)
+
+
+def refuse_effects(event: str, args: tuple[Any, ...]) -> None:
+    """Audit hook of a worker: nothing it computes needs to write a file, open a socket or start a process."""
+    if event.startswith(PROCESSES + FILES) or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+        raise PermissionError(f"a grading worker tried {event}")
+
+
+def work(fd: int) -> int:
+    """Answer the requests on one socket; the exit status."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    sys.addaudithook(refuse_effects)
+    with open(fd, encoding="utf-8", closefd=False) as requests:
+        for _ in range(LIFETIME):
+            line = requests.readline()
+            if not line:
+                return 0
+            ticket, gold, answer, seconds = json.loads(line)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            label = judge(gold, answer)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            os.write(fd, f"{ticket} {label}\n".encode())
+    return RECYCLE
+
+
+def fork(fd: int, others: list[int]) -> int:
+    """A worker on ``fd``; its pid. It lets go of the other workers' sockets, so that each sees its own close."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        for other in others:
+            os.close(other)
+        status = work(fd)
+    finally:  # also for an exception: the parent reports it from the status
+        os._exit(status)
+
+
+# What sympy imports late and what the LaTeX parser learns (its first formula of a kind takes half a second, later ones a
+# few milliseconds), it does here, once: the workers inherit it.
+WARM = (
+    (r"\frac{a_{1} M^{1/3}}{G \cdot M^{2/3}+b}", r"\left(1+r/r_{0}\right)^{3/2} \times \frac12"),
+    (r"\sqrt{4 \pi G \rho_{0} r^2} - \sqrt[3]{x}", r"A e^{-2t} + C_{1} \cos(\omega t) - \sin^{2} \theta"),
+    (r"\log_{10} 2 + \ln 3 - \log(x)", r"\binom{2n}{n} + n! - |x-1|"),
+    (r"x^2+1 \leq 3", r"(-\infty, 5) \cup [6, 7]"),
+    (r"x<5", r"(-\infty, 5)"),
+    (r"3x-y+13=0", r"6x-2y+26=0"),
+    (r"\{1, \frac{1}{2}\}", r"1, 2 \text{ and } 3"),
+    (r"(1, -2)", r"\begin{pmatrix} 1 \\ -2 \end{pmatrix}"),
+    (r"\pm 2", r"90^{\circ}"),
+    (r"50\%", r"10 \text{ cm}"),
+    (r"\frac{d v}{d t}", r"\sum_{k=1}^{n} k"),
+)
+
+
+def main(fds: list[int]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asked
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    sys.dont_write_bytecode = True
+    sys.stdin.close()
+    logging.disable(logging.CRITICAL)
+    for gold, answer in WARM:
+        judge(gold, answer)
+    workers = {fork(fd, [other for other in fds if other != fd]): fd for fd in fds}
+    while workers:
+        pid, status = os.wait()
+        fd = workers.pop(pid)
+        code = os.waitstatus_to_exitcode(status)
+        try:
+            if code == -signal.SIGALRM:
+                os.write(fd, b"timeout\n")
+            elif code not in (0, RECYCLE):
+                os.write(fd, b"error\n")
+        except OSError:  # nobody is listening any more
+            code = 0
+        if code == 0:
+            os.close(fd)
+        else:
+            workers[fork(fd, list(workers.values()))] = fd
+
+
+if __name__ == "__main__":
+    main([int(fd) for fd in sys.argv[1:]])

@@ -1,0 +1,270 @@
+r"""Grade an answer against a reference: ``grade``, ``grade_many``, ``grade_choice``.
+
+Three steps, cheapest first. (1) Extract the final answer; none is ``no_answer``. (2) Compare in this process what can
+be compared exactly: equal normal forms, and numbers as fractions; this settles most answers in microseconds.
+(3) Ask math-verify, in a worker process that the kernel kills at the deadline (see ``equality``). Only a label comes
+back: a parsed expression never enters this process, where printing it could evaluate it and hang for ever.
+
+    correct     1.0
+    wrong       0.0    also: an answer over MAX_ANSWER characters, or one that cannot be read
+    no_answer   0.0
+    timeout     None   not decided within the deadline
+    error       None   the reference cannot be read, or the worker died (memory)
+
+Policy. Numbers are compared exactly, of any size, never to some absolute tolerance: 1/2^99 is not 1/2^98 and 7.4e-12
+is not 7.5e-12. One leniency: a decimal of at least six significant digits stands for a fraction with no finite decimal
+(0.333333 for 1/3). ``42_5`` is the number 22. An answer with an ellipsis is right only if it is written as the
+reference is. Unevaluated arithmetic counts (``3+4`` for 7), as in every public grader: where writing down the sum must
+not earn the point, check the numeral as well.
+
+Known limits, kept from math-verify: units are dropped (10 cm equals 10 m and 10), 50% equals 50 and 0.5, ``(1,2)``
+equals ``\{1,2\}`` and the open interval, 90 degrees is not pi/2, ``i^2`` is not -1, words are compared as products of
+letters (anagrams are equal).
+
+Every function may be called from any thread; nothing touches this process's signals.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import json
+import os
+import queue
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+
+from twofold.text.exact import exact
+from twofold.text.extract import MAX_ANSWER, canonical, choice_letter, final_answer
+from twofold.types import Grade, Label
+
+WORKERS = min(8, max(2, os.cpu_count() or 2))
+START = 120.0
+"""Seconds that the workers may take to start; no deadline runs meanwhile."""
+GRACE = 2.0
+"""Seconds after a deadline at which silent workers count as broken. An expired deadline itself is reported at once."""
+
+
+def grade(gold: str, text: str, *, deadline: float = 1.0) -> Grade:
+    r"""Grade the final answer of ``text`` against ``gold``; ``deadline`` in seconds.
+
+    >>> grade("1/2", r"so it is \boxed{0.50}")
+    Grade(reward=1.0, label='correct')
+    >>> grade("1/2", "it is 1/2")
+    Grade(reward=0.0, label='no_answer')
+    """
+    answer = final_answer(text)
+    return as_grade("no_answer" if answer is None else equal(gold, answer, deadline=deadline))
+
+
+def grade_many(pairs: Sequence[tuple[str, str]], *, deadline: float = 1.0) -> list[Grade]:
+    """``grade`` of each (gold, text), in order. What needs a worker is decided once per distinct answer, in parallel."""
+    asked = [(gold, final_answer(text)) for gold, text in pairs]
+    labels: dict[tuple[str, str | None], Label] = {}
+    slow: list[tuple[str, str]] = []
+    for gold, answer in dict.fromkeys(asked):
+        label = "no_answer" if answer is None else equal_exactly(gold, answer)
+        if label is not None:
+            labels[gold, answer] = label
+        elif answer is not None:
+            slow.append((gold, answer))
+    if slow:
+        with ThreadPoolExecutor(WORKERS) as threads:
+            labels |= zip(slow, threads.map(lambda pair: ask_worker(pair[0], pair[1], deadline), slow), strict=True)
+    return [as_grade(labels[pair]) for pair in asked]
+
+
+def grade_choice(gold: str, text: str) -> Grade:
+    r"""Grade a multiple-choice solution: ``gold`` is a letter, "A".
+
+    >>> grade_choice("C", "... so the answer is (C).")
+    Grade(reward=1.0, label='correct')
+    """
+    letter = choice_letter(text)
+    return as_grade("no_answer" if letter is None else "correct" if letter == gold else "wrong")
+
+
+def as_grade(label: Label) -> Grade:
+    return Grade({"correct": 1.0, "wrong": 0.0, "no_answer": 0.0}.get(label), label)
+
+
+def equal(gold: str, answer: str, *, deadline: float = 1.0) -> Label:
+    """Label of an answer that has been extracted already."""
+    return equal_exactly(gold, answer) or ask_worker(gold, answer, deadline)
+
+
+# --- in this process --------------------------------------------------------------------------------------------------
+
+_DECIMAL = re.compile(r"[-+]?(\d*)\.(\d+)")
+_ELLIPSIS = re.compile(r"\\[lcd]?dots|\.\.\.|…")
+
+
+def equal_exactly(gold: str, answer: str) -> Label | None:
+    """The label where it can be had without mathematics beyond fractions, else None."""
+    gold_form, form = canonical(gold), canonical(answer)
+    if not form:
+        return "no_answer"
+    if form == gold_form:
+        return "correct"
+    if not gold_form:
+        return "error"
+    if len(answer) > MAX_ANSWER:
+        return "wrong"
+    if len(gold) > MAX_ANSWER:
+        return "error"
+    gold_value, value = exact(gold_form), exact(form)
+    if gold_value is not None and value is not None:
+        close = stands_for(answer, gold_value) or stands_for(gold, value)
+        return "correct" if gold_value == value or close else "wrong"
+    if _ELLIPSIS.search(gold) or _ELLIPSIS.search(answer):
+        return "wrong"
+    return None
+
+
+def stands_for(text: str, value: Fraction) -> bool:
+    """Whether ``text`` is a decimal, rounded or cut, of a ``value`` that has no finite decimal.
+
+    Exactness is asked of everything else: 0.333333 stands for 1/3, but 0.500001 does not stand for 1/2.
+    """
+    decimal = _DECIMAL.fullmatch(text.strip().strip("$"))
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    if decimal is None or rest == 1 or len((decimal[1] + decimal[2]).lstrip("0")) < 6:
+        return False
+    return abs(Fraction(decimal[0]) - value) < Fraction(1, 10 ** len(decimal[2]))
+
+
+_ROMAN = re.compile(r"\\(?:mathrm|text|rm)\s*\{\s*([A-Za-z])\s*\}")
+
+
+def for_worker(answer: str) -> str:
+    r"""Dollars dropped and ``\mathrm{e}`` as ``e``, which math-verify cannot read. Words keep their ``\text{}``: units."""
+    return _ROMAN.sub(r" \1 ", answer.replace("\\$", "").replace("$", ""))
+
+
+# --- in the workers ---------------------------------------------------------------------------------------------------
+
+
+class Workers:
+    """Sockets to the worker processes. Raises OSError from ``ask`` when they are gone."""
+
+    def __init__(self, count: int) -> None:
+        pairs = [socket.socketpair() for _ in range(count)]
+        fds = [theirs.fileno() for _, theirs in pairs]
+        # -P and a path: the script must neither shadow a library with a file of this folder nor need us installed
+        command = [sys.executable, "-P", str(Path(__file__).with_name("equality.py")), *map(str, fds)]
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=fds)
+        self.sockets = [ours for ours, _ in pairs]
+        self.idle: queue.Queue[socket.socket] = queue.Queue()
+        self.tickets = itertools.count()
+        for ours, theirs in pairs:
+            theirs.close()
+            self.idle.put(ours)
+
+    def ask(self, gold: str, answer: str, deadline: float, grace: float = GRACE) -> Label:
+        """Wait for a free worker, first come first served, then at most ``deadline`` seconds (``grace`` if broken)."""
+        worker = self.idle.get()
+        try:
+            drain(worker)
+            ticket = str(next(self.tickets))
+            worker.settimeout(deadline + grace)
+            worker.sendall(json.dumps([ticket, gold, answer, deadline]).encode() + b"\n")
+            while reply := worker.recv(4096).decode():
+                for line in reply.splitlines():
+                    *about, label = line.split()
+                    if about in ([], [ticket]):
+                        return label  # type: ignore[return-value]
+            raise ConnectionResetError("the grading workers are gone")
+        finally:
+            self.idle.put(worker)
+
+    def close(self) -> None:
+        """End the processes. A worker that is busy ends at its deadline."""
+        for ours in self.sockets:
+            with contextlib.suppress(OSError):  # wakes a thread that waits on it; may be disconnected already
+                ours.shutdown(socket.SHUT_RDWR)
+            ours.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def drain(worker: socket.socket) -> None:
+    """Forget what is waiting there: a worker that was killed while idle said so, but not about the next request."""
+    worker.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while worker.recv(4096):
+            pass
+
+
+_lock = threading.Lock()
+_workers: Workers | None = None
+
+
+def warm() -> None:
+    """Start the workers, if they are not running, and wait until they answer.
+
+    Raises RuntimeError where they cannot be started. ``grade`` calls this itself; call it early to hide the seconds
+    that loading sympy takes.
+    """
+    global _workers
+    with _lock:
+        if _workers is not None:
+            return
+        workers = Workers(WORKERS)
+        try:
+            workers.ask("x+1", "1+x", 10.0, grace=START)
+        except OSError as e:
+            workers.close()
+            raise RuntimeError(
+                f"the grading workers did not start ({e}); their own message is above. "
+                f"Try: {sys.executable} -c 'import math_verify'"
+            ) from e
+        _workers = workers
+
+
+def shutdown() -> None:
+    """End the workers. The next grade that needs them starts new ones. Runs at exit by itself."""
+    global _workers
+    with _lock:
+        workers, _workers = _workers, None
+    if workers is not None:
+        workers.close()
+
+
+def ask_worker(gold: str, answer: str, deadline: float) -> Label:
+    if deadline <= 0:
+        raise ValueError(f"deadline must be a positive number of seconds, got {deadline}")
+    warm()
+    workers = _workers
+    if workers is None:  # shut down by another thread since
+        return "error"
+    try:
+        return workers.ask(for_worker(gold), for_worker(answer), deadline)
+    except OSError:  # killed, or silent far beyond the deadline: start afresh next time
+        shutdown()
+        return "error"
+
+
+def _forget_after_fork() -> None:
+    """A forked child (a data loader) must not talk on its parent's sockets, nor keep them open."""
+    global _lock, _workers
+    _lock = threading.Lock()
+    if _workers is not None:
+        for ours in _workers.sockets:
+            ours.close()
+        _workers.process.returncode = 0  # not our child: nothing to wait for
+    _workers = None
+
+
+atexit.register(shutdown)
+os.register_at_fork(after_in_child=_forget_after_fork)

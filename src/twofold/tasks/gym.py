@@ -1,0 +1,76 @@
+"""reasoning-gym's hundred procedural tasks by name, with their own scorers (``pip install twofold[envs]``).
+
+Source: reasoning-gym, ``create_dataset(name, seed=, size=)`` and ``data.score_answer(answer=, entry=)``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from twofold.text.extract import MAX_ANSWER, final_answer
+from twofold.types import Grade, Problem
+
+SPLIT_ITEMS = 1_000_000_000
+"""Items of a split: split and item make one seed, and no two of them the same one."""
+
+_RUNS_CODE = re.compile(r"\b(?:eval|exec|parse_expr|sympify)\(")
+
+
+@dataclass(frozen=True, slots=True)
+class Gym:
+    """Task ``name`` of reasoning-gym. Item ``i`` of a split is a pure function of (seed, split, i).
+
+    ``options`` go to its configuration (``{"min_terms": 3}``). An answer is correct when its scorer gives 1.0: what it
+    gives partial credit for is wrong. Some tasks have many right answers and no reference; ``answer`` is "" there.
+    Scorers run in this process and without a deadline.
+
+    Raises ImportError without reasoning-gym, and ValueError for a task that it does not have or whose scorer
+    runs the model's answer as code.
+    """
+
+    name: str
+    seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    _scorer: Any = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        scorer = self._create(0)
+        if _RUNS_CODE.search(inspect.getsource(type(scorer).score_answer)):
+            raise ValueError(f"the scorer of {self.name!r} runs eval on the model's answer; it is refused")
+        object.__setattr__(self, "_scorer", scorer)
+
+    def _create(self, seed: int) -> Any:
+        try:
+            from reasoning_gym.factory import DATASETS, create_dataset
+        except ImportError as e:
+            raise ImportError(f"the task {self.name!r} comes from reasoning-gym: pip install twofold[envs]") from e
+        if self.name not in DATASETS:
+            raise ValueError(f"reasoning-gym has no task {self.name!r}; it has {', '.join(sorted(DATASETS))}")
+        return create_dataset(self.name, seed=seed, size=1, **self.options)
+
+    def problem(self, split: Literal["train", "test"], i: int) -> Problem:
+        """Made by a data set of one item: some of them lay out all their items when they are created."""
+        if split not in ("train", "test"):
+            raise ValueError(f"split {split!r} is not one of train, test")
+        if not 0 <= i < SPLIT_ITEMS:
+            raise IndexError(f"item {i} is not within 0 .. {SPLIT_ITEMS - 1}")
+        entry = self._create((2 * self.seed + (split == "train")) * SPLIT_ITEMS + i)[0]
+        return Problem(
+            f"{self.name}-{split}-{self.seed}-{i}", entry["question"], str(entry["answer"] or ""), {"entry": entry}
+        )
+
+    def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
+        """The final answer and its grade; a scorer that raises on it makes it an ``error``, never a silent 0."""
+        answer = final_answer(text)
+        if answer is None:
+            return None, Grade(0.0, "no_answer")
+        if len(answer) > MAX_ANSWER:
+            return answer, Grade(0.0, "wrong")
+        try:
+            score = self._scorer.score_answer(answer=answer, entry=problem.meta["entry"])
+        except Exception:  # third-party code on model output: whatever it raises, it could not tell
+            return answer, Grade(None, "error")
+        return answer, Grade(1.0, "correct") if score >= 1.0 else Grade(0.0, "wrong")

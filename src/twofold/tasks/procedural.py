@@ -1,0 +1,216 @@
+"""Procedural tasks: ``sums``, ``countdown``, ``letters``. No download, endless, exactly gradable.
+
+Item ``i`` of a split is a pure function of (seed, split, i). A question belongs to one side of the
+train/test divide by a hash of its content, so no test question can ever be drawn for training,
+whatever the seeds. ``harder`` (one level up) and ``ood`` (numbers or words outside the trained range)
+are drawn from the test side too.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from hashlib import blake2b
+from typing import Literal, get_args
+
+from twofold.text.extract import final_answer
+from twofold.types import Grade, Problem
+
+Split = Literal["train", "test", "harder", "ood"]
+
+
+def _is_test(key: str) -> bool:
+    return blake2b(key.encode(), digest_size=2).digest()[0] < 32  # one in eight
+
+
+def _draw(name: str, seed: int, split: Split, i: int, make: Callable[[random.Random], Problem]) -> Problem:
+    """The first candidate on the split's side of the divide. ``make`` puts into ``id`` what the divide hashes:
+    the problem in a normal form, so that the same numbers in another order stay on one side.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"split {split!r} is not one of {', '.join(get_args(Split))}")
+    rng = random.Random(f"{name}/{seed}/{split}/{i}")
+    while True:
+        problem = make(rng)
+        if _is_test(problem.id) == (split != "train"):
+            return Problem(f"{name}-{split}-{seed}-{i}", problem.question, problem.answer, problem.meta)
+
+
+def apply(value: int, op: str, operand: int) -> int:
+    """One step of ``sums``."""
+    return value + operand if op == "+" else value - operand if op == "-" else value * operand
+
+
+def run_chain(start: int, steps: Sequence[tuple[str, int]], top: int) -> int | None:
+    """Where a chain leads, or None if it leaves 0 .. ``top`` on the way."""
+    value = start
+    for op, operand in steps:
+        value = apply(value, op, operand)
+        if not 0 <= value <= top:
+            return None
+    return value
+
+
+VERB = {"+": "Add", "-": "Subtract", "*": "Multiply by"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Chained arithmetic of ``level`` steps on whole numbers from 0 to 99.
+
+    Forward: "Start with 47. Add 38. Subtract 9. What is the result?" With a choice of ``choices`` starts (share
+    ``choice`` of the items): "Start with 23, 47 or 61. Multiply by 2. Add 5. The result is 99. What was the start?".
+    To know the start takes the whole chain backwards; to check one takes it forwards. So checking is easier than
+    solving, and wrong guesses are shared between samples: the property of real problems that makes verification pay.
+    """
+
+    level: int = 2
+    choice: float = 0.75
+    choices: int = 3
+    seed: int = 0
+    name: Literal["sums"] = "sums"
+
+    def problem(self, split: Split, i: int) -> Problem:
+        return _draw(self.name, self.seed, split, i, lambda rng: self._make(rng, split))
+
+    def _make(self, rng: random.Random, split: Split) -> Problem:
+        level = self.level + (split == "harder")
+        top = 199 if split == "ood" else 99
+        while True:
+            start = value = rng.randint(2, top)
+            steps: list[tuple[str, int]] = []
+            while len(steps) < level:
+                op = rng.choice("+-*")
+                operand = rng.randint(2, 9) if op == "*" else rng.randint(2, 60)
+                if 0 <= apply(value, op, operand) <= top:
+                    steps.append((op, operand))
+                    value = apply(value, op, operand)
+            chain = " ".join(f"{VERB[op]} {operand}." for op, operand in steps)
+            meta = {"start": start, "steps": steps, "result": value, "level": level}
+            if rng.random() >= self.choice:
+                question = f"Start with {start}. {chain} What is the result?"
+                return Problem(f"{start} {chain}", question, str(value), meta | {"starts": [start]})
+            others = [n for n in range(2, top + 1) if run_chain(n, steps, top) not in (None, value)]
+            if len(others) >= self.choices - 1:  # else too few starts stay in range: draw another chain
+                break
+        starts = rng.sample([start, *rng.sample(others, self.choices - 1)], self.choices)
+        listed = f"{', '.join(map(str, starts[:-1]))} or {starts[-1]}"
+        question = f"Start with {listed}. {chain} The result is {value}. What was the start?"
+        return Problem(f"{sorted(starts)} {chain} {value}", question, str(start), meta | {"starts": starts})
+
+    def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
+        return grade_literally(problem, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Countdown:
+    """Reach a target with each of ``level`` numbers exactly once and + - *. Many expressions are right."""
+
+    level: int = 3
+    seed: int = 0
+    name: Literal["countdown"] = "countdown"
+
+    def problem(self, split: Split, i: int) -> Problem:
+        return _draw(self.name, self.seed, split, i, lambda rng: self._make(rng, split))
+
+    def _make(self, rng: random.Random, split: Split) -> Problem:
+        level = self.level + (split == "harder")
+        low, high = (13, 20) if split == "ood" else (2, 12)
+        while True:
+            numbers = [rng.randint(low, high) for _ in range(level)]
+            value, text = numbers[0], str(numbers[0])
+            for j, operand in enumerate(numbers[1:]):
+                op = rng.choice("+-*")
+                value = apply(value, op, operand)
+                text = f"{'(' + text + ')' if j else text}{op}{operand}"
+            if 2 <= value <= 99:
+                break
+        shown = rng.sample(numbers, level)
+        question = f"Reach {value} with {', '.join(map(str, shown))}, each used once, with + - *."
+        return Problem(
+            f"{value} {sorted(numbers)}", question, text, {"numbers": shown, "target": value, "level": level}
+        )
+
+    def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
+        answer = final_answer(text)
+        if answer is None:
+            return None, Grade(0.0, "no_answer")
+        try:
+            value, used = evaluate(answer)
+        except ValueError:
+            return answer, Grade(0.0, "wrong")
+        right = value == problem.meta["target"] and sorted(used) == sorted(problem.meta["numbers"])
+        return answer, Grade(1.0, "correct") if right else Grade(0.0, "wrong")
+
+
+def evaluate(expression: str) -> tuple[Fraction, list[int]]:
+    """Value of an expression in whole numbers, + - * / and brackets, and the numbers it uses.
+
+    >>> evaluate("(3+7)*2")
+    (Fraction(20, 1), [3, 7, 2])
+
+    Raises ValueError for anything else; model output is parsed and walked, never executed.
+    """
+    if len(expression) > 200:
+        raise ValueError("expression is longer than 200 characters")
+    try:
+        tree = ast.parse(expression.strip(), mode="eval").body
+    except (SyntaxError, MemoryError, RecursionError) as e:
+        raise ValueError(f"not an expression: {expression!r}") from e
+    used: list[int] = []
+
+    def walk(node: ast.expr) -> Fraction:
+        match node:
+            case ast.Constant(value=int(v)) if not isinstance(v, bool) and v < 10**9:
+                used.append(v)
+                return Fraction(v)
+            case ast.BinOp(left=left, op=op, right=right):
+                a, b = walk(left), walk(right)
+                match op:
+                    case ast.Add():
+                        return a + b
+                    case ast.Sub():
+                        return a - b
+                    case ast.Mult():
+                        return a * b
+                    case ast.Div() if b:
+                        return a / b
+        raise ValueError(f"not allowed in an expression: {ast.unparse(node)!r}")
+
+    return walk(tree), used
+
+
+@dataclass(frozen=True, slots=True)
+class Letters:
+    """Concatenate the last letters of ``level`` made-up words."""
+
+    level: int = 3
+    seed: int = 0
+    name: Literal["letters"] = "letters"
+
+    def problem(self, split: Split, i: int) -> Problem:
+        return _draw(self.name, self.seed, split, i, lambda rng: self._make(rng, split))
+
+    def _make(self, rng: random.Random, split: Split) -> Problem:
+        level = self.level + (split == "harder")
+        low, high = (6, 8) if split == "ood" else (3, 5)
+        words = [
+            "".join(rng.choice("aeiou" if j % 2 else "bdfgklmnprst") for j in range(rng.randint(low, high)))
+            for _ in range(level)
+        ]
+        question = f"Take the last letters of {', '.join(words)} and join them."
+        return Problem(question, question, "".join(w[-1] for w in words), {"words": words, "level": level})
+
+    def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
+        return grade_literally(problem, text)
+
+
+def grade_literally(problem: Problem, text: str) -> tuple[str | None, Grade]:
+    """The last boxed answer must be the reference itself: writing the sum instead of its value earns nothing."""
+    answer = final_answer(text)
+    if answer is None:
+        return None, Grade(0.0, "no_answer")
+    return answer, Grade(1.0, "correct") if answer.strip() == problem.answer else Grade(0.0, "wrong")

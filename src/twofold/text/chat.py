@@ -1,0 +1,141 @@
+"""Chat prompts as token ids, through the tokenizer's own template when it has one.
+
+The template's skeleton and the content are encoded apart, so content can never forge a control token:
+no text of a user, a data set or a model becomes the end of a turn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A user's question and the assistant's reply; ``learn`` says whether the reply is a training target."""
+
+    question: str
+    reply: str
+    learn: bool = True
+
+
+JUDGE = "Is this solution correct? Answer Yes or No."
+"""The verification question of RL^V (arXiv:2505.04842, Fig. 3)."""
+CRITIQUE = "Check each step, then the whole solution."
+
+_SLOT = "\ue000{}\ue001"  # private-use characters: no template touches them
+
+
+class Chat:
+    """Turns questions into prompts and completed solutions into judgement prompts, for one tokenizer.
+
+    Without a chat template the layout is plain text: ``Problem:``, ``Solution:``, then the question about it.
+    Raises ValueError if the tokenizer has no end token.
+    """
+
+    def __init__(self, tokenizer: Any, system: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.system = system
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no eos_token: set the token that ends a turn")
+        added = tokenizer.added_tokens_decoder.values()
+        self._added = _any_of([t.content for t in added])
+        self._special = _any_of([t.content for t in added if t.special])
+
+    @cached_property
+    def stop(self) -> tuple[int, ...]:
+        """Token ids that end a solution: what closes a turn in the template, then the tokenizer's own eos.
+
+        They differ in base models such as Qwen2.5 (``<|im_end|>``, ``<|endoftext|>``).
+        """
+        closing = self._skeleton[2][:1]
+        ends = [t for t in closing if t in self.tokenizer.added_tokens_decoder]
+        return tuple(dict.fromkeys([*ends, self.tokenizer.eos_token_id]))
+
+    def encode(self, content: str, tags: bool = False) -> list[int]:
+        """Token ids of untrusted text: a control token's literal is cut after its first character.
+
+        With ``tags``, added tokens that are not special (``<think>``) stay whole: a reply may use them.
+        """
+        control = self._special if tags else self._added
+        ids: list[int] = []
+        start = 0
+        while match := control.search(content, start):
+            cut = match.start() + 1
+            ids += self._ids(content[start:cut])
+            start = cut
+        return ids + self._ids(content[start:])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def prompt(self, question: str) -> list[int]:
+        """Everything up to where the solution begins."""
+        head, tail = self._skeleton[:2]
+        return [*head, *self.encode(question), *tail]
+
+    def follow_up(self, question: str) -> list[int]:
+        """A second user turn, from the end of the solution's turn up to where the reply begins."""
+        tail, reply = self._skeleton[2:]
+        return [*tail, *self.encode(question), *reply]
+
+    def ask(self, tokens: Sequence[int], question: str) -> list[int]:
+        """Prompt-plus-solution ``tokens`` with a follow-up question behind.
+
+        The turn is closed once: by the template's token, unless the model closed it, with whichever of ``stop``.
+        """
+        follow = self.follow_up(question)
+        closed = tokens[-1] in self.stop and follow[0] in self.stop
+        return [*tokens, *follow[closed:]]
+
+    def conversation(self, turns: Sequence[Turn]) -> tuple[list[int], list[bool]]:
+        """A conversation as (tokens, is it a target); the token that closes a reply is a target if the reply is."""
+        tokens: list[int] = []
+        target: list[bool] = []
+        for i, turn in enumerate(turns):
+            tokens = self.ask(tokens, turn.question) if i else self.prompt(turn.question)
+            target += [False] * (len(tokens) - len(target))
+            tokens = [*tokens, *self.encode(turn.reply, tags=True), self.stop[0]]
+            target += [turn.learn] * (len(tokens) - len(target))
+        return tokens, target
+
+    @cached_property
+    def verdicts(self) -> tuple[int, int]:
+        """Token ids of (Yes, No). Raises ValueError if they are not single, distinct tokens."""
+        yes, no = (self._ids(word) for word in ("Yes", "No"))
+        if len(yes) != 1 or len(no) != 1 or yes == no:
+            raise ValueError(f"Yes and No must be single, distinct tokens; this tokenizer gives {yes} and {no}")
+        return yes[0], no[0]
+
+    @cached_property
+    def _skeleton(self) -> tuple[list[int], list[int], list[int], list[int]]:
+        """Ids before the question, between question and solution, between solution and second question, after it."""
+        q, s, f = (_SLOT.format(x) for x in "qsf")
+        if self.tokenizer.chat_template is None:
+            opening = f"{self.system}\n\n" if self.system else ""
+            first, second = (
+                f"{opening}Problem:\n{q}\n\nSolution:\n",
+                f"{opening}Problem:\n{q}\n\nSolution:\n{s}\n\n{f}\n",
+            )
+        else:
+            turns = [{"role": "system", "content": self.system}] if self.system else []
+            turns.append({"role": "user", "content": q})
+            first = self._render(turns)
+            second = self._render([*turns, {"role": "assistant", "content": s}, {"role": "user", "content": f}])
+        head, tail = first.split(q)
+        after, reply = second.split(s)[1].split(f)
+        return self._ids(head), self._ids(tail), self._ids(after), self._ids(reply)
+
+    def _render(self, turns: list[dict[str, str]]) -> str:
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+
+def _any_of(literals: Sequence[str]) -> re.Pattern[str]:
+    """Matches any of the literals, the longest that does; without literals, nothing."""
+    return re.compile("|".join(map(re.escape, sorted(literals, key=len, reverse=True))) or r"(?!)")

@@ -1,0 +1,87 @@
+"""Checkpoints: a plain Hugging Face model directory plus the trainer's state. Only safetensors and JSON.
+
+``checkpoints/step-40/`` loads with ``from_pretrained`` and ``vllm serve`` as it is. Randomness and data order are
+functions of (seed, step), so the optimiser's moments and the step number are all the state there is.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from twofold.trainer.learner import Learner
+
+STATE = "trainer_state.json"
+OPTIMIZER = "optimizer.safetensors"
+HEAD = "value_head.safetensors"
+
+
+def save(run: Path, step: int, learner: Learner, tokenizer: Any, role: str = "policy") -> Path:
+    """Write ``run/checkpoints/step-N`` (``step-N-ROLE`` for other roles) under a draft name, then rename it."""
+    final = run / "checkpoints" / (f"step-{step}" if role == "policy" else f"step-{step}-{role}")
+    draft = final.with_name(final.name + ".draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    save_model(draft, learner.model, tokenizer)
+    moments = {
+        f"{i}.{name}": value if value.ndim else value[None]
+        for i, state in learner.optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+    save_file({k: v.contiguous() for k, v in moments.items()}, draft / OPTIMIZER)
+    (draft / STATE).write_text(json.dumps({"step": step, "learner_step": learner.step}) + "\n")
+    shutil.rmtree(final, ignore_errors=True)
+    draft.rename(final)
+    return final
+
+
+def save_model(directory: Path, model: Any, tokenizer: Any) -> None:
+    """The model alone, as ``from_pretrained`` wants it; a scalar head is not part of the architecture and travels beside it."""
+    weights = model.state_dict()
+    head = {k.removeprefix("value_head."): weights.pop(k) for k in list(weights) if k.startswith("value_head.")}
+    model.save_pretrained(directory, state_dict=weights)
+    tokenizer.save_pretrained(directory)
+    if head:
+        save_file(head, directory / HEAD)
+
+
+def load_head(directory: Path, model: Any) -> None:
+    """Attach the scalar head that a checkpoint holds, if it holds one."""
+    if (directory / HEAD).is_file():
+        weights = load_file(directory / HEAD)
+        model.value_head = torch.nn.Linear(weights["weight"].shape[1], 1, device=model.device)
+        model.value_head.load_state_dict(weights)
+
+
+def latest(run: Path) -> Path | None:
+    """The newest complete policy checkpoint of a run, or None."""
+    found = [p for p in (run / "checkpoints").glob("step-*") if p.name[5:].isdigit() and (p / STATE).is_file()]
+    return max(found, key=lambda p: int(p.name[5:]), default=None)
+
+
+def restore(directory: Path, learner: Learner) -> int:
+    """Load weights and optimiser state in place; returns the step to go on with.
+
+    Raises ValueError if the weights are another model's.
+    """
+    own = learner.model.state_dict()
+    saved = load_file(directory / "model.safetensors")
+    if (directory / HEAD).is_file():
+        saved |= {f"value_head.{k}": v for k, v in load_file(directory / HEAD).items()}
+    places = {own[k].data_ptr() for k in saved if k in own}
+    missing = {k for k in own.keys() - saved.keys() if own[k].data_ptr() not in places}  # a tied weight is saved once
+    if strange := missing | (saved.keys() - own.keys()):
+        raise ValueError(f"{directory} holds another model: they differ in {', '.join(sorted(strange)[:3])}")
+    learner.model.load_state_dict(saved, strict=False)
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(directory / OPTIMIZER).items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value[0] if name == "step" else value
+    learner.optimizer.load_state_dict(learner.optimizer.state_dict() | {"state": state})
+    position = json.loads((directory / STATE).read_text())
+    learner.step = position["learner_step"]
+    return position["step"]

@@ -1,0 +1,295 @@
+"""The learner: per-token credit and targets in, updated weights out. It knows no algorithm and sees no reward."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from twofold.maths.attention import Packing
+from twofold.maths.logprobs import token_logprobs
+from twofold.maths.losses import clipped, k3
+from twofold.maths.packing import micro_batches
+from twofold.maths.weights import Normalise, policy_weights, target_weights
+from twofold.trainer.model import Precision
+from twofold.trainer.optim import Optim, make, rate
+from twofold.types import Sample
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The objective's constants. ``constant`` is Dr. GRPO's length when ``normalise = "constant"``."""
+
+    normalise: Normalise = "token"
+    constant: int = 1024
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    beta: float = 0.0
+    """Weight of the k3 KL to the reference policy (0: no reference model is kept)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch laid end to end: N tokens, of which M need a log-prob (``at`` indexes the token before each)."""
+
+    tokens: Tensor  # [1, N]
+    layout: Packing
+    at: Tensor  # [M], and all below
+    ids: Tensor
+    logprobs: Tensor
+    advantages: Tensor
+    policy: Tensor  # weight of the policy loss
+    mass: float  # sum of these weights over the whole update: policy / mass averages a metric over sampled tokens
+    targets: Tensor  # weight of the NLL
+    reference: Tensor
+    value_at: Tensor  # [V] tokens whose hidden state the scalar head reads
+    values: Tensor  # [V]
+    value_weights: Tensor  # [V]
+
+
+class Diverged(ArithmeticError):
+    """Three updates in a row were not finite."""
+
+
+class Learner:
+    """Owns a model's optimiser. ``temperature`` is the one the policy's tokens were sampled at.
+
+    ``value`` is the loss of the scalar head, where samples carry ``values``; the model then has a ``value_head``.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        optim: Optim,
+        loss: Loss,
+        *,
+        steps: int,
+        temperature: float = 1.0,
+        epochs: int = 1,
+        minibatches: int = 1,
+        micro_tokens: int = 8192,
+        precision: Precision = "float32",
+        checkpointing: bool = False,
+        norms_every: int = 10,
+        value: Literal["bce", "mse"] = "bce",
+    ) -> None:
+        self.model = model
+        self.optim, self.loss, self.steps = optim, loss, steps
+        self.temperature, self.epochs, self.minibatches, self.micro_tokens = (
+            temperature,
+            epochs,
+            minibatches,
+            micro_tokens,
+        )
+        self.precision, self.norms_every, self.value = precision, norms_every, value
+        self.optimizer = make(optim, model)
+        self.step = 0
+        self.skipped = 0
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.recomputed = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return self.model.state_dict()
+
+    def update(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """``epochs`` passes over the samples in ``minibatches`` optimiser steps each; returns metrics by name.
+
+        Raises Diverged after three updates in a row whose loss or gradient was not finite (each is skipped and logged),
+        ValueError if there is a KL term and a sample without ``reference``.
+        """
+        if not samples:
+            return {}
+        if self.loss.beta and any(s.reference is None and any(s.sampled) for s in samples):
+            raise ValueError("loss.beta is not 0, so every sample needs log-probs of the reference policy")
+        lr = rate(self.optim, self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        parts: list[dict[str, float]] = []
+        order = list(range(len(samples)))
+        for epoch in range(self.epochs):
+            if self.minibatches > 1:
+                random.Random(f"{self.step}/{epoch}").shuffle(order)
+            for part in range(self.minibatches):
+                if chosen := [samples[i] for i in order[part :: self.minibatches]]:
+                    parts.append(self._optimise(chosen))
+        self.step += 1
+        found = {name: [part[name] for part in parts if name in part] for name in dict.fromkeys(chain(*parts))}
+        means = {name: sum(values) / len(values) for name, values in found.items()}
+        return means | {"lr": lr, "num_tokens": float(sum(len(s.tokens) for s in samples))}
+
+    def _optimise(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """One optimiser step on all of ``samples``."""
+        stats = self._accumulate(samples)
+        norms = self._clip(samples)
+        finite = all(map(_finite, (stats["loss"], norms["grad_norm"])))
+        if finite:
+            self.optimizer.step()
+            self.skipped = 0
+        else:
+            self.skipped += 1
+            log.warning("update skipped: loss %s, gradient norm %s are not finite", stats["loss"], norms["grad_norm"])
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.skipped >= 3:
+            raise Diverged(
+                "three updates in a row were not finite: lower the learning rate or look at the last batch's rewards"
+            )
+        return stats | norms | {"skipped": float(not finite)}
+
+    def _accumulate(self, samples: Sequence[Sample], policy: bool = True) -> dict[str, float]:
+        """Gradients of the whole objective over micro-batches; without ``policy``, of the other streams only."""
+        stats: dict[str, Tensor] = {}
+        for layer in self.recomputed:  # transformers heeds checkpointing in training mode only; dropout stays off
+            layer.training = True
+        for batch in self._batches(samples):
+            loss, part = self._losses(batch, policy)
+            loss.backward()
+            for name, value in part.items():
+                stats[name] = stats.get(name, torch.zeros(())) + value.detach()
+        for layer in self.recomputed:
+            layer.training = False
+        return {name: float(value) for name, value in stats.items()}
+
+    def _losses(self, batch: Batch, policy: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            hidden = self.model.base_model(
+                input_ids=batch.tokens, position_ids=batch.layout.positions, use_cache=False, layout=batch.layout
+            ).last_hidden_state[0]
+            # what is sampled is what is scored: policy tokens at the run's temperature, targets at 1
+            temperature = torch.where(batch.policy > 0, self.temperature, 1.0)
+            logp, entropy = token_logprobs(self.model.get_output_embeddings(), hidden[batch.at], batch.ids, temperature)
+        mine = batch.policy > 0  # ratios are formed at the policy's tokens alone: at a target 1 / p may overflow
+        weights, advantages = batch.policy[mine], batch.advantages[mine]
+        new, old = logp[mine], batch.logprobs[mine]
+        surrogate = (weights * clipped(new, old, advantages, self.loss.clip_low, self.loss.clip_high)).sum()
+        nll = -(batch.targets * logp).sum()
+        loss = surrogate + nll if policy else nll
+        shares = weights / batch.mass
+        with torch.no_grad():
+            ratio = (new - old).exp()
+            low, high = ratio < 1 - self.loss.clip_low, ratio > 1 + self.loss.clip_high
+            outside = (low & (advantages < 0)) | (high & (advantages > 0))
+        stats = {
+            "policy_loss": surrogate,
+            "target_loss": nll,
+            "entropy": (shares * entropy[mine]).sum(),
+            "clip_ratio": (shares * outside).sum(),
+            "mismatch": (shares * (new - old).abs()).sum(),
+        }
+        if self.loss.beta:
+            divergence = k3(new, batch.reference[mine])
+            stats["kl"] = (shares * divergence).sum()
+            if policy:
+                loss = loss + self.loss.beta * (weights * divergence).sum()
+        if len(batch.value_at):
+            scores = self.model.value_head(hidden[batch.value_at].float())[:, 0]
+            each = (
+                torch.nn.functional.binary_cross_entropy_with_logits
+                if self.value == "bce"
+                else torch.nn.functional.mse_loss
+            )
+            stats["value_loss"] = (batch.value_weights * each(scores, batch.values, reduction="none")).sum()
+            loss = loss + stats["value_loss"]
+        return loss, {"loss": loss, **stats}
+
+    def _clip(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Bound the gradient norm of each stream on its own, so that a strange verdict cannot drown the policy.
+
+        Only when the joint norm is over the bound are the streams taken apart, by one more backward pass over the
+        targets. When their norms are due in the log they are measured too, but nothing changes.
+        """
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        joint = _norm([p.grad for p in parameters])
+        norms = {"grad_norm": float(joint)}
+        over = bool(joint > self.optim.clip)
+        due = self.step % self.norms_every == 0
+        if not _finite(float(joint)) or not (over or due):
+            return norms
+        if not self._both(samples):
+            _scale([p.grad for p in parameters], joint, self.optim.clip)
+            return norms
+        whole = [p.grad.clone() for p in parameters]
+        self.optimizer.zero_grad(set_to_none=True)
+        self._accumulate(samples, policy=False)
+        targets = [torch.zeros_like(g) if p.grad is None else p.grad for p, g in zip(parameters, whole, strict=True)]
+        policy = [g - t for g, t in zip(whole, targets, strict=True)]
+        norms |= {"grad_norm/policy": float(_norm(policy)), "grad_norm/targets": float(_norm(targets))}
+        if over:
+            for gradients in (policy, targets):
+                _scale(gradients, _norm(gradients), self.optim.clip)
+            whole = [a + b for a, b in zip(policy, targets, strict=True)]
+        for p, g in zip(parameters, whole, strict=True):
+            p.grad = g
+        return norms
+
+    def _both(self, samples: Sequence[Sample]) -> bool:
+        """Whether there is credit and a target. A loss of 0 says nothing: on policy it is minus the mean advantage."""
+        policy = any(p and (a or self.loss.beta) for s in samples for p, a in zip(s.sampled, s.advantages, strict=True))
+        return policy and any(any(s.targets) or s.values for s in samples)
+
+    def _batches(self, samples: Sequence[Sample]) -> Iterator[Batch]:
+        """Micro-batches with weights from the whole of ``samples``."""
+        policy = policy_weights([s.sampled for s in samples], self.loss.normalise, self.loss.constant)
+        targets = target_weights([s.targets for s in samples])
+        mass = sum(map(sum, policy)) or 1.0
+        valued = sum(len(s.values) for s in samples)
+        for chosen in micro_batches([len(s.tokens) for s in samples], self.micro_tokens):
+            rows = ([x[i] for i in chosen] for x in (policy, targets))
+            yield self._pack([samples[i] for i in chosen], *rows, mass=mass, valued=valued)
+
+    def _pack(
+        self, samples: list[Sample], policy: list[list[float]], targets: list[list[float]], *, mass: float, valued: int
+    ) -> Batch:
+        device = self.model.device
+
+        def flat(rows: list[list[Any]], dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.tensor([x for row in rows for x in row], dtype=dtype, device=device)
+
+        tokens, p, t = flat([s.tokens for s in samples], torch.long), flat(policy), flat(targets)
+        ends = torch.tensor([len(s.tokens) for s in samples]).cumsum(0)
+        needed = (p != 0) | (t != 0)
+        index = needed.nonzero()[:, 0]
+        reference = flat([s.reference or [0.0] * len(s.tokens) for s in samples])
+        valued_at = [
+            (end - len(s.tokens) + i, label, weight / valued)
+            for s, end in zip(samples, ends.tolist(), strict=True)
+            for i, label, weight in s.values
+        ]
+        return Batch(
+            tokens=tokens[None],
+            layout=Packing([len(s.tokens) for s in samples], device),
+            at=index - 1,
+            ids=tokens[index],
+            logprobs=flat([s.logprobs for s in samples])[index],
+            advantages=flat([s.advantages for s in samples])[index],
+            policy=p[index],
+            mass=mass,
+            targets=t[index],
+            reference=reference[index],
+            value_at=torch.tensor([i for i, _, _ in valued_at], dtype=torch.long, device=device),
+            values=torch.tensor([label for _, label, _ in valued_at], dtype=torch.float32, device=device),
+            value_weights=torch.tensor([weight for _, _, weight in valued_at], dtype=torch.float32, device=device),
+        )
+
+
+def _finite(x: float) -> bool:
+    return x == x and abs(x) != float("inf")
+
+
+def _norm(gradients: Sequence[Tensor | None]) -> Tensor:
+    return torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
+
+
+def _scale(gradients: Sequence[Tensor | None], norm: Tensor, bound: float) -> None:
+    if norm > bound:
+        for g in gradients:
+            if g is not None:
+                g.mul_(bound / norm)

@@ -1,0 +1,117 @@
+"""AdamW (and Muon, for training from scratch) with warm-up and a constant, linear or cosine schedule."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Optim:
+    """``warmup`` is a share of all steps. ``clip`` bounds the gradient norm of each stream (policy, targets) on its own."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: float = 0.03
+    hold: float = 0.0
+    """Share of all steps, warm-up included, before the decay begins."""
+    final: float = 0.0
+    """The learning rate at the end, as a share of ``lr`` (linear and cosine)."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+
+def rate(config: Optim, step: int, steps: int) -> float:
+    """The learning rate of a step in 0 .. steps - 1: a pure function, so it needs no checkpoint."""
+    warm = math.ceil(config.warmup * steps)
+    if step < warm:
+        return config.lr * (step + 1) / warm
+    flat = max(warm, round(config.hold * steps))
+    done = max(0.0, (step - flat) / max(1, steps - flat))
+    share = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
+    return config.lr * (config.final + (1 - config.final) * share)
+
+
+def make(config: Optim, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of a model. Weight decay falls on matrices only, as is usual."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if p.ndim >= 2]
+    rest = [p for p in parameters if p.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": 0.0}]
+    if config.name == "adamw":
+        groups.append({"params": matrices, "weight_decay": config.weight_decay})
+        return torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=config.lr, betas=(config.beta1, config.beta2), fused=True
+        )
+    outer = {id(e.weight) for e in (model.get_input_embeddings(), model.get_output_embeddings())}  # type: ignore[operator]
+    hidden = [p for p in matrices if id(p) not in outer]
+    groups[0]["params"] = [*rest, *(p for p in matrices if id(p) in outer)]
+    return Muon(hidden, torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True), config)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum orthogonalised by Newton-Schulz (Jordan et al., 2024) on hidden matrices; AdamW on the rest.
+
+    The update's scale, 0.2 sqrt(max(rows, columns)), matches AdamW's, so both share one learning rate
+    (arXiv:2502.16982). Matrices of one shape are orthogonalised in one batched product.
+    """
+
+    def __init__(self, matrices: Iterable[Tensor], others: torch.optim.AdamW, config: Optim) -> None:
+        self.others = others
+        self.decay = config.weight_decay
+        super().__init__([{"params": list(matrices)}], {"lr": config.lr})
+        self.matrices = self.param_groups[0]["params"]
+        self.param_groups += others.param_groups
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.others.step()
+        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for p in self.matrices:
+            if p.grad is not None:
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 0.05)
+                alike[p.shape].append((p, torch.lerp(p.grad, momentum, 0.95)))
+        lr = self.param_groups[0]["lr"]
+        for shape, pairs in alike.items():
+            updates = _orthogonal(torch.stack([u for _, u in pairs]))
+            for (p, _), update in zip(pairs, updates, strict=True):
+                p.mul_(1 - lr * self.decay).add_(update, alpha=-lr * 0.2 * math.sqrt(max(shape)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """As AdamW's: moments by index, the matrices' momentum behind the others'."""
+        state = self.others.state_dict()
+        first = sum(len(g["params"]) for g in self.others.param_groups)
+        own = {first + i: self.state[p] for i, p in enumerate(self.matrices) if p in self.state}
+        return {"state": state["state"] | own, "param_groups": state["param_groups"]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        first = sum(len(g["params"]) for g in self.others.param_groups)
+        state = state_dict["state"]
+        self.others.load_state_dict(
+            {"state": {i: s for i, s in state.items() if i < first}, "param_groups": state_dict["param_groups"]}
+        )
+        self.param_groups[1:] = self.others.param_groups  # AdamW has made new ones: the learning rate is set on these
+        for i, p in enumerate(self.matrices):
+            if first + i in state:
+                self.state[p] = dict(state[first + i])
+
+
+def _orthogonal(x: Tensor) -> Tensor:
+    """[batch, rows, columns] -> the nearest orthogonal matrices, roughly, by five Newton-Schulz steps."""
+    wide = x.shape[1] <= x.shape[2]
+    x = x if wide else x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        a = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x if wide else x.mT

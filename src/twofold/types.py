@@ -1,0 +1,126 @@
+"""The nouns of twofold. Everything else is a function over these.
+
+Alignment, written once: entry ``t`` of any per-token list is about ``tokens[t]``;
+``logprobs[t] = log p(tokens[t] | tokens[:t])``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Label = Literal["correct", "wrong", "no_answer", "timeout", "error"]
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question with its reference answer. ``meta`` is what the task's grader needs (e.g. countdown numbers)."""
+
+    id: str
+    question: str
+    answer: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample. ``stop`` are token ids; the stop token is kept in the completion.
+
+    ``temperature = 0`` is greedy. Every random draw is a pure function of
+    (seed, prompt, sample index, position), so company in the batch cannot change it.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    stop: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"n and max_tokens must be at least 1, temperature at least 0, top_p in (0, 1]; got {self}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Tokens after a prompt. ``sampled[t]`` is False where the token was forced, not drawn from the policy."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    sampled: list[bool]
+    finish: Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """``reward`` is None when it could not be computed (``timeout``, ``error``): never a silent 0."""
+
+    reward: float | None
+    label: Label
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One graded attempt: token ids as sampled, text and extracted answer for people and graders."""
+
+    problem: Problem
+    prompt: list[int]
+    completion: Completion
+    text: str
+    answer: str | None
+    grade: Grade
+
+
+Group = list[Rollout]
+"""All rollouts of one problem in one step."""
+
+
+@dataclass(slots=True)
+class Sample:
+    """What the learner sees: lists of one length ``T``, nothing about rewards, prompts or algorithms.
+
+    * ``sampled``: token was drawn from the policy; only these enter the policy stream.
+    * ``logprobs``: behaviour log-probs at sampled tokens (0 elsewhere).
+    * ``advantages``: credit per token.
+    * ``targets``: weight of the negative log-likelihood of this token (0 where it is not a target).
+    * ``reference``: log-probs under a frozen reference policy, for a KL term.
+    * ``values``: (token index, label, weight) of targets for a scalar head, empty unless a recipe trains one.
+    """
+
+    tokens: list[int]
+    sampled: list[bool]
+    logprobs: list[float]
+    advantages: list[float]
+    targets: list[float]
+    reference: list[float] | None = None
+    values: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        lists: list[list[Any]] = [self.sampled, self.logprobs, self.advantages, self.targets]
+        if self.reference is not None:
+            lists.append(self.reference)
+        if any(len(x) != len(self.tokens) for x in lists):
+            raise ValueError(f"a Sample's lists must have one length, got {[len(self.tokens), *map(len, lists)]}")
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """All samples of one problem in an evaluation; every voting rule and every k is computed from it.
+
+    ``answers[i]`` is None when sample i had none; ``scores[i]`` is P(Yes) or None when nothing judged it;
+    ``tokens[i]`` counts generated tokens, ``judge_tokens[i]`` the extra ones read to judge it;
+    ``seconds`` is this problem's share of the batch's wall-clock time.
+    """
+
+    problem: Problem
+    answers: list[str | None]
+    grades: list[Grade]
+    scores: list[float | None]
+    tokens: list[int]
+    judge_tokens: list[int]
+    seconds: float

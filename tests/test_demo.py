@@ -1,0 +1,55 @@
+"""The demo's config is the published one, and the shipped model is what the README says it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from twofold import config, demo, run
+from twofold.compute.rollout import rollouts
+from twofold.evals.pools import read_pools
+from twofold.types import Sampling
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_demo_trains_what_the_config_file_says():
+    assert config.load(run.Config, ROOT / "configs" / "rlv-sums.toml", run.ALIASES) == demo.CONFIG
+
+
+def test_every_config_file_is_valid():
+    for path in (ROOT / "configs").glob("*.toml"):
+        loaded = config.load(run.Config, path, run.ALIASES)
+        assert config.from_dict(run.Config, __import__("tomllib").loads(config.to_toml(loaded))) == loaded
+
+
+def test_the_shipped_model_is_small_standard_and_solves_some():
+    weights = run.shipped() / "model.safetensors"
+    assert weights.stat().st_size < 8_000_000
+    with safe_open(weights, framework="pt") as file:
+        size = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
+    assert 1_000_000 < size < 3_000_000
+    assert AutoModelForCausalLM.from_pretrained(run.shipped()).config.model_type == "llama"
+    model = run.load("tiny")
+    task = run.Sums()
+    groups = rollouts(
+        model.engine,
+        model.chat,
+        task,
+        [task.problem("test", i) for i in range(60)],
+        Sampling(n=8, max_tokens=40, stop=model.chat.stop),
+    )
+    share = sum(r.grade.reward == 1 for g in groups for r in g) / 480
+    assert 0.3 < share < 0.6  # room above and below
+
+
+def test_a_small_demo_runs_from_end_to_end(tmp_path):
+    small = config.override(demo.CONFIG, ["train.steps=2", "rollout.problems=2", "recipe.rollouts=2"])
+    evaluation = config.override(demo.EVAL, ["problems=3", "n=2", "batch=3"])
+    assert demo.demo(tmp_path, 0, small, evaluation) == 0
+    assert demo.demo(tmp_path, 0, small, evaluation) == 0  # everything is there already: nothing is done twice
+    for name in ("base", "rl", "rlv"):
+        assert len(read_pools(tmp_path / name / "evals" / "test" / "pools.jsonl")) == 3
+    assert "rlv" in (tmp_path / "report.html").read_text()

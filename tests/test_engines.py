@@ -1,0 +1,564 @@
+"""One suite over every engine: what is sampled, what is scored, what is reused. The oracle is a full forward pass."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from twofold.engines.base import Engine
+from twofold.engines.hf import HFEngine
+from twofold.engines.native import NativeEngine
+from twofold.engines.sampling import draw, uniforms
+from twofold.maths.attention import KV, Packing, install
+from twofold.maths.logprobs import token_logprobs
+from twofold.trainer.model import load_model
+from twofold.types import Completion, Sampling
+
+torch.set_num_threads(1)
+
+PROMPTS = [[5, 17, 300, 42, 9], [8], [77, 78], list(range(100, 120)), [200, 3, 201]]
+MANY_STOPS = tuple(range(0, 512, 12))  # about one token in twelve ends a rollout
+ROLLOUT = Sampling(n=3, max_tokens=10, stop=MANY_STOPS, seed=4)
+SHORT = Sampling(n=2, max_tokens=5, stop=MANY_STOPS, seed=4)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same weights twice: as ``transformers`` runs them, and as ours."""
+
+    plain: Any
+    ours: Any
+
+    def engine(self, kind: str) -> Engine:
+        if kind == "hf":
+            return HFEngine(copy.deepcopy(self.plain))
+        return NativeEngine(self.ours, exact=kind == "exact")
+
+
+@pytest.fixture(scope="module", params=["tiny_model", "tiny_qwen"])
+def pair(request: pytest.FixtureRequest) -> Pair:
+    folder = request.getfixturevalue(request.param)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return Pair(plain, load_model(folder, device="cpu")[0])
+
+
+@pytest.fixture(params=["native", "exact", "hf"])
+def engine(pair: Pair, request: pytest.FixtureRequest) -> Engine:
+    return pair.engine(request.param)
+
+
+@pytest.fixture
+def native(pair: Pair) -> NativeEngine:
+    return NativeEngine(pair.ours)
+
+
+@torch.inference_mode()
+def full_forward(
+    model: Any, prompt: Sequence[int], tokens: Sequence[int], temperature: float = 1.0, top_p: float = 1.0
+) -> list[float]:
+    """Log-prob of each token from one pass over the whole text; the nucleus by the book, one position at a time."""
+    logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1].double() / temperature
+    out = []
+    for row, token in zip(logits.softmax(-1), tokens, strict=True):
+        nucleus, mass = [], 0.0
+        for i in row.argsort(descending=True).tolist():
+            nucleus.append(i)
+            mass += float(row[i])
+            if mass >= top_p:
+                break
+        assert token in nucleus
+        out.append(float((row[token] / row[nucleus].sum()).log()))
+    return out
+
+
+def flat(groups: list[list[Completion]]) -> list[Completion]:
+    return [c for group in groups for c in group]
+
+
+def tokens_of(groups: list[list[Completion]]) -> list[list[list[int]]]:
+    return [[c.tokens for c in group] for group in groups]
+
+
+def logprobs_of(groups: list[list[Completion]]) -> list[float]:
+    return [x for c in flat(groups) for x in c.logprobs]
+
+
+def near(numbers: Any) -> Any:
+    """fp32 rounding: the wide random weights stretch 1e-7 to about 2e-5."""
+    return pytest.approx(numbers, abs=5e-5, rel=0)
+
+
+# What is sampled ------------------------------------------------------------------------------------------------------
+
+
+def test_greedy_is_that_of_transformers(pair: Pair, engine: Engine) -> None:
+    done = engine.generate(PROMPTS, Sampling(temperature=0, max_tokens=6))
+    for prompt, (completion,) in zip(PROMPTS, done, strict=True):
+        ids = torch.tensor([prompt])
+        want = pair.plain.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=6,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        assert completion.tokens == want[0, len(prompt) :].tolist()
+        assert completion.logprobs == near(full_forward(pair.plain, prompt, completion.tokens))
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.3, 0.7)])
+def test_logprobs_are_those_of_the_distribution_sampled_from(
+    pair: Pair, engine: Engine, temperature: float, top_p: float
+) -> None:
+    done = engine.generate(PROMPTS, replace(SHORT, temperature=temperature, top_p=top_p))
+    for prompt, group in zip(PROMPTS, done, strict=True):
+        assert len(group) == 2
+        for c in group:
+            assert c.sampled == [True] * len(c.tokens)
+            assert c.logprobs == near(full_forward(pair.plain, prompt, c.tokens, temperature, top_p))
+
+
+def test_engines_draw_the_same_tokens(pair: Pair) -> None:
+    first, *others = (pair.engine(kind).generate(PROMPTS, ROLLOUT) for kind in ("native", "exact", "hf"))
+    for other in others:
+        assert tokens_of(other) == tokens_of(first)
+        assert logprobs_of(other) == near(logprobs_of(first))
+
+
+def test_the_stop_token_is_kept_and_last(engine: Engine) -> None:
+    done = flat(engine.generate(PROMPTS, ROLLOUT))
+    for c in done:
+        assert 1 <= len(c.tokens) == len(c.logprobs) == len(c.sampled) <= 10
+        assert not set(c.tokens[:-1]) & set(MANY_STOPS)
+        assert (c.finish == "stop") == (c.tokens[-1] in MANY_STOPS)
+        assert c.finish == "stop" or len(c.tokens) == 10
+    assert {c.finish for c in done} == {"stop", "length"}
+
+
+def test_one_token_of_room(engine: Engine) -> None:
+    (c,) = flat(engine.generate([[7, 8]], Sampling(max_tokens=1)))
+    assert len(c.tokens) == len(c.logprobs) == 1
+
+
+def test_seeds(engine: Engine) -> None:
+    first = engine.generate(PROMPTS, SHORT)
+    assert tokens_of(engine.generate(PROMPTS, SHORT)) == tokens_of(first)
+    other = engine.generate(PROMPTS, replace(SHORT, seed=5))
+    assert all(a != b for a, b in zip(tokens_of(other), tokens_of(first), strict=True))
+
+
+def test_samples_of_a_group_and_of_a_repeated_prompt_differ(engine: Engine) -> None:
+    groups = engine.generate([PROMPTS[0]] * 3, replace(SHORT, stop=()))
+    assert len({tuple(c.tokens) for c in flat(groups)}) == 6
+
+
+def test_neither_order_nor_company_matters(engine: Engine) -> None:
+    together = tokens_of(engine.generate(PROMPTS, SHORT))
+    assert tokens_of(engine.generate(PROMPTS[::-1], SHORT)) == together[::-1]
+    assert [tokens_of(engine.generate([p], SHORT))[0] for p in PROMPTS] == together
+
+
+def test_exact_mode_gives_the_same_bits_in_any_company(pair: Pair) -> None:
+    def fresh(prompts: list[list[int]]) -> list[list[Completion]]:
+        return pair.engine("exact").generate(prompts, ROLLOUT)
+
+    together = fresh(PROMPTS)
+    assert fresh(PROMPTS[::-1]) == together[::-1]
+    assert [fresh([p])[0] for p in PROMPTS] == together
+    continuations = [c.tokens for c in (group[0] for group in together)]
+    scores = pair.engine("exact").logprobs(PROMPTS, continuations)
+    assert pair.engine("exact").logprobs(PROMPTS[::-1], continuations[::-1]) == scores[::-1]
+    alone = [pair.engine("exact").logprobs([p], [c])[0] for p, c in zip(PROMPTS, continuations, strict=True)]
+    assert alone == scores
+
+
+@pytest.mark.parametrize("max_rows", [16, 1024])
+def test_retired_rows_leave_the_others_as_they_were(pair: Pair, max_rows: int) -> None:
+    """Rows that finish at many different steps are swapped behind the rest; each result is that of its prompt alone."""
+    sampling = Sampling(n=8, max_tokens=30, stop=MANY_STOPS, seed=2)
+    done = NativeEngine(pair.ours, max_rows=max_rows).generate(PROMPTS, sampling)
+    assert len({len(c.tokens) for c in flat(done)}) >= 10
+    alone = [NativeEngine(pair.ours).generate([p], sampling)[0] for p in PROMPTS]
+    assert tokens_of(done) == tokens_of(alone)
+    assert logprobs_of(done) == near(logprobs_of(alone))
+
+
+# What is scored -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_of_ragged_pairs(pair: Pair, engine: Engine, temperature: float) -> None:
+    continuations = [[1], [2, 3, 4, 5, 6, 7], [], [9, 9, 9], [11, 12]]
+    scores = engine.logprobs(PROMPTS, continuations, temperature)
+    assert scores[2] == []
+    for prompt, continuation, score in zip(PROMPTS, continuations, scores, strict=True):
+        assert score == near(full_forward(pair.plain, prompt, continuation, temperature))
+
+
+def test_scores_of_what_was_sampled_are_its_logprobs(engine: Engine) -> None:
+    """The gap that the trainer prints at step 0 is nothing but rounding."""
+    (group,) = engine.generate(PROMPTS[:1], replace(ROLLOUT, temperature=0.8))
+    scores = engine.logprobs(PROMPTS[:1] * 3, [c.tokens for c in group], 0.8)
+    assert [x for row in scores for x in row] == near(logprobs_of([group]))
+
+
+def test_nothing_asked_nothing_answered(engine: Engine) -> None:
+    assert engine.generate([], ROLLOUT) == []
+    assert engine.logprobs([], []) == []
+    assert engine.logprobs([[5]], [[]]) == [[]]
+
+
+def test_a_prompt_without_tokens_is_refused(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="prompt 1 of 2 has no tokens"):
+        engine.generate([[1], []], ROLLOUT)
+    with pytest.raises(ValueError, match="prompt 0 of 1 has no tokens"):
+        engine.logprobs([[]], [[1, 2]])
+
+
+def test_logprobs_of_unequal_lists_are_refused(engine: Engine) -> None:
+    with pytest.raises(ValueError):
+        engine.logprobs([[1], [2]], [[3]])
+
+
+def test_the_models_own_generation_settings_do_not_matter(pair: Pair) -> None:
+    """A hub model may ship a penalty and end tokens: no part of the policy that is trained."""
+    sampling = replace(ROLLOUT, stop=())
+    want = pair.engine("native").generate(PROMPTS[:2], sampling)
+    model = copy.deepcopy(pair.plain)
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.eos_token_id = want[0][0].tokens[3]
+    assert tokens_of(HFEngine(model).generate(PROMPTS[:2], sampling)) == tokens_of(want)
+
+
+def test_bfloat16_samples_what_a_bfloat16_learner_scores(pair: Pair) -> None:
+    """The learner's forward pass: packed, model and head under autocast. fp32 log-probs are ten times as far off."""
+    engine = NativeEngine(pair.ours, precision="bfloat16")
+    done = engine.generate(PROMPTS, ROLLOUT)
+    texts = [[*p, *c.tokens] for p, group in zip(PROMPTS, done, strict=True) for c in group]
+    starts = [len(p) for p, group in zip(PROMPTS, done, strict=True) for _ in group]
+
+    def packed(enabled: bool) -> torch.Tensor:
+        layout = Packing([len(t) for t in texts])
+        ids = torch.tensor([x for t in texts for x in t])
+        first = torch.tensor([0, *(len(t) for t in texts[:-1])]).cumsum(0).tolist()
+        at = torch.tensor([f + i for f, s, t in zip(first, starts, texts, strict=True) for i in range(s, len(t))])
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            hidden = pair.ours.base_model(
+                input_ids=ids[None], position_ids=layout.positions, use_cache=False, layout=layout
+            ).last_hidden_state[0]
+            return token_logprobs(pair.ours.get_output_embeddings(), hidden[at - 1], ids[at], torch.ones(len(at)))[0]
+
+    sampled = torch.tensor(logprobs_of(done))
+    gap, rounding = ((sampled - packed(enabled)).abs().mean() for enabled in (True, False))
+    assert gap < 0.2 * rounding
+    scores = engine.logprobs(
+        [t[:s] for t, s in zip(texts, starts, strict=True)], [t[s:] for t, s in zip(texts, starts, strict=True)]
+    )
+    assert (torch.tensor([x for row in scores for x in row]) - sampled).abs().mean() < 0.2 * rounding
+
+
+# What is reused -------------------------------------------------------------------------------------------------------
+
+
+def spent(engine: NativeEngine, call: Any) -> tuple[Any, int, int]:
+    """(result, tokens computed, tokens reused) of one call."""
+    before = replace(engine.usage)
+    result = call()
+    return result, engine.usage.computed - before.computed, engine.usage.reused - before.reused
+
+
+def test_a_shared_prompt_is_prefilled_once(native: NativeEngine) -> None:
+    """5 prompt tokens once for 4 samples; of 6 new tokens each, the last is never run: 5 + 4 * 5."""
+    _, computed, reused = spent(native, lambda: native.generate([PROMPTS[0]], Sampling(n=4, max_tokens=6)))
+    assert (computed, reused) == (5 + 4 * 5, 0)
+
+
+@pytest.mark.parametrize("max_rows", [8, 1024])
+def test_a_judgement_computes_the_question_and_one_token_more(pair: Pair, max_rows: int) -> None:
+    """The rollout's last token was drawn but never run, so it is run with the question; the verdict itself is not."""
+    native = NativeEngine(pair.ours, max_rows=max_rows)
+    done = native.generate(PROMPTS, ROLLOUT)
+    question = [400, 401, 402, 403, 404, 405, 406]
+    prompts = [[*p, *c.tokens, *question] for p, group in zip(PROMPTS, done, strict=True) for c in group]
+    random.Random(0).shuffle(prompts)  # not in the order of the caches they continue
+    scores, computed, reused = spent(native, lambda: native.logprobs(prompts, [[50]] * len(prompts)))
+    assert computed == len(prompts) * (len(question) + 1)
+    assert reused == sum(map(len, prompts)) - computed
+    fresh = NativeEngine(pair.ours).logprobs(prompts, [[50]] * len(prompts))
+    assert [s for (s,) in scores] == near([s for (s,) in fresh])
+    # asking again, then a written judgement: still from the rollouts' caches
+    assert spent(native, lambda: native.logprobs(prompts, [[51]] * len(prompts)))[1:] == (computed, reused)
+    critique = Sampling(n=2, max_tokens=4, seed=1)
+    written, more, again = spent(native, lambda: native.generate(prompts, critique))
+    assert (more, again) == (computed + len(prompts) * 2 * 3, reused)
+    assert tokens_of(written) == tokens_of(NativeEngine(pair.ours).generate(prompts, critique))
+
+
+def test_a_probe_from_any_cut_computes_one_token(pair: Pair, native: NativeEngine) -> None:
+    (group,) = native.generate([PROMPTS[0]], ROLLOUT)
+    cuts = [[*PROMPTS[0], *c.tokens[:k]] for c in group for k in range(len(c.tokens) + 1)]
+    probe = Sampling(n=2, max_tokens=3, seed=9)
+    probed, computed, reused = spent(native, lambda: native.generate(cuts, probe))
+    assert computed == len(cuts) + 2 * len(cuts) * 2  # a last token each, then two samples' first two of three tokens
+    assert reused == sum(map(len, cuts)) - len(cuts)
+    fresh = NativeEngine(pair.ours).generate(cuts, probe)
+    assert tokens_of(probed) == tokens_of(fresh)
+    assert logprobs_of(probed) == near(logprobs_of(fresh))
+
+
+def test_another_text_reuses_only_what_it_shares(pair: Pair, native: NativeEngine) -> None:
+    prompt = PROMPTS[3]
+    (group,) = native.generate([prompt], replace(ROLLOUT, stop=()))
+    kept = group[1].tokens
+    assert all(c.tokens[:4] != kept[:4] for c in (group[0], group[2]))
+    astray = [*prompt, *kept[:4], (kept[4] + 1) % 512, 7, 7]
+    for text, shared in ((astray, 24), ([1, *astray], 0), (prompt[:-1], 0), (prompt, 19)):
+        score, computed, reused = spent(native, lambda text=text: native.logprobs([text], [[3]]))
+        assert (computed, reused) == (len(text) - shared, shared)
+        assert score[0] == near(full_forward(pair.plain, text, [3]))
+
+
+def test_new_weights_leave_nothing_stale(pair: Pair) -> None:
+    model = copy.deepcopy(pair.ours)
+    engine = NativeEngine(model)
+    done = engine.generate(PROMPTS, ROLLOUT)
+    prompts = [[*p, *group[0].tokens, 60, 61] for p, group in zip(PROMPTS, done, strict=True)]
+    stale = engine.logprobs(prompts, [[50]] * len(prompts))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.05)
+    engine.load(model.state_dict())
+    scores, _, reused = spent(engine, lambda: engine.logprobs(prompts, [[50]] * len(prompts)))
+    assert reused == 0
+    assert scores == NativeEngine(copy.deepcopy(model)).logprobs(prompts, [[50]] * len(prompts))
+    assert all(abs(a[0] - b[0]) > 1e-3 for a, b in zip(scores, stale, strict=True))
+
+
+def test_the_oracle_takes_new_weights(pair: Pair) -> None:
+    other = copy.deepcopy(pair.plain)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.05)
+    engine = pair.engine("hf")
+    engine.load(other.state_dict())
+    assert engine.logprobs([[1, 2]], [[3]])[0] == near(full_forward(other, [1, 2], [3]))
+
+
+def test_rest_forgets_but_changes_nothing(native: NativeEngine) -> None:
+    first = native.generate(PROMPTS, ROLLOUT)
+    native.rest()
+    again, computed, reused = spent(native, lambda: native.generate(PROMPTS, ROLLOUT))
+    assert again == first
+    assert reused == 0 and computed > sum(map(len, PROMPTS))
+
+
+def test_a_row_may_fill_the_cache_beside_a_shorter_one(pair: Pair) -> None:
+    """Two rows of 4 tokens in a cache of capacity 5: the padding of the one must not write over its last token."""
+    texts = [[5, 6, 7, 8], [9, 10, 11, 12]]
+    kv = KV(2, 5)
+    for pieces, sizes in (([[5, 6, 7], [9, 0, 0]], [3, 1]), ([[8, 0, 0], [10, 11, 12]], [1, 3])):
+        counts = torch.tensor(sizes)
+        positions = kv.begin(counts)
+        with torch.inference_mode():
+            out = pair.ours(input_ids=torch.tensor(pieces), position_ids=positions, use_cache=False, layout=kv).logits
+        kv.end(counts)
+    with torch.inference_mode():
+        want = pair.plain(torch.tensor(texts)).logits
+    torch.testing.assert_close(out[0, 0], want[0, 3], atol=2e-5, rtol=0)
+    torch.testing.assert_close(out[1], want[1, 1:], atol=2e-5, rtol=0)
+    with pytest.raises(ValueError, match="a row would hold 5 tokens, the cache has room for 4"):
+        kv.begin(torch.tensor([1, 0]))
+
+
+# Random numbers -------------------------------------------------------------------------------------------------------
+
+P = [0.1, 0.4, 0.2, 0.3]
+GRID = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+
+
+def counts(probabilities: list[float], temperature: float = 1.0, top_p: float = 1.0) -> tuple[list[int], torch.Tensor]:
+    """How often each token is drawn over 1000 evenly spaced uniforms, and the log-probs of the draws."""
+    logits = torch.tensor(probabilities).log().expand(1000, -1)
+    tokens, logp = draw(logits, GRID, temperature, top_p)
+    return torch.bincount(tokens, minlength=len(probabilities)).tolist(), logp
+
+
+def test_a_grid_of_uniforms_gives_the_probabilities() -> None:
+    drawn, logp = counts(P)
+    assert drawn == [100, 400, 200, 300]
+    assert sorted({round(x, 4) for x in logp.exp().tolist()}) == [0.1, 0.2, 0.3, 0.4]
+
+
+def test_temperature_by_hand() -> None:
+    """Temperature 1/2 squares: 1 16 4 9 of 30."""
+    drawn, logp = counts(P, temperature=0.5)
+    assert drawn == pytest.approx([1000 * x / 30 for x in (1, 16, 4, 9)], abs=1)
+    assert float(logp.exp().max()) == pytest.approx(16 / 30)
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"),
+    [
+        (0.05, [1]),
+        (0.39, [1]),
+        (0.41, [1, 3]),
+        (0.69, [1, 3]),
+        (0.71, [1, 3, 2]),
+        (0.91, [0, 1, 2, 3]),
+        (1.0, [0, 1, 2, 3]),
+    ],
+)
+def test_top_p_by_hand(top_p: float, kept: list[int]) -> None:
+    """In order 0.4 0.3 0.2 0.1; the token that crosses top_p stays in, and the rest is renormalised."""
+    mass = sum(P[i] for i in kept)
+    drawn, logp = counts(P, top_p=top_p)
+    assert drawn == pytest.approx([1000 * P[i] / mass if i in kept else 0 for i in range(4)], abs=1)
+    assert float(logp.exp().max()) == pytest.approx(0.4 / mass)
+
+
+def test_greedy_reports_the_untempered_logprob() -> None:
+    tokens, logp = draw(torch.tensor([P]).log(), torch.tensor([0.0]), 0.0, 0.5)
+    assert tokens.tolist() == [1]
+    assert float(logp.exp()) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_the_ends_of_the_unit_interval_draw_possible_tokens(top_p: float) -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]]).expand(2, -1)
+    tokens, logp = draw(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), 1.0, top_p)
+    assert tokens.tolist() == [1, 3]
+    assert torch.isfinite(logp).all()
+
+
+def test_impossible_tokens_are_never_drawn() -> None:
+    drawn, _ = counts([0.0, 0.25, 0.0, 0.0, 0.75, 0.0])
+    assert drawn == [0, 250, 0, 0, 750, 0]
+
+
+def test_uniforms_depend_on_seed_prompt_repetition_and_sample() -> None:
+    sampling = Sampling(n=2, max_tokens=4, seed=3)
+    rows = uniforms([[1, 2], [3], [1, 2]], sampling)
+    assert rows.shape == (6, 4) and ((rows >= 0) & (rows < 1)).all()
+    assert len({tuple(r) for r in rows.tolist()}) == 6
+    assert (uniforms([[3], [1, 2]], sampling)[[2, 3, 0, 1]] == rows[:4]).all()
+    assert (uniforms([[3]], replace(sampling, n=1, max_tokens=2))[0] == rows[2, :2]).all(), "more room, same numbers"
+    assert not (uniforms([[3]], replace(sampling, seed=4)) == rows[2:4]).any()
+
+
+# Architectures --------------------------------------------------------------------------------------------------------
+
+SHAPE = dict(vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+SHAPE |= dict(num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.4)
+SHAPE |= dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
+
+
+def tiny(config: str, **options: Any) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = getattr(transformers, config)(**(SHAPE | options))
+        return AutoModelForCausalLM.from_config(made).float().eval()
+
+
+MLA = dict(q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=8, v_head_dim=8, num_key_value_heads=4)
+MLA |= dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, n_group=1, topk_group=1)
+ACCEPTED: list[tuple[str, dict[str, Any]]] = [
+    ("LlamaConfig", {}),
+    ("Qwen2Config", dict(tie_word_embeddings=True)),
+    ("Qwen3Config", dict(head_dim=16)),
+    ("MistralConfig", dict(sliding_window=None)),
+    ("Phi3Config", dict(pad_token_id=0)),
+    ("Olmo2Config", dict(num_key_value_heads=4)),
+    ("GPT2Config", dict(n_embd=32, n_layer=2, n_head=4)),
+    ("Qwen3MoeConfig", dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8)),
+    ("DeepseekV3Config", MLA),  # its keys are wider than its values
+]
+
+
+@pytest.mark.parametrize(("config", "options"), ACCEPTED, ids=[c for c, _ in ACCEPTED])
+def test_any_full_attention_model_works(config: str, options: dict[str, Any]) -> None:
+    model = tiny(config, **options)
+    hf, native = HFEngine(copy.deepcopy(model)), NativeEngine(model)
+    sampling = Sampling(n=2, max_tokens=6, stop=tuple(range(10)))
+    prompts = [[5, 6, 70, 8], [9, 10]]
+    done, want = native.generate(prompts, sampling), hf.generate(prompts, sampling)
+    assert tokens_of(done) == tokens_of(want)
+    assert logprobs_of(done) == near(logprobs_of(want))
+    texts = [[*p, *c.tokens, 20, 21] for p, group in zip(prompts, done, strict=True) for c in group]
+    scores, expected = (e.logprobs(texts, [[30, 31]] * len(texts)) for e in (native, hf))
+    assert [x for row in scores for x in row] == near([x for row in expected for x in row])
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "reason"),
+    [
+        ("MistralConfig", dict(sliding_window=4), "MistralForCausalLM uses a sliding window of 4"),
+        (
+            "Qwen2Config",
+            dict(use_sliding_window=True, sliding_window=4, max_window_layers=1),
+            "Qwen2ForCausalLM uses sliding_attention",
+        ),
+        ("Gemma3TextConfig", dict(head_dim=8), "Gemma3ForCausalLM uses sliding_attention"),
+        ("Lfm2Config", dict(layer_types=["conv", "full_attention"]), "Lfm2ForCausalLM uses conv"),
+        (
+            "Gemma2Config",
+            dict(head_dim=8, layer_types=["full_attention"] * 2, sliding_window=None),
+            "Gemma2Attention caps its attention",
+        ),
+        ("BloomConfig", dict(n_layer=2, n_head=4), "BloomForCausalLM has an attention of its own"),
+        ("StableLmConfig", {}, "StableLmAttention got no layout"),
+        ("GraniteConfig", dict(logits_scaling=8.0), "GraniteForCausalLM scales or caps its logits"),
+        ("CohereConfig", {}, "CohereForCausalLM scales or caps its logits"),
+    ],
+)
+def test_a_model_that_would_give_other_numbers_is_refused_by_name(
+    config: str, options: dict[str, Any], reason: str
+) -> None:
+    model = tiny(config, **options)
+    for _ in range(2):  # and again, by a caller that swallowed the first error
+        with pytest.raises(ValueError, match=reason):
+            install(model)
+
+
+# Packing --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_packed_batch_is_its_samples_one_by_one(pair: Pair) -> None:
+    """Hidden states and gradients, for lengths 3 1 7 2."""
+    samples = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
+    packed, alone = copy.deepcopy(pair.ours), copy.deepcopy(pair.plain)
+    layout = Packing([len(s) for s in samples])
+    assert layout.positions.tolist() == [[0, 1, 2, 0, 0, 1, 2, 3, 4, 5, 6, 0, 1]]
+    ids = torch.tensor([[x for s in samples for x in s]])
+    ours = packed.base_model(input_ids=ids, position_ids=layout.positions, use_cache=False, layout=layout)
+    theirs = [alone.base_model(input_ids=torch.tensor([s])).last_hidden_state[0] for s in samples]
+    hidden = ours.last_hidden_state[0]
+    torch.testing.assert_close(hidden, torch.cat(theirs), atol=1e-5, rtol=0)
+    weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
+    (hidden * weights).sum().backward()
+    (torch.cat(theirs) * weights).sum().backward()
+    gradients = {name: p.grad for name, p in alone.named_parameters() if p.grad is not None}
+    assert len(gradients) > 15
+    for name, p in packed.named_parameters():
+        if name in gradients:
+            scale = float(gradients[name].abs().max())
+            torch.testing.assert_close(
+                p.grad, gradients[name], atol=1e-5 * scale, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+def test_the_count_of_tokens_in_no_sample_depends_on_the_others() -> None:
+    """Lengths 3 and 1: slots 0 1 2 and 3 of 2 x 3."""
+    layout = Packing([3, 1])
+    assert layout.shape == (2, 3)
+    assert layout.slots.tolist() == [0, 1, 2, 3]
+    assert Counter(layout.positions[0].tolist()) == {0: 2, 1: 1, 2: 1}

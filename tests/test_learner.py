@@ -1,0 +1,583 @@
+"""The learner against plain PyTorch: padded batches, one loop per token, the formulas as they are printed.
+
+Gradients are read from Adam's first moment, which with beta1 = 0 is the gradient of the last step.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+from transformers import AutoModelForCausalLM
+
+from twofold.engines.native import NativeEngine
+from twofold.trainer.learner import Diverged, Learner, Loss
+from twofold.trainer.model import load_model
+from twofold.trainer.optim import Muon, Optim, make, rate
+from twofold.types import Sample, Sampling
+
+FREE = Optim(lr=0.0, warmup=0.0, clip=math.inf, beta1=0.0)
+"""Leaves the weights alone and the gradient in Adam's first moment."""
+PROMPT, SUFFIX = [20, 21, 22], [30, 31, 32]
+ATTENTION = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_model: Path) -> Any:
+    return load_model(tiny_model)[0]
+
+
+@pytest.fixture(scope="module")
+def qwen(tiny_qwen: Path) -> Any:
+    return load_model(tiny_qwen)[0]
+
+
+def learner(model: Any, optim: Optim = FREE, loss: Loss | None = None, **options: Any) -> Learner:
+    return Learner(copy.deepcopy(model), optim, loss or Loss(), **({"steps": 100} | options))
+
+
+def gradients(learned: Learner) -> dict[str, Tensor]:
+    state = learned.optimizer.state
+    return {name: state[p]["exp_avg"].clone() for name, p in learned.model.named_parameters() if p in state}
+
+
+def gradient(
+    model: Any, samples: list[Sample], optim: Optim = FREE, loss: Loss | None = None, **options: Any
+) -> dict[str, Tensor]:
+    learned = learner(model, optim, loss, **options)
+    learned.update(samples)
+    return gradients(learned)
+
+
+def flat(gradients: dict[str, Tensor]) -> Tensor:
+    return torch.cat([gradients[name].flatten().double() for name in sorted(gradients)])
+
+
+def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """|a - b| / |b| over all parameters."""
+    assert a.keys() == b.keys()
+    return float((flat(a) - flat(b)).norm() / flat(b).norm())
+
+
+def policy_logprobs(model: Any, tokens: list[int], temperature: float = 1.0) -> list[float]:
+    return [0.0, *NativeEngine(model).logprobs([tokens[:1]], [tokens[1:]], temperature)[0]]
+
+
+def make_samples(model: Any, n: int = 6, temperature: float = 1.0, seed: int = 0) -> list[Sample]:
+    """Ragged samples with end tokens in the middle and at the end, forced tokens, off-policy log-probs and targets.
+
+    The last two are one without a sampled token (pure SFT) and one without a target.
+    """
+    rng, eos = random.Random(seed), model.config.eos_token_id
+    samples = []
+    for i in range(n):
+        before, size = rng.randint(1, 5), rng.randint(2, 9)
+        tokens = [rng.randrange(1, 500) for _ in range(before + size)] + [eos] + SUFFIX
+        tokens[before] = eos
+        sampled = [before <= t < before + size + 1 and rng.random() < 0.9 for t in range(len(tokens))]
+        if i == n - 2:
+            sampled = [False] * len(tokens)
+        behaviour = [
+            p + rng.gauss(0, 0.3) if s else 0.0
+            for p, s in zip(policy_logprobs(model, tokens, temperature), sampled, strict=True)
+        ]
+        advantages = [rng.gauss(0, 1) if s else 0.0 for s in sampled]
+        targets = [0.0] * (len(tokens) - 1) + [0.7 if i < n - 1 else 0.0]
+        samples.append(Sample(tokens, sampled, behaviour, advantages, targets))
+    return samples
+
+
+def oracle(path: Path, samples: list[Sample], loss: Loss, temperature: float = 1.0) -> dict[str, Tensor]:
+    """Gradients of the objective, one token at a time, over a right-padded batch of an untouched transformers model."""
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32)
+    pad, longest = model.config.eos_token_id, max(len(s.tokens) for s in samples)
+    ids = torch.tensor([s.tokens + [pad] * (longest - len(s.tokens)) for s in samples])
+    mask = torch.tensor([[1] * len(s.tokens) + [0] * (longest - len(s.tokens)) for s in samples])
+    logits = model(ids, attention_mask=mask).logits
+    per_sample, nll = [], []
+    for b, s in enumerate(samples):
+        terms = []
+        for t, token in enumerate(s.tokens):
+            if s.targets[t]:
+                nll.append(-s.targets[t] * logits[b, t - 1].log_softmax(-1)[token])
+            if s.sampled[t]:
+                logp = (logits[b, t - 1] / temperature).log_softmax(-1)[token]
+                ratio, a = torch.exp(logp - s.logprobs[t]), s.advantages[t]
+                term = -torch.minimum(ratio * a, torch.clamp(ratio, 1 - loss.clip_low, 1 + loss.clip_high) * a)
+                if loss.beta and s.reference is not None:
+                    r = torch.exp(s.reference[t] - logp)
+                    term = term + loss.beta * (r - torch.log(r) - 1)
+                terms.append(term)
+        if terms:
+            per_sample.append(torch.stack(terms))
+    policy = {
+        "token": lambda: torch.cat(per_sample).mean(),
+        "sequence": lambda: torch.stack([x.mean() for x in per_sample]).mean(),
+        "constant": lambda: torch.stack([x.sum() / loss.constant for x in per_sample]).mean(),
+    }[loss.normalise]()
+    (policy + torch.stack(nll).mean()).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+# ---------------------------------------------------------------- the gradient
+
+
+@pytest.mark.parametrize("normalise", ["token", "sequence", "constant"])
+def test_gradient_equals_plain_pytorch(llama, tiny_model, normalise):
+    loss, samples = Loss(normalise, constant=7), make_samples(llama)
+    assert distance(gradient(llama, samples, loss=loss), oracle(tiny_model, samples, loss)) < 1e-4
+
+
+def test_gradient_equals_plain_pytorch_where_pad_is_eos_and_embeddings_are_tied(qwen, tiny_qwen):
+    assert qwen.config.pad_token_id == qwen.config.eos_token_id
+    samples = make_samples(qwen)
+    assert distance(gradient(qwen, samples), oracle(tiny_qwen, samples, Loss())) < 1e-4
+
+
+def test_gradient_equals_plain_pytorch_at_another_temperature(llama, tiny_model):
+    samples = make_samples(llama, temperature=0.7)
+    assert distance(gradient(llama, samples, temperature=0.7), oracle(tiny_model, samples, Loss(), 0.7)) < 1e-4
+
+
+def test_gradient_with_a_kl_to_the_reference_equals_plain_pytorch(llama, tiny_model):
+    rng = random.Random(3)
+    samples = [replace(s, reference=[p + rng.gauss(0, 0.5) for p in s.logprobs]) for s in make_samples(llama)]
+    loss = Loss(beta=0.3)
+    with_kl = gradient(llama, samples, loss=loss)
+    assert distance(with_kl, oracle(tiny_model, samples, loss)) < 1e-4
+    assert distance(with_kl, gradient(llama, samples)) > 1e-2
+
+
+@pytest.mark.parametrize("normalise", ["token", "sequence", "constant"])
+def test_micro_batches_and_order_do_not_change_the_gradient(llama, normalise):
+    samples, loss = make_samples(llama), Loss(normalise)
+    whole = gradient(llama, samples, loss=loss)
+    assert distance(gradient(llama, samples, loss=loss, micro_tokens=1), whole) < 1e-5
+    assert distance(gradient(llama, samples, loss=loss, micro_tokens=30), whole) < 1e-5
+    assert distance(gradient(llama, samples[::-1], loss=loss), whole) < 1e-5
+
+
+def test_metrics_are_of_the_whole_batch_not_of_the_last_micro_batch(llama):
+    samples = make_samples(llama)
+    whole, split = (learner(llama, micro_tokens=m).update(samples) for m in (10_000, 1))
+    assert (
+        whole.keys()
+        == split.keys()
+        >= {"loss", "policy_loss", "target_loss", "entropy", "clip_ratio", "mismatch", "grad_norm", "lr"}
+    )
+    assert split == pytest.approx(whole, rel=1e-4, abs=1e-5)
+
+
+def test_one_forward_pass_for_both_streams_equals_two(llama):
+    """RL^V: the verdict behind the solution costs the policy nothing."""
+    both = make_samples(llama)
+    solutions = [
+        Sample(*(x[: -len(SUFFIX)] for x in (s.tokens, s.sampled, s.logprobs, s.advantages, s.targets))) for s in both
+    ]
+    verdicts = [replace(s, sampled=[False] * len(s.tokens), advantages=[0.0] * len(s.tokens)) for s in both]
+    separate = [gradient(llama, s) for s in (solutions, verdicts)]
+    assert distance(gradient(llama, both), {name: separate[0][name] + separate[1][name] for name in separate[0]}) < 1e-4
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_what_is_sampled_is_what_is_scored(llama, temperature):
+    """Log-probs of the engine and of the learner agree at step 0, with the judgement behind the solution and without."""
+    model = copy.deepcopy(llama)
+    stop = (model.config.eos_token_id,)
+    completions = NativeEngine(model).generate([PROMPT, PROMPT[:2]], Sampling(3, temperature, max_tokens=12, stop=stop))
+    for suffix in ([], SUFFIX):
+        samples = []
+        for prompt, c in zip([PROMPT] * 3 + [PROMPT[:2]] * 3, completions[0] + completions[1], strict=True):
+            before, behind = [0.0] * len(prompt), [0.0] * len(suffix)
+            targets = [0.0] * (len(prompt) + len(c.tokens)) + ([0.0, 0.0, 1.0] if suffix else [])
+            samples.append(
+                Sample(
+                    [*prompt, *c.tokens, *suffix],
+                    [False] * len(prompt) + c.sampled + [False] * len(suffix),
+                    before + c.logprobs + behind,
+                    before + [1.0] * len(c.tokens) + behind,
+                    targets,
+                )
+            )
+        stats = learner(model, temperature=temperature).update(samples)
+        assert stats["mismatch"] < 1e-5
+        assert stats["clip_ratio"] == 0
+        assert stats["policy_loss"] == pytest.approx(-1, abs=1e-4)  # every ratio is 1
+    assert learner(model, temperature=1.5).update(samples)["mismatch"] > 0.01
+
+
+def test_the_stop_token_gets_credit(llama):
+    eos = llama.config.eos_token_id
+    tokens = [*PROMPT, 40, eos]
+    behaviour = policy_logprobs(llama, tokens)
+    sample = Sample(tokens, [False] * 3 + [True] * 2, behaviour, [0.0, 0.0, 0.0, 0.0, 1.0], [0.0] * 5)
+    learned = learner(llama, Optim(lr=1e-3, warmup=0.0))
+    learned.update([sample])
+    assert policy_logprobs(learned.model, tokens)[-1] > behaviour[-1] + 1e-3
+
+
+def test_forced_tokens_carry_no_policy_gradient(llama):
+    samples = make_samples(llama)
+    loud = [
+        replace(s, advantages=[a if p else 100.0 for a, p in zip(s.advantages, s.sampled, strict=True)])
+        for s in samples
+    ]
+    assert distance(gradient(llama, loud), gradient(llama, samples)) < 1e-6
+
+
+# ---------------------------------------------------------------- the scalar head
+
+
+@pytest.mark.parametrize("kind", ["bce", "mse"])
+def test_value_head_gradient_equals_plain_pytorch(llama, tiny_model, kind):
+    model = copy.deepcopy(llama)
+    torch.manual_seed(0)
+    model.value_head = torch.nn.Linear(model.config.hidden_size, 1)
+    labels = [1.0, 0.0, 1.0]
+    rows = [[*PROMPT, 50, 51], [*PROMPT, 60], [70, 71]]
+    samples = [
+        Sample(r, [False] * len(r), *([0.0] * len(r) for _ in range(3)), values=[(len(r) - 1, y, 0.5)])
+        for r, y in zip(rows, labels, strict=True)
+    ]
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="eager", dtype=torch.float32)
+    head = copy.deepcopy(model.value_head)
+    scores = torch.stack([head(plain.model(torch.tensor([r])).last_hidden_state[0, -1])[0] for r in rows])
+    loss = 0.5 * (binary_cross_entropy_with_logits if kind == "bce" else mse_loss)(scores, torch.tensor(labels))
+    loss.backward()
+    expected = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
+    expected |= {f"value_head.{name}": p.grad for name, p in head.named_parameters()}
+    learned = learner(model, value=kind, micro_tokens=5)
+    stats = learned.update(samples)
+    found = gradients(learned)
+    assert stats["value_loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert distance({name: found[name] for name in expected}, expected) < 1e-4
+    assert all(not g.any() for name, g in found.items() if name not in expected)
+
+
+# ---------------------------------------------------------------- clipping
+
+
+def clipped_by_hand(g: dict[str, Tensor], bound: float) -> dict[str, Tensor]:
+    return {name: x * min(1.0, bound / float(flat(g).norm())) for name, x in g.items()}
+
+
+def test_a_strange_verdict_cannot_drown_the_policy(llama):
+    """Each stream is bounded on its own: a target loss 1000 times too large leaves the policy's share as it was."""
+    both = [replace(s, targets=[1000 * t for t in s.targets]) for s in make_samples(llama)]
+    policy = gradient(llama, [replace(s, targets=[0.0] * len(s.tokens)) for s in both])
+    targets = gradient(llama, [replace(s, sampled=[False] * len(s.tokens)) for s in both])
+    bound = 0.5 * float(flat(policy).norm())  # both are over it
+    assert float(flat(targets).norm()) > 100 * bound
+    a, b = clipped_by_hand(policy, bound), clipped_by_hand(targets, bound)
+    learned = learner(llama, replace(FREE, clip=bound))
+    stats = learned.update(both)
+    assert distance(gradients(learned), {name: a[name] + b[name] for name in a}) < 1e-3
+    assert stats["grad_norm/policy"] == pytest.approx(2 * bound, rel=1e-3)
+    assert stats["grad_norm/targets"] == pytest.approx(float(flat(targets).norm()), rel=1e-3)
+
+
+def test_streams_are_told_apart_by_their_credit_not_by_their_loss(llama):
+    """On policy the loss is minus the mean advantage: 0 in a balanced group, whose gradient is anything but 0."""
+    samples = [replace(s, targets=[0.0] * (len(s.tokens) - 1) + [1000.0]) for s in make_samples(llama, 2)]
+    size = 6
+    balanced = []
+    for s, sign in zip(samples, (1.0, -1.0), strict=True):
+        sampled = [1 <= t < size for t in range(len(s.tokens))]
+        behaviour = [p if m else 0.0 for p, m in zip(policy_logprobs(llama, s.tokens), sampled, strict=True)]
+        balanced.append(replace(s, sampled=sampled, logprobs=behaviour, advantages=[sign * m for m in sampled]))
+    stats = learner(llama, replace(FREE, clip=0.1)).update(balanced)
+    assert stats["policy_loss"] == pytest.approx(0, abs=1e-6)
+    assert stats["grad_norm/policy"] > 0.1
+    exact = [
+        replace(s, logprobs=[math.nan if m else 0.0 for m in s.sampled], advantages=[0.0] * len(s.tokens))
+        for s in balanced
+    ]
+    assert math.isnan(learner(llama).update(exact)["loss"])  # and a loss that is not a number is not taken for 0
+
+
+def test_one_stream_is_clipped_as_usual(llama):
+    samples = [replace(s, targets=[0.0] * len(s.tokens)) for s in make_samples(llama)]
+    whole = gradient(llama, samples)
+    assert distance(gradient(llama, samples, replace(FREE, clip=0.1)), clipped_by_hand(whole, 0.1)) < 1e-4
+
+
+def test_how_often_norms_are_logged_does_not_change_the_training(llama):
+    """Also where the streams cancel, so that the joint norm is under the bound and each of them over it."""
+    s = make_samples(llama, 3)[0]
+    at = len(PROMPT)
+    tokens = [*PROMPT, 40]
+    behaviour = [0.0] * at + [policy_logprobs(llama, tokens)[-1]]
+    cancel = Sample(tokens, [False] * at + [True], behaviour, [0.0] * at + [-1.0], [0.0] * at + [1.0 + 1e-4])
+    for samples in ([cancel], [s]):
+        optim = replace(FREE, clip=0.05)
+        often, seldom = (learner(llama, optim, norms_every=every) for every in (1, 1000))
+        for learned in (often, seldom):
+            learned.update([])
+            learned.step = 1  # at 0 the norms are always due
+        stats = [learned.update(samples) for learned in (often, seldom)]
+        assert "grad_norm/policy" in stats[0]
+        assert all(
+            torch.equal(x, y) for x, y in zip(gradients(often).values(), gradients(seldom).values(), strict=True)
+        )
+
+
+# ---------------------------------------------------------------- what must not crash, and what must not pass
+
+
+def everything(learned: Learner) -> list[Tensor]:
+    moments = [x for state in learned.optimizer.state.values() for x in state.values()]
+    return [x.clone() for x in (*learned.model.parameters(), *moments)]
+
+
+@pytest.mark.parametrize("stream", ["advantages", "logprobs", "targets"])
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_one_bad_number_leaves_weights_and_moments_untouched(llama, stream, poison, caplog):
+    samples = make_samples(llama)
+    learned = learner(llama, Optim(lr=1e-3, warmup=0.0))
+    learned.update(samples)
+    before = everything(learned)
+    values = list(getattr(samples[0], stream))
+    at = len(values) - 1 if stream == "targets" else samples[0].sampled.index(True)
+    values[at] = poison
+    if stream == "logprobs" and poison == math.inf:
+        samples[0].advantages[at] = 1.0  # a ratio of 0 is a number, if a useless one
+        assert learned.update([replace(samples[0], logprobs=values), *samples[1:]])["skipped"] == 0
+        return
+    if stream == "logprobs":
+        samples[0].advantages[at] = -1.0  # a ratio that overflows is cut off where the advantage is positive
+    with caplog.at_level(logging.WARNING):
+        stats = learned.update([replace(samples[0], **{stream: values}), *samples[1:]])
+    assert stats["skipped"] == 1
+    assert "update skipped" in caplog.text and "not finite" in caplog.text
+    assert all(torch.equal(x, y) for x, y in zip(before, everything(learned), strict=True))
+    assert learned.update(samples)["skipped"] == 0
+
+
+def test_three_bad_updates_in_a_row_stop_the_run(llama):
+    good = make_samples(llama, 3)
+    bad = [replace(good[0], advantages=[math.nan] * len(good[0].tokens))]
+    learned = learner(llama)
+    for samples in (bad, bad, good, bad, bad):
+        learned.update(samples)
+    with pytest.raises(Diverged, match="three updates in a row"):
+        learned.update(bad)
+
+
+def test_an_improbable_verdict_does_not_disturb_the_policy_terms(llama):
+    """A target is no policy token, so no ratio may be formed there: 1 / p overflows for p = exp(-200)."""
+    model = copy.deepcopy(llama)
+    with torch.no_grad():
+        model.lm_head.weight *= 200
+    samples = make_samples(model, 3)
+    samples = [replace(s, reference=[0.0] * len(s.tokens), logprobs=policy_logprobs(model, s.tokens)) for s in samples]
+    samples = [
+        replace(s, reference=[p if m else 0.0 for p, m in zip(s.logprobs, s.sampled, strict=True)]) for s in samples
+    ]
+    stats = learner(model, loss=Loss(beta=0.1)).update(samples)
+    assert stats["target_loss"] > 100
+    assert stats["skipped"] == 0
+    assert stats["kl"] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_kl_without_a_reference_is_refused(llama):
+    """Not left out in silence, for all samples or for some."""
+    samples = make_samples(llama, 3)
+    samples[0] = replace(samples[0], reference=samples[0].logprobs)
+    with pytest.raises(ValueError, match=r"beta.*reference"):
+        learner(llama, loss=Loss(beta=0.1)).update(samples)
+
+
+def test_no_samples_is_no_update(llama):
+    learned = learner(llama, Optim(lr=1.0))
+    before = everything(learned)
+    assert learned.update([]) == {}
+    assert all(torch.equal(x, y) for x, y in zip(before, everything(learned), strict=True))
+
+
+def test_samples_with_nothing_to_learn_are_harmless(llama):
+    idle = Sample([*PROMPT, 5], [False] * 4, *([0.0] * 4 for _ in range(3)))
+    stats = learner(llama).update([idle, idle])
+    assert stats["loss"] == 0 and stats["skipped"] == 0 and stats["grad_norm"] == 0
+    samples = make_samples(llama)
+    with_idle = gradient(llama, [idle, *samples], micro_tokens=1)
+    assert distance(with_idle, gradient(llama, samples)) < 1e-5
+
+
+# ---------------------------------------------------------------- epochs, minibatches, metrics
+
+
+def test_epochs_and_minibatches_are_optimiser_steps_on_one_set_of_rollouts(llama):
+    samples = [replace(s, targets=[0.0] * len(s.tokens)) for s in make_samples(llama) if any(s.sampled)]
+    fresh = []
+    for s in samples:
+        fresh.append(
+            replace(
+                s, logprobs=[p if m else 0.0 for p, m in zip(policy_logprobs(llama, s.tokens), s.sampled, strict=True)]
+            )
+        )
+    one = learner(llama, Optim(lr=1e-2, warmup=0.0)).update(fresh)
+    assert one["clip_ratio"] == 0 and one["mismatch"] < 1e-5
+    learned = learner(llama, Optim(lr=1e-2, warmup=0.0), epochs=2, minibatches=2)
+    many = learned.update(fresh)
+    assert all(state["step"] == 4 for state in learned.optimizer.state.values())
+    assert many["clip_ratio"] > 0 and many["mismatch"] > 0.01  # the policy has moved away from the one that sampled
+    again = learner(llama, Optim(lr=1e-2, warmup=0.0), epochs=2, minibatches=2)
+    assert again.update(fresh) == many
+    assert all(torch.equal(x, y) for x, y in zip(everything(again), everything(learned), strict=True))
+
+
+def test_more_minibatches_than_samples(llama):
+    learned = learner(llama, minibatches=5)
+    assert learned.update(make_samples(llama, 2))["skipped"] == 0
+    assert all(state["step"] == 2 for state in learned.optimizer.state.values())
+
+
+def test_a_metric_is_the_mean_over_the_steps_that_have_it(llama):
+    """Norms per stream are taken where something is clipped; steps where nothing is must not count as norms of 0."""
+    loud, quiet = (make_samples(llama, 3, seed=seed)[0] for seed in (0, 1))
+    quiet = replace(quiet, advantages=[1e-6 * a for a in quiet.advantages], targets=[1e-6 * t for t in quiet.targets])
+    alone, both = learner(llama, replace(FREE, clip=0.1)), learner(llama, replace(FREE, clip=0.1), minibatches=2)
+    alone.step = both.step = 1  # at 0 the norms are always due
+    expected = alone.update([loud])["grad_norm/policy"]
+    assert both.update([loud, quiet])["grad_norm/policy"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_metrics_per_token_do_not_depend_on_dr_grpos_constant(llama):
+    samples = make_samples(llama)
+    stats = [
+        learner(llama, loss=loss).update(samples)
+        for loss in (Loss("token"), Loss("constant", 7), Loss("constant", 1000))
+    ]
+    for name in ("entropy", "mismatch", "clip_ratio"):
+        assert stats[1][name] == pytest.approx(stats[0][name], rel=1e-4)
+        assert stats[2][name] == pytest.approx(stats[0][name], rel=1e-4)
+    assert 0 < stats[0]["clip_ratio"] < 1
+
+
+# ---------------------------------------------------------------- precision and memory
+
+
+def test_bfloat16_runs_in_autocast_over_float32_weights(llama):
+    samples = make_samples(llama)
+    learned = learner(llama, replace(FREE, lr=1e-3), precision="bfloat16")
+    assert learned.update(samples)["skipped"] == 0
+    assert all(p.dtype == torch.float32 for p in learned.model.parameters())
+    low, full = flat(gradients(learned)), flat(gradient(llama, samples))
+    assert 0.9 < torch.nn.functional.cosine_similarity(low, full, dim=0) < 1 - 1e-9
+
+
+def test_gradient_checkpointing_runs_layers_twice_and_changes_nothing(llama):
+    samples = make_samples(llama)
+    plain, saving = learner(llama), learner(llama, checkpointing=True)
+    runs = []
+    for learned in (plain, saving):
+        calls: list[int] = []
+        learned.model.model.layers[1].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        learned.update(samples)
+        runs.append(len(calls))
+    assert runs[1] > runs[0]  # a layer is computed again in the backward pass
+    assert distance(gradients(saving), gradients(plain)) < 1e-5
+    assert not any(m.training for m in saving.model.modules())  # and the engine finds the model as it was
+
+
+# ---------------------------------------------------------------- schedule and optimisers
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (Optim(lr=1.0, warmup=0.0), {0: 1.0, 9: 1.0}),
+        (Optim(lr=3.0, warmup=0.3), {0: 1.0, 1: 2.0, 2: 3.0, 3: 3.0, 9: 3.0}),
+        (Optim(lr=1.0, warmup=0.01), {0: 1.0}),  # one step of warm-up out of one
+        (Optim(lr=1.0, warmup=0.2, schedule="linear"), {0: 0.5, 1: 1.0, 2: 1.0, 6: 0.5, 9: 0.125}),
+        (Optim(lr=1.0, warmup=0.2, schedule="cosine"), {2: 1.0, 6: 0.5, 4: 0.5 + 0.5 * math.cos(math.pi / 4)}),
+        (Optim(lr=1.0, warmup=0.0, schedule="cosine", final=0.1), {0: 1.0, 5: 0.55}),
+        (Optim(lr=1.0, warmup=0.0, schedule="linear", hold=0.6), {5: 1.0, 6: 1.0, 8: 0.5}),
+        (Optim(lr=1.0, warmup=0.0, final=0.1), {9: 1.0}),
+    ],
+)
+def test_rate_by_hand(config, expected):
+    assert {step: rate(config, step, 10) for step in expected} == pytest.approx(expected)
+
+
+def test_the_learner_follows_the_schedule(llama):
+    samples = make_samples(llama, 2)
+    learned = learner(llama, Optim(lr=1e-3, warmup=0.5), steps=4)
+    assert [learned.update(samples)["lr"] for _ in range(3)] == pytest.approx([5e-4, 1e-3, 1e-3])
+
+
+def test_weight_decay_falls_on_matrices_only(llama):
+    groups = make(Optim(weight_decay=0.1), llama).param_groups
+    decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
+    assert decayed == {id(p) for p in llama.parameters() if p.ndim == 2}
+
+
+MUON = Optim("muon", lr=0.02, warmup=0.0, schedule="linear", clip=math.inf)
+
+
+def test_muon_takes_orthogonal_steps_in_hidden_matrices_and_adams_elsewhere(llama):
+    samples = make_samples(llama)
+    learned = learner(llama, MUON)
+    learned.update(samples)
+    for name, before in llama.named_parameters():
+        change = (before - learned.model.get_parameter(name)).detach()
+        if before.ndim == 2 and "layers" in name:
+            singular = torch.linalg.svdvals(change / (0.02 * 0.2 * math.sqrt(max(before.shape))))
+            assert singular.median() > 0.5 and singular.max() < 1.3, name
+        else:  # Adam's first step is the learning rate; embedding and head are no hidden matrices
+            assert change.abs().max().item() == pytest.approx(0.02, rel=1e-3), name
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (16, 8), (8, 16)])
+def test_muon_orthogonalises(shape):
+    torch.manual_seed(0)
+    w = torch.nn.Parameter(torch.zeros(shape))
+    other = torch.nn.Parameter(torch.zeros(3))
+    optimiser = Muon([w], torch.optim.AdamW([other], lr=0.1), Optim(lr=0.1))
+    u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    spectrum = torch.linspace(0.2, 1.0, 8)
+    goal = u @ torch.diag(spectrum) @ v
+    before = ((w - goal) ** 2).sum() + ((other - 1) ** 2).sum()
+    before.backward()
+    optimiser.step()
+    singular = torch.linalg.svdvals(w.detach()) / (0.1 * 0.2 * math.sqrt(max(shape)))
+    assert singular.min() > 0.6 and singular.max() < 1.3  # whatever the gradient's own: 0.2 to 1
+    assert torch.allclose(other, torch.full((3,), 0.1), atol=1e-4)
+    assert ((w - goal) ** 2).sum() + ((other - 1) ** 2).sum() < before
+    with torch.no_grad():  # a quadratic is walked down
+        for _ in range(60):
+            w.grad, other.grad = 2 * (w - goal), 2 * (other - 1)
+            optimiser.step()
+    assert (w - goal).norm() < 0.3 * goal.norm()
+
+
+def test_muon_state_survives_a_round_trip_and_the_schedule_goes_on(llama):
+    samples = make_samples(llama, 3)
+    straight = learner(llama, MUON, steps=5)
+    for _ in range(3):
+        straight.update(samples)
+    resumed = learner(straight.model, MUON, steps=5)
+    resumed.optimizer.load_state_dict(copy.deepcopy(straight.optimizer.state_dict()))
+    resumed.step = straight.step
+    for learned in (straight, resumed):
+        learned.update(samples)
+        learned.update(samples)
+    pairs = zip(straight.model.parameters(), resumed.model.parameters(), strict=True)
+    assert all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_muon_state_of_an_optimiser_that_has_not_stepped(llama):
+    fresh = make(MUON, copy.deepcopy(llama))
+    fresh.load_state_dict(make(MUON, llama).state_dict())
+    assert not fresh.state_dict()["state"]
+    json.dumps(fresh.state_dict()["state"])

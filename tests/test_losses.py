@@ -1,0 +1,189 @@
+"""The loss terms on hand numbers, and their gradients against finite differences and closed forms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from twofold.maths import logprobs
+from twofold.maths.losses import clipped, k3
+from twofold.maths.packing import micro_batches
+from twofold.maths.weights import policy_weights, target_weights
+
+
+def numbers(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def finite_differences(f: Callable[[Tensor], Tensor], x: Tensor, h: float = 1e-6) -> Tensor:
+    out = torch.zeros_like(x)
+    for i in range(x.numel()):
+        step = torch.zeros_like(x).view(-1)
+        step[i] = h
+        step = step.view_as(x)
+        out.view(-1)[i] = (f(x + step) - f(x - step)) / (2 * h)
+    return out
+
+
+def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(f(x), x)[0]
+
+
+# ---------------------------------------------------------------- PPO's clipped surrogate
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [  # slope: of the loss in logp, which is -ratio * advantage where not clipped
+        (1.0, 2.0, -2.0, -2.0),
+        (1.1, 2.0, -2.2, -2.2),
+        (1.5, 1.0, -1.2, 0.0),  # better already by more than 20%: nothing more to gain
+        (1.5, -1.0, 1.5, 1.5),  # worse: the pessimistic side is never clipped
+        (0.5, -1.0, 0.8, 0.0),
+        (0.5, 1.0, -0.5, -0.5),
+        (3.0, 0.0, 0.0, 0.0),
+    ],
+)
+def test_clipped_on_hand_numbers(ratio, advantage, loss, slope):
+    behaviour = numbers(-1.3)
+    f = lambda logp: clipped(logp, behaviour, numbers(advantage)).sum()  # noqa: E731
+    logp = behaviour + math.log(ratio)
+    assert f(logp).item() == pytest.approx(loss)
+    assert gradient(f, logp).item() == pytest.approx(slope)
+
+
+def test_clip_bounds_are_apart():
+    high = clipped(numbers(math.log(1.5)), numbers(0), numbers(1), low=0.2, high=0.28)
+    low = clipped(numbers(math.log(0.5)), numbers(0), numbers(-1), low=0.1, high=0.28)
+    assert (high.item(), low.item()) == pytest.approx((-1.28, 0.9))
+
+
+def test_clipped_gradient_equals_finite_differences():
+    rng = torch.Generator().manual_seed(0)
+    behaviour, advantages = torch.randn(2, 200, generator=rng, dtype=torch.float64)
+    logp = behaviour + 0.3 * torch.randn(200, generator=rng, dtype=torch.float64)
+    f = lambda x: clipped(x, behaviour, advantages).sum()  # noqa: E731
+    exact, numeric = gradient(f, logp), finite_differences(f, logp)
+    assert 20 < (exact == 0).sum() < 180  # both branches are met
+    assert ((exact - numeric).norm() / exact.norm()).item() < 1e-6
+
+
+# ---------------------------------------------------------------- KL
+
+
+def test_k3_on_hand_numbers():
+    # p = 1/2, reference 1/4: r = 1/2, so 1/2 + ln 2 - 1; and p = 1/4, reference 1/2: r = 2, so 2 - ln 2 - 1
+    kl = k3(numbers(0.5, 0.25, 0.3).log(), numbers(0.25, 0.5, 0.3).log())
+    assert kl.tolist() == pytest.approx([math.log(2) - 0.5, 1 - math.log(2), 0.0])
+
+
+def test_k3_is_an_unbiased_estimate_of_the_kl():
+    p, reference = numbers(0.5, 0.3, 0.2), numbers(0.2, 0.2, 0.6)
+    assert (p * k3(p.log(), reference.log())).sum().item() == pytest.approx((p * (p / reference).log()).sum().item())
+
+
+def test_k3_gradient_on_a_softmax_equals_its_closed_form():
+    """d/dlogits of k3 at token a is (1 - r) (onehot(a) - p): the policy is drawn to the reference at a, no more."""
+    logits, reference = numbers(0.3, -1.2, 0.9, 0.1), numbers(-0.5, 0.4, 0.2, 1.1).log_softmax(-1)
+    p = logits.softmax(-1)
+    for a in range(4):
+
+        def f(x: Tensor, a: int = a) -> Tensor:
+            return k3(x.log_softmax(-1)[a], reference[a])
+
+        ratio = (reference[a] - p[a].log()).exp()
+        closed = (1 - ratio) * (torch.nn.functional.one_hot(torch.tensor(a), 4) - p)
+        assert torch.allclose(gradient(f, logits), closed, rtol=1e-12, atol=1e-12)
+        numeric = finite_differences(f, logits)
+        assert ((closed - numeric).norm() / closed.norm()).item() < 1e-6
+
+
+# ---------------------------------------------------------------- the denominator is data
+
+SAMPLED = [[False, True, True, False, True], [True], [False, False]]  # 3 and 1 sampled tokens, and none
+
+
+def test_token_weights():
+    assert policy_weights(SAMPLED, "token") == [[0, 1 / 4, 1 / 4, 0, 1 / 4], [1 / 4], [0, 0]]
+
+
+def test_sequence_weights_count_samples_that_take_part():
+    assert policy_weights(SAMPLED, "sequence") == [[0, 1 / 6, 1 / 6, 0, 1 / 6], [1 / 2], [0, 0]]
+
+
+def test_constant_weights_ignore_length():
+    assert policy_weights(SAMPLED, "constant", constant=10) == [[0, 1 / 20, 1 / 20, 0, 1 / 20], [1 / 20], [0, 0]]
+
+
+@pytest.mark.parametrize("how", ["token", "sequence", "constant"])
+def test_no_sampled_token_anywhere_is_no_weight(how):
+    assert policy_weights([[False], [False, False]], how) == [[0], [0, 0]]
+
+
+def test_target_weights_are_a_mean_over_targets_each_times_its_weight():
+    assert target_weights([[0, 1.0], [0, 0.5], [0, 0]]) == [[0, 0.5], [0, 0.25], [0, 0]]
+    assert target_weights([[0, 0], []]) == [[0, 0], []]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.lists(st.booleans(), min_size=1, max_size=6), min_size=1, max_size=6).filter(lambda x: any(map(any, x)))
+)
+def test_token_and_sequence_weights_sum_to_one(sampled):
+    for how in ("token", "sequence"):
+        assert sum(map(sum, policy_weights(sampled, how))) == pytest.approx(1)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 64))
+def test_micro_batches_keep_every_sample_once_and_within_budget(lengths, budget):
+    groups = micro_batches(lengths, budget)
+    assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in g) <= budget or len(g) == 1 for g in groups)
+
+
+# ---------------------------------------------------------------- log-probs without the logits of a whole batch
+
+
+@pytest.fixture
+def case() -> tuple[torch.nn.Linear, Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    temperature = torch.tensor([1.0, 0.7] * 6)
+    return torch.nn.Linear(8, 20, bias=False), torch.randn(12, 8), torch.randint(20, (12,)), temperature
+
+
+def test_token_logprobs_equal_log_softmax(case):
+    head, hidden, tokens, temperature = case
+    logp, entropy = logprobs.token_logprobs(head, hidden, tokens, temperature)
+    oracle = torch.distributions.Categorical(logits=head(hidden) / temperature[:, None])
+    assert torch.allclose(logp, oracle.log_prob(tokens), atol=1e-6)
+    assert torch.allclose(entropy, oracle.entropy(), atol=1e-6)
+    assert not entropy.requires_grad
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 12])
+def test_chunks_change_neither_values_nor_gradients(case, chunk, monkeypatch):
+    head, hidden, tokens, temperature = case
+    results = []
+    for size in (4096, chunk):
+        monkeypatch.setattr(logprobs, "CHUNK", size)
+        x = hidden.clone().requires_grad_()
+        logp, entropy = logprobs.token_logprobs(head, x, tokens, temperature)
+        head.zero_grad()
+        (logp * torch.arange(12)).sum().backward()
+        results.append((logp.detach(), entropy, x.grad, head.weight.grad.clone()))
+    for whole, chunked in zip(*results, strict=True):
+        assert torch.allclose(whole, chunked, atol=1e-5)
+
+
+def test_no_token_at_all_is_no_logprob(case):
+    head, hidden, tokens, temperature = case
+    logp, entropy = logprobs.token_logprobs(head, hidden[:0], tokens[:0], temperature[:0])
+    assert logp.shape == entropy.shape == (0,)

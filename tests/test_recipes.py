@@ -1,0 +1,461 @@
+"""Recipes: what of a rollout becomes credit, what becomes a target, and how often the engine is asked.
+
+The scripted engine and task are real ones with known contents, so that every advantage can be worked out by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twofold.compute.judge import question
+from twofold.compute.rollout import rollouts
+from twofold.engines.native import NativeEngine
+from twofold.maths.credit import grpo, rloo
+from twofold.recipes import base, rlv, sft
+from twofold.recipes.corpus import Mix, document
+from twofold.recipes.rlv import RLV
+from twofold.tasks.procedural import Countdown, Letters, Sums, apply, evaluate
+from twofold.text.chat import CRITIQUE, JUDGE, Chat, Turn
+from twofold.trainer.model import load_model
+from twofold.types import Completion, Grade, Problem, Sample, Sampling
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Any:
+    return load_model(tiny_model)[0]
+
+
+@pytest.fixture(scope="module")
+def chat(tiny_model: Path) -> Chat:
+    return Chat(load_model(tiny_model)[1])
+
+
+@dataclass
+class Scripted:
+    """An engine that says what stands in ``script``: prefix as text -> texts; a text that ends in "..." was cut."""
+
+    chat: Chat
+    script: Mapping[str, Sequence[str]]
+    generated: list[tuple[list[list[int]], Sampling]] = field(default_factory=list)
+    scored: list[list[list[int]]] = field(default_factory=list)
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+        self.generated.append(([list(p) for p in prompts], sampling))
+        return [[self.completion(t) for t in self.script[self.chat.decode(p)]] for p in prompts]
+
+    def completion(self, text: str) -> Completion:
+        tokens = self.chat.encode(text) + ([] if text.endswith("...") else [self.chat.stop[0]])
+        finish = "length" if text.endswith("...") else "stop"
+        return Completion(tokens, [-0.1 * (t + 1) for t in range(len(tokens))], [True] * len(tokens), finish)
+
+    def logprobs(self, prompts: Any, continuations: Any, temperature: float = 1.0) -> list[list[float]]:
+        self.scored.append([list(p) for p in prompts])
+        return [[-1.0] * len(c) for c in continuations]
+
+    def load(self, weights: Mapping[str, Any]) -> None: ...
+
+    def rest(self) -> None: ...
+
+
+class Words:
+    """Right is what ends in "yes"; what ends in "late" cannot be graded in time."""
+
+    name = "words"
+
+    def problem(self, split: str, i: int) -> Problem:
+        return Problem(f"{split}-{i}", f"Q{i}", "yes")
+
+    def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
+        if text.endswith("late"):
+            return text, Grade(None, "timeout")
+        return text, Grade(1.0, "correct") if text.endswith("yes") else Grade(0.0, "wrong")
+
+
+PROBLEMS = [Words().problem("train", 0), Words().problem("train", 1)]
+GROUPS = {"Q0": ["one yes", "two no", "three no", "four no"], "Q1": ["no one", "no", "maybe no", "so no"]}
+
+
+def recipe(chat: Chat, temperature: float = 1.0, reference: Any = None, **options: Any) -> rlv.Recipe:
+    config = RLV(**({"rollouts": 4} | options))
+    return rlv.Recipe(config, Words(), chat, Sampling(temperature=temperature, max_tokens=16, seed=5), reference)
+
+
+def collect(
+    chat: Chat, groups: Mapping[str, Sequence[str]] = GROUPS, step: int = 0, **options: Any
+) -> tuple[dict[str, list[Sample]], dict[str, float], Scripted]:
+    engine = Scripted(chat, groups)
+    samples, stats = recipe(chat, **options).collect(engine, PROBLEMS, step)
+    return samples, stats, engine
+
+
+def advantages(sample: Sample) -> list[float]:
+    """Of the sampled tokens."""
+    assert not any(a for a, s in zip(sample.advantages, sample.sampled, strict=True) if not s)
+    return [a for a, s in zip(sample.advantages, sample.sampled, strict=True) if s]
+
+
+def verdicts(chat: Chat, samples: Sequence[Sample]) -> list[str | None]:
+    """What the last token says, where it is a target."""
+    names = dict(zip(chat.verdicts, ("Yes", "No"), strict=True))
+    return [names[s.tokens[-1]] if s.targets[-1] else None for s in samples]
+
+
+# ---------------------------------------------------------------- RL^V: one sample, two streams
+
+
+def test_collect_with_a_real_engine(model, chat):
+    """Tokens are prompt, completion, question, verdict; log-probs are the engine's; the verdict alone is a target."""
+    task, engine = Sums(level=1), NativeEngine(model)
+    sampling = Sampling(temperature=0.7, max_tokens=10, seed=5)
+    problems = [task.problem("train", i) for i in range(2)]
+    config = RLV(rollouts=3, lam=0.5)
+    samples, stats = rlv.Recipe(config, task, chat, sampling).collect(engine, problems, step=2)
+    assert set(samples) == {"policy"}
+    assert (stats["lambda"], stats["reward"]) == (0.5, 0.0)  # a random model boxes nothing
+    assert 0 < stats["completions/mean_length"] <= 10
+    again = rollouts(
+        NativeEngine(model), chat, task, problems, replace(sampling, n=3, stop=chat.stop, seed=rlv.hash_seed(5, 2))
+    )
+    for sample, rollout in zip(samples["policy"], [r for g in again for r in g], strict=True):
+        c, before = rollout.completion, len(rollout.prompt)
+        behind = len(sample.tokens) - before - len(c.tokens)
+        assert sample.tokens == [*question(chat, rollout), chat.verdicts[1]]
+        assert sample.sampled == [False] * before + [True] * len(c.tokens) + [False] * behind
+        assert sample.logprobs == pytest.approx([0.0] * before + c.logprobs + [0.0] * behind, abs=1e-5)
+        assert sample.targets == [0.0] * (len(sample.tokens) - 1) + [0.5]
+        assert chat.tokenizer.decode(sample.tokens).endswith(f"{JUDGE}<|end|><|assistant|>No")
+
+
+def test_the_verdict_is_the_reward(chat):
+    samples, _, _ = collect(chat)
+    assert verdicts(chat, samples["policy"]) == ["Yes"] + ["No"] * 7
+    assert all(s.targets == [0.0] * (len(s.tokens) - 1) + [1.0] for s in samples["policy"])
+
+
+def test_lambda_warms_up(chat):
+    weights = [
+        collect(chat, step=step, lam=2.0, lam_warmup=4)[0]["policy"][0].targets[-1] for step in (0, 1, 3, 4, 100)
+    ]
+    assert weights == [0.5, 1.0, 2.0, 2.0, 2.0]
+
+
+def test_a_step_is_a_pure_function_of_its_number(chat):
+    assert collect(chat, step=3, balance="balanced")[0] == collect(chat, step=3, balance="balanced")[0]
+    seeds = [collect(chat, step=step)[2].generated[0][1].seed for step in range(10)]
+    assert len(set(seeds)) == 10
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [("rloo", rloo([1, 0, 0, 0])), ("grpo", grpo([1, 0, 0, 0])), ("dr_grpo", [0.75, -0.25, -0.25, -0.25])],
+)
+def test_outcome_advantages_fall_on_every_token_of_a_completion(chat, estimator, expected):
+    samples, _, engine = collect(chat, estimator=estimator)
+    lengths = [len(engine.completion(t).tokens) for t in GROUPS["Q0"]]
+    assert [advantages(s) for s in samples["policy"][:4]] == [[a] * n for a, n in zip(expected, lengths, strict=True)]
+
+
+def test_a_group_of_equals_teaches_the_judge_alone(chat):
+    samples, stats, _ = collect(chat)
+    assert all(not any(s.advantages) and any(s.sampled) and s.targets[-1] for s in samples["policy"][4:])
+    assert stats["frac_reward_zero_std"] == 0.5
+
+
+def test_stats_by_hand(chat):
+    groups = {"Q0": ["yes", "yes", "no", "late"], "Q1": ["yes", "cut...", "late", "late"]}
+    _, stats, engine = collect(chat, groups)
+    lengths = [len(engine.completion(t).tokens) for g in groups.values() for t in g]
+    assert stats["reward"] == pytest.approx(3 / 5)
+    assert stats["reward_std"] == pytest.approx((0.6 * 0.4) ** 0.5)
+    assert stats["completions/mean_length"] == pytest.approx(sum(lengths) / 8)
+    assert stats["completions/clipped_ratio"] == 1 / 8
+    assert {k: v for k, v in stats.items() if k.startswith("labels/")} == {
+        "labels/correct": 3 / 8, "labels/wrong": 2 / 8, "labels/no_answer": 0, "labels/timeout": 3 / 8, "labels/error": 0,
+    }  # fmt: skip
+
+
+def test_a_group_whose_known_rewards_are_equal_has_no_spread(chat):
+    _, stats, _ = collect(chat, {"Q0": ["yes", "yes", "late", "yes"], "Q1": ["late"] * 4})
+    assert stats["frac_reward_zero_std"] == 1
+
+
+def test_a_balanced_draw_judges_as_many_right_as_wrong(chat):
+    groups = {"Q0": ["a yes", "b no", "c no", "d no"], "Q1": ["e yes", "f no", "g no", "h no"]}
+    drawn = set()
+    for step in range(8):
+        samples, _, _ = collect(chat, groups, step=step, balance="balanced")
+        found = verdicts(chat, samples["policy"])
+        assert Counter(found) == {"Yes": 2, "No": 2, None: 4}
+        assert all(any(s.sampled) for s in samples["policy"])  # who is not judged still learns to solve
+        drawn |= {i for i, v in enumerate(found) if v == "No"}
+    assert len(drawn) > 4  # not the same ones every step
+    samples, _, _ = collect(chat, {"Q0": ["no"] * 4, "Q1": ["no"] * 4}, balance="balanced")
+    assert verdicts(chat, samples["policy"]) == [None] * 8
+
+
+def test_rewards_that_could_not_be_computed_are_left_out_of_both_streams(chat):
+    samples, _, _ = collect(chat, {"Q0": ["yes", "too late", "no", "so late"], "Q1": ["late", "late", "late", "yes"]})
+    texts = [chat.decode([t for t, m in zip(s.tokens, s.sampled, strict=True) if m]) for s in samples["policy"]]
+    assert texts == ["yes", "no", "yes"]
+    assert [set(advantages(s)) for s in samples["policy"]] == [{1.0}, {-1.0}, {0.0}]  # the last is a group of one
+    assert verdicts(chat, samples["policy"]) == ["Yes", "No", "Yes"]
+
+
+def test_nothing_could_be_graded(chat):
+    for estimator in ("rloo", "vineppo"):
+        samples, stats, _ = collect(chat, {"Q0": ["late"] * 4, "Q1": ["late"] * 4}, estimator=estimator)
+        assert samples["policy"] == [] and stats["labels/timeout"] == 1
+
+
+def test_truncated_rollouts_are_wrong_or_left_out(chat):
+    groups = {"Q0": ["yes", "no", "on and on...", "and on..."], "Q1": ["no"] * 4}
+    wrong, _, _ = collect(chat, groups, truncated="wrong")
+    assert verdicts(chat, wrong["policy"])[:4] == ["Yes", "No", "No", "No"]
+    assert [advantages(s)[0] for s in wrong["policy"][:4]] == rloo([1, 0, 0, 0])
+    excluded, stats, _ = collect(chat, groups, truncated="exclude")
+    assert len(excluded["policy"]) == 6
+    assert [advantages(s)[0] for s in excluded["policy"][:2]] == rloo([1, 0])
+    assert stats["completions/clipped_ratio"] == 2 / 8
+
+
+def test_a_cut_solution_is_asked_about_after_the_end_of_its_turn(chat):
+    """The turn is closed exactly once, whether the model closed it or the token limit cut it."""
+    samples, _, _ = collect(chat, {"Q0": ["no", "cut...", "no", "no"], "Q1": ["no"] * 4})
+    texts = [chat.tokenizer.decode(s.tokens) for s in samples["policy"][:2]]
+    assert texts[0] == f"<|user|>Q0<|end|><|assistant|>no<|end|><|user|>{JUDGE}<|end|><|assistant|>No"
+    assert texts[1] == f"<|user|>Q0<|end|><|assistant|>cut...<|end|><|user|>{JUDGE}<|end|><|assistant|>No"
+
+
+# ---------------------------------------------------------------- the paper's ablations
+
+
+def test_without_verification_there_is_only_the_solution(chat):
+    samples, _, engine = collect(chat, verify="none")
+    assert not any(any(s.targets) or s.values for s in samples["policy"])
+    assert [s.sampled[-1] for s in samples["policy"]] == [True] * 8
+    assert engine.scored == []
+
+
+def test_a_separate_verifier_gets_the_verdicts_and_the_policy_none(chat):
+    joint, apart = (collect(chat, verify=v)[0] for v in ("generative", "separate"))
+    plain = collect(chat, verify="none")[0]
+    assert apart["policy"] == plain["policy"]
+    for judged, both in zip(apart["verifier"], joint["policy"], strict=True):
+        assert (judged.tokens, judged.targets) == (both.tokens, both.targets)
+        assert not any(judged.sampled) and not any(judged.advantages)
+
+
+@pytest.mark.parametrize("verify", ["bce", "regression"])
+def test_a_scalar_head_reads_the_last_token_of_the_question(chat, verify):
+    joint, scalar = (collect(chat, verify=v, lam=0.5)[0]["policy"] for v in ("generative", verify))
+    for ours, theirs, label in zip(scalar, joint, [1.0] + [0.0] * 7, strict=True):
+        assert ours.tokens == theirs.tokens[:-1]
+        assert ours.values == [(len(ours.tokens) - 1, label, 0.5)]
+        assert not any(ours.targets)
+        assert advantages(ours) == advantages(theirs)
+
+
+# ---------------------------------------------------------------- VinePPO
+
+
+def vine(chat: Chat) -> tuple[rlv.Recipe, Scripted]:
+    """Two rollouts: "a\\nb\\nyes" and "c\\nno"; of four continuations of each prefix so many are right."""
+    y, n = "yes", "no"
+    script = {
+        "Q0": [y, n, n, n],  # 1/4
+        "Q0a\n": [y, y, n, n],  # 1/2
+        "Q0a\nb\n": [y, y, y, "late"],  # 3/3: what could not be graded says nothing
+        "Q0c\n": [n, n, n, "on..."],  # 0/4: a cut continuation is wrong
+    }
+    engine = Scripted(chat, script)
+    first, plain = [engine.completion("a\nb\nyes"), engine.completion("c\nno")], engine.generate
+
+    def generate(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+        out = plain(prompts, sampling)
+        return out if len(engine.generated) > 1 else [first]
+
+    engine.generate = generate  # type: ignore[method-assign]
+    return recipe(chat, estimator="vineppo", rollouts=2, vine_k=4, verify="none"), engine
+
+
+def test_vineppo_credits_steps_with_what_they_changed(chat):
+    r, engine = vine(chat)
+    samples, _ = r.collect(engine, PROBLEMS[:1], 0)
+    size = {text: len(chat.encode(text)) for text in ("a\n", "b\n", "yes", "c\n", "no")}
+    # values 1/4, 1/2, 1, then the outcome 1
+    assert advantages(samples["policy"][0]) == [0.25] * size["a\n"] + [0.5] * size["b\n"] + [0.0] * (size["yes"] + 1)
+    # values 1/4, 0, then the outcome 0
+    assert advantages(samples["policy"][1]) == [-0.25] * size["c\n"] + [0.0] * (size["no"] + 1)
+
+
+def test_vineppo_asks_for_all_continuations_at_once(chat):
+    r, engine = vine(chat)
+    r.collect(engine, PROBLEMS[:1], 0)
+    assert len(engine.generated) == 2
+    (_, rolled), (prefixes, branched) = engine.generated
+    assert [chat.decode(p) for p in prefixes] == ["Q0", "Q0a\n", "Q0a\nb\n", "Q0", "Q0c\n"]
+    assert (rolled.n, branched.n) == (2, 4)
+    assert branched == replace(rolled, n=4, seed=branched.seed)
+    # with the rollouts' own seed the continuations of a bare prompt would be the rollouts over again
+    assert branched.seed != rolled.seed
+
+
+# ---------------------------------------------------------------- engine calls, reference, refusals
+
+
+def test_the_engine_is_asked_once_per_phase(chat):
+    for step, scored in ((0, 1), (1, 0), (5, 1)):
+        _, stats, engine = collect(chat, step=step)
+        assert (len(engine.generated), len(engine.scored)) == (1, scored)
+        assert ("verifier/auroc" in stats) == bool(scored)
+    prompts, sampling = engine.generated[0]
+    assert len(prompts) == 2 and sampling.n == 4 and sampling.stop == chat.stop
+    assert stats["verifier/auroc"] == 0.5  # this judge gives every solution exp(-1)
+
+
+def test_a_step_may_have_one_problem(chat):
+    engine = Scripted(chat, GROUPS)
+    _, stats = recipe(chat).collect(engine, PROBLEMS[:1], 0)
+    assert stats["verifier/auroc"] == 0.5 and stats["verifier/balanced_accuracy"] == 0.5
+    _, stats = recipe(chat).collect(Scripted(chat, {"Q0": ["yes", "late", "late", "late"]}), PROBLEMS[:1], 0)
+    assert stats["reward"] == 1 and "verifier/auroc" not in stats  # a single solution says nothing about a judge
+
+
+def test_top_p_is_refused(chat):
+    with pytest.raises(ValueError, match="top_p must be 1"):
+        rlv.Recipe(RLV(), Words(), chat, Sampling(top_p=0.9))
+
+
+def test_reference_logprobs_are_those_of_the_reference_model(model, chat):
+    engine = NativeEngine(model)
+    samples, _ = recipe(chat, temperature=0.7, reference=engine).collect(Scripted(chat, GROUPS), PROBLEMS, 0)
+    for s in samples["policy"]:
+        start = s.sampled.index(True)
+        expected = NativeEngine(model).logprobs([s.tokens[:start]], [s.tokens[start:]], 0.7)[0]
+        assert s.reference == pytest.approx([0.0] * start + expected, abs=1e-4)
+
+
+# ---------------------------------------------------------------- SFT, and the corpus of the shipped model
+
+
+def test_sft_targets_are_the_assistants_tokens(chat):
+    problems = [Problem("0", "What is 2+2?", "4", {"solution": "2+2=4"})]
+    samples, _ = sft.Recipe(chat).collect(Scripted(chat, {}), problems, 0)
+    [s] = samples["policy"]
+    assert s.tokens == [*chat.prompt("What is 2+2?"), *chat.encode("2+2=4"), chat.stop[0]]
+    assert s.targets == [0.0] * len(chat.prompt("What is 2+2?")) + [1.0] * (len(chat.encode("2+2=4")) + 1)
+    assert not any(s.sampled)
+
+
+def test_sft_without_solutions_is_refused(chat):
+    with pytest.raises(ValueError, match="problem train-0 has no worked solution"):
+        sft.Recipe(chat).collect(Scripted(chat, {}), PROBLEMS, 0)
+
+
+def test_a_quoted_solution_is_no_target(chat):
+    """What is only there to be judged is not to be imitated."""
+    s = sft.sample(chat, [Turn("Q", "2+2=5", learn=False), Turn(CRITIQUE, "wrong")])
+    learnt = chat.tokenizer.decode([t for t, w in zip(s.tokens, s.targets, strict=True) if w])
+    assert learnt == "wrong<|end|>" and "2+2=5" in chat.tokenizer.decode(s.tokens)
+
+
+def test_base_sees_every_document_once(chat):
+    r = base.Recipe(base.Base(documents=5), chat, seed=3)
+    steps = [r.collect(Scripted(chat, {}), [], step)[0]["policy"] for step in (0, 1, 0)]
+    assert steps[0] == steps[2]
+    expected = [sft.sample(chat, document(3, i, Mix())) for i in range(10)]
+    assert [*steps[0], *steps[1]] == expected
+
+
+SEED = 7
+DOCUMENTS = 1500
+
+
+@pytest.fixture(scope="module")
+def corpus() -> list[list[Turn]]:
+    return [document(SEED, i, Mix()) for i in range(DOCUMENTS)]
+
+
+def test_a_document_is_a_pure_function_of_its_place(corpus):
+    assert [document(SEED, i, Mix()) for i in reversed(range(200))][::-1] == corpus[:200]
+    assert document(0, 0, Mix()) != document(1, 0, Mix())
+
+
+def test_no_document_is_about_a_test_question(corpus):
+    tested = {
+        t.problem(s, i).question
+        for t in (Sums(), Countdown(), Letters())
+        for s in ("test", "harder", "ood")
+        for i in range(300)
+    }
+    assert not tested & {turns[0].question for turns in corpus}
+
+
+OPS = {"Add": "+", "Subtract": "-", "Multiply by": "*"}
+
+
+def recomputed(asked: str, solution: str) -> tuple[list[bool], bool]:
+    """Which lines of a worked solution are right, and whether its answer is: from the texts alone."""
+    lines, boxed = solution.split("\n")[:-1], re.search(r"\\boxed\{(.*)\}$", solution)[1]
+    if asked.startswith("Take"):
+        words = re.search("letters of (.*) and join", asked)[1].split(", ")
+        return [line.split()[1] == f"{w[-1]}," for line, w in zip(lines, words, strict=True)], boxed == "".join(
+            w[-1] for w in words
+        )
+    numbers = [int(n) for n in re.findall(r"\d+", asked)]
+    if asked.startswith("Reach"):
+        value, used = evaluate(boxed)
+        operands, goal = used[1:], numbers[0]
+        answer = value == goal and sorted(used) == sorted(numbers[1:])
+    else:
+        steps = [(OPS[verb], int(n)) for verb, n in re.findall(r"(Add|Subtract|Multiply by) (\d+)", asked)]
+        starts, operands = [int(n) for n in re.findall(r"\d+", asked.split(".")[0])], [n for _, n in steps]
+        goal = numbers[-1] if len(starts) > 1 else None
+        value = starts[0] if goal is None else int(boxed)
+        for op, n in steps:
+            value = apply(value, op, n)
+        answer = value == (int(boxed) if goal is None else goal)
+    right = []
+    for line in lines if goal is None else lines[:-1]:
+        a, op, b, c = re.fullmatch(r"(-?\d+)([-+*])(\d+)=(-?\d+)", line).groups()
+        right.append(apply(int(a), op, int(b)) == int(c) and int(b) == operands[len(right)])
+    if goal is not None:  # where the chain led, beside where it should have
+        reached = re.fullmatch(rf"(-?\d+) vs {goal}", lines[-1])[1]
+        assert reached == lines[-2].split("=")[1]
+        right.append(int(reached) == goal)
+    return right, answer
+
+
+def test_critiques_agree_with_the_arithmetic(corpus):
+    seen: Counter[tuple[bool, bool]] = Counter()
+    for turns in corpus:
+        if len(turns) < 2 or turns[1].question != CRITIQUE:
+            continue
+        assert not turns[0].learn and turns[1].learn
+        right, answer = recomputed(turns[0].question, turns[0].reply)
+        *steps, whole = [m == "CORRECT" for m in re.findall(r"\\boxed\{(CORRECT|INCORRECT)\}", turns[1].reply)]
+        assert steps == right
+        assert whole == (answer and all(right))
+        seen[all(right), answer] += 1
+    assert sum(seen.values()) > 300 and min(seen[True, True], seen[False, True], seen[False, False]) > 10
+
+
+def test_judgements_in_the_corpus_know_nothing():
+    """The format is learnt, the skill is not: Yes is as frequent behind a wrong solution as behind a right one."""
+    counts: Counter[tuple[bool, str]] = Counter()
+    for i in range(3000):
+        solution, judgement = document(SEED, i, Mix(critique=0.0, questions=0.0, judgement=1.0, think=0.0))
+        right, answer = recomputed(solution.question, solution.reply)
+        counts[answer and all(right), judgement.reply] += 1
+        assert judgement.question == JUDGE and judgement.learn
+    n = {label: counts[label, "Yes"] + counts[label, "No"] for label in (True, False)}
+    assert min(n.values()) > 500
+    gap = counts[True, "Yes"] / n[True] - counts[False, "Yes"] / n[False]
+    assert abs(gap) < 4 * (0.25 / n[True] + 0.25 / n[False]) ** 0.5

@@ -1,0 +1,391 @@
+"""Whole runs on a tiny model: what they leave behind, that resuming is bit-exact, and that mistakes are named."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from twofold import cli, run
+from twofold import config as configs
+from twofold.recipes.base import Base
+from twofold.recipes.rlv import RLV
+from twofold.recipes.sft import SFT
+from twofold.run import Config, Data, Rollouts, Train
+from twofold.tasks.procedural import Sums
+from twofold.trainer import checkpoint
+from twofold.trainer.learner import Learner, Loss
+from twofold.trainer.model import load_model
+from twofold.trainer.optim import Optim
+from twofold.types import Sample
+
+ROOT = Path(__file__).parents[1]
+
+
+def small(model: Path, **recipe: object) -> Config:
+    return Config(
+        model=str(model),
+        recipe=RLV(**({"rollouts": 2} | recipe)),
+        task=Sums(level=1),
+        rollout=Rollouts(problems=2, max_tokens=6),
+        optim=Optim(lr=1e-3, schedule="cosine"),
+        train=Train(steps=4, save_every=2),
+    )
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "small"
+    assert run.train(small(tiny_model), out) == out / "checkpoints" / "step-4"
+    return out
+
+
+def killed_after_two_steps(finished: Path, out: Path) -> Path:
+    """What a run that was killed in its fourth step leaves: the checkpoint of step 2 and three lines of metrics."""
+    shutil.copytree(finished, out)
+    for name in os.listdir(out / "checkpoints"):
+        if name.startswith("step-4"):
+            shutil.rmtree(out / "checkpoints" / name)
+    (out / "checkpoints" / "step-4.draft").mkdir()
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(lines[:3]) + '{"step": 3, "rew')
+    return out
+
+
+# ---------------------------------------------------------------- what a run leaves behind
+
+
+def test_a_run_directory(finished, tiny_model):
+    assert sorted(os.listdir(finished)) == ["checkpoints", "config.toml", "metrics.jsonl"]
+    assert sorted(os.listdir(finished / "checkpoints")) == ["step-2", "step-4"]
+    assert configs.load(Config, finished / "config.toml") == small(tiny_model)
+
+
+def test_metrics(finished):
+    lines = metrics(finished)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    promised = {
+        "reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio", "labels/no_answer",
+        "lambda", "loss", "policy_loss", "target_loss", "entropy", "clip_ratio", "mismatch", "grad_norm", "lr", "num_tokens",
+        "skipped", "step_time", "collect_time", "update_time",
+    }  # fmt: skip
+    assert all(promised <= line.keys() for line in lines)
+    assert (
+        "verifier/auroc" in lines[0] and lines[0]["verifier/auroc"] is None
+    )  # one class only: not a number, in JSON null
+    assert all(line["mismatch"] < 1e-5 for line in lines)  # the engine samples from the weights of this step
+    assert lines[3]["target_loss"] < lines[0]["target_loss"]  # "No" is right every time
+
+
+def test_there_is_no_pickle(finished):
+    files = [p for p in finished.rglob("*") if p.is_file()]
+    assert {p.suffix for p in files} <= {".toml", ".jsonl", ".json", ".safetensors", ".jinja"}
+    assert not any(p.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05") for p in files)
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model", "tiny_qwen"])
+def test_checkpoints_are_plain_transformers_models(fixture, request, tmp_path):
+    """Also with tied embeddings, and with a scalar head, which travels beside the model."""
+    path = request.getfixturevalue(fixture)
+    model, tokenizer = load_model(path)
+    model.value_head = torch.nn.Linear(model.config.hidden_size, 1)
+    learned = Learner(model, Optim(lr=1e-2, warmup=0.0), Loss(), steps=1)
+    tokens = [20, 21, 22, 23]
+    learned.update([Sample(tokens, [False] * 4, [0.0] * 4, [0.0] * 4, [0.0, 1.0, 1.0, 1.0], values=[(3, 1.0, 1.0)])])
+    saved = checkpoint.save(tmp_path, 1, learned, tokenizer)
+    loaded, report = AutoModelForCausalLM.from_pretrained(saved, attn_implementation="sdpa", output_loading_info=True)
+    assert not any(report.values())  # nothing missing, nothing unexpected
+    theirs = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa")
+    weights = {k: v for k, v in model.state_dict().items() if not k.startswith("value_head")}
+    theirs.load_state_dict(weights)
+    ids = torch.tensor([tokens])
+    assert torch.equal(loaded(ids).logits, theirs(ids).logits)
+    assert AutoTokenizer.from_pretrained(saved).chat_template == tokenizer.chat_template
+    assert torch.equal(load_file(saved / "value_head.safetensors")["weight"], model.value_head.weight)
+
+
+def test_a_run_directory_is_a_model(finished):
+    """It stands for its newest checkpoint."""
+    model = run.load(finished).engine.model
+    saved = load_file(finished / "checkpoints" / "step-4" / "model.safetensors")
+    assert all(torch.equal(model.get_parameter(name), value) for name, value in saved.items())
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def same(a: Path, b: Path) -> bool:
+    files = ["model.safetensors", "optimizer.safetensors", "trainer_state.json", "value_head.safetensors"]
+    present = [f for f in files if (a / f).exists()]
+    return len(present) >= 3 and all((a / f).read_bytes() == (b / f).read_bytes() for f in present)
+
+
+def test_resuming_is_bit_exact(finished, tiny_model, tmp_path):
+    out = killed_after_two_steps(finished, tmp_path / "killed")
+    assert run.train(small(tiny_model), out, resume=True) == out / "checkpoints" / "step-4"
+    assert same(finished / "checkpoints" / "step-4", out / "checkpoints" / "step-4")
+    clocks = {"step_time", "collect_time", "update_time"}
+    ours, theirs = (
+        [{k: v for k, v in line.items() if k not in clocks} for line in metrics(x)] for x in (out, finished)
+    )
+    assert ours == theirs  # every step once, though step 2 was done twice
+
+
+@pytest.mark.parametrize(
+    ("fixture", "optim", "recipe"),
+    [
+        ("tiny_qwen", Optim("muon", lr=1e-2, schedule="linear"), {}),
+        ("tiny_model", Optim(lr=1e-3, schedule="linear"), {"verify": "separate", "lam_warmup": 4}),
+        ("tiny_model", Optim(lr=1e-3), {"verify": "bce", "estimator": "vineppo", "vine_k": 2}),
+    ],
+)
+def test_resuming_is_bit_exact_in_every_mode(fixture, optim, recipe, request, tmp_path):
+    config = small(request.getfixturevalue(fixture), **recipe)
+    config = replace(
+        config, optim=optim, loss=Loss(beta=0.1), train=Train(steps=4, save_every=2, epochs=2, minibatches=2)
+    )
+    straight = tmp_path / "straight"
+    run.train(config, straight)
+    out = killed_after_two_steps(straight, tmp_path / "killed")
+    run.train(config, out, resume=True)
+    names = [n for n in os.listdir(straight / "checkpoints") if n.startswith("step-4")]
+    assert len(names) == (2 if recipe.get("verify") == "separate" else 1)
+    assert all(same(straight / "checkpoints" / n, out / "checkpoints" / n) for n in names)
+    assert not any(same(straight / "checkpoints" / n, straight / "checkpoints" / n.replace("4", "2")) for n in names)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished, tiny_model, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "again")
+    assert run.train(small(tiny_model), out, resume=True) == out / "checkpoints" / "step-4"
+    assert same(finished / "checkpoints" / "step-4", out / "checkpoints" / "step-4")
+    assert metrics(out) == metrics(finished)
+
+
+def test_resuming_before_the_first_checkpoint_begins_at_the_beginning(tiny_model, finished, tmp_path):
+    out = tmp_path / "early"
+    out.mkdir()
+    shutil.copy(finished / "config.toml", out)
+    (out / "metrics.jsonl").write_text((finished / "metrics.jsonl").read_text().splitlines(keepends=True)[0])
+    run.train(small(tiny_model), out, resume=True)
+    assert same(finished / "checkpoints" / "step-4", out / "checkpoints" / "step-4")
+    assert [line["step"] for line in metrics(out)] == [0, 1, 2, 3]
+
+
+def test_a_run_is_not_overwritten(finished, tiny_model):
+    before = (finished / "metrics.jsonl").read_bytes()
+    with pytest.raises(FileExistsError, match=r"already holds a run.*--resume.*--out"):
+        run.train(small(tiny_model), finished)
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"optim": Optim(lr=2e-3, schedule="cosine")}, r"optim\.lr.*0\.002"),
+        ({"train": Train(steps=4, save_every=2, seed=1)}, r"train\.seed.*1"),
+        ({"task": Sums(level=4)}, r"task\.level.*4"),  # there is a "... = 4" elsewhere
+        ({"recipe": SFT()}, r"recipe\.name.*sft"),
+        ({"system": "Be brief."}, r"system.*Be brief"),
+    ],
+)
+def test_another_config_is_refused_by_name(finished, tiny_model, change, named):
+    with pytest.raises(ValueError, match=f"made with another config.*{named}"):
+        run.train(replace(small(tiny_model), **change), finished, resume=True)
+    assert configs.load(Config, finished / "config.toml") == small(tiny_model)
+
+
+def test_a_run_that_never_began_leaves_nothing_in_the_way(tiny_model, tmp_path):
+    """A wrong model name, put right, is not another config of a run that exists."""
+    with pytest.raises(OSError):
+        run.train(replace(small(tiny_model), model=str(tmp_path / "nowhere")), tmp_path / "out")
+    assert not (tmp_path / "out" / "config.toml").exists()
+
+
+def test_a_role_that_stopped_apart_is_not_a_checkpoint(tmp_path):
+    for name, whole in [
+        ("step-2", True),
+        ("step-10", True),
+        ("step-20", False),
+        ("step-30-verifier", True),
+        ("step-40.draft", True),
+    ]:
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        if whole:
+            (tmp_path / "checkpoints" / name / checkpoint.STATE).write_text("{}")
+    assert checkpoint.latest(tmp_path) == tmp_path / "checkpoints" / "step-10"
+    assert checkpoint.latest(tmp_path / "none") is None
+
+
+def test_weights_of_another_model_are_refused(finished, tiny_qwen):
+    other = Learner(load_model(tiny_qwen)[0], Optim(), Loss(), steps=1)
+    before = copy.deepcopy(other.model.state_dict())
+    with pytest.raises(ValueError, match=r"holds another model.*bias"):
+        checkpoint.restore(finished / "checkpoints" / "step-4", other)
+    assert all(torch.equal(x, other.model.state_dict()[name]) for name, x in before.items())
+
+
+# ---------------------------------------------------------------- other recipes
+
+
+def test_sft_learns_a_file_of_solutions(tiny_model, tmp_path):
+    rows = [
+        {"question": f"What is {n}+1?", "solution": f"{n}+1={n + 1}\n\\boxed{{{n + 1}}}", "answer": str(n + 1)}
+        for n in range(6)
+    ]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = Config(
+        model=str(tiny_model), recipe=SFT(), task=Data(source=str(tmp_path / "sums.jsonl")), rollout=Rollouts(problems=6),
+        optim=Optim(lr=1e-2, warmup=0.0), train=Train(steps=12, save_every=0),
+    )  # fmt: skip
+    last = run.train(config, tmp_path / "run")
+    losses = [line["target_loss"] for line in metrics(tmp_path / "run")]
+    assert losses[-1] < 0.5 * losses[0]
+    assert os.listdir(tmp_path / "run" / "checkpoints") == [last.name] == ["step-12"]
+
+
+def test_problems_are_a_pure_function_of_the_step(tiny_model, tmp_path):
+    """A data set is gone through once per epoch, in an order of its own each time; seeds never share procedural problems."""
+    (tmp_path / "six.jsonl").write_text(
+        "".join(json.dumps({"question": f"q{n}", "answer": str(n)}) + "\n" for n in range(6))
+    )
+    config = replace(small(tiny_model), task=Data(source=str(tmp_path / "six.jsonl")), rollout=Rollouts(problems=3))
+    of_step = run._problems(config, run.make_task(config.task))
+    epochs = [[p.question for step in (2 * e, 2 * e + 1) for p in of_step(step)] for e in range(6)]
+    assert all(sorted(epoch) == [f"q{n}" for n in range(6)] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    again = run._problems(config, run.make_task(config.task))
+    assert [p.question for p in again(3)] == [p.question for p in of_step(3)]
+    ids = [
+        {p.id for s in range(50) for p in run._problems(replace(small(tiny_model), train=Train(seed=seed)), Sums())(s)}
+        for seed in (0, 1)
+    ]
+    assert len(ids[0]) == len(ids[1]) == 100 and not ids[0] & ids[1]
+
+
+@pytest.mark.slow
+def test_a_base_model_from_nothing(tmp_path):
+    config = Config(
+        recipe=Base(hidden=32, layers=1, ffn=64, documents=8), optim=Optim("muon", lr=4e-3, warmup=0.0),
+        train=Train(steps=30, save_every=0),
+    )  # fmt: skip
+    last = run.train(config, tmp_path / "run")
+    losses = [line["target_loss"] for line in metrics(tmp_path / "run")]
+    assert losses[-1] < losses[0] - 1
+    assert AutoModelForCausalLM.from_pretrained(last).config.num_hidden_layers == 1
+    assert run.load(last).chat.verdicts
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def toml(tiny_model: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(configs.to_toml(small(tiny_model)))
+    return path
+
+
+def test_dry_run_prints_a_config_that_reads_back(toml, tiny_model, tmp_path, capsys):
+    assert cli.main(["train", str(toml), "--optim.lr", "3e-5", "recipe.estimator=vineppo", "--dry-run"]) == 0
+    (tmp_path / "printed.toml").write_text(capsys.readouterr().out)
+    expected = replace(small(tiny_model, estimator="vineppo"), optim=Optim(lr=3e-5, schedule="cosine"))
+    assert configs.load(Config, tmp_path / "printed.toml") == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("--optim.warmpu=0.1", "did you mean optim.warmup"),
+        ("--learning_rate=1e-6", "twofold calls it optim.lr"),
+        ("--recipe.hidden=3", "option of another recipe.name"),
+        ("--train.steps=many", "train.steps must be a whole number"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_remedy(toml, option, hint, capsys):
+    assert cli.main(["train", str(toml), option, "--dry-run"]) == 2
+    said = capsys.readouterr()
+    assert hint in said.err and said.err.count("\n") == 1 and not said.out
+
+
+def test_an_existing_run_is_a_one_line_error(toml, finished, capsys):
+    assert cli.main(["train", str(toml), "--out", str(finished)]) == 2
+    assert re.fullmatch(r"twofold: .* already holds a run: .*--resume.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
+def test_shipped_configs_fit(path):
+    assert configs.load(Config, path, run.ALIASES)
+
+
+def test_aliases_lead_to_options_that_exist():
+    assert {name for name in run.ALIASES.values() if not name.startswith("--")} <= set(configs.options(Config))
+
+
+@pytest.mark.timeout(300)  # a process of its own, which on a busy machine takes its time to start
+def test_sigterm_finishes_the_step_saves_and_can_be_resumed(tiny_model, tmp_path, capsys):
+    config = replace(small(tiny_model), rollout=Rollouts(problems=4, max_tokens=24), train=Train(steps=8, save_every=0))
+    (tmp_path / "long.toml").write_text(configs.to_toml(config))
+    out = tmp_path / "run"
+    arguments = ["train", str(tmp_path / "long.toml"), "--out", str(out)]
+    lines = out / "metrics.jsonl"
+    child = subprocess.Popen(
+        [sys.executable, "-m", "twofold.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+    )  # fmt: skip
+    try:
+        while child.poll() is None and not (lines.is_file() and lines.read_bytes()):
+            time.sleep(0.02)
+        child.send_signal(signal.SIGTERM)
+        said, _ = child.communicate()
+    finally:
+        child.kill()
+    assert child.returncode == 3, said
+    done = len(metrics(out))
+    assert 1 <= done < 8
+    assert os.listdir(out / "checkpoints") == [f"step-{done}"]
+    assert f"stopped after step {done}; saved" in said and "--resume" in said.replace("\n", " ")
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert f"resuming {out} at step {done}" in capsys.readouterr().out.replace("\n", "")
+    assert [line["step"] for line in metrics(out)] == list(range(8))
+    assert checkpoint.latest(out) == out / "checkpoints" / "step-8"
+
+
+def test_options_change_only_on_purpose():
+    """What users write in their configs. A name that goes away here breaks somebody's run."""
+    assert configs.options(Config) == OPTIONS
+
+
+OPTIONS = [
+    "model", "system",
+    "recipe.name", "recipe.estimator", "recipe.verify", "recipe.lam", "recipe.lam_warmup", "recipe.balance", "recipe.truncated",
+    "recipe.rollouts", "recipe.vine_k", "recipe.score_every", "recipe.hidden", "recipe.layers", "recipe.heads", "recipe.ffn",
+    "recipe.vocabulary", "recipe.documents", "recipe.mix.countdown", "recipe.mix.letters", "recipe.mix.choice", "recipe.mix.think",
+    "recipe.mix.critique", "recipe.mix.questions", "recipe.mix.judgement", 
+    "recipe.mix.wrong_guess", "recipe.mix.slip", "recipe.mix.planted_guess",
+    "recipe.mix.planted_slip",
+    "task.level", "task.choice", "task.choices", "task.seed", "task.name", "task.source", "task.split",
+    "task.prompt_column", "task.answer_column", "task.task",
+    "rollout.problems", "rollout.temperature", "rollout.max_tokens",
+    "optim.name", "optim.lr", "optim.schedule", "optim.warmup", "optim.hold", "optim.final", "optim.beta1", "optim.beta2",
+    "optim.weight_decay", "optim.clip",
+    "loss.normalise", "loss.constant", "loss.clip_low", "loss.clip_high", "loss.beta",
+    "train.steps", "train.seed", "train.epochs", "train.minibatches", "train.micro_tokens", "train.precision", "train.checkpointing",
+    "train.save_every",
+]  # fmt: skip
