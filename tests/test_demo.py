@@ -48,8 +48,10 @@ def test_the_shipped_model_is_small_standard_and_solves_some():
 def test_a_small_demo_runs_from_end_to_end(tmp_path):
     small = config.override(demo.CONFIG, ["train.steps=2", "rollout.problems=2", "recipe.rollouts=2"])
     evaluation = config.override(demo.EVAL, ["problems=3", "n=2", "batch=3"])
-    assert demo.demo(tmp_path, 0, small, evaluation) == 0
-    assert demo.demo(tmp_path, 0, small, evaluation) == 0  # everything is there already: nothing is done twice
+    assert demo.demo(tmp_path, 0, small, evaluation) == tmp_path / "report.html"
+    assert (
+        demo.demo(tmp_path, 0, small, evaluation) == tmp_path / "report.html"
+    )  # everything is there already: nothing is done twice
     for name in ("base", "rl", "rlv"):
         assert len(read_pools(tmp_path / name / "evals" / "test" / "pools.jsonl")) == 3
     assert "rlv" in (tmp_path / "report.html").read_text()

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from twofold.run import train as train
     from twofold.tasks.grading import grade as grade
     from twofold.types import Grade as Grade
+    from twofold.types import Stopped as Stopped
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Plan": "compute.solve", "report": "evals.report", "Eval": "evals.run", "choose": "maths.votes", "Config": "run",
-    "evaluate": "run", "load": "run", "solve": "run", "train": "run", "grade": "tasks.grading", "Grade": "types",
+    "evaluate": "run", "load": "run", "solve": "run", "train": "run", "grade": "tasks.grading", "Grade": "types", "Stopped": "types",
 }  # fmt: skip
 __all__ = sorted(_HOMES)
 

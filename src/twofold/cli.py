@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from twofold.types import Stopped
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status. Errors a user can mend are one line on stderr, status 2."""
@@ -21,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return args.run(args, rest)
+    except Stopped as stopped:
+        print(f"twofold: {stopped}. The same command goes on from there (train: with --resume)", file=sys.stderr)
+        return 3
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         print(f"twofold: {error}", file=sys.stderr)
         return 2
@@ -96,9 +101,8 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
         print(configs.to_toml(config), end="")
         return 0
     out = args.out or Path("runs") / args.config.stem
-    last = run.train(config, out, resume=args.resume)
-    print(f"saved {last}")
-    return 0 if last.name == f"step-{config.train.steps}" else 3
+    print(f"saved {run.train(config, out, resume=args.resume)}")
+    return 0
 
 
 def _eval(args: argparse.Namespace, rest: list[str]) -> int:
@@ -170,7 +174,8 @@ def _solve(args: argparse.Namespace, rest: list[str]) -> int:
 def _demo(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold.demo import demo
 
-    return demo(args.out, args.seed)
+    demo(args.out, args.seed)
+    return 0
 
 
 if __name__ == "__main__":

@@ -28,11 +28,11 @@ CONFIG = run.Config(
 EVAL = run.Eval(problems=120, n=64, max_tokens=40, batch=15)
 
 
-def demo(out: Path, seed: int = 0, config: run.Config = CONFIG, evaluation: run.Eval = EVAL) -> int:
-    """Everything under ``out``: runs ``rl`` and ``rlv``, the evaluations of these and of ``base``, ``report.html``.
+def demo(out: Path, seed: int = 0, config: run.Config = CONFIG, evaluation: run.Eval = EVAL) -> Path:
+    """Runs ``rl`` and ``rlv``, the evaluations of these and of ``base``, and the report that is returned, all under ``out``.
 
     Both runs see the same problems with the same seed for as many steps; they differ in the verdict term alone.
-    Finished parts are kept, so an interrupted demo goes on where it stopped.
+    Finished parts are kept, so an interrupted demo goes on where it stopped. Raises Stopped if training was interrupted.
     """
     console = Console()
     began = time.monotonic()
@@ -45,9 +45,7 @@ def demo(out: Path, seed: int = 0, config: run.Config = CONFIG, evaluation: run.
         what = "RL without a verifier" if name == "rl" else "RL^V: the same, and it learns to judge"
         amount = f"{config.train.steps} steps of {config.rollout.problems} problems x {recipe.rollouts} rollouts"
         console.print(f"[bold]{i}/3[/] {what}: {amount}")
-        models[name] = last = run.train(variant, out / name, resume=(out / name).exists(), title=name)
-        if last.name != f"step-{config.train.steps}":  # asked to stop: what is done is kept
-            return 3
+        models[name] = run.train(variant, out / name, resume=(out / name).exists(), title=name)
     console.print(
         f"[bold]3/3[/] evaluate base, rl and rlv: {evaluation.problems} held-out problems x {evaluation.n} samples"
     )
@@ -64,8 +62,9 @@ def demo(out: Path, seed: int = 0, config: run.Config = CONFIG, evaluation: run.
                 progress=partial(_show, bar, line),
             )
     print_table(report([out / name for name in models], out, baseline="rl"))
-    console.print(f"\n[bold]{out / 'report.html'}[/]  ({time.monotonic() - began:.0f} s)")
-    return 0
+    page = out / "report.html"
+    console.print(f"\n[bold]{page}[/]  ({time.monotonic() - began:.0f} s)")
+    return page
 
 
 def _show(bar: Progress, line: TaskID, done: int, total: int) -> None:

@@ -27,7 +27,7 @@ from twofold.trainer.log import Log
 from twofold.trainer.loop import train as loop
 from twofold.trainer.model import Precision, load_model
 from twofold.trainer.optim import Optim
-from twofold.types import Problem, Sampling
+from twofold.types import Problem, Sampling, Stopped
 
 SHIPPED = "tiny"
 """Name of the base model that comes with the package."""
@@ -202,7 +202,8 @@ def train(config: Config, out: str | Path, *, resume: bool = False, title: str =
     """Train into the run directory ``out``; returns its last checkpoint.
 
     ``resume`` goes on from the newest checkpoint. Raises FileExistsError if ``out`` already holds a run and
-    ``resume`` is not set, ValueError if it is set and the run there was made with another config.
+    ``resume`` is not set, ValueError if it is set and the run there was made with another config, and Stopped if Ctrl-C
+    or SIGTERM ended it before its last step (everything is saved).
     """
     run = Path(out)
     found = checkpoint.latest(run)
@@ -228,10 +229,8 @@ def train(config: Config, out: str | Path, *, resume: bool = False, title: str =
             recipe, engine, learners, problems, run=run, tokenizer=tokenizer, start=start, steps=config.train.steps,
             save_every=config.train.save_every, log=log,
         )  # fmt: skip
-        if reached < config.train.steps:
-            log.say(
-                f"stopped after step {reached}; saved. Go on with: twofold train {run / 'config.toml'} --out {run} --resume"
-            )
+    if reached < config.train.steps:
+        raise Stopped(f"stopped after step {reached}; saved in {run}")
     last = checkpoint.latest(run)
     assert last is not None
     return last

@@ -14,6 +14,10 @@ Label = Literal["correct", "wrong", "no_answer", "timeout", "error"]
 Finish = Literal["stop", "length"]
 
 
+class Stopped(Exception):
+    """Training was asked to stop before its last step, and has saved."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A question with its reference answer. ``meta`` is what the task's grader needs (e.g. countdown numbers)."""
