@@ -17,7 +17,9 @@ from twofold.text.chat import Chat
 from twofold.types import Problem, Sample
 
 SPECIAL = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"]
-TAGS = [
+WHOLE = [
+    "Yes",
+    "No",
     "<think>",
     "</think>",
     "<step>",
@@ -99,14 +101,14 @@ def make_tokenizer(config: Base) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     texts = (text for i in range(8000) for turn in document(999, i, config.mix) for text in (turn.question, turn.reply))
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocabulary - len(TAGS) - 3,  # rounded up by the model to ``vocabulary``
-        special_tokens=[*SPECIAL, "Yes", "No"],
+        vocab_size=config.vocabulary - len(WHOLE),
+        special_tokens=SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
-    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in TAGS])
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in WHOLE])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", chat_template=TEMPLATE
     )

@@ -105,7 +105,7 @@ class Chat:
     @cached_property
     def verdicts(self) -> tuple[int, int]:
         """Token ids of (Yes, No). Raises ValueError if they are not single, distinct tokens."""
-        yes, no = (self._ids(word) for word in ("Yes", "No"))
+        yes, no = (self.encode(word, tags=True) for word in ("Yes", "No"))
         if len(yes) != 1 or len(no) != 1 or yes == no:
             raise ValueError(f"Yes and No must be single, distinct tokens; this tokenizer gives {yes} and {no}")
         return yes[0], no[0]

@@ -41,6 +41,9 @@ def save(run: Path, step: int, learner: Learner, tokenizer: Any, role: str = "po
 
 def save_model(directory: Path, model: Any, tokenizer: Any) -> None:
     """The model alone, as ``from_pretrained`` wants it; a scalar head is not part of the architecture and travels beside it."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     weights = model.state_dict()
     head = {k.removeprefix("value_head."): weights.pop(k) for k in list(weights) if k.startswith("value_head.")}
     model.save_pretrained(directory, state_dict=weights)
