@@ -242,3 +242,11 @@ def test_verdicts_of_several_tokens_are_refused() -> None:
     chat = Chat(PreTrainedTokenizerFast(tokenizer_object=bytewise, eos_token="<|end|>"))
     with pytest.raises(ValueError, match="Yes and No must be single, distinct tokens"):
         _ = chat.verdicts
+
+
+def test_verdicts_that_no_reply_could_hold_are_refused(tokenizer: Any) -> None:
+    """As special tokens Yes and No would be cut out of every reply that is learnt, and the verdict read elsewhere."""
+    strange = copy.deepcopy(tokenizer)
+    strange.add_special_tokens({"additional_special_tokens": ["Yes", "No"]})
+    with pytest.raises(ValueError, match="Yes and No must be single, distinct tokens"):
+        _ = Chat(strange).verdicts

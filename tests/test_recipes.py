@@ -459,3 +459,13 @@ def test_judgements_in_the_corpus_know_nothing():
     assert min(n.values()) > 500
     gap = counts[True, "Yes"] / n[True] - counts[False, "Yes"] / n[False]
     assert abs(gap) < 4 * (0.25 / n[True] + 0.25 / n[False]) ** 0.5
+
+
+def test_the_corpus_teaches_the_very_token_that_is_read_as_the_verdict():
+    chat = Chat(base.make_tokenizer(base.Base()))
+    documents = [document(SEED, i, Mix(critique=0.0, questions=0.0, judgement=1.0, think=0.0)) for i in range(50)]
+    for turns in documents:
+        s = sft.sample(chat, turns)
+        learnt = [t for t, w in zip(s.tokens, s.targets, strict=True) if w]
+        assert learnt == [chat.verdicts[0 if turns[-1].reply == "Yes" else 1], chat.stop[0]]
+    assert {turns[-1].reply for turns in documents} == {"Yes", "No"}
