@@ -194,6 +194,7 @@ def evaluate(
         name=name or model.name,
         model=model.name,
         verifier=verifier.engine if verifier else None,
+        verified_by=verifier.name if verifier else None,
         progress=progress or (lambda done, total: None),
     )
 

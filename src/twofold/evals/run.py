@@ -49,15 +49,16 @@ def evaluate(
     name: str,
     model: str,
     verifier: Engine | None = None,
+    verified_by: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Write ``out/pools.jsonl`` (one line per problem, appended) and ``out/eval.json``.
 
-    Problems already there are not done again. ``verifier`` scores in the model's place (another engine, same tokenizer).
-    Raises ValueError if ``out`` was begun with other settings.
+    Problems already there are not done again. ``verifier`` scores in the model's place (another engine, same tokenizer);
+    ``verified_by`` is its name. Raises ValueError if ``out`` was begun with other settings.
     """
     problems = [task.problem(config.split, i) for i in range(config.problems)]
-    header = _header(engine, task, config, name, model)
+    header = _header(engine, task, config, name, model, verified_by)
     if (out / HEADER).exists():
         before = read_header(out)
         if replace(before, seconds=0.0) != header:
@@ -78,7 +79,7 @@ def evaluate(
     return out
 
 
-def _header(engine: Engine, task: Task, config: Eval, name: str, model: str) -> Header:
+def _header(engine: Engine, task: Task, config: Eval, name: str, model: str, verified_by: str | None) -> Header:
     return Header(
         name=name,
         model=model,
@@ -91,7 +92,7 @@ def _header(engine: Engine, task: Task, config: Eval, name: str, model: str) -> 
         seed=config.seed,
         engine=type(engine).__name__,
         versions={p: version(p) for p in ("twofold", "torch", "transformers")},
-        judge=None if config.judge == "none" else config.judge,
+        judge=None if config.judge == "none" else f"{config.judge} of {verified_by}" if verified_by else config.judge,
         seconds=0.0,
     )
 

@@ -1,0 +1,115 @@
+"""Evaluation against plain transformers: what is sampled, how it is scored, and that an interrupted one goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from twofold import run
+from twofold.evals.pools import read_header, read_pools
+from twofold.evals.run import Eval
+from twofold.tasks.procedural import Sums
+from twofold.text.chat import JUDGE
+from twofold.types import Pool
+
+SMALL = Eval(problems=3, n=4, max_tokens=12, batch=2)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> run.Model:
+    return run.load(tiny_model)
+
+
+def pools(model: run.Model, out: Path, **changes: Any) -> list[Pool]:
+    verifier = changes.pop("verifier", None)
+    return read_pools(
+        run.evaluate(model, "sums", replace(SMALL, **changes), out=out, verifier=verifier) / "pools.jsonl"
+    )
+
+
+@torch.no_grad()
+def last_hidden(directory: Path, tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(hidden state, logits) of the last token, by transformers alone."""
+    plain = AutoModelForCausalLM.from_pretrained(directory)
+    out = plain(torch.tensor([tokens]), output_hidden_states=True)
+    return out.hidden_states[-1][0, -1], out.logits[0, -1]
+
+
+def judgement_prompts(model: run.Model) -> list[list[int]]:
+    """Of every sample that SMALL draws, each generated alone and asked about from scratch."""
+    chat, task = model.chat, Sums()
+    sampling = run.Sampling(n=SMALL.n, max_tokens=SMALL.max_tokens, stop=chat.stop, seed=SMALL.seed)
+    found = []
+    for i in range(SMALL.problems):
+        prompt = chat.prompt(task.problem("test", i).question)
+        model.engine.load({})
+        for c in model.engine.generate([prompt], sampling)[0]:
+            found.append(chat.ask([*prompt, *c.tokens], JUDGE))
+    return found
+
+
+def test_scores_are_the_probability_of_yes(model, tiny_model, tmp_path):
+    yes, no = model.chat.verdicts
+    expected = [last_hidden(tiny_model, p)[1].softmax(-1) for p in judgement_prompts(model)]
+    scores = [s for pool in pools(model, tmp_path / "plain") for s in pool.scores]
+    assert scores == pytest.approx([float(p[yes]) for p in expected], rel=1e-3)
+    scores = [s for pool in pools(model, tmp_path / "two", judge="normalised") for s in pool.scores]
+    assert scores == pytest.approx([float(p[yes] / (p[yes] + p[no])) for p in expected], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["bce", "regression"])
+def test_a_trained_head_scores(kind, tiny_model, tmp_path):
+    model = run.load(tiny_model)
+    torch.manual_seed(0)
+    head = torch.nn.Linear(model.engine.model.config.hidden_size, 1)
+    model.engine.model.value_head = head
+    outputs = [head(last_hidden(tiny_model, p)[0]).detach() for p in judgement_prompts(model)]
+    squash = {"bce": torch.sigmoid, "regression": lambda x: x.clamp(0, 1)}[kind]
+    scores = [s for pool in pools(model, tmp_path / kind, judge=kind) for s in pool.scores]
+    assert scores == pytest.approx([float(squash(x)) for x in outputs], abs=1e-4)
+
+
+def test_another_model_may_verify(model, tiny_model, tmp_path):
+    other = run.load(tiny_model)
+    with torch.no_grad():
+        other.engine.model.model.norm.weight.mul_(0.5)
+    other.engine.model.save_pretrained(tmp_path / "other")
+    yes = model.chat.verdicts[0]
+    expected = [float(last_hidden(tmp_path / "other", p)[1].softmax(-1)[yes]) for p in judgement_prompts(model)]
+    judged = pools(model, tmp_path / "judged", verifier=replace(other, name="other"))
+    assert [s for pool in judged for s in pool.scores] == pytest.approx(expected, rel=1e-3)
+    assert [pool.tokens for pool in judged] == [pool.tokens for pool in pools(model, tmp_path / "own")]
+    assert read_header(tmp_path / "judged").judge == "p_yes of other"
+    with pytest.raises(ValueError, match="another evaluation"):
+        pools(model, tmp_path / "judged")
+
+
+def test_without_a_judge_nothing_is_read(model, tmp_path):
+    unjudged = pools(model, tmp_path / "none", judge="none")
+    assert all(pool.scores == [None] * 4 and pool.judge_tokens == [0] * 4 for pool in unjudged)
+    assert read_header(tmp_path / "none").judge is None
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(model, tmp_path):
+    straight = pools(model, tmp_path / "straight")
+    pools(model, tmp_path / "cut", problems=2)
+    lines = (tmp_path / "cut" / "pools.jsonl").read_text()
+    went_on = pools(model, tmp_path / "cut")
+    assert (tmp_path / "cut" / "pools.jsonl").read_text().startswith(lines)  # nothing was done twice
+    assert [replace(p, seconds=0.0) for p in went_on] == [replace(p, seconds=0.0) for p in straight]
+
+
+@pytest.mark.parametrize("change", [{"n": 5}, {"temperature": 0.5}, {"seed": 1}, {"judge": "none"}, {"split": "ood"}])
+def test_a_directory_of_other_settings_is_refused_and_kept(change, model, tmp_path):
+    pools(model, tmp_path)
+    before = (tmp_path / "pools.jsonl").read_text()
+    with pytest.raises(ValueError, match=r"another evaluation.*--out"):
+        pools(model, tmp_path, **change)
+    assert (tmp_path / "pools.jsonl").read_text() == before
+    assert json.loads((tmp_path / "eval.json").read_text())["n"] == 4
