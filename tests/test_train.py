@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import re
 import shutil
@@ -332,6 +333,36 @@ def test_an_existing_run_is_a_one_line_error(toml, finished, capsys):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
 def test_shipped_configs_fit(path):
     assert configs.load(Config, path, run.ALIASES)
+
+
+def test_the_qwen_config_trains_a_qwen(tiny_qwen, tmp_path, monkeypatch):
+    """The published recipe (bfloat16, checkpointing, MATH's columns) on random weights with that model's chat format."""
+    rows = [
+        {"problem": f"What is {i} + {i}?", "solution": f"It is $\\boxed{{{2 * i}}}$.", "level": "1"} for i in range(8)
+    ]
+    (tmp_path / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = configs.override(
+        configs.load(Config, ROOT / "configs" / "rlv-qwen2.5-math-1.5b.toml"),
+        [f"model={tiny_qwen}", f"task.source={tmp_path / 'math.jsonl'}", "rollout.problems=4", "rollout.max_tokens=12",
+         "recipe.rollouts=3", "train.steps=2", "optim.lr=1e-3"],
+    )  # fmt: skip
+    batches: list[list[Sample]] = []
+    update = Learner.update
+    monkeypatch.setattr(Learner, "update", lambda self, samples: batches.append(samples) or update(self, samples))
+    last = run.train(config, tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(last)
+    assert [len(b) for b in batches] == [12, 12]
+    for sample in batches[0]:
+        text = tokenizer.decode(sample.tokens)
+        assert text.startswith("<|im_start|>system\nPlease reason step by step")
+        assert (
+            "<|im_start|>user\nIs this solution correct? Answer Yes or No.<|im_end|>\n<|im_start|>assistant\n" in text
+        )
+        verdict = [tokenizer.decode([t]) for t, w in zip(sample.tokens, sample.targets, strict=True) if w]
+        assert verdict in (["Yes"], ["No"]) and text.endswith(verdict[0])
+    assert all(math.isfinite(line["target_loss"]) and not line["skipped"] for line in metrics(tmp_path / "run"))
+    before, after = (AutoModelForCausalLM.from_pretrained(d).state_dict() for d in (tiny_qwen, last))
+    assert before.keys() == after.keys() and any(not torch.equal(before[k], after[k]) for k in before)
 
 
 def test_aliases_lead_to_options_that_exist():
