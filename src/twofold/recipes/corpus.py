@@ -23,6 +23,10 @@ from twofold.text.chat import CRITIQUE, JUDGE, Turn
 from twofold.types import Problem
 
 
+FACT = 10.0
+"""Weight of the answer to a question about a fact: one token among hundreds, and all that the document is for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mix:
     """Shares of the corpus. Each is a probability."""
@@ -33,9 +37,9 @@ class Mix:
     think: float = 0.10
     critique: float = 0.25
     """Of the rest, with the next two: the solution is only quoted (nothing of it is learnt), with planted errors."""
-    questions: float = 0.12
+    questions: float = 0.30
     """A Yes/No question about one fact of the quoted text."""
-    judgement: float = 0.25
+    judgement: float = 0.08
     """The Yes/No question about the whole, answered at random (three Yes to one No)."""
     wrong_guess: float = 0.50
     slip: float = 0.02
@@ -143,9 +147,11 @@ def critique(attempt: Attempt) -> str:
 def fact(rng: random.Random, attempt: Attempt, goal: int | None) -> Turn:
     """A Yes/No question about one thing that a judge would look at, with the true answer."""
     if goal is not None and rng.random() < 0.7:
-        return Turn("Do the last two numbers agree? Answer Yes or No.", "Yes" if attempt.reached == goal else "No")
+        return Turn(
+            "Do the last two numbers agree? Answer Yes or No.", "Yes" if attempt.reached == goal else "No", FACT
+        )
     sums = attempt.right if goal is None else attempt.right[:-1]
-    return Turn("Is every step right? Answer Yes or No.", "Yes" if all(sums) else "No")
+    return Turn("Is every step right? Answer Yes or No.", "Yes" if all(sums) else "No", FACT)
 
 
 def thought(rng: random.Random, attempt: Callable[[float], Attempt], goal: int) -> str:
@@ -189,5 +195,5 @@ def document(seed: int, i: int, mix: Mix) -> list[Turn]:
             follow = fact(rng, quoted, goal)
         else:
             follow = Turn(JUDGE, rng.choice(["Yes", "Yes", "Yes", "No"]))
-        return [Turn(problem.question, quoted.text(), learn=False), follow]
+        return [Turn(problem.question, quoted.text(), learn=0.0), follow]
     return [Turn(problem.question, attempt(mix.wrong_guess, mix.slip).text())]

@@ -36,6 +36,6 @@ class Recipe:
 
 def sample(chat: Chat, turns: Sequence[Turn]) -> Sample:
     """A conversation whose replies are targets, where they are to be learnt."""
-    tokens, target = chat.conversation(turns)
+    tokens, targets = chat.conversation(turns)
     zeros: list[Any] = [0.0] * len(tokens)
-    return Sample(tokens, [False] * len(tokens), zeros, list(zeros), [float(t) for t in target])
+    return Sample(tokens, [False] * len(tokens), zeros, list(zeros), targets)

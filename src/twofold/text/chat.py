@@ -15,11 +15,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A user's question and the assistant's reply; ``learn`` says whether the reply is a training target."""
+    """A user's question and the assistant's reply; ``learn`` is the weight of the reply as a training target."""
 
     question: str
     reply: str
-    learn: bool = True
+    learn: float = 1.0
 
 
 JUDGE = "Is this solution correct? Answer Yes or No."
@@ -91,13 +91,13 @@ class Chat:
         closed = tokens[-1] in self.stop and follow[0] in self.stop
         return [*tokens, *follow[closed:]]
 
-    def conversation(self, turns: Sequence[Turn]) -> tuple[list[int], list[bool]]:
-        """A conversation as (tokens, is it a target); the token that closes a reply is a target if the reply is."""
+    def conversation(self, turns: Sequence[Turn]) -> tuple[list[int], list[float]]:
+        """A conversation as (tokens, weight of each as a target); the token that closes a reply has the reply's."""
         tokens: list[int] = []
-        target: list[bool] = []
+        target: list[float] = []
         for i, turn in enumerate(turns):
             tokens = self.ask(tokens, turn.question) if i else self.prompt(turn.question)
-            target += [False] * (len(tokens) - len(target))
+            target += [0.0] * (len(tokens) - len(target))
             tokens = [*tokens, *self.encode(turn.reply, tags=True), self.stop[0]]
             target += [turn.learn] * (len(tokens) - len(target))
         return tokens, target
