@@ -99,8 +99,8 @@ def test_both_ends_of_a_solution_stop_it(tiny_model: Path, tiny_qwen: Path) -> N
         assert list(Chat(tokenizer).stop) == tokenizer.convert_tokens_to_ids(ends)
 
 
-@pytest.mark.parametrize("learn", [True, False])
-def test_a_conversation_marks_exactly_the_replies_to_learn(chat: Chat, tokenizer: Any, learn: bool) -> None:
+@pytest.mark.parametrize("learn", [10.0, 0.0])
+def test_a_conversation_marks_exactly_the_replies_to_learn(chat: Chat, tokenizer: Any, learn: float) -> None:
     tokens, target = chat.conversation([Turn(QUESTION, SOLUTION, learn), Turn(JUDGE, "Yes")])
     want = rendered(
         tokenizer, ("user", QUESTION), ("assistant", SOLUTION), ("user", JUDGE), ("assistant", "Yes"), reply=False
@@ -110,7 +110,7 @@ def test_a_conversation_marks_exactly_the_replies_to_learn(chat: Chat, tokenizer
     first, second = [*ids(tokenizer, SOLUTION), chat.stop[0]], [*ids(tokenizer, "Yes"), chat.stop[0]]
     opening = len(chat.prompt(QUESTION))
     between = len(tokens) - opening - len(first) - len(second)
-    assert target == [False] * opening + [learn] * len(first) + [False] * between + [True] * len(second)
+    assert target == [0.0] * opening + [learn] * len(first) + [0.0] * between + [1.0] * len(second)
     assert tokens[opening : opening + len(first)] == first and tokens[-len(second) :] == second
 
 

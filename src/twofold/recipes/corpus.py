@@ -22,7 +22,6 @@ from twofold.tasks.procedural import Countdown, Letters, Sums, apply
 from twofold.text.chat import CRITIQUE, JUDGE, Turn
 from twofold.types import Problem
 
-
 FACT = 10.0
 """Weight of the answer to a question about a fact: one token among hundreds, and all that the document is for."""
 
