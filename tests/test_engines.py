@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -532,16 +531,24 @@ def test_a_model_that_would_give_other_numbers_is_refused_by_name(
 # Packing --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_packed_batch_is_its_samples_one_by_one(pair: Pair) -> None:
-    """Hidden states and gradients, for lengths 3 1 7 2."""
-    samples = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
+@pytest.mark.parametrize(
+    ("shared", "positions", "laid"),
+    [
+        ({}, [0, 1, 2, 3, 0, 0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 0, 1], range(17)),
+        # sample 2 begins with two tokens of sample 0, and so does sample 3
+        ({2: (0, 2), 3: (0, 2)}, [0, 1, 2, 3, 0, 2, 3, 4, 5, 6, 2, 0, 1], [0, 1, 2, 3, 4, 7, 8, 9, 10, 11, 14, 15, 16]),
+    ],
+)
+def test_a_packed_batch_is_its_samples_one_by_one(pair: Pair, shared: Any, positions: Any, laid: Any) -> None:
+    """Hidden states and gradients."""
+    samples = [[5, 6, 7, 8], [8], [5, 6, 11, 12, 13, 14, 15], [5, 6, 7], [16, 17]]
     packed, alone = copy.deepcopy(pair.ours), copy.deepcopy(pair.plain)
-    layout = Packing([len(s) for s in samples])
-    assert layout.positions.tolist() == [[0, 1, 2, 0, 0, 1, 2, 3, 4, 5, 6, 0, 1]]
-    ids = torch.tensor([[x for s in samples for x in s]])
+    layout = Packing([len(s) for s in samples], shared)
+    assert layout.positions.tolist() == [positions]
+    ids = torch.tensor([[x for s in samples for x in s]])[:, list(laid)]
     ours = packed.base_model(input_ids=ids, position_ids=layout.positions, use_cache=False, layout=layout)
     theirs = [alone.base_model(input_ids=torch.tensor([s])).last_hidden_state[0] for s in samples]
-    hidden = ours.last_hidden_state[0]
+    hidden = torch.cat([ours.last_hidden_state[0][row[: len(s)]] for row, s in zip(layout.index, samples, strict=True)])
     torch.testing.assert_close(hidden, torch.cat(theirs), atol=1e-5, rtol=0)
     weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
     (hidden * weights).sum().backward()
@@ -557,8 +564,10 @@ def test_a_packed_batch_is_its_samples_one_by_one(pair: Pair) -> None:
 
 
 def test_the_count_of_tokens_in_no_sample_depends_on_the_others() -> None:
-    """Lengths 3 and 1: slots 0 1 2 and 3 of 2 x 3."""
-    layout = Packing([3, 1])
-    assert layout.shape == (2, 3)
-    assert layout.slots.tolist() == [0, 1, 2, 3]
-    assert Counter(layout.positions[0].tolist()) == {0: 2, 1: 1, 2: 1}
+    """Lengths 3 and 2: slots 0 1 2 and 3 4 of 2 x 3; the first token shared: one token less."""
+    layout = Packing([3, 2])
+    assert layout.slots.tolist() == [0, 1, 2, 3, 4]
+    assert layout.index.tolist() == [[0, 1, 2], [3, 4, 0]]
+    layout = Packing([3, 2], {1: (0, 1)})
+    assert layout.slots.tolist() == [0, 1, 2, 4]
+    assert layout.index.tolist() == [[0, 1, 2], [0, 3, 0]]

@@ -142,11 +142,16 @@ def test_token_and_sequence_weights_sum_to_one(sampled):
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 64))
-def test_micro_batches_keep_every_sample_once_and_within_budget(lengths, budget):
-    groups = micro_batches(lengths, budget)
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3)), min_size=1, max_size=30), st.integers(1, 64))
+def test_micro_batches_keep_every_sample_once_and_within_budget(samples, budget):
+    """Heads have 0 to 3 tokens, and those of one length are the same."""
+    heads = [[size] * size for _, size in samples]
+    lengths = [size + more for more, size in samples]
+    groups = micro_batches(lengths, heads, budget)
     assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
-    assert all(sum(lengths[i] for i in g) <= budget or len(g) == 1 for g in groups)
+    for g in groups:
+        once = sum({len(heads[i]): len(heads[i]) for i in g}.values())
+        assert sum(lengths[i] - len(heads[i]) for i in g) + once <= budget or len(g) == 1
 
 
 # ---------------------------------------------------------------- log-probs without the logits of a whole batch

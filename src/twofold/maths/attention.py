@@ -9,6 +9,8 @@ forward call. So the same, unmodified module serves the learner and the engine:
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -46,6 +48,9 @@ def attention(
         )
     if softcap is not None or s_aux is not None:
         raise ValueError(f"{type(module).__name__} caps its attention or has sinks; twofold's attention has neither")
+    if query.device.type == "cpu":  # attention itself is slower in bfloat16 there, its backward pass several times
+        with torch.autocast("cpu", enabled=False):
+            return layout.attend(module.layer_idx, query.float(), key.float(), value.float(), scaling), None
     return layout.attend(module.layer_idx, query, key, value, scaling), None
 
 
@@ -68,7 +73,7 @@ def install(model: Any) -> Any:
     if config._attn_implementation != NAME:
         raise ValueError(f"{type(model).__name__} has an attention of its own, which twofold cannot replace")
     call: dict[str, Any] = {"input_ids": torch.arange(2, device=model.device)[None], "use_cache": False}
-    layout = Packing([2], model.device)
+    layout = Packing([2], device=model.device)
     with torch.no_grad():
         logits = model(**call, position_ids=layout.positions, layout=layout).logits
         hidden = model.base_model(**call, position_ids=layout.positions, layout=layout).last_hidden_state
@@ -81,29 +86,77 @@ def install(model: Any) -> Any:
 class Packing:
     """Samples laid end to end in one row of N tokens; each attends causally to itself alone.
 
-    Everything but attention runs on the N real tokens; only inside attention are they set out
-    as [samples, longest]. Lengths (3, 1) give positions 0 1 2 0 and slots 0 1 2 3 (of 2 x 3).
+    ``shared[s] = (r, n)``: sample s begins with the first n tokens of the earlier sample r, and these are laid once. So a
+    prompt runs once, however many samples it has. Everything but attention runs on the N tokens; only inside attention
+    are they set out as [samples, longest].
+
+    Lengths (3, 2) give positions 0 1 2 0 1 and slots 0 1 2 3 4 (of 2 x 3); with ``shared = {1: (0, 1)}`` positions
+    0 1 2 1, slots 0 1 2 4, and sample 1 is tokens 0 and 3.
     """
 
-    def __init__(self, lengths: list[int], device: torch.device | str = "cpu") -> None:
-        sizes = torch.tensor(lengths)
-        self.shape = (len(lengths), int(sizes.max()))
-        sample = torch.repeat_interleave(torch.arange(len(lengths)), sizes)
-        start = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)[:-1]])
-        position = torch.arange(int(sizes.sum())) - start[sample]
-        self.positions = position[None].to(device)
-        self.slots = (sample * self.shape[1] + position).to(device)
+    def __init__(
+        self,
+        lengths: list[int],
+        shared: Mapping[int, tuple[int, int]] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        rows, longest = len(lengths), max(lengths)
+        index = torch.zeros(rows, longest, dtype=torch.long)  # behind short samples token 0: causality hides it
+        self.families: dict[tuple[int, int], list[int]] = defaultdict(list)
+        positions, slots, size = [], [], 0
+        for s, length in enumerate(lengths):
+            source, n = (shared or {}).get(s, (s, 0))
+            if n:
+                self.families[source, n].append(s)
+            index[s, :n] = index[source, :n]
+            index[s, n:length] = torch.arange(size, size + length - n)
+            positions.append(torch.arange(n, length))
+            slots.append(s * longest + positions[-1])
+            size += length - n
+        self.index = index.to(device)
+        self.positions = torch.cat(positions)[None].to(device)
+        self.slots = torch.cat(slots).to(device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        q, k, v = (self._set_out(x) for x in (query, key, value))
+        q, k, v = (_SetOut.apply(x[0], self) for x in (query, key, value))
         out = sdpa(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-        return out.transpose(1, 2).flatten(0, 1)[self.slots][None]
+        return _Take.apply(out.transpose(1, 2).flatten(0, 1), self.slots)[None]
 
-    def _set_out(self, x: Tensor) -> Tensor:
-        """[1, H, N, D] -> [samples, H, longest, D], zeros behind short samples (causality hides them)."""
-        rows, longest = self.shape
-        flat = x.new_zeros(rows * longest, x.shape[1], x.shape[3])
-        return flat.index_copy(0, self.slots, x[0].transpose(0, 1)).view(rows, longest, *flat.shape[1:]).transpose(1, 2)
+
+class _SetOut(torch.autograd.Function):
+    """[H, N, D] -> [samples, H, longest, D].
+
+    The gradient is written out: autograd's own adds token by token, which costs more than the attention.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: Packing) -> Tensor:
+        ctx.layout = layout
+        flat = x.transpose(0, 1).index_select(0, layout.index.flatten())
+        return flat.view(*layout.index.shape, *flat.shape[1:]).transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        layout, gradient = ctx.layout, gradients[0].transpose(1, 2)
+        own = gradient.flatten(0, 1).index_select(0, layout.slots)
+        for (source, n), members in layout.families.items():
+            own[layout.index[source, :n]] += gradient[members, :n].sum(0)
+        return own.transpose(0, 1), None
+
+
+class _Take(torch.autograd.Function):
+    """x[slots] for slots that are all different, so that its gradient is a copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(slots)
+        ctx.shape = x.shape
+        return x.index_select(0, slots)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (slots,) = ctx.saved_tensors
+        return gradients[0].new_zeros(ctx.shape).index_copy_(0, slots, gradients[0]), None
 
 
 class KV:

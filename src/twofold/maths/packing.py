@@ -5,20 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of samples, in groups of at most ``budget`` tokens, similar lengths together.
+def micro_batches(lengths: Sequence[int], heads: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+    """Indices of samples, in groups of at most ``budget`` tokens; ``heads[i]`` is how sample i begins.
 
-    A sample longer than the budget gets a group of its own: nothing is cut or dropped.
+    Samples with one head stay together, and in a group they share it: its tokens count once. Otherwise similar lengths
+    come together. A sample longer than the budget gets a group of its own: nothing is cut or dropped.
 
-    >>> micro_batches([5, 1, 4, 2], budget=6)
+    >>> micro_batches([5, 1, 4, 2], [[], [], [], []], budget=6)
     [[1, 3], [2], [0]]
+    >>> micro_batches([5, 4, 5], [[7, 7, 7], [8], [7, 7, 7]], budget=7)
+    [[1], [0, 2]]
     """
+    keys = [tuple(h) for h in heads]
+    longest: dict[tuple[int, ...], int] = {}
+    for key, length in zip(keys, lengths, strict=True):
+        longest[key] = max(length, longest.get(key, 0)) if key else 0
+    order = sorted(range(len(lengths)), key=lambda i: (longest[keys[i]], keys[i], lengths[i]))
     groups: list[list[int]] = []
     room = 0
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if not groups or lengths[i] > room:
+    for i in order:
+        again = groups and keys[groups[-1][-1]] == keys[i]
+        cost = lengths[i] - (len(keys[i]) if again else 0)
+        if not groups or cost > room:
             groups.append([])
-            room = budget
+            room, cost = budget, lengths[i]
         groups[-1].append(i)
-        room -= lengths[i]
+        room -= cost
     return groups

@@ -6,7 +6,7 @@ import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, Literal
 
 import torch
@@ -38,7 +38,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One micro-batch laid end to end: N tokens, of which M need a log-prob (``at`` indexes the token before each)."""
+    """One micro-batch laid end to end, shared prompts once: N tokens; M log-probs are needed (``at``: the token before)."""
 
     tokens: Tensor  # [1, N]
     layout: Packing
@@ -241,32 +241,47 @@ class Learner:
         targets = target_weights([s.targets for s in samples])
         mass = sum(map(sum, policy)) or 1.0
         valued = sum(len(s.values) for s in samples)
-        for chosen in micro_batches([len(s.tokens) for s in samples], self.micro_tokens):
-            rows = ([x[i] for i in chosen] for x in (policy, targets))
+        heads = [_head(s) for s in samples]
+        for chosen in micro_batches([len(s.tokens) for s in samples], heads, self.micro_tokens):
+            rows = [policy[i] for i in chosen], [targets[i] for i in chosen], [heads[i] for i in chosen]
             yield self._pack([samples[i] for i in chosen], *rows, mass=mass, valued=valued)
 
     def _pack(
-        self, samples: list[Sample], policy: list[list[float]], targets: list[list[float]], *, mass: float, valued: int
+        self,
+        samples: list[Sample],
+        policy: list[list[float]],
+        targets: list[list[float]],
+        heads: list[tuple[int, ...]],
+        *,
+        mass: float,
+        valued: int,
     ) -> Batch:
         device = self.model.device
 
         def flat(rows: list[list[Any]], dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.tensor([x for row in rows for x in row], dtype=dtype, device=device)
 
+        lengths = [len(s.tokens) for s in samples]
+        first = {head: i for i, head in reversed(list(enumerate(heads)))}
+        shared = {i: (first[head], len(head)) for i, head in enumerate(heads) if first[head] < i}
+        layout = Packing(lengths, shared, device)
+        # place[i] is where token i of the samples, one after another, is laid: in one place for all that share it
+        place = torch.cat([row[:n] for row, n in zip(layout.index, lengths, strict=True)])
         tokens, p, t = flat([s.tokens for s in samples], torch.long), flat(policy), flat(targets)
-        ends = torch.tensor([len(s.tokens) for s in samples]).cumsum(0)
+        laid = tokens.new_empty(layout.positions.shape).index_copy_(1, place, tokens[None])
+        ends = accumulate(lengths)
         needed = (p != 0) | (t != 0)
         index = needed.nonzero()[:, 0]
         reference = flat([s.reference or [0.0] * len(s.tokens) for s in samples])
         valued_at = [
             (end - len(s.tokens) + i, label, weight / valued)
-            for s, end in zip(samples, ends.tolist(), strict=True)
+            for s, end in zip(samples, ends, strict=True)
             for i, label, weight in s.values
         ]
         return Batch(
-            tokens=tokens[None],
-            layout=Packing([len(s.tokens) for s in samples], device),
-            at=index - 1,
+            tokens=laid,
+            layout=layout,
+            at=place[index - 1],
             ids=tokens[index],
             logprobs=flat([s.logprobs for s in samples])[index],
             advantages=flat([s.advantages for s in samples])[index],
@@ -274,10 +289,16 @@ class Learner:
             mass=mass,
             targets=t[index],
             reference=reference[index],
-            value_at=torch.tensor([i for i, _, _ in valued_at], dtype=torch.long, device=device),
+            value_at=place[[i for i, _, _ in valued_at]],
             values=torch.tensor([label for _, label, _ in valued_at], dtype=torch.float32, device=device),
             value_weights=torch.tensor([weight for _, _, weight in valued_at], dtype=torch.float32, device=device),
         )
+
+
+def _head(sample: Sample) -> tuple[int, ...]:
+    """The tokens before the first that is learnt from: samples of one prompt have them in common."""
+    learnt = (i for i, (s, t) in enumerate(zip(sample.sampled, sample.targets, strict=True)) if s or t)
+    return tuple(sample.tokens[: next(learnt, len(sample.tokens))])
 
 
 def _finite(x: float) -> bool:

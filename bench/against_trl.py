@@ -1,0 +1,276 @@
+"""A training step against TRL's: the same weights, prompts and reward, tokens per second of whole steps.
+
+    python bench/against_trl.py --trl PATH/TO/TRL/ENV/bin/python [--only a] [--repeats 5]
+
+TRL has an environment of its own (``python -m venv``, then ``pip install trl torch``), and is tuned here: the best of its
+micro-batch sizes, with bfloat16 and without, with its padded generation and its continuous batching. So is twofold, over
+``micro_tokens`` and precision. Then the two bests take turns. Before that, both compute the loss of one stored batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import ROOT, SMALL, digits, qwen2, record, tokenizer, with_lengths
+
+from twofold.engines.native import NativeEngine
+from twofold.maths.credit import grpo
+from twofold.recipes.rlv import RLV, Recipe
+from twofold.text.chat import Chat
+from twofold.trainer.learner import Learner, Loss
+from twofold.trainer.model import load_model
+from twofold.trainer.optim import Optim
+from twofold.types import Grade, Problem, Sample, Sampling
+
+CASES: dict[str, dict[str, int]] = {
+    "a": {"prompts": 32, "n": 8, "prompt_tokens": 32, "shortest": 96, "longest": 96},
+    "b": {"prompts": 32, "n": 8, "prompt_tokens": 32, "shortest": 16, "longest": 96},
+    "c": {"prompts": 8, "n": 32, "prompt_tokens": 256, "shortest": 96, "longest": 96},
+}
+
+
+class Task:
+    """The reward is whether the text has an odd number of characters."""
+
+    name = "odd"
+
+    def problem(self, split: str, i: int) -> Problem:
+        raise NotImplementedError
+
+    def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
+        reward = float(len(text) % 2)
+        return str(reward), Grade(reward, "correct" if reward else "wrong")
+
+
+class Ours:
+    """A twofold run whose phases are timed."""
+
+    def __init__(
+        self,
+        model: Path,
+        questions: list[str],
+        n: int,
+        max_tokens: int,
+        micro_tokens: int,
+        precision: Any,
+        algorithm: str,
+    ) -> None:
+        weights, words = load_model(model)
+        chat = Chat(words)
+        self.engine = NativeEngine(weights, precision=precision)
+        self.problems = [Problem(str(i), q, "") for i, q in enumerate(questions)]
+        estimator: Any = {"grpo": "dr_grpo", "rloo": "rloo"}[algorithm]
+        self.recipe = Recipe(
+            RLV(estimator=estimator, verify="none", rollouts=n), Task(), chat, Sampling(max_tokens=max_tokens)
+        )
+        self.learner = Learner(
+            weights, Optim(lr=1e-6, warmup=0), Loss(), steps=10**6, micro_tokens=micro_tokens, precision=precision
+        )
+        self.spent: dict[str, float] = {}
+        self._time(self.engine, "generate", "generation")
+        self._time(self.recipe.task, "grade", "grading")
+        self._time(self.learner, "_losses", "loss")
+        self._time(self.learner.optimizer, "step", "optimizer")
+        self.steps = 0
+
+    def _time(self, owner: Any, method: str, name: str) -> None:
+        plain = getattr(owner, method)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            out = plain(*args, **kwargs)
+            self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - start
+            return out
+
+        setattr(owner, method, wrapped)
+
+    def step(self) -> dict[str, float]:
+        self.spent.clear()
+        began = time.perf_counter()
+        samples, _ = self.recipe.collect(self.engine, self.problems, self.steps)
+        self.engine.rest()
+        collected = time.perf_counter()
+        self.learner.update(samples["policy"])
+        self.engine.load({})
+        seconds = time.perf_counter() - began
+        self.steps += 1
+        update = time.perf_counter() - collected
+        self.spent["backward"] = update - self.spent["loss"] - self.spent["optimizer"]  # and packing
+        return {"seconds": seconds, "tokens": sum(sum(s.sampled) for s in samples["policy"]), **self.spent}
+
+
+class Theirs:
+    """A TRL trainer in a process of its own."""
+
+    def __init__(self, python: str, **asked: Any) -> None:
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [python, str(ROOT / "bench" / "trl_worker.py"), json.dumps(asked)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+        )  # fmt: skip
+
+    def ask(self, line: str) -> dict[str, float]:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            self.errors.seek(0)
+            raise RuntimeError(f"TRL's process ended:\n{self.errors.read()[-2000:]}")
+        return json.loads(answer)
+
+    def step(self) -> dict[str, float]:
+        return self.ask("go")
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def rate(report: dict[str, float]) -> float:
+    return report["tokens"] / report["seconds"]
+
+
+def best_of_ours(trials: int, **fixed: Any) -> tuple[Ours, dict[str, Any]]:
+    found: list[tuple[float, Ours, dict[str, Any]]] = []
+    for precision in ("float32", "bfloat16"):
+        for micro in (4096, 8192, 16384):
+            side = Ours(micro_tokens=micro, precision=precision, **fixed)
+            side.step()
+            speed = max(rate(side.step()) for _ in range(trials))
+            print(f"  twofold {precision} micro_tokens {micro}: {speed:.0f} tokens/s", file=sys.stderr)
+            found.append((speed, side, {"precision": precision, "micro_tokens": micro}))
+    _, side, how = max(found, key=lambda f: f[0])
+    return side, how
+
+
+def best_of_theirs(trials: int, **fixed: Any) -> tuple[Theirs, dict[str, Any]]:
+    """Coordinate search: precision and generation at one micro-batch size, then the sizes."""
+    tried: dict[tuple[bool, bool, int], float] = {}
+
+    def speed(bf16: bool, paged: bool, micro: int) -> float:
+        key = (bf16, paged, micro)
+        if key not in tried:
+            side = Theirs(bf16=bf16, paged=paged, micro=micro, **fixed)
+            try:
+                side.step()
+                tried[key] = max(rate(side.step()) for _ in range(trials))
+                print(f"  TRL bf16 {bf16} paged {paged} micro {micro}: {tried[key]:.0f} tokens/s", file=sys.stderr)
+            except RuntimeError as error:
+                tried[key] = 0.0
+                print(f"  TRL bf16 {bf16} paged {paged} micro {micro}: {error}", file=sys.stderr)
+            side.close()
+        return tried[key]
+
+    for bf16 in (False, True):
+        for paged in (False, True):
+            speed(bf16, paged, 32)
+    bf16, paged, _ = max(tried, key=lambda k: tried[k])
+    for micro in (8, 16, 64):
+        speed(bf16, paged, micro)
+    bf16, paged, micro = max(tried, key=lambda k: tried[k])
+    return Theirs(bf16=bf16, paged=paged, micro=micro, **fixed), {"bf16": bf16, "paged": paged, "micro": micro}
+
+
+def losses(python: str, where: Path) -> tuple[float, float]:
+    """(ours, TRL's) of one ragged batch with random tokens, advantages and behaviour log-probs, in fp32."""
+    rng = random.Random(0)
+    lengths = [rng.randint(16, 96) for _ in range(32)]
+    texts = [[rng.randrange(64, 500) for _ in range(size)] for size in lengths]
+    prompts = [[rng.randrange(64, 500) for _ in range(32)] for _ in range(4) for _ in range(8)]
+    behaviour = [[rng.uniform(-6.6, -5.9) for _ in range(size)] for size in lengths]
+    advantages = [a for _ in range(4) for a in grpo([float(rng.random() < 0.5) for _ in range(8)], std=False)]
+    pad, longest = tokenizer().pad_token_id, max(lengths)
+
+    def padded(rows: list[list[Any]], value: Any) -> list[list[Any]]:
+        return [row + [value] * (longest - len(row)) for row in rows]
+
+    batch = {
+        "prompt_ids": prompts,
+        "prompt_mask": [[1] * 32] * 32,
+        "completion_ids": padded(texts, pad),
+        "completion_mask": padded([[1] * size for size in lengths], 0),
+        "advantages": advantages,
+        "old_per_token_logps": padded(behaviour, 0.0),
+        "num_items_in_batch": sum(lengths),
+    }
+    (where / "batch.json").write_text(json.dumps(batch))
+    fixed = {"model": str(where / "random"), "out": str(where / "out"), "questions": ["1"] * 4}
+    theirs = Theirs(python, algorithm="grpo", bf16=False, paged=False, micro=32, batch=32, n=8, max_tokens=96, **fixed)
+    their_loss = theirs.ask(str(where / "batch.json"))["loss"]
+    theirs.close()
+    model, _ = load_model(where / "random")
+    samples = [
+        Sample(
+            [*p, *c], [False] * 32 + [True] * len(c), [0.0] * 32 + b, [0.0] * 32 + [a] * len(c), [0.0] * (32 + len(c))
+        )
+        for p, c, b, a in zip(prompts, texts, behaviour, advantages, strict=True)
+    ]
+    learner = Learner(model, Optim(lr=0.0), Loss(), steps=1)
+    return learner.update(samples)["loss"], their_loss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trl", required=True, help="python of an environment with TRL")
+    parser.add_argument("--only", default="abc")
+    parser.add_argument("--algorithms", default="grpo,rloo")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=2)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(folder)
+        for name, model in (("random", qwen2(**SMALL)), ("equal", with_lengths(qwen2(**SMALL), 96, 96)),
+                            ("ragged", with_lengths(qwen2(**SMALL), 16, 96))):  # fmt: skip
+            model.save_pretrained(where / name)
+            tokenizer().save_pretrained(where / name)
+        ours, theirs = losses(args.trl, where)
+        record("trl-loss", ours=ours, theirs=theirs, difference=abs(ours - theirs))
+        for case in args.only:
+            for algorithm in args.algorithms.split(","):
+                compare(args, where, case, algorithm)
+
+
+def compare(args: argparse.Namespace, where: Path, case: str, algorithm: str) -> None:
+    sizes = CASES[case]
+    # the template adds three tokens
+    questions = [digits(sizes["prompt_tokens"] - 3, seed) for seed in range(sizes["prompts"])]
+    model = where / ("ragged" if sizes["shortest"] < sizes["longest"] else "equal")
+    print(f"case {case}, {algorithm}", file=sys.stderr)
+    ours, how = best_of_ours(
+        args.trials, model=model, questions=questions, n=sizes["n"], max_tokens=sizes["longest"], algorithm=algorithm
+    )
+    theirs, their_how = best_of_theirs(
+        args.trials, python=args.trl, model=str(model), out=str(where / "out"), questions=questions, n=sizes["n"],
+        max_tokens=sizes["longest"], batch=sizes["prompts"] * sizes["n"], algorithm=algorithm,
+    )  # fmt: skip
+    theirs.step()
+    reports: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
+    for _ in range(args.repeats):
+        reports["ours"].append(ours.step())
+        reports["theirs"].append(theirs.step())
+    theirs.close()
+
+    def median(side: str, name: str) -> float:
+        return float(torch.tensor([r.get(name, 0.0) for r in reports[side]]).median())
+
+    speeds = {side: float(torch.tensor([rate(r) for r in rs]).median()) for side, rs in reports.items()}
+    parts = ("seconds", "tokens", "generation", "grading", "loss", "backward", "optimizer")
+    record(
+        "trl", case=case, algorithm=algorithm, ratio=speeds["ours"] / speeds["theirs"],
+        ours=how | {p: round(median("ours", p), 3) for p in parts},
+        theirs=their_how | {p: round(median("theirs", p), 3) for p in parts},
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What the benchmarks share: interleaved repeats, medians, one JSON line per result, and models to measure with.
+
+Times on a shared machine mean nothing alone. Every benchmark runs its sides in turn, in one run, and reports ratios of
+medians.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+HISTORY = ROOT / "runs" / "bench.jsonl"
+
+
+def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int = 5, warmup: int = 1) -> dict[str, float]:
+    """Median seconds of each side; the sides take turns, so that a slow minute of the machine hits them all."""
+    for side in sides.values():
+        for _ in range(warmup):
+            side()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            began = time.perf_counter()
+            side()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def record(bench: str, **numbers: Any) -> None:
+    """Print one JSON line and append it to ``runs/bench.jsonl``."""
+    rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in numbers.items()}
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    line = json.dumps(
+        {"bench": bench, **rounded, "torch": torch.__version__, "threads": torch.get_num_threads(), "on": where}
+    )
+    print(line, flush=True)
+    HISTORY.parent.mkdir(exist_ok=True)
+    with HISTORY.open("a") as file:
+        file.write(line + "\n")
+
+
+SMALL = {"hidden": 256, "layers": 6, "heads": 4, "kv_heads": 2, "ffn": 768}
+"""About 5 million parameters with the shipped tokenizer."""
+
+
+def qwen2(
+    hidden: int, layers: int, heads: int, kv_heads: int, ffn: int, vocabulary: int = 512, tied: bool = False
+) -> Any:
+    """A Qwen2 with random weights, seeded; ids and template are those of the shipped tokenizer."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            intermediate_size=ffn,
+            tie_word_embeddings=tied,
+            max_position_embeddings=8192,
+            bos_token_id=None,
+            eos_token_id=tokenizer().eos_token_id,
+            pad_token_id=tokenizer().pad_token_id,
+        )
+    ).eval()
+
+
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(ROOT / "src" / "twofold" / "assets" / "tiny")
+
+
+def with_lengths(model: Any, shortest: int, longest: int) -> Any:
+    """Give ``model`` weights whose completions are between ``shortest`` and ``longest`` tokens, all lengths as likely.
+
+    Its text is a count: after the prompt it draws a number, then says every following number up to ``longest``, then the
+    end token. ``shortest = longest`` never ends. The layers keep their random weights, scaled down so as not to disturb
+    the count; every matrix product is the size it always was.
+    """
+    end = tokenizer().eos_token_id
+    assistant = tokenizer().convert_tokens_to_ids("<|assistant|>")
+    first = 64  # number i is token first + i
+    embed, head = model.get_input_embeddings().weight.data, model.get_output_embeddings().weight.data
+    torch.manual_seed(1)
+    embed.normal_()
+    head.zero_()
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.data.mul_(0.01)
+        layer.mlp.down_proj.weight.data.mul_(0.01)
+    sharp = 40 / model.config.hidden_size
+    starts = 1 if shortest == longest else longest - shortest + 1
+    head[first : first + starts] += sharp * embed[assistant]
+    for i in range(longest - 1):
+        head[first + i + 1] += sharp * embed[first + i]
+    head[first if shortest == longest else end] += sharp * embed[first + longest - 1]
+    return model
+
+
+def digits(count: int, seed: int) -> str:
+    """A question of ``count`` tokens (the shipped tokenizer has one per digit)."""
+    import random
+
+    return "".join(random.Random(seed).choices("0123456789", k=count))

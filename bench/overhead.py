@@ -1,0 +1,96 @@
+"""What verification costs: a step of RL^V over the same step without it, and test-time generate + judge over generate.
+
+The baseline is what a library without a joint batch does: a batch of verification samples beside the policy's, so that
+every solution goes through the model twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from against_trl import Task
+from common import SMALL, digits, interleaved, qwen2, record, tokenizer, with_lengths
+
+from twofold.compute.judge import p_yes
+from twofold.compute.rollout import rollouts
+from twofold.engines.native import NativeEngine
+from twofold.maths.attention import install
+from twofold.recipes.rlv import RLV, Recipe
+from twofold.text.chat import Chat
+from twofold.trainer.learner import Learner, Loss
+from twofold.trainer.optim import Optim
+from twofold.types import Problem, Sample, Sampling
+
+
+def training(length: int, prompts: int, n: int, repeats: int) -> None:
+    chat, model = Chat(tokenizer()), install(with_lengths(qwen2(**SMALL), length, length))
+    engine, task = NativeEngine(model), Task()
+    problems = [Problem(str(i), digits(29, i), "") for i in range(prompts)]
+    learner = Learner(model, Optim(lr=1e-6, clip=1e9), Loss(), steps=10**6, norms_every=10**6)
+    sampling = Sampling(max_tokens=length)
+
+    def step(verify: Any, separate: bool = False) -> None:
+        # score_every=0: measuring the verifier for the log is not part of the method
+        recipe = Recipe(RLV(verify=verify, rollouts=n, score_every=0), task, chat, sampling)
+        samples = recipe.collect(engine, problems, 0)[0]["policy"]
+        engine.rest()
+        if separate:
+            samples = [x for s in samples for x in (alone(s), verdict(s))]
+        learner.step = 1  # no measuring of the streams' norms
+        learner.update(samples)
+        engine.load({})
+
+    def alone(s: Sample) -> Sample:
+        end = len(s.sampled) - s.sampled[::-1].index(True)
+        return Sample(*(x[:end] for x in (s.tokens, s.sampled, s.logprobs, s.advantages, s.targets)))
+
+    def verdict(s: Sample) -> Sample:
+        return replace(s, sampled=[False] * len(s.tokens), advantages=[0.0] * len(s.tokens))
+
+    seconds = interleaved(
+        {
+            "rl": lambda: step("none"),
+            "rlv": lambda: step("generative"),
+            "separate": lambda: step("generative", separate=True),
+        },
+        repeats,
+    )
+    record(
+        "overhead-train", tokens=length, prompts=prompts, n=n,
+        rlv=seconds["rlv"] / seconds["rl"], separate=seconds["separate"] / seconds["rl"], rl_seconds=seconds["rl"],
+    )  # fmt: skip
+
+
+def test_time(length: int, prompts: int, n: int, repeats: int) -> None:
+    chat, model = Chat(tokenizer()), install(with_lengths(qwen2(**SMALL), length, length))
+    engine, task = NativeEngine(model), Task()
+    problems = [Problem(str(i), digits(29, i), "") for i in range(prompts)]
+    sampling = Sampling(n=n, max_tokens=length, stop=chat.stop)
+
+    def generate(judge: bool) -> None:
+        engine.load({})
+        groups = rollouts(engine, chat, task, problems, sampling)
+        if judge:
+            p_yes(engine, chat, [r for g in groups for r in g])
+
+    seconds = interleaved({"generate": lambda: generate(False), "judged": lambda: generate(True)}, repeats)
+    record(
+        "overhead-test", tokens=length, prompts=prompts, n=n, ratio=seconds["judged"] / seconds["generate"],
+        generate_seconds=seconds["generate"],
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    for length, prompts in ((96, 8), (512, 4)):
+        training(length, prompts, 8, args.repeats)
+    for length, n in ((96, 16), (512, 16)):
+        test_time(length, 1, n, args.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Start-up: ``import twofold``, ``twofold --help``, and a first answer of the shipped model, each a fresh process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from common import interleaved, record
+
+PROBLEM = "Start with 47. Add 38. What is the result?"
+
+
+def run(*command: str) -> None:
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+
+
+def main() -> None:
+    seconds = interleaved(
+        {
+            "python": lambda: run("-c", "pass"),
+            "import": lambda: run("-c", "import twofold"),
+            "help": lambda: run("-m", "twofold.cli", "--help"),
+            "solve": lambda: run("-m", "twofold.cli", "solve", "tiny", PROBLEM),
+            "import torch and transformers": lambda: run(
+                "-c", "import torch, transformers.models.llama.modeling_llama"
+            ),
+        },
+        repeats=7,
+    )
+    record("startup", **{f"{name} s": s for name, s in seconds.items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""One TRL trainer that takes one step each time it is told to; ``against_trl.py`` runs it in TRL's own environment.
+
+    python trl_worker.py '{"algorithm": "grpo", "model": DIR, ...}'
+
+On stdin: "go" for a step, or the path of a stored batch whose loss is wanted. On stdout: one JSON line each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+asked: dict[str, Any] = json.loads(sys.argv[1])
+say = os.fdopen(os.dup(1), "w")  # the libraries print what they like on theirs
+os.dup2(2, 1)
+spent: dict[str, float] = {}
+began = 0.0
+tokens = 0
+
+
+def timed(owner: Any, method: str, name: str) -> None:
+    """Add the time of ``owner.method`` to ``spent[name]``."""
+    plain = getattr(owner, method)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            spent[name] = spent.get(name, 0.0) + time.perf_counter() - start
+
+    setattr(owner, method, wrapped)
+
+
+def reward(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
+    global tokens
+    tokens = sum(map(len, completion_ids))
+    return [float(len(c[0]["content"]) % 2) for c in completions]
+
+
+class OneByOne(TrainerCallback):
+    """Waits for "go" before each step and reports behind it."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        global began
+        line = sys.stdin.readline().strip()
+        while line and line != "go":
+            print(json.dumps({"loss": stored_loss(line)}), file=say, flush=True)
+            line = sys.stdin.readline().strip()
+        if not line:
+            os._exit(0)
+        spent.clear()
+        began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        report = {"seconds": time.perf_counter() - began, "tokens": tokens, **spent}
+        print(json.dumps(report), file=say, flush=True)
+
+
+def stored_loss(path: str) -> float:
+    """The loss of one batch that holds the tensors that TRL's ``compute_loss`` reads."""
+    with open(path) as file:
+        batch = {k: torch.tensor(v) for k, v in json.load(file).items()}
+    trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation
+    with torch.no_grad():
+        return float(trainer.compute_loss(trainer.model, batch))
+
+
+settings: dict[str, Any] = {
+    "output_dir": asked["out"], "use_cpu": True, "bf16": asked["bf16"], "num_generations": asked["n"],
+    "per_device_train_batch_size": asked["micro"], "gradient_accumulation_steps": asked["batch"] // asked["micro"],
+    "max_completion_length": asked["max_tokens"], "temperature": 1.0, "top_k": 0, "beta": 0.0, "learning_rate": 1e-6,
+    "lr_scheduler_type": "constant", "gradient_checkpointing": False, "max_steps": 10**6, "report_to": [],
+    "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "shuffle_dataset": False,
+}  # fmt: skip
+settings["use_transformers_continuous_batching"] = asked["paged"]
+if asked["algorithm"] == "grpo":
+    settings |= {"scale_rewards": "none", "loss_type": "dapo"}
+config, kind = (GRPOConfig, GRPOTrainer) if asked["algorithm"] == "grpo" else (RLOOConfig, RLOOTrainer)
+trainer = kind(
+    model=AutoModelForCausalLM.from_pretrained(asked["model"], dtype=torch.float32),
+    processing_class=AutoTokenizer.from_pretrained(asked["model"]),
+    args=config(**settings),
+    reward_funcs=reward,
+    train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": q}] for q in asked["questions"]]}),
+    callbacks=[OneByOne()],
+)
+timed(trainer, "_generate", "generation")
+timed(trainer, "_calculate_rewards", "grading")
+timed(trainer, "compute_loss", "loss")
+timed(trainer.accelerator, "backward", "backward")
+create = trainer.create_optimizer
+
+
+def create_timed(*args: Any, **kwargs: Any) -> Any:
+    made = create(*args, **kwargs)
+    timed(trainer.optimizer, "step", "optimizer")
+    return made
+
+
+trainer.create_optimizer = create_timed
+trainer.train()
