@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow clean
+.PHONY: help demo test test-slow bench bench-trl clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -33,8 +33,14 @@ test: $(READY) ## what has to pass: format, lint, types, tests
 test-slow: $(READY) ## the long checks too
 	$(BIN)/pytest -q -m slow
 
+bench: $(READY) ## ratios of speed, each from one run (needs no GPU)
+	cd bench && for b in limits overhead branch engine startup; do ../$(BIN)/python $$b.py || exit 1; done
+
+bench-trl: $(READY) .venv-trl/.ready ## a training step against TRL's
+	cd bench && ../$(BIN)/python against_trl.py --trl ../.venv-trl/bin/python
+
 clean: ## remove the virtual environment and every cache
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-trl .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 
 # torch goes in first and alone: it is the big one, and with --no-deps an index that has only torch is enough.
 $(READY): pyproject.toml constraints.txt
@@ -50,3 +56,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) --editable '.[dev]'
 	@touch $(READY)
 	@echo "ready"
+
+.venv-trl/.ready:
+	@$(PYTHON) -m venv .venv-trl
+	@.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    $(if $(TWOFOLD_TORCH_INDEX),--index-url "$(TWOFOLD_TORCH_INDEX)") "$(shell grep '^torch==' constraints.txt)"
+	@.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check trl
+	@touch $@
