@@ -17,11 +17,11 @@ from twofold.tasks.procedural import Sums
 from twofold.trainer.optim import Optim
 
 CONFIG = run.Config(
-    recipe=RLV(estimator="rloo", verify="generative", lam=0.1, rollouts=8),
+    recipe=RLV(estimator="rloo", verify="generative", lam=0.03, rollouts=8),
     task=Sums(),
     rollout=run.Rollouts(problems=16, max_tokens=40),
-    optim=Optim(lr=5e-4, schedule="cosine", warmup=0.1, final=0.1),
-    train=run.Train(steps=30, save_every=0),
+    optim=Optim(lr=3e-4, schedule="cosine", warmup=0.1, final=0.1),
+    train=run.Train(steps=40, save_every=0),
 )
 """Leave-one-out PPO^V on ``sums``; also ``configs/rlv-sums.toml``."""
 
