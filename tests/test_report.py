@@ -195,6 +195,15 @@ def test_efficiency_is_also_measured_against_the_baselines_best_rule(tmp_path: P
     assert len(rules) == 2 and rules["maj"] is False
 
 
+def test_there_is_no_ratio_to_a_baseline_that_solves_nothing(tmp_path: Path) -> None:
+    """As the shipped model on GSM8K: half a point below nothing would be reached at once."""
+    lost = save(tmp_path / "lost", [make_pool(i, ["7", "8", None, "7"], [0.5] * 4) for i in range(40)], "lost")
+    good = save(tmp_path / "good", synthetic(2, 40, 4, judge=0.25), "rlv")
+    result = measure([lost, good], baseline="lost")
+    assert result["tasks"][0]["efficiency"] == []
+    assert "fewer samples" not in result["headline"]
+
+
 def test_an_indifferent_verifier_raises_the_alarm_and_an_honest_headline(tmp_path: Path) -> None:
     pools = [make_pool(i, ["42", "7", "8", "42"], [0.99, 0.99, 0.99, 0.99]) for i in range(5)]
     result = report([save(tmp_path / "e", pools, "yes-man")], tmp_path / "out")

@@ -318,6 +318,8 @@ def _efficiency(base: Evaluation, e: Evaluation) -> list[Record]:
         if len(ids) < 2 or (base is e and rule == e.rule):
             continue
         ratio = stats.efficiency_ratio(base.curve(rule, ks, ids), e.curve(e.rule, ks, ids), ks)
+        if ratio.target <= 0:  # the baseline is right on next to nothing: no accuracy to reach sooner
+            continue
         names = {"run": e.label, "rule": e.rule, "baseline": base.label, "baseline_rule": rule}
         at_least = ratio.ours_k == ks[0]
         rows.append(
