@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from twofold import config, demo, run
+from twofold import cli, config, demo, run
 from twofold.compute.rollout import rollouts
 from twofold.evals.pools import read_pools
 from twofold.types import Sampling
@@ -54,4 +54,9 @@ def test_a_small_demo_runs_from_end_to_end(tmp_path):
     )  # everything is there already: nothing is done twice
     for name in ("base", "rl", "rlv"):
         assert len(read_pools(tmp_path / name / "evals" / "test" / "pools.jsonl")) == 3
-    assert "rlv" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "rlv" in page
+    assert (
+        cli.main(["report", str(tmp_path), "--baseline", "rl"]) == 0
+    )  # as the README says: again, from what was saved
+    assert (tmp_path / "report.html").read_text() == page

@@ -106,9 +106,10 @@ def load(runs: Sequence[Path]) -> list[Evaluation]:
     """Find, read and measure evaluations. Equal names within one task are told apart by the run's directory."""
     directories: list[Path] = []
     for path in runs:
-        found = [path] if (path / HEADER).is_file() else sorted(p.parent for p in path.glob(f"evals/*/{HEADER}"))
+        patterns = (HEADER, f"evals/*/{HEADER}", f"*/evals/*/{HEADER}")  # an evaluation, a run, a folder of runs
+        found = next((f for p in patterns if (f := sorted(h.parent for h in path.glob(p)))), None)
         if not found:
-            raise PoolError(f"{path}: no evaluation here: neither {HEADER} nor evals/*/{HEADER}")
+            raise PoolError(f"{path}: no evaluation here: none of {', '.join(patterns)}")
         directories += found
     headers = {directory.resolve(): read_header(directory) for directory in directories}
     run_of = {d: d.parent.parent if d.parent.name == "evals" else d for d in headers}
