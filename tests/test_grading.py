@@ -287,6 +287,9 @@ def test_a_plain_script_leaves_no_orphans(how: str, tmp_path: Path) -> None:
         "TWOFOLD_TEST_MARK": str(tmp_path),
     }
     with subprocess.Popen(["sleep", "60"], env=environment) as sleeper:
+        deadline = time.monotonic() + 30  # a process that was just started has no environment yet
+        while not marked(mark) and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert len(marked(mark)) == 1
         sleeper.kill()
     run = subprocess.run([sys.executable, str(path), how], env=environment, capture_output=True, text=True, timeout=90)
