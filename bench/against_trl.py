@@ -143,7 +143,7 @@ def rate(report: dict[str, float]) -> float:
 def best_of_ours(trials: int, **fixed: Any) -> tuple[Ours, dict[str, Any]]:
     found: list[tuple[float, Ours, dict[str, Any]]] = []
     for precision in ("float32", "bfloat16"):
-        for micro in (4096, 8192, 16384):
+        for micro in (1024, 4096, 16384):
             side = Ours(micro_tokens=micro, precision=precision, **fixed)
             side.step()
             speed = max(rate(side.step()) for _ in range(trials))
