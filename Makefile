@@ -61,5 +61,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv-trl
 	@.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	    $(if $(TWOFOLD_TORCH_INDEX),--index-url "$(TWOFOLD_TORCH_INDEX)") "$(shell grep '^torch==' constraints.txt)"
-	@.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check trl
+	@.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check trl "transformers==5.17.0"
 	@touch $@

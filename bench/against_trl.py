@@ -12,15 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from common import ROOT, SMALL, digits, qwen2, record, tokenizer, with_lengths
+from common import ROOT, SMALL, question, qwen2, record, timed, tokenizer, with_lengths
 
 from twofold.engines.native import NativeEngine
 from twofold.maths.credit import grpo
@@ -38,13 +39,15 @@ CASES: dict[str, dict[str, int]] = {
 }
 
 
-class Task:
-    """The reward is whether the text has an odd number of characters."""
+@dataclass
+class Odd:
+    """Prompts of so many tokens; the reward is whether the text has an odd number of characters."""
 
-    name = "odd"
+    prompt_tokens: int
+    name: str = "odd"
 
     def problem(self, split: str, i: int) -> Problem:
-        raise NotImplementedError
+        return Problem(str(i), question(self.prompt_tokens, i), "")
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
         reward = float(len(text) % 2)
@@ -57,7 +60,8 @@ class Ours:
     def __init__(
         self,
         model: Path,
-        questions: list[str],
+        prompt_tokens: int,
+        prompts: int,
         n: int,
         max_tokens: int,
         micro_tokens: int,
@@ -67,31 +71,21 @@ class Ours:
         weights, words = load_model(model)
         chat = Chat(words)
         self.engine = NativeEngine(weights, precision=precision)
-        self.problems = [Problem(str(i), q, "") for i, q in enumerate(questions)]
+        task = Odd(prompt_tokens)
+        self.problems = [task.problem("train", i) for i in range(prompts)]
         estimator: Any = {"grpo": "dr_grpo", "rloo": "rloo"}[algorithm]
         self.recipe = Recipe(
-            RLV(estimator=estimator, verify="none", rollouts=n), Task(), chat, Sampling(max_tokens=max_tokens)
+            RLV(estimator=estimator, verify="none", rollouts=n), task, chat, Sampling(max_tokens=max_tokens)
         )
         self.learner = Learner(
             weights, Optim(lr=1e-6, warmup=0), Loss(), steps=10**6, micro_tokens=micro_tokens, precision=precision
         )
         self.spent: dict[str, float] = {}
-        self._time(self.engine, "generate", "generation")
-        self._time(self.recipe.task, "grade", "grading")
-        self._time(self.learner, "_losses", "loss")
-        self._time(self.learner.optimizer, "step", "optimizer")
+        timed(self.engine, "generate", self.spent, "generation")
+        timed(task, "grade", self.spent, "grading")
+        timed(self.learner, "_losses", self.spent, "loss")
+        timed(self.learner.optimizer, "step", self.spent, "optimizer")
         self.steps = 0
-
-    def _time(self, owner: Any, method: str, name: str) -> None:
-        plain = getattr(owner, method)
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            out = plain(*args, **kwargs)
-            self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - start
-            return out
-
-        setattr(owner, method, wrapped)
 
     def step(self) -> dict[str, float]:
         self.spent.clear()
@@ -242,16 +236,22 @@ def main() -> None:
 
 def compare(args: argparse.Namespace, where: Path, case: str, algorithm: str) -> None:
     sizes = CASES[case]
-    # the template adds three tokens
-    questions = [digits(sizes["prompt_tokens"] - 3, seed) for seed in range(sizes["prompts"])]
+    prompts, task = sizes["prompts"], Odd(sizes["prompt_tokens"])
     model = where / ("ragged" if sizes["shortest"] < sizes["longest"] else "equal")
     print(f"case {case}, {algorithm}", file=sys.stderr)
     ours, how = best_of_ours(
-        args.trials, model=model, questions=questions, n=sizes["n"], max_tokens=sizes["longest"], algorithm=algorithm
+        args.trials,
+        model=model,
+        prompt_tokens=sizes["prompt_tokens"],
+        prompts=prompts,
+        n=sizes["n"],
+        max_tokens=sizes["longest"],
+        algorithm=algorithm,
     )
     theirs, their_how = best_of_theirs(
-        args.trials, python=args.trl, model=str(model), out=str(where / "out"), questions=questions, n=sizes["n"],
-        max_tokens=sizes["longest"], batch=sizes["prompts"] * sizes["n"], algorithm=algorithm,
+        args.trials, python=args.trl, model=str(model), out=str(where / "out"), n=sizes["n"],
+        questions=[task.problem("train", i).question for i in range(prompts)],
+        max_tokens=sizes["longest"], batch=prompts * sizes["n"], algorithm=algorithm,
     )  # fmt: skip
     theirs.step()
     reports: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
@@ -261,9 +261,9 @@ def compare(args: argparse.Namespace, where: Path, case: str, algorithm: str) ->
     theirs.close()
 
     def median(side: str, name: str) -> float:
-        return float(torch.tensor([r.get(name, 0.0) for r in reports[side]]).median())
+        return statistics.median(r.get(name, 0.0) for r in reports[side])
 
-    speeds = {side: float(torch.tensor([rate(r) for r in rs]).median()) for side, rs in reports.items()}
+    speeds = {side: statistics.median(map(rate, rs)) for side, rs in reports.items()}
     parts = ("seconds", "tokens", "generation", "grading", "loss", "backward", "optimizer")
     record(
         "trl", case=case, algorithm=algorithm, ratio=speeds["ours"] / speeds["theirs"],

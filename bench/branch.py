@@ -1,14 +1,14 @@
 """Branching from prefixes of finished rollouts: the kept cache against prefilling each prefix anew.
 
 ``vineppo`` are the values of RL^V's VinePPO (9 continuations of every step boundary); ``probe`` asks for a short forced
-answer behind every step, as MRT does. Both sides sample the same continuations.
+answer behind every step, as MRT does. Both sides continue by equally many tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from common import SMALL, digits, interleaved, qwen2, record, tokenizer, with_lengths
+from common import SMALL, interleaved, question, qwen2, record, tokenizer, with_lengths
 
 from twofold.engines.native import NativeEngine
 from twofold.maths.attention import install
@@ -19,7 +19,7 @@ from twofold.types import Sampling
 def branch(name: str, steps: int, n: int, k: int, more: int, prompt_tokens: int, length: int, repeats: int) -> None:
     chat, model = Chat(tokenizer()), install(with_lengths(qwen2(**SMALL), length, length))
     engine = NativeEngine(model)
-    prompts = [chat.prompt(digits(prompt_tokens - 3, i)) for i in range(4)]
+    prompts = [chat.prompt(question(prompt_tokens, i)) for i in range(4)]
     tokens: dict[str, int] = {}
     groups = engine.generate(prompts, Sampling(n=n, max_tokens=length, stop=chat.stop))
     kept = engine._kept

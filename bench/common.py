@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -85,8 +86,8 @@ def with_lengths(model: Any, shortest: int, longest: int) -> Any:
     """Give ``model`` weights whose completions are between ``shortest`` and ``longest`` tokens, all lengths as likely.
 
     Its text is a count: after the prompt it draws a number, then says every following number up to ``longest``, then the
-    end token. ``shortest = longest`` never ends. The layers keep their random weights, scaled down so as not to disturb
-    the count; every matrix product is the size it always was.
+    end token. ``shortest = longest`` never ends: it counts to 64 over and over. The layers keep their random weights, scaled
+    down so as not to disturb the count; every matrix product is the size it always was.
     """
     end = tokenizer().eos_token_id
     assistant = tokenizer().convert_tokens_to_ids("<|assistant|>")
@@ -99,16 +100,27 @@ def with_lengths(model: Any, shortest: int, longest: int) -> Any:
         layer.self_attn.o_proj.weight.data.mul_(0.01)
         layer.mlp.down_proj.weight.data.mul_(0.01)
     sharp = 40 / model.config.hidden_size
-    starts = 1 if shortest == longest else longest - shortest + 1
+    numbers, starts, after = (64, 1, first) if shortest == longest else (longest, longest - shortest + 1, end)
     head[first : first + starts] += sharp * embed[assistant]
-    for i in range(longest - 1):
+    for i in range(numbers - 1):
         head[first + i + 1] += sharp * embed[first + i]
-    head[first if shortest == longest else end] += sharp * embed[first + longest - 1]
+    head[after] += sharp * embed[first + numbers - 1]
     return model
 
 
-def digits(count: int, seed: int) -> str:
-    """A question of ``count`` tokens (the shipped tokenizer has one per digit)."""
-    import random
+def question(prompt_tokens: int, i: int) -> str:
+    """Question ``i``, whose prompt has ``prompt_tokens`` tokens: one per digit, and three that the template adds."""
+    return "".join(random.Random(i).choices("0123456789", k=prompt_tokens - 3))
 
-    return "".join(random.Random(seed).choices("0123456789", k=count))
+
+def timed(owner: Any, method: str, spent: dict[str, float], name: str) -> None:
+    """From now on add the seconds spent in ``owner.method`` to ``spent[name]``."""
+    plain = getattr(owner, method)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        out = plain(*args, **kwargs)
+        spent[name] = spent.get(name, 0.0) + time.perf_counter() - start
+        return out
+
+    setattr(owner, method, wrapped)

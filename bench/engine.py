@@ -10,7 +10,7 @@ import argparse
 from typing import Any
 
 import torch
-from common import SMALL, digits, interleaved, qwen2, record, tokenizer, with_lengths
+from common import SMALL, interleaved, question, qwen2, record, tokenizer, with_lengths
 
 from twofold.engines.native import NativeEngine
 from twofold.maths.attention import install
@@ -21,7 +21,7 @@ from twofold.types import Sampling
 def compare(rows: int, prompt_tokens: int, shortest: int, longest: int, repeats: int) -> None:
     chat = Chat(tokenizer())
     n = min(8, rows)
-    prompts = [chat.prompt(digits(prompt_tokens - 3, i)) for i in range(rows // n)]
+    prompts = [chat.prompt(question(prompt_tokens, i)) for i in range(rows // n)]
     sides: dict[str, Any] = {}
     counts: dict[str, list[int]] = {}
     for precision in ("float32", "bfloat16"):

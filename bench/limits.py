@@ -1,8 +1,8 @@
 """How near the learner and the decoder are to the machine's own ceilings.
 
 The ceilings are measured here, in the same run: matrix products at the shapes that occur (the floor of a training step is
-their forward and two backward products, nothing else) and the memory bandwidth of a large copy (the floor of a decoding step is
-reading the weights and the cache once).
+their forward and two backward products, nothing else) and the bandwidth of reading a large block (the floor of a decoding
+step is its products and reading the cache once).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 from typing import Any
 
 import torch
-from common import SMALL, digits, interleaved, qwen2, record, tokenizer, with_lengths
+from common import SMALL, interleaved, question, qwen2, record, tokenizer, with_lengths
 
 from twofold.engines.native import NativeEngine
 from twofold.maths.attention import install
@@ -78,12 +78,12 @@ def learner(precision: Any, repeats: int) -> None:
 def decoder(precision: Any, rows: int, repeats: int) -> None:
     chat, model = Chat(tokenizer()), install(with_lengths(qwen2(**SMALL), LENGTH, LENGTH))
     engine = NativeEngine(model, precision=precision)
-    prompts = [chat.prompt(digits(PROMPT - 3, i)) for i in range(rows // 8)]
+    prompts = [chat.prompt(question(PROMPT, i)) for i in range(rows // 8)]
     floor = products(model, rows, getattr(torch, precision), backward=False)
     config = model.config
     width = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
     cache = 2 * rows * (PROMPT + LENGTH // 2) * width * config.num_hidden_layers
-    block = torch.empty(64 * 2**20)
+    block = torch.ones(64 * 2**20)
 
     def generate() -> None:
         engine.load({})

@@ -10,8 +10,8 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-from against_trl import Task
-from common import SMALL, digits, interleaved, qwen2, record, tokenizer, with_lengths
+from against_trl import Odd
+from common import SMALL, interleaved, qwen2, record, tokenizer, with_lengths
 
 from twofold.compute.judge import p_yes
 from twofold.compute.rollout import rollouts
@@ -21,13 +21,13 @@ from twofold.recipes.rlv import RLV, Recipe
 from twofold.text.chat import Chat
 from twofold.trainer.learner import Learner, Loss
 from twofold.trainer.optim import Optim
-from twofold.types import Problem, Sample, Sampling
+from twofold.types import Sample, Sampling
 
 
 def training(length: int, prompts: int, n: int, repeats: int) -> None:
     chat, model = Chat(tokenizer()), install(with_lengths(qwen2(**SMALL), length, length))
-    engine, task = NativeEngine(model), Task()
-    problems = [Problem(str(i), digits(29, i), "") for i in range(prompts)]
+    engine, task = NativeEngine(model), Odd(32)
+    problems = [task.problem("train", i) for i in range(prompts)]
     learner = Learner(model, Optim(lr=1e-6, clip=1e9), Loss(), steps=10**6, norms_every=10**6)
     sampling = Sampling(max_tokens=length)
 
@@ -65,8 +65,8 @@ def training(length: int, prompts: int, n: int, repeats: int) -> None:
 
 def test_time(length: int, prompts: int, n: int, repeats: int) -> None:
     chat, model = Chat(tokenizer()), install(with_lengths(qwen2(**SMALL), length, length))
-    engine, task = NativeEngine(model), Task()
-    problems = [Problem(str(i), digits(29, i), "") for i in range(prompts)]
+    engine, task = NativeEngine(model), Odd(32)
+    problems = [task.problem("train", i) for i in range(prompts)]
     sampling = Sampling(n=n, max_tokens=length, stop=chat.stop)
 
     def generate(judge: bool) -> None:

@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 import torch
+from common import timed
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -24,20 +25,6 @@ os.dup2(2, 1)
 spent: dict[str, float] = {}
 began = 0.0
 tokens = 0
-
-
-def timed(owner: Any, method: str, name: str) -> None:
-    """Add the time of ``owner.method`` to ``spent[name]``."""
-    plain = getattr(owner, method)
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return plain(*args, **kwargs)
-        finally:
-            spent[name] = spent.get(name, 0.0) + time.perf_counter() - start
-
-    setattr(owner, method, wrapped)
 
 
 def reward(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -93,16 +80,16 @@ trainer = kind(
     train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": q}] for q in asked["questions"]]}),
     callbacks=[OneByOne()],
 )
-timed(trainer, "_generate", "generation")
-timed(trainer, "_calculate_rewards", "grading")
-timed(trainer, "compute_loss", "loss")
-timed(trainer.accelerator, "backward", "backward")
+timed(trainer, "_generate", spent, "generation")
+timed(trainer, "_calculate_rewards", spent, "grading")
+timed(trainer, "compute_loss", spent, "loss")
+timed(trainer.accelerator, "backward", spent, "backward")
 create = trainer.create_optimizer
 
 
 def create_timed(*args: Any, **kwargs: Any) -> Any:
     made = create(*args, **kwargs)
-    timed(trainer.optimizer, "step", "optimizer")
+    timed(trainer.optimizer, "step", spent, "optimizer")
     return made
 
 
