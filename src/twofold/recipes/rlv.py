@@ -69,7 +69,7 @@ class Recipe:
         stats = describe(groups)
         usable = [[r for r in g if r.grade.reward is not None] for g in groups]
         everyone = [r for g in usable for r in g]
-        if self.config.verify != "none" and everyone and self._due(step):
+        if self.config.score_every and step % self.config.score_every == 0:
             stats |= self._score(engine, everyone)
         credit = self._vine(engine, usable, sampling) if self.config.estimator == "vineppo" else self._outcome(usable)
         judged = self._judged(everyone, step)
@@ -92,9 +92,6 @@ class Recipe:
         if self.reference is not None:
             self._refer(samples["policy"])
         return samples, stats if self.config.verify == "none" else stats | {"lambda": lam}
-
-    def _due(self, step: int) -> bool:
-        return self.config.score_every > 0 and step % self.config.score_every == 0
 
     def _as_counted(self, rollout: Rollout) -> Rollout:
         excluded = self.config.truncated == "exclude" and rollout.completion.finish == "length"

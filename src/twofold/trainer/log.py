@@ -65,7 +65,7 @@ class Log:
         now = "  ".join(f"{label} {self._last[name]:.3g}" for name, label in SHOWN.items() if name in self._last)
         self._progress.update(self._task, completed=step + 1, now=now)
         if not self._console.is_terminal and ((step + 1) % max(1, self._steps // 10) == 0 or step + 1 == self._steps):
-            self._console.print(f"step {step + 1}/{self._steps}  {now}", highlight=False)
+            self._console.print(f"step {step + 1}/{self._steps}  {now}", highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, soft_wrap=True)
