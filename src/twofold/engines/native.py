@@ -8,7 +8,7 @@ finished rollout is computed from where that prefix ends.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from twofold.engines.base import check_prompts
+from twofold.engines.kv import KV
 from twofold.engines.sampling import draw, uniforms
-from twofold.maths.attention import KV, install
+from twofold.maths.attention import install
 from twofold.types import Completion, Sampling
 
 
@@ -62,6 +63,32 @@ def _matrix(rows: list[list[int]]) -> np.ndarray:
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some prompts of a call, which are run together: prompt i begins with ``starts[i]`` tokens of row ``rows[i]`` of ``kv``."""
+
+    indices: list[int]
+    prompts: list[Sequence[int]]
+    kv: KV | None
+    rows: list[int]
+    starts: list[int]
+    device: torch.device
+
+    def pieces(self) -> list[Sequence[int]]:
+        """What has still to be run."""
+        return [p[s:] for p, s in zip(self.prompts, self.starts, strict=True)]
+
+    def begin(self, room: int) -> KV:
+        """A cache of these beginnings with ``room`` more tokens per row."""
+        starts = torch.tensor(self.starts)
+        return KV(starts, room, self.device) if self.kv is None else self.kv.fork(torch.tensor(self.rows), starts, room)
+
+
+def _last(hidden: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
+    """The hidden state of each row's last token, [rows, D]."""
+    return hidden[torch.arange(len(pieces)), torch.tensor([len(p) - 1 for p in pieces])]
+
+
 class NativeEngine:
     """Implements ``Engine`` over a ``transformers`` causal LM with full attention.
 
@@ -101,16 +128,15 @@ class NativeEngine:
         randoms = torch.from_numpy(uniforms(prompts, sampling)).view(len(prompts), sampling.n, sampling.max_tokens)
         size = 1 if self.exact else max(1, self.max_rows // sampling.n)
         kept, self._kept = self._kept, []
-        groups: list[list[Completion]] = []
+        groups: dict[int, list[Completion]] = {}
         left: list[Kept] = []
         with self._autocast():
-            for i in range(0, len(prompts), size):
-                part = slice(i, i + size)
-                done, behind = self._generate(kept, prompts[part], sampling, randoms[part].flatten(0, 1))
-                groups += done
+            for part in self._parts(prompts, kept, size):
+                done, behind = self._generate(part, sampling, randoms[part.indices].flatten(0, 1))
+                groups |= zip(part.indices, done, strict=True)
                 left.append(behind)
         self._kept = left
-        return groups
+        return [groups[i] for i in range(len(prompts))]
 
     @torch.inference_mode()
     def logprobs(
@@ -119,13 +145,12 @@ class NativeEngine:
         if len(prompts) != len(continuations):
             raise ValueError(f"{len(prompts)} prompts but {len(continuations)} continuations")
         check_prompts(prompts)
-        results: list[list[float]] = []
-        size = 1 if self.exact else self.max_rows
+        results: dict[int, list[float]] = {}
         with self._autocast():
-            for i in range(0, len(prompts), size):
-                part = slice(i, i + size)
-                results += self._logprobs(prompts[part], continuations[part], temperature)
-        return results
+            for part in self._parts(prompts, self._kept, 1 if self.exact else self.max_rows):
+                chosen = [continuations[i] for i in part.indices]
+                results |= zip(part.indices, self._logprobs(part, chosen, temperature), strict=True)
+        return [results[i] for i in range(len(prompts))]
 
     @torch.inference_mode()
     def values(self, prompts: Sequence[Sequence[int]]) -> list[float]:
@@ -133,47 +158,43 @@ class NativeEngine:
 
         Raises AttributeError if the model has no ``value_head``.
         """
-        results: list[float] = []
-        for i in range(0, len(prompts), self.max_rows):
-            part = prompts[i : i + self.max_rows]
-            kv, starts = self._prefixes(part, self._kept, max(map(len, part)) + 1)
-            hidden = self._extend(kv, [p[s:] for p, s in zip(part, starts, strict=True)])
-            last = torch.tensor([len(p) - s - 1 for p, s in zip(part, starts, strict=True)])
-            results += self.model.value_head(hidden[torch.arange(len(part)), last].float())[:, 0].tolist()
-        return results
+        results: dict[int, float] = {}
+        for part in self._parts(prompts, self._kept, self.max_rows):
+            pieces = part.pieces()
+            hidden = self._extend(part.begin(max(map(len, pieces))), pieces)
+            scores = self.model.value_head(_last(hidden, pieces).float())[:, 0].tolist()
+            results |= zip(part.indices, scores, strict=True)
+        return [results[i] for i in range(len(prompts))]
 
-    def _logprobs(
-        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float
-    ) -> list[list[float]]:
+    def _logprobs(self, part: Part, continuations: Sequence[Sequence[int]], temperature: float) -> list[list[float]]:
         """All pairs at once, each from where the kept prefix of its prompt ends."""
         if not any(map(len, continuations)):
-            return [[] for _ in prompts]
-        texts = [[*p, *c] for p, c in zip(prompts, continuations, strict=True)]
+            return [[] for _ in continuations]
         # at least the last prompt token is run again: its logits predict the first token asked about
-        kv, starts = self._prefixes(prompts, self._kept, max(map(len, texts)))
-        hidden = self._extend(kv, [t[s:-1] for t, s in zip(texts, starts, strict=True)])
+        own = part.pieces()
+        pieces = [[*p, *c][:-1] if c else [*p] for p, c in zip(own, continuations, strict=True)]
+        hidden = self._extend(part.begin(max(map(len, pieces))), pieces)
         results = []
-        for row, (p, c, start) in enumerate(zip(prompts, continuations, starts, strict=True)):
-            first = len(p) - 1 - start
-            logp = (self._head(hidden[row, first : first + len(c)]).float() / temperature).log_softmax(-1)
+        for row, (p, c) in enumerate(zip(own, continuations, strict=True)):
+            logp = (self._head(hidden[row, len(p) - 1 : len(p) - 1 + len(c)]).float() / temperature).log_softmax(-1)
             ids = torch.tensor(list(c), dtype=torch.long, device=logp.device)
             results.append(logp.gather(1, ids[:, None])[:, 0].tolist())
         return results
 
-    def _generate(
-        self, kept: list[Kept], prompts: Sequence[Sequence[int]], sampling: Sampling, randoms_R_T: Tensor
-    ) -> tuple[list[list[Completion]], Kept]:
+    def _generate(self, part: Part, sampling: Sampling, randoms_R_T: Tensor) -> tuple[list[list[Completion]], Kept]:
         """Decode all samples of some prompts; row r of R = len(prompts) * n is sample r % n of prompt r // n."""
         n, R = sampling.n, len(randoms_R_T)
         device = self.model.device
-        room = max(map(len, prompts)) + sampling.max_tokens
-        kv, starts = self._prefixes(prompts, kept, room)
-        hidden = self._extend(kv, [p[s:] for p, s in zip(prompts, starts, strict=True)])
-        last = torch.tensor([len(p) - s - 1 for p, s in zip(prompts, starts, strict=True)], device=device)
-        fan = torch.arange(len(prompts), device=device).repeat_interleave(n)
-        logits = self._head(hidden[torch.arange(len(prompts), device=device), last])[fan]
-        if n > 1:
-            kv = kv.fork(fan, kv.lengths[fan], room)
+        prompts, pieces = part.prompts, part.pieces()
+        longest = max(map(len, pieces))
+        even = n == 1 and longest == min(map(len, pieces))
+        kv = part.begin(longest + (sampling.max_tokens if even else 0))
+        hidden = self._extend(kv, pieces)
+        logits = self._head(_last(hidden, pieces))
+        if not even:
+            fan = torch.arange(len(prompts)).repeat_interleave(n)
+            kv = kv.fork(fan, torch.tensor([len(p) for p in prompts])[fan], sampling.max_tokens)
+            logits = logits[fan.to(device)]
         order = list(range(R))  # order[i] is the sample that row i of the cache holds
         tokens: list[list[int]] = [[] for _ in range(R)]
         logps: list[list[float]] = [[] for _ in range(R)]
@@ -199,32 +220,36 @@ class NativeEngine:
         ]
         return [done[i : i + n] for i in range(0, R, n)], behind
 
-    def _prefixes(self, prompts: Sequence[Sequence[int]], kept: list[Kept], room: int) -> tuple[KV, list[int]]:
-        """A cache with one row per prompt, begun from what was kept; and where each prompt has still to be run from."""
-        if not kept:
-            return KV(len(prompts), room, self.model.device), [0] * len(prompts)
-        found = [max(((k, *k.longest(p)) for k in kept), key=lambda f: f[2]) for p in prompts]
-        starts = [min(length, len(p) - 1) for (_, _, length), p in zip(found, prompts, strict=True)]
-        self.usage.reused += sum(starts)
-        parts, order = [], []
-        for source in kept:
-            mine = [i for i, f in enumerate(found) if f[0] is source]
-            if mine:
-                rows, lengths = torch.tensor([found[i][1] for i in mine]), torch.tensor([starts[i] for i in mine])
-                parts.append(source.kv.fork(rows, lengths, room))
-                order += mine
-        return KV.join(parts, order), starts
+    def _parts(self, prompts: Sequence[Sequence[int]], kept: list[Kept], size: int) -> Iterator[Part]:
+        """The prompts, at most ``size`` at a time, those that begin in one kept cache together."""
+        found: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        for i, prompt in enumerate(prompts):
+            best = max(
+                ((*k.longest(prompt), which) for which, k in enumerate(kept)), key=lambda f: f[1], default=(0, 0, -1)
+            )
+            row, length, which = best
+            start = min(length, len(prompt) - 1)  # the last token is run: its logits are wanted
+            self.usage.reused += start
+            found[which if start else -1].append((i, row, start))
+        for which, mine in found.items():
+            for i in range(0, len(mine), size):
+                indices, rows, starts = map(list, zip(*mine[i : i + size], strict=True))
+                yield Part(
+                    indices,
+                    [prompts[j] for j in indices],
+                    None if which < 0 else kept[which].kv,
+                    rows,
+                    starts,
+                    self.model.device,
+                )
 
     def _extend(self, kv: KV, pieces: Sequence[Sequence[int]]) -> Tensor:
         """Run the next tokens of every active row; hidden states [active, longest, D], right-padded."""
-        device = self.model.device
-        counts = torch.tensor([len(p) for p in pieces], device=device)
-        longest = int(counts.max())
-        ids = torch.tensor([[*p, *[0] * (longest - len(p))] for p in pieces], device=device)
-        positions = kv.begin(counts)
-        self.usage.computed += int(counts.sum())
-        out = self.model.base_model(input_ids=ids, position_ids=positions, use_cache=False, layout=kv)
-        kv.end(counts)
+        counts = [len(p) for p in pieces]
+        longest = max(counts)
+        ids = torch.tensor([[*p, *[0] * (longest - len(p))] for p in pieces], device=self.model.device)
+        self.usage.computed += sum(counts)
+        out = self.model.base_model(input_ids=ids, position_ids=kv.begin(counts), use_cache=False, layout=kv)
         return out.last_hidden_state
 
     def _autocast(self) -> torch.autocast:

@@ -48,10 +48,35 @@ def attention(
         )
     if softcap is not None or s_aux is not None:
         raise ValueError(f"{type(module).__name__} caps its attention or has sinks; twofold's attention has neither")
-    if query.device.type == "cpu":  # attention itself is slower in bfloat16 there, its backward pass several times
-        with torch.autocast("cpu", enabled=False):
-            return layout.attend(module.layer_idx, query.float(), key.float(), value.float(), scaling), None
-    return layout.attend(module.layer_idx, query, key, value, scaling), None
+    # under autocast rotation leaves queries and keys in fp32
+    return layout.attend(module.layer_idx, query.to(value.dtype), key.to(value.dtype), value, scaling), None
+
+
+def partial_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: Tensor | None = None, causal: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Attention to some of the keys, and the log-sum of its weights, by which ``merge`` adds other keys.
+
+    query [B, H, T, D], key and value [B, H_kv, S, D], mask broadcast to [B, H, T, S] -> [B, H, T, D] and, in fp32, [B, H, T].
+    """
+    if query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:
+        mask = None if mask is None else mask.to(query.dtype)
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, causal, attn_mask=mask, scale=scale
+        )
+    groups = query.shape[1] // key.shape[1]
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (query @ key.repeat_interleave(groups, 1).mT).float() * scale
+    if causal:
+        scores += torch.full(scores.shape[2:], float("-inf"), device=scores.device).triu(1)
+    lse = (scores if mask is None else scores.add_(mask)).logsumexp(-1)
+    return (scores - lse[..., None]).exp().to(value.dtype) @ value.repeat_interleave(groups, 1), lse
+
+
+def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention to two sets of keys from attention to each: [..., D] in fp32 and [...]."""
+    share = (other_lse - lse).sigmoid()
+    return out.float().lerp(other.float(), share[..., None]), lse.logaddexp(other_lse)
 
 
 def install(model: Any) -> Any:
@@ -157,93 +182,3 @@ class _Take(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (slots,) = ctx.saved_tensors
         return gradients[0].new_zeros(ctx.shape).index_copy_(0, slots, gradients[0]), None
-
-
-class KV:
-    """Keys and values of many rows of different lengths, one tensor [rows, H_kv, capacity, D] per layer.
-
-    The first ``active`` rows take part in a call; a finished row is swapped behind them and keeps its cache,
-    so that a judgement or a probe can go on from it without a second prefill. A row holds up to ``capacity - 1``
-    tokens: the last slot takes what padding writes.
-    """
-
-    def __init__(self, rows: int, capacity: int, device: torch.device | str = "cpu") -> None:
-        self.capacity = capacity
-        self.active = rows
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-        self._mask: Tensor | None = None
-        self._reach = 0
-
-    def begin(self, counts: Tensor) -> Tensor:
-        """Row r < active is to append ``counts[r]`` tokens, right-padded to T = max; returns positions [active, T]."""
-        device = self.lengths.device
-        start = self.lengths[: self.active]
-        steps = torch.arange(int(counts.max()), device=device)
-        positions = start[:, None] + steps
-        self._reach = int((start + counts).max())
-        if self._reach >= self.capacity:
-            raise ValueError(f"a row would hold {self._reach} tokens, the cache has room for {self.capacity - 1}")
-        # padded steps write behind the row's end: clamped to the last slot, and hidden by every later mask
-        self._write = positions.clamp(max=self.capacity - 1)
-        seen = torch.arange(self._reach, device=device)[None, None] <= positions[:, :, None]
-        self._mask = torch.zeros(seen.shape, device=device).masked_fill(~seen, float("-inf"))[:, None]
-        return positions
-
-    def end(self, counts: Tensor) -> None:
-        self.lengths[: self.active] += counts
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        rows, heads, steps, width = query.shape
-        if layer == len(self.keys):
-            # both of the values' type: under autocast rotation leaves keys in fp32, to be rounded at every step
-            for store, x in ((self.keys, key), (self.values, value)):
-                store.append(value.new_zeros(len(self.lengths), x.shape[1], self.capacity, x.shape[3]))
-        keys, values = self.keys[layer], self.values[layer]
-        row = torch.arange(rows, device=key.device)[:, None]
-        keys[row, :, self._write] = key.transpose(1, 2).to(keys.dtype)
-        values[row, :, self._write] = value.transpose(1, 2)
-        keys, values, mask = keys[:rows, :, : self._reach], values[:rows, :, : self._reach], self._mask
-        assert mask is not None
-        mask = mask.to(query.dtype)
-        if steps == 1:  # the heads that share a key head become its queries: no copy of the cache
-            query = query.view(rows, key.shape[1], heads // key.shape[1], width)
-            out = sdpa(query, keys, values, attn_mask=mask, scale=scale)
-            return out.reshape(rows, 1, heads, value.shape[3])
-        out = sdpa(query, keys, values, attn_mask=mask, scale=scale, enable_gqa=heads != key.shape[1])
-        return out.transpose(1, 2)
-
-    def retire(self, finished: list[int]) -> tuple[list[int], list[int]]:
-        """Swap finished rows behind the active ones; returns the row indices exchanged, pairwise."""
-        self.active -= len(finished)
-        done = set(finished)
-        front = [i for i in finished if i < self.active]
-        back = [i for i in range(self.active, self.active + len(finished)) if i not in done]
-        if front:
-            to, fro = torch.tensor(front + back), torch.tensor(back + front)
-            for x in (*self.keys, *self.values, self.lengths):
-                x[to] = x[fro]
-        return front, back
-
-    def fork(self, rows: Tensor, lengths: Tensor, capacity: int) -> KV:
-        """A new cache whose row i continues the first ``lengths[i]`` tokens of row ``rows[i]``."""
-        new = KV(len(rows), capacity, self.lengths.device)
-        new.lengths = lengths.clone().to(self.lengths.device)
-        keep = min(int(lengths.max()), self.capacity)
-        for mine, theirs in ((new.keys, self.keys), (new.values, self.values)):
-            for x in theirs:
-                y = x.new_zeros(len(rows), x.shape[1], capacity, x.shape[3])
-                y[:, :, :keep] = x[rows, :, :keep]
-                mine.append(y)
-        return new
-
-    @staticmethod
-    def join(parts: list[KV], order: list[int]) -> KV:
-        """One cache of the rows of all parts (of one capacity): the i-th, end to end, becomes row ``order[i]``."""
-        whole = KV(len(order), parts[0].capacity, parts[0].lengths.device)
-        where = torch.tensor(order).argsort()
-        whole.lengths = torch.cat([p.lengths for p in parts])[where]
-        whole.keys = [torch.cat(layer)[where] for layer in zip(*(p.keys for p in parts), strict=True)]
-        whole.values = [torch.cat(layer)[where] for layer in zip(*(p.values for p in parts), strict=True)]
-        return whole

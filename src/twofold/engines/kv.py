@@ -1,0 +1,190 @@
+"""The native engine's cache. A fork copies nothing: its rows point at what they begin with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+from twofold.maths.attention import merge, partial_attention
+
+DEEPEST = 4
+"""A row's tokens lie in at most so many caches; a deeper fork copies them into one."""
+
+
+class KV:
+    """Keys and values of rows, one tensor [rows, H_kv, room, D] per layer; a row may begin in another cache's row.
+
+    Row r stands for the first ``start[r]`` tokens of row ``source[r]`` of ``parent``, then for its own. So n samples of a
+    prompt read one copy of it, in one product for all n, and a judgement reads the cache its solution left.
+
+    Own tokens come in two ways only: many per row at once, right-padded, into an empty cache (a prefill), or one per
+    row, all rows being equally long. Either way they are a plain slice, and causality alone says who sees whom.
+
+    The first ``active`` rows take part in a call; a finished row is swapped behind them and keeps what it holds.
+    """
+
+    def __init__(
+        self,
+        start: Tensor,
+        room: int,
+        device: torch.device | str = "cpu",
+        parent: KV | None = None,
+        source: Tensor | None = None,
+    ) -> None:
+        self.start, self.room, self.device = start, room, device
+        self.parent, self.source = parent, source
+        self.depth: int = 1 if parent is None else parent.depth + 1
+        self.active = len(start)
+        self.filled = 0  # own tokens per row, padding included
+        self._even = True  # no row has padding
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self._inherited: list[Inherited] | None = None
+
+    def begin(self, counts: list[int]) -> Tensor:
+        """Row r < active is to append ``counts[r]`` tokens, right-padded to T = max; returns positions [active, T].
+
+        Raises ValueError if there is no room, or if rows that hold tokens get several, or are not equally long.
+        """
+        if self.filled and (max(counts) > 1 or not self._even):
+            raise ValueError("a cache that holds tokens takes one more per row, of equally long rows: fork this one")
+        self._even = min(counts) == max(counts)
+        self._from, self.filled = self.filled, self.filled + max(counts)
+        if self.filled > self.room:
+            raise ValueError(f"a row would hold {self.filled} tokens, the cache has room for {self.room}")
+        if self._inherited is None:
+            self._inherited = list(self._ancestors())
+        steps = torch.arange(self._from, self.filled)
+        return (self.start[: self.active, None] + steps).to(self.device)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        rows, heads, steps, width = query.shape
+        if layer == len(self.keys):
+            for store, x in ((self.keys, key), (self.values, value)):
+                store.append(x.new_zeros(len(self.start), x.shape[1], self.room, x.shape[3]))
+        self.keys[layer][:rows, :, self._from : self.filled] = key
+        self.values[layer][:rows, :, self._from : self.filled] = value
+        keys, values = (x[layer][:rows, :, : self.filled] for x in (self.keys, self.values))
+        first = self._from == 0
+        assert self._inherited is not None
+        if not self._inherited and first:
+            return sdpa(query, keys, values, is_causal=True, scale=scale, enable_gqa=heads != keys.shape[1]).transpose(
+                1, 2
+            )
+        if not first:  # the heads that share a key head become its queries, and it is read once for all
+            query = query.reshape(rows, keys.shape[1], -1, width)
+        out, lse = partial_attention(query, keys, values, scale, causal=first)
+        query, out, lse = (x.reshape(rows, keys.shape[1], -1, *x.shape[3:]) for x in (query, out, lse))
+        for part in self._inherited:
+            out, lse = merge(out, lse, *part.attend(layer, query, scale))
+        return out.to(value.dtype).view(rows, heads, steps, -1).transpose(1, 2)
+
+    def retire(self, finished: list[int]) -> tuple[list[int], list[int]]:
+        """Swap finished rows behind the active ones; returns the row indices exchanged, pairwise."""
+        self.active -= len(finished)
+        done = set(finished)
+        front = [i for i in finished if i < self.active]
+        back = [i for i in range(self.active, self.active + len(finished)) if i not in done]
+        if front:
+            to, fro = torch.tensor(front + back), torch.tensor(back + front)
+            for x in (*self.keys, *self.values, self.start, *([] if self.source is None else [self.source])):
+                x[to] = x[fro]
+        self._inherited = None
+        return front, back
+
+    def fork(self, rows: Tensor, lengths: Tensor, room: int) -> KV:
+        """A cache whose row i begins with the first ``lengths[i]`` tokens of row ``rows[i]`` and has ``room`` for more.
+
+        What is to be read lies where it is, unless it is spread over too many caches or is a small part of this one:
+        then it is copied.
+        """
+        used, where = rows.unique(return_inverse=True)
+        if self.depth < DEEPEST and 2 * len(used) > len(self.start):
+            return KV(lengths.clone(), room, self.device, self, rows.clone())
+        needed = lengths.new_zeros(len(used)).scatter_reduce(0, where, lengths, "amax")
+        return KV(lengths.clone(), room, self.device, self._copy(used, needed), where)
+
+    def _copy(self, rows: Tensor, lengths: Tensor) -> KV:
+        """The first tokens of these rows, in a cache of their own."""
+        longest = int(lengths.max())
+        new = KV(torch.zeros_like(lengths), longest, self.device)
+        parts = KV(lengths, 0, self.device, self, rows)._ancestors()
+        for layer in range(len(self.keys)):
+            for store in ("keys", "values"):
+                like = getattr(self, store)[layer]
+                laid = like.new_zeros(len(rows), longest, *like.shape[1::2])  # tokens before heads: one scatter
+                for part in parts:
+                    part.copy(getattr(part.kv, store)[layer], laid)
+                getattr(new, store).append(laid.transpose(1, 2))
+        return new
+
+    def _ancestors(self) -> list[Inherited]:
+        """The caches that the active rows begin in, nearest first."""
+        found = []
+        kv, rows, upto = self.parent, self.source, self.start[: self.active]
+        while kv is not None and rows is not None and self.active:
+            rows = rows[: self.active]
+            first = kv.start[rows]
+            if bool((upto > first).any()):
+                found.append(Inherited.of(kv, rows, first, (upto - first).clamp(min=0)))
+            upto = upto.minimum(first)
+            kv, rows = kv.parent, None if kv.source is None else kv.source[rows]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What the rows of one cache see of another's: row i sees the first ``counts[i]`` own tokens of row ``rows[i]``.
+
+    Rows with one source are its ``slots`` and read it together.
+    """
+
+    kv: KV
+    rows: Tensor
+    first: Tensor  # position of the first of these tokens
+    counts: Tensor
+    reach: int
+    slots: int
+    asks: Tensor  # [kv rows * slots] which of our rows asks there (any, where none does)
+    answers: Tensor  # [rows] where the answer for each of our rows stands
+    mask: Tensor | None  # [kv rows, slots, reach]
+
+    @staticmethod
+    def of(kv: KV, rows: Tensor, first: Tensor, counts: Tensor) -> Inherited:
+        size, reach = len(kv.start), int(counts.max())
+        slots = int(rows.bincount().max())
+        order = rows.argsort(stable=True)
+        before = torch.searchsorted(rows[order], rows[order])  # how many rows have an earlier source
+        answers = torch.empty_like(rows)
+        answers[order] = rows[order] * slots + torch.arange(len(rows)) - before
+        asks = torch.zeros(size * slots, dtype=torch.long)
+        asks[answers] = torch.arange(len(rows))
+        mask = None
+        if bool((counts < reach).any()):
+            hidden = torch.arange(reach) >= counts[asks][:, None]
+            mask = torch.zeros(hidden.shape).masked_fill(hidden, -1e30)  # finite: a row may see nothing here
+            mask = mask.view(size, slots, reach).to(kv.device)
+        return Inherited(kv, rows, first, counts, reach, slots, asks.to(kv.device), answers.to(kv.device), mask)
+
+    def attend(self, layer: int, query: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+        """query [rows, H_kv, T, D] (T may run over several heads) -> outputs of the same shape and their log-sums."""
+        keys, values = (x[layer][:, :, : self.reach] for x in (self.kv.keys, self.kv.values))
+        size, heads = keys.shape[:2]
+        steps, width = query.shape[2:]
+        asked = query[self.asks].view(size, self.slots, heads, steps, width).transpose(1, 2)
+        mask = self.mask
+        if mask is not None:
+            mask = mask[:, :, None].expand(-1, -1, steps, -1).reshape(size, 1, self.slots * steps, self.reach)
+        out, lse = partial_attention(asked.reshape(size, heads, -1, width), keys, values, scale, mask)
+        out = out.view(size, heads, self.slots, steps, -1).transpose(1, 2).reshape(-1, heads, steps, values.shape[3])
+        lse = lse.view(size, heads, self.slots, steps).transpose(1, 2).reshape(-1, heads, steps)
+        return out[self.answers], lse[self.answers]
+
+    def copy(self, theirs: Tensor, laid: Tensor) -> None:
+        """Write these tokens from ``theirs`` [kv rows, H_kv, room, D] into ``laid`` [rows, longest, H_kv, D]."""
+        seen = torch.arange(self.reach) < self.counts[:, None]
+        row, step = seen.nonzero(as_tuple=True)
+        laid[row, self.first[row] + step] = theirs[self.rows[row], :, step]
