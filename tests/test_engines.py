@@ -18,6 +18,7 @@ from twofold.engines.hf import HFEngine
 from twofold.engines.kv import DEEPEST, KV
 from twofold.engines.native import NativeEngine
 from twofold.engines.sampling import draw, uniforms
+from twofold.maths import attention
 from twofold.maths.attention import Packing, install
 from twofold.maths.logprobs import token_logprobs
 from twofold.trainer.model import load_model
@@ -248,7 +249,7 @@ def test_bfloat16_samples_what_a_bfloat16_learner_scores(pair: Pair) -> None:
     starts = [len(p) for p, group in zip(PROMPTS, done, strict=True) for _ in group]
 
     def packed(enabled: bool) -> torch.Tensor:
-        layout = Packing([len(t) for t in texts])
+        layout = Packing([(0, [len(t) for t in texts])])
         ids = torch.tensor([x for t in texts for x in t])
         first = torch.tensor([0, *(len(t) for t in texts[:-1])]).cumsum(0).tolist()
         at = torch.tensor([f + i for f, s, t in zip(first, starts, texts, strict=True) for i in range(s, len(t))])
@@ -590,21 +591,39 @@ def test_a_model_that_would_give_other_numbers_is_refused_by_name(
 # Packing --------------------------------------------------------------------------------------------------------------
 
 
+def samples_of(families: list[tuple[int, list[int]]]) -> tuple[list[list[int]], list[int]]:
+    """Random samples whose families begin alike; and the tokens as they are laid."""
+    rng = random.Random(0)
+    samples, laid = [], []
+    for head, sizes in families:
+        shared = [rng.randrange(3, 90) for _ in range(head)]
+        own = [[rng.randrange(3, 90) for _ in range(size)] for size in sizes]
+        samples += [shared + mine for mine in own]
+        laid += shared + [x for mine in own for x in mine]
+    return samples, laid
+
+
+@pytest.mark.parametrize("everywhere", [False, True], ids=["cpu", "any device"])
 @pytest.mark.parametrize(
-    ("shared", "positions", "laid"),
+    ("families", "positions"),
     [
-        ({}, [0, 1, 2, 3, 0, 0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 0, 1], range(17)),
-        # sample 2 begins with two tokens of sample 0, and so does sample 3
-        ({2: (0, 2), 3: (0, 2)}, [0, 1, 2, 3, 0, 2, 3, 4, 5, 6, 2, 0, 1], [0, 1, 2, 3, 4, 7, 8, 9, 10, 11, 14, 15, 16]),
+        ([(0, [4, 1, 7])], [0, 1, 2, 3, 0, 0, 1, 2, 3, 4, 5, 6]),
+        ([(2, [2, 1, 3]), (0, [2, 1]), (1, [1, 1])], [0, 1, 2, 3, 2, 2, 3, 4, 0, 1, 0, 0, 1, 1]),
+        ([(0, [70, 130, 3]), (90, [80, 80])], None),  # over several blocks of queries
     ],
 )
-def test_a_packed_batch_is_its_samples_one_by_one(pair: Pair, shared: Any, positions: Any, laid: Any) -> None:
+def test_a_packed_batch_is_its_samples_one_by_one(
+    pair: Pair, families: Any, positions: Any, everywhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hidden states and gradients."""
-    samples = [[5, 6, 7, 8], [8], [5, 6, 11, 12, 13, 14, 15], [5, 6, 7], [16, 17]]
+    monkeypatch.setattr(attention, "BLOCK", 2**14)
+    if everywhere:  # what runs where there is no CPU
+        monkeypatch.setattr(attention.Packing, "attend", attention.Packing.attend_set_out)
+    samples, laid = samples_of(families)
     packed, alone = copy.deepcopy(pair.ours), copy.deepcopy(pair.plain)
-    layout = Packing([len(s) for s in samples], shared)
-    assert layout.positions.tolist() == [positions]
-    ids = torch.tensor([[x for s in samples for x in s]])[:, list(laid)]
+    layout = Packing(families)
+    assert positions is None or layout.positions.tolist() == [positions]
+    ids = torch.tensor([laid])
     ours = packed.base_model(input_ids=ids, position_ids=layout.positions, use_cache=False, layout=layout)
     theirs = [alone.base_model(input_ids=torch.tensor([s])).last_hidden_state[0] for s in samples]
     hidden = torch.cat([ours.last_hidden_state[0][row[: len(s)]] for row, s in zip(layout.index, samples, strict=True)])
@@ -622,11 +641,8 @@ def test_a_packed_batch_is_its_samples_one_by_one(pair: Pair, shared: Any, posit
             )
 
 
-def test_the_count_of_tokens_in_no_sample_depends_on_the_others() -> None:
-    """Lengths 3 and 2: slots 0 1 2 and 3 4 of 2 x 3; the first token shared: one token less."""
-    layout = Packing([3, 2])
-    assert layout.slots.tolist() == [0, 1, 2, 3, 4]
-    assert layout.index.tolist() == [[0, 1, 2], [3, 4, 0]]
-    layout = Packing([3, 2], {1: (0, 1)})
-    assert layout.slots.tolist() == [0, 1, 2, 4]
-    assert layout.index.tolist() == [[0, 1, 2], [0, 3, 0]]
+def test_where_tokens_are_laid_by_hand() -> None:
+    layout = Packing([(1, [3, 2]), (0, [2])])
+    assert layout.positions.tolist() == [[0, 1, 2, 3, 1, 2, 0, 1]]
+    assert layout.index.tolist() == [[0, 1, 2, 3], [0, 4, 5, 0], [6, 7, 0, 0]]
+    assert layout.slots.tolist() == [0, 1, 2, 3, 5, 6, 8, 9]

@@ -9,8 +9,8 @@ forward call. So the same, unmodified module serves the learner and the engine:
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 NAME = "twofold"
+BLOCK = 2**20
+"""So many attention weights are held at a time in a CPU's backward pass."""
 
 
 class Layout(Protocol):
@@ -98,7 +100,7 @@ def install(model: Any) -> Any:
     if config._attn_implementation != NAME:
         raise ValueError(f"{type(model).__name__} has an attention of its own, which twofold cannot replace")
     call: dict[str, Any] = {"input_ids": torch.arange(2, device=model.device)[None], "use_cache": False}
-    layout = Packing([2], device=model.device)
+    layout = Packing([(0, [2])], model.device)
     with torch.no_grad():
         logits = model(**call, position_ids=layout.positions, layout=layout).logits
         hidden = model.base_model(**call, position_ids=layout.positions, layout=layout).last_hidden_state
@@ -108,77 +110,159 @@ def install(model: Any) -> Any:
     return model
 
 
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Samples that begin with the same ``head`` tokens, laid from ``first`` on: the head once, then what each has of its own."""
+
+    first: int
+    head: int
+    index: Tensor  # [samples, longest] where the own tokens are laid; behind short samples, their last
+    own: Tensor  # [own tokens] which of these samples * longest entries are tokens
+    padding: Tensor  # [samples, longest]
+
+    def set_out(self, x_H_N_D: Tensor) -> Tensor:
+        """The own tokens as [samples, H, longest, D]; a view if they are equally many."""
+        even = len(self.own) == self.index.numel()
+        flat = x_H_N_D[:, self.slices[1]] if even else x_H_N_D.index_select(1, self.index.flatten())
+        return flat.view(flat.shape[0], *self.index.shape, -1).transpose(0, 1)
+
+    def laid(self, x_S_H_T_D: Tensor) -> Tensor:
+        """And back: [H, own tokens, D]."""
+        flat = x_S_H_T_D.transpose(0, 1).flatten(1, 2)
+        return flat if len(self.own) == flat.shape[1] else flat.index_select(1, self.own)
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Where the head and the own tokens are laid."""
+        middle = self.first + self.head
+        return slice(self.first, middle), slice(middle, middle + len(self.own))
+
+
 class Packing:
     """Samples laid end to end in one row of N tokens; each attends causally to itself alone.
 
-    ``shared[s] = (r, n)``: sample s begins with the first n tokens of the earlier sample r, and these are laid once. So a
-    prompt runs once, however many samples it has. Everything but attention runs on the N tokens; only inside attention
-    are they set out as [samples, longest].
+    ``families`` are (tokens that these samples begin with in common, tokens that each has of its own). The first are laid
+    once, so a prompt runs once, however many samples it has.
 
-    Lengths (3, 2) give positions 0 1 2 0 1 and slots 0 1 2 3 4 (of 2 x 3); with ``shared = {1: (0, 1)}`` positions
-    0 1 2 1, slots 0 1 2 4, and sample 1 is tokens 0 and 3.
+    Families (1, [3, 2]) and (0, [2]) are 8 tokens, at positions 0 1 2 3 1 2 0 1. The second sample is tokens 0 4 5: row 1 of
+    ``index``, with token 0 behind short samples (causality hides it); ``slots`` say where in ``index`` each token first stands.
     """
 
-    def __init__(
-        self,
-        lengths: list[int],
-        shared: Mapping[int, tuple[int, int]] | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        rows, longest = len(lengths), max(lengths)
-        index = torch.zeros(rows, longest, dtype=torch.long)  # behind short samples token 0: causality hides it
-        self.families: dict[tuple[int, int], list[int]] = defaultdict(list)
-        positions, slots, size = [], [], 0
-        for s, length in enumerate(lengths):
-            source, n = (shared or {}).get(s, (s, 0))
-            if n:
-                self.families[source, n].append(s)
-            index[s, :n] = index[source, :n]
-            index[s, n:length] = torch.arange(size, size + length - n)
-            positions.append(torch.arange(n, length))
-            slots.append(s * longest + positions[-1])
-            size += length - n
+    def __init__(self, families: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu") -> None:
+        self.lengths = [head + size for head, sizes in families for size in sizes]
+        index = torch.zeros(len(self.lengths), max(self.lengths), dtype=torch.long)
+        self.families: list[Family] = []
+        positions, slots, row, laid = [], [], 0, 0
+        for head, sizes in families:
+            positions.append(torch.arange(head))
+            slots.append(row * index.shape[1] + positions[-1])
+            first, laid = laid, laid + head
+            where = torch.zeros(len(sizes), max(sizes), dtype=torch.long)
+            for i, size in enumerate(sizes):
+                index[row, :head] = torch.arange(first, first + head)
+                index[row, head : head + size] = torch.arange(laid, laid + size)
+                positions.append(torch.arange(head, head + size))
+                slots.append(row * index.shape[1] + positions[-1])
+                where[i] = torch.arange(laid, laid + where.shape[1]).clamp(max=laid + size - 1)
+                row, laid = row + 1, laid + size
+            padding = torch.arange(where.shape[1]) >= torch.tensor(sizes)[:, None]
+            own = (~padding).flatten().nonzero()[:, 0]
+            self.families.append(Family(first, head, where.to(device), own.to(device), padding.to(device)))
         self.index = index.to(device)
-        self.positions = torch.cat(positions)[None].to(device)
         self.slots = torch.cat(slots).to(device)
+        self.positions = torch.cat(positions)[None].to(device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        q, k, v = (_SetOut.apply(x[0], self) for x in (query, key, value))
+        if query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:
+            scale = query.shape[-1] ** -0.5 if scale is None else scale
+            return _Families.apply(query[0], key[0], value[0], self, scale).transpose(0, 1)[None]
+        return self.attend_set_out(layer, query, key, value, scale)
+
+    def attend_set_out(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """The plain way, every sample a row of its own: quick where attention has a fast backward pass."""
+        flat = (x[0].index_select(1, self.index.flatten()) for x in (query, key, value))
+        q, k, v = (x.view(x.shape[0], *self.index.shape, -1).transpose(0, 1) for x in flat)
         out = sdpa(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-        return _Take.apply(out.transpose(1, 2).flatten(0, 1), self.slots)[None]
+        return out.transpose(1, 2).flatten(0, 1).index_select(0, self.slots)[None]
 
 
-class _SetOut(torch.autograd.Function):
-    """[H, N, D] -> [samples, H, longest, D].
+class _Families(torch.autograd.Function):
+    """Packed attention on a CPU, whose own backward pass of attention is several times slower than matrix products.
 
-    The gradient is written out: autograd's own adds token by token, which costs more than the attention.
+    The own tokens of a family attend to themselves and, all in one product, to its head; ``merge`` joins the two. The backward
+    pass needs of a softmax only its log-sum, and so takes the parts one by one (FlashAttention-2, arXiv:2307.08691, section 3.1).
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layout: Packing) -> Tensor:
-        ctx.layout = layout
-        flat = x.transpose(0, 1).index_select(0, layout.index.flatten())
-        return flat.view(*layout.index.shape, *flat.shape[1:]).transpose(1, 2)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Packing, scale: float) -> Tensor:
+        out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
+        for family in layout.families:
+            head, own = family.slices
+            parts = partial_attention(*map(family.set_out, (q, k, v)), scale, causal=True)
+            mine, log_sum = family.laid(parts[0]), family.laid(parts[1][..., None])[..., 0]
+            if family.head:
+                whole, sums = partial_attention(
+                    q[None, :, head], k[None, :, head], v[None, :, head], scale, causal=True
+                )
+                out[:, head], lse[:, head] = whole[0], sums[0]
+                other, sums = partial_attention(q[None, :, own], k[None, :, head], v[None, :, head], scale)
+                mine, log_sum = merge(mine, log_sum, other[0], sums[0])
+            out[:, own], lse[:, own] = mine, log_sum
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.layout, ctx.scale = layout, scale
+        return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        layout, gradient = ctx.layout, gradients[0].transpose(1, 2)
-        own = gradient.flatten(0, 1).index_select(0, layout.slots)
-        for (source, n), members in layout.families.items():
-            own[layout.index[source, :n]] += gradient[members, :n].sum(0)
-        return own.transpose(0, 1), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        q, k, v, out, lse = ctx.saved_tensors
+        (g,) = gradients
+        delta = torch.linalg.vecdot(g.float(), out.float())
+        found = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for family in ctx.layout.families:
+            head, own = family.slices
+            rows = [family.set_out(x) for x in (q, k, v, g)]
+            sums, deltas = (family.set_out(x[..., None])[..., 0] for x in (lse, delta))
+            sums = sums.masked_fill(family.padding[:, None], float("inf"))  # so that padding weighs nothing
+            parts = partial_gradients(*rows, sums, deltas, ctx.scale, causal=True)
+            for total, part in zip(found, parts, strict=True):
+                total[:, own] += family.laid(part)
+            if family.head:
+                for asks, causal in ((head, True), (own, False)):
+                    parts = partial_gradients(
+                        q[None, :, asks], k[None, :, head], v[None, :, head], g[None, :, asks],
+                        lse[None, :, asks], delta[None, :, asks], ctx.scale, causal,
+                    )  # fmt: skip
+                    for total, part, where in zip(found, parts, (asks, head, head), strict=True):
+                        total[:, where] += part[0]
+        return *found, None, None
 
 
-class _Take(torch.autograd.Function):
-    """x[slots] for slots that are all different, so that its gradient is a copy."""
+def partial_gradients(
+    query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, lse: Tensor, delta: Tensor, scale: float, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value through attention to some of the keys.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, slots: Tensor) -> Tensor:
-        ctx.save_for_backward(slots)
-        ctx.shape = x.shape
-        return x.index_select(0, slots)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (slots,) = ctx.saved_tensors
-        return gradients[0].new_zeros(ctx.shape).index_copy_(0, slots, gradients[0]), None
+    ``lse`` [B, H, T] are the log-sums over all the keys, ``delta`` the products of output and gradient. The weights are made
+    again, for so many queries at a time that they stay in the cache.
+    """
+    B, H, T, D = query.shape
+    heads, S = key.shape[1:3]
+    grads = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    block = max(64, BLOCK // (B * H * S))
+    for i in range(0, T, block):
+        j = min(T, i + block)
+        end = j if causal else S
+        q, g = (x[:, :, i:j].reshape(B, heads, -1, x.shape[3]) for x in (query, gradient))  # all that ask one key head
+        k, v = key[:, :, :end], value[:, :, :end]
+        scores = (q @ k.mT).float().view(B, H, j - i, end).mul_(scale).sub_(lse[:, :, i:j, None])
+        if causal:
+            later = torch.arange(end, device=k.device) > torch.arange(i, j, device=k.device)[:, None]
+            scores.masked_fill_(later, float("-inf"))
+        weights = scores.exp_()
+        w = weights.to(v.dtype).view(B, heads, -1, end)
+        s = (g @ v.mT).view(weights.shape).sub(delta[:, :, i:j, None]).mul_(weights).mul_(scale)
+        s = s.to(k.dtype).view(w.shape)
+        grads[0][:, :, i:j] = (s @ k).view(B, H, j - i, D)
+        grads[1][:, :, :end] += s.mT @ q
+        grads[2][:, :, :end] += w.mT @ g
+    return grads

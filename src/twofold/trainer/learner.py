@@ -6,7 +6,7 @@ import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate, chain, groupby
 from typing import Any, Literal
 
 import torch
@@ -262,9 +262,7 @@ class Learner:
             return torch.tensor([x for row in rows for x in row], dtype=dtype, device=device)
 
         lengths = [len(s.tokens) for s in samples]
-        first = {head: i for i, head in reversed(list(enumerate(heads)))}
-        shared = {i: (first[head], len(head)) for i, head in enumerate(heads) if first[head] < i}
-        layout = Packing(lengths, shared, device)
+        layout = Packing(list(_families(lengths, heads)), device)
         # place[i] is where token i of the samples, one after another, is laid: in one place for all that share it
         place = torch.cat([row[:n] for row, n in zip(layout.index, lengths, strict=True)])
         tokens, p, t = flat([s.tokens for s in samples], torch.long), flat(policy), flat(targets)
@@ -298,7 +296,23 @@ class Learner:
 def _head(sample: Sample) -> tuple[int, ...]:
     """The tokens before the first that is learnt from: samples of one prompt have them in common."""
     learnt = (i for i, (s, t) in enumerate(zip(sample.sampled, sample.targets, strict=True)) if s or t)
-    return tuple(sample.tokens[: next(learnt, len(sample.tokens))])
+    return tuple(sample.tokens[: next(learnt, len(sample.tokens) - 1)])
+
+
+def _families(lengths: Sequence[int], heads: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, list[int]]]:
+    """(shared tokens, tokens of each sample's own) of neighbours with one head; samples that share nothing are one family."""
+    alone: list[int] = []
+    for head, group in groupby(zip(heads, lengths, strict=True), key=lambda pair: pair[0]):
+        sizes = [length for _, length in group]
+        if head and len(sizes) > 1:
+            if alone:
+                yield 0, alone
+                alone = []
+            yield len(head), [size - len(head) for size in sizes]
+        else:
+            alone += sizes
+    if alone:
+        yield 0, alone
 
 
 def _finite(x: float) -> bool:
