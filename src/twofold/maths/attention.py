@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from twofold.maths.norm import replace_norms
+
 NAME = "twofold"
 BLOCK = 2**20
 """So many attention weights are held at a time in a CPU's backward pass."""
@@ -82,7 +84,7 @@ def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[T
 
 
 def install(model: Any) -> Any:
-    """Make ``model`` use this attention and return it.
+    """Make ``model`` use this attention, and ``RMSNorm`` where it has one, and return it.
 
     Raises ValueError, by name, for models with other than full attention, with an attention that cannot be
     replaced, or whose logits are not those of the output layer alone (scaled or capped behind it).
@@ -95,6 +97,7 @@ def install(model: Any) -> Any:
     if kinds != {"full_attention"} or window:
         what = ", ".join(sorted(kinds - {"full_attention"})) or f"a sliding window of {window}"
         raise ValueError(f"{type(model).__name__} uses {what}; twofold's attention supports full attention only")
+    replace_norms(model)
     AttentionInterface.register(NAME, attention)
     model.set_attn_implementation(NAME)
     if config._attn_implementation != NAME:
