@@ -627,7 +627,7 @@ def test_a_packed_batch_is_its_samples_one_by_one(
     ours = packed.base_model(input_ids=ids, position_ids=layout.positions, use_cache=False, layout=layout)
     theirs = [alone.base_model(input_ids=torch.tensor([s])).last_hidden_state[0] for s in samples]
     hidden = torch.cat([ours.last_hidden_state[0][row[: len(s)]] for row, s in zip(layout.index, samples, strict=True)])
-    torch.testing.assert_close(hidden, torch.cat(theirs), atol=1e-5, rtol=0)
+    torch.testing.assert_close(hidden, torch.cat(theirs), atol=5e-5, rtol=0)
     weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
     (hidden * weights).sum().backward()
     (torch.cat(theirs) * weights).sum().backward()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from twofold.maths import logprobs
 from twofold.maths.losses import clipped, k3
+from twofold.maths.norm import RMSNorm, replace_norms
 from twofold.maths.packing import micro_batches
 from twofold.maths.weights import policy_weights, target_weights
 
@@ -192,3 +193,39 @@ def test_no_token_at_all_is_no_logprob(case):
     head, hidden, tokens, temperature = case
     logp, entropy = logprobs.token_logprobs(head, hidden[:0], tokens[:0], temperature[:0])
     assert logp.shape == entropy.shape == (0,)
+
+
+# RMSNorm --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_norm_and_its_gradients_are_the_plain_ones() -> None:
+    """1 and 7 have a mean square of 25: 0.2 and 1.4, times the weights 10 and 1."""
+    weight = torch.nn.Parameter(torch.tensor([10.0, 1.0]))
+    torch.testing.assert_close(RMSNorm(weight, 0.0)(torch.tensor([[1.0, 7.0]])), torch.tensor([[2.0, 1.4]]))
+    torch.manual_seed(0)
+    x, w, g = torch.randn(3, 5, 16, requires_grad=True), torch.rand(16, requires_grad=True), torch.randn(3, 5, 16)
+    plain = w * x * (x.square().mean(-1, keepdim=True) + 0.1).rsqrt()
+    ours = RMSNorm(torch.nn.Parameter(w.detach().clone()), 0.1)
+    y = x.detach().clone().requires_grad_()
+    (plain * g).sum().backward()
+    (ours(y) * g).sum().backward()
+    torch.testing.assert_close(ours(y), plain)
+    torch.testing.assert_close(y.grad, x.grad)
+    torch.testing.assert_close(ours.weight.grad, w.grad)
+
+
+@pytest.mark.parametrize(("config", "replaced"), [("LlamaConfig", True), ("Qwen3Config", True), ("GemmaConfig", False)])
+def test_only_a_norm_that_computes_the_same_is_replaced(config: str, replaced: bool) -> None:
+    """Gemma's weight stands for 1 + weight."""
+    import transformers
+
+    sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    made = getattr(transformers, config)(**sizes, num_key_value_heads=2, head_dim=8)
+    model = transformers.AutoModelForCausalLM.from_config(made).eval()
+    ids = torch.arange(5)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+        replace_norms(model)
+        torch.testing.assert_close(model(ids).logits, before)
+    assert any(isinstance(m, RMSNorm) for m in model.modules()) == replaced
+    assert not any(m.training for m in model.modules())

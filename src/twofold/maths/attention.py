@@ -203,13 +203,13 @@ class _Families(torch.autograd.Function):
             head, own = family.slices
             parts = partial_attention(*map(family.set_out, (q, k, v)), scale, causal=True)
             mine, log_sum = family.laid(parts[0]), family.laid(parts[1][..., None])[..., 0]
-            if family.head:
-                whole, sums = partial_attention(
-                    q[None, :, head], k[None, :, head], v[None, :, head], scale, causal=True
+            if family.head:  # what is laid behind the head sees all of it, which is just causality
+                all_of_it = slice(head.start, own.stop)
+                other, sums = partial_attention(
+                    q[None, :, all_of_it], k[None, :, head], v[None, :, head], scale, causal=True
                 )
-                out[:, head], lse[:, head] = whole[0], sums[0]
-                other, sums = partial_attention(q[None, :, own], k[None, :, head], v[None, :, head], scale)
-                mine, log_sum = merge(mine, log_sum, other[0], sums[0])
+                out[:, head], lse[:, head] = other[0, :, : family.head], sums[0, :, : family.head]
+                mine, log_sum = merge(mine, log_sum, other[0, :, family.head :], sums[0, :, family.head :])
             out[:, own], lse[:, own] = mine, log_sum
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.layout, ctx.scale = layout, scale
@@ -226,24 +226,24 @@ class _Families(torch.autograd.Function):
             rows = [family.set_out(x) for x in (q, k, v, g)]
             sums, deltas = (family.set_out(x[..., None])[..., 0] for x in (lse, delta))
             sums = sums.masked_fill(family.padding[:, None], float("inf"))  # so that padding weighs nothing
-            parts = partial_gradients(*rows, sums, deltas, ctx.scale, causal=True)
+            parts = partial_gradients(*rows, sums, deltas, ctx.scale)
             for total, part in zip(found, parts, strict=True):
                 total[:, own] += family.laid(part)
             if family.head:
-                for asks, causal in ((head, True), (own, False)):
-                    parts = partial_gradients(
-                        q[None, :, asks], k[None, :, head], v[None, :, head], g[None, :, asks],
-                        lse[None, :, asks], delta[None, :, asks], ctx.scale, causal,
-                    )  # fmt: skip
-                    for total, part, where in zip(found, parts, (asks, head, head), strict=True):
-                        total[:, where] += part[0]
+                asks = slice(head.start, own.stop)
+                parts = partial_gradients(
+                    q[None, :, asks], k[None, :, head], v[None, :, head], g[None, :, asks],
+                    lse[None, :, asks], delta[None, :, asks], ctx.scale,
+                )  # fmt: skip
+                for total, part, where in zip(found, parts, (asks, head, head), strict=True):
+                    total[:, where] += part[0]
         return *found, None, None
 
 
 def partial_gradients(
-    query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, lse: Tensor, delta: Tensor, scale: float, causal: bool
+    query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, lse: Tensor, delta: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value through attention to some of the keys.
+    """Gradients of query, key and value through causal attention to some of the keys.
 
     ``lse`` [B, H, T] are the log-sums over all the keys, ``delta`` the products of output and gradient. The weights are made
     again, for so many queries at a time that they stay in the cache.
@@ -251,21 +251,19 @@ def partial_gradients(
     B, H, T, D = query.shape
     heads, S = key.shape[1:3]
     grads = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    query, scaled = query * scale, key * scale
     block = max(64, BLOCK // (B * H * S))
     for i in range(0, T, block):
         j = min(T, i + block)
-        end = j if causal else S
+        end = min(j, S)
         q, g = (x[:, :, i:j].reshape(B, heads, -1, x.shape[3]) for x in (query, gradient))  # all that ask one key head
         k, v = key[:, :, :end], value[:, :, :end]
-        scores = (q @ k.mT).float().view(B, H, j - i, end).mul_(scale).sub_(lse[:, :, i:j, None])
-        if causal:
-            later = torch.arange(end, device=k.device) > torch.arange(i, j, device=k.device)[:, None]
-            scores.masked_fill_(later, float("-inf"))
-        weights = scores.exp_()
-        w = weights.to(v.dtype).view(B, heads, -1, end)
-        s = (g @ v.mT).view(weights.shape).sub(delta[:, :, i:j, None]).mul_(weights).mul_(scale)
-        s = s.to(k.dtype).view(w.shape)
-        grads[0][:, :, i:j] = (s @ k).view(B, H, j - i, D)
+        # everything between the products in fp32: mixing types is slow, and the weights' small differences matter
+        weights = (q @ k.mT).float().view(B, H, j - i, end).sub_(lse[:, :, i:j, None])
+        weights = weights.exp_().tril_(i)  # the exponential of -inf is slow, so later keys go only now
+        s = (g @ v.mT).float().view(weights.shape).sub_(delta[:, :, i:j, None]).mul_(weights)
+        w, s = (x.to(k.dtype).view(B, heads, -1, end) for x in (weights, s))
+        grads[0][:, :, i:j] = (s @ scaled[:, :, :end]).view(B, H, j - i, D)
         grads[1][:, :, :end] += s.mT @ q
         grads[2][:, :, :end] += w.mT @ g
     return grads

@@ -58,7 +58,7 @@ def replace_norms(model: nn.Module) -> None:
             weight = getattr(module, "weight", None)
             if isinstance(module, RMSNorm) or eps is None or weight is None or weight.ndim != 1:
                 continue
-            ours = RMSNorm(weight, eps)
+            ours = RMSNorm(weight, eps).train(module.training)
             x = torch.linspace(-2, 3, weight.numel(), device=weight.device, dtype=weight.dtype)[None]
             with torch.no_grad():
                 same = torch.allclose(ours(x), module(x), rtol=1e-3, atol=1e-4)
