@@ -125,13 +125,14 @@ class KV:
         """The caches that the active rows begin in, nearest first."""
         found = []
         kv, rows, upto = self.parent, self.source, self.start[: self.active]
+        rows = None if rows is None else rows[: self.active]
         while kv is not None and rows is not None and self.active:
-            rows = rows[: self.active]
             first = kv.start[rows]
             if bool((upto > first).any()):
                 found.append(Inherited.of(kv, rows, first, (upto - first).clamp(min=0)))
             upto = upto.minimum(first)
-            kv, rows = kv.parent, None if kv.source is None else kv.source[rows]
+            rows = None if kv.source is None else kv.source[rows]
+            kv = kv.parent
         return found
 
 

@@ -201,12 +201,13 @@ class _Families(torch.autograd.Function):
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
         for family in layout.families:
             head, own = family.slices
-            parts = partial_attention(*map(family.set_out, (q, k, v)), scale, causal=True)
-            mine, log_sum = family.laid(parts[0]), family.laid(parts[1][..., None])[..., 0]
+            asks, keys, values = (family.set_out(x) for x in (q, k, v))
+            part, sums = partial_attention(asks, keys, values, scale, causal=True)
+            mine, log_sum = family.laid(part), family.laid(sums[..., None])[..., 0]
             if family.head:  # what is laid behind the head sees all of it, which is just causality
-                all_of_it = slice(head.start, own.stop)
+                every = slice(head.start, own.stop)
                 other, sums = partial_attention(
-                    q[None, :, all_of_it], k[None, :, head], v[None, :, head], scale, causal=True
+                    q[None, :, every], k[None, :, head], v[None, :, head], scale, causal=True
                 )
                 out[:, head], lse[:, head] = other[0, :, : family.head], sums[0, :, : family.head]
                 mine, log_sum = merge(mine, log_sum, other[0, :, family.head :], sums[0, :, family.head :])
@@ -223,19 +224,19 @@ class _Families(torch.autograd.Function):
         found = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for family in ctx.layout.families:
             head, own = family.slices
-            rows = [family.set_out(x) for x in (q, k, v, g)]
+            asks, keys, values, g_rows = (family.set_out(x) for x in (q, k, v, g))
             sums, deltas = (family.set_out(x[..., None])[..., 0] for x in (lse, delta))
             sums = sums.masked_fill(family.padding[:, None], float("inf"))  # so that padding weighs nothing
-            parts = partial_gradients(*rows, sums, deltas, ctx.scale)
+            parts = partial_gradients(asks, keys, values, g_rows, sums, deltas, ctx.scale)
             for total, part in zip(found, parts, strict=True):
                 total[:, own] += family.laid(part)
             if family.head:
-                asks = slice(head.start, own.stop)
+                every = slice(head.start, own.stop)
                 parts = partial_gradients(
-                    q[None, :, asks], k[None, :, head], v[None, :, head], g[None, :, asks],
-                    lse[None, :, asks], delta[None, :, asks], ctx.scale,
+                    q[None, :, every], k[None, :, head], v[None, :, head], g[None, :, every],
+                    lse[None, :, every], delta[None, :, every], ctx.scale,
                 )  # fmt: skip
-                for total, part, where in zip(found, parts, (asks, head, head), strict=True):
+                for total, part, where in zip(found, parts, (every, head, head), strict=True):
                     total[:, where] += part[0]
         return *found, None, None
 
