@@ -48,7 +48,7 @@ def draw(logits_A_V: Tensor, uniforms_A: Tensor, temperature: float, top_p: floa
         sorted_p = logp_A_V.gather(1, order).exp()
         outside = (sorted_p.cumsum(-1) - sorted_p) >= top_p  # the token that crosses top_p stays in
         logp_A_V = logp_A_V.masked_fill(outside.scatter(1, order, outside), float("-inf")).log_softmax(-1)
-    cumulative = logp_A_V.exp().cumsum(-1, dtype=torch.float64)
+    cumulative = logp_A_V.softmax(-1).cumsum(-1, dtype=torch.float64)  # exp(), but not slow at tiny ones on CPUs
     goal = uniforms_A.to(cumulative)[:, None] * cumulative[:, -1:]
     tokens_A = (cumulative <= goal).sum(-1).clamp(max=logits_A_V.shape[1] - 1)
     return tokens_A, logp_A_V.gather(1, tokens_A[:, None])[:, 0]

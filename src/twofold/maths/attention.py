@@ -226,7 +226,9 @@ class _Families(torch.autograd.Function):
             head, own = family.slices
             asks, keys, values, g_rows = (family.set_out(x) for x in (q, k, v, g))
             sums, deltas = (family.set_out(x[..., None])[..., 0] for x in (lse, delta))
-            sums = sums.masked_fill(family.padding[:, None], float("inf"))  # so that padding weighs nothing
+            # padding repeats a token; without a gradient it counts for nothing
+            g_rows = g_rows.masked_fill(family.padding[:, None, :, None], 0)
+            deltas = deltas.masked_fill(family.padding[:, None], 0)
             parts = partial_gradients(asks, keys, values, g_rows, sums, deltas, ctx.scale)
             for total, part in zip(found, parts, strict=True):
                 total[:, own] += family.laid(part)
@@ -261,7 +263,7 @@ def partial_gradients(
         k, v = key[:, :, :end], value[:, :, :end]
         # everything between the products in fp32: mixing types is slow, and the weights' small differences matter
         weights = (q @ k.mT).float().view(B, H, j - i, end).sub_(lse[:, :, i:j, None])
-        weights = weights.exp_().tril_(i)  # the exponential of -inf is slow, so later keys go only now
+        weights = weights.clamp_(-80, 0).exp_().tril_(i)  # beyond the clamp a CPU's exponential is many times slower
         s = (g @ v.mT).float().view(weights.shape).sub_(delta[:, :, i:j, None]).mul_(weights)
         w, s = (x.to(k.dtype).view(B, heads, -1, end) for x in (weights, s))
         grads[0][:, :, i:j] = (s @ scaled[:, :, :end]).view(B, H, j - i, D)

@@ -22,7 +22,8 @@ def token_logprobs(
     def part(hidden: Tensor, tokens: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
         logp = (head(hidden).float() / temperature[:, None]).log_softmax(-1)
         with torch.no_grad():
-            entropy = -(logp.exp() * logp).sum(-1)
+            # softmax again, and not exp(), which is slow at tiny probabilities on CPUs
+            entropy = -(logp.softmax(-1) * logp).sum(-1)
         return logp.gather(1, tokens[:, None])[:, 0], entropy
 
     if len(tokens_N) <= CHUNK:
