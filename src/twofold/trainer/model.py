@@ -19,10 +19,6 @@ def load_model(path: str | Path, *, device: str | None = None) -> tuple[Any, Any
     Raises OSError if there is no such model, ValueError for an unsupported attention.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    torch.set_flush_denormal(
-        True
-    )  # a confident model's gradients are full of them, and a CPU is ten times slower on them
     from transformers.utils import logging
 
     logging.disable_progress_bar()
