@@ -42,6 +42,8 @@ class Sampling:
     max_tokens: int = 256
     stop: tuple[int, ...] = ()
     seed: int = 0
+    confidence: int = 0
+    """k > 0: record each step's ``confidence`` (of the k likeliest tokens) and ``certainty`` in the completion."""
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
@@ -52,12 +54,19 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """Tokens after a prompt. ``sampled[t]`` is False where the token was forced, not drawn from the policy."""
+    """Tokens after a prompt. ``sampled[t]`` is False where the token was forced, not drawn from the policy.
+
+    If ``Sampling.confidence`` = k > 0, per token, of the model's distribution p before temperature and top-p:
+    ``confidence`` = minus the mean of ln p over the k likeliest tokens (DeepConf, arXiv:2508.15260), ``certainty`` =
+    KL(uniform || p) over the vocabulary (self-certainty, arXiv:2502.18581). Both are larger where the model is surer.
+    """
 
     tokens: list[int]
     logprobs: list[float]
     sampled: list[bool]
     finish: Finish
+    confidence: list[float] | None = None
+    certainty: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
