@@ -242,7 +242,7 @@ def test_the_models_own_generation_settings_do_not_matter(pair: Pair) -> None:
 
 
 def test_bfloat16_samples_what_a_bfloat16_learner_scores(pair: Pair) -> None:
-    """The learner's forward pass: packed, model and head under autocast. fp32 log-probs are farther off."""
+    """The learner's forward pass: packed, model and head under autocast. fp32 log-probs are ten times as far off."""
     engine = NativeEngine(pair.ours, precision="bfloat16")
     done = engine.generate(PROMPTS, ROLLOUT)
     texts = [[*p, *c.tokens] for p, group in zip(PROMPTS, done, strict=True) for c in group]
@@ -261,11 +261,11 @@ def test_bfloat16_samples_what_a_bfloat16_learner_scores(pair: Pair) -> None:
 
     sampled = torch.tensor(logprobs_of(done))
     gap, rounding = ((sampled - packed(enabled)).abs().mean() for enabled in (True, False))
-    assert gap < 0.7 * rounding
+    assert gap < 0.2 * rounding
     scores = engine.logprobs(
         [t[:s] for t, s in zip(texts, starts, strict=True)], [t[s:] for t, s in zip(texts, starts, strict=True)]
     )
-    assert (torch.tensor([x for row in scores for x in row]) - sampled).abs().mean() < 0.7 * rounding
+    assert (torch.tensor([x for row in scores for x in row]) - sampled).abs().mean() < 0.2 * rounding
 
 
 # What is reused -------------------------------------------------------------------------------------------------------
@@ -618,7 +618,7 @@ def test_a_packed_batch_is_its_samples_one_by_one(
     """Hidden states and gradients."""
     monkeypatch.setattr(attention, "BLOCK", 2**14)
     if everywhere:  # what runs where there is no CPU
-        monkeypatch.setattr(attention.Packing, "attend", attention.Packing.attend_set_out)
+        monkeypatch.setattr(attention.Packing, "attend", lambda self, layer, *qkv: self.attend_set_out(*qkv))
     samples, laid = samples_of(families)
     packed, alone = copy.deepcopy(pair.ours), copy.deepcopy(pair.plain)
     layout = Packing(families)
@@ -627,7 +627,8 @@ def test_a_packed_batch_is_its_samples_one_by_one(
     ours = packed.base_model(input_ids=ids, position_ids=layout.positions, use_cache=False, layout=layout)
     theirs = [alone.base_model(input_ids=torch.tensor([s])).last_hidden_state[0] for s in samples]
     hidden = torch.cat([ours.last_hidden_state[0][row[: len(s)]] for row, s in zip(layout.index, samples, strict=True)])
-    torch.testing.assert_close(hidden, torch.cat(theirs), atol=5e-5, rtol=0)
+    # 1e-5 is near the rounding of a long sample's own sums
+    torch.testing.assert_close(hidden, torch.cat(theirs), atol=1e-5 if max(map(len, samples)) < 100 else 3e-5, rtol=0)
     weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
     (hidden * weights).sum().backward()
     (torch.cat(theirs) * weights).sum().backward()

@@ -56,7 +56,7 @@ class KV:
         if self.filled > self.room:
             raise ValueError(f"a row would hold {self.filled} tokens, the cache has room for {self.room}")
         if self._inherited is None:
-            self._inherited = list(self._ancestors())
+            self._inherited = self._ancestors()
         steps = torch.arange(self._from, self.filled)
         return (self.start[: self.active, None] + steps).to(self.device)
 
@@ -71,9 +71,8 @@ class KV:
         first = self._from == 0
         assert self._inherited is not None
         if not self._inherited and first:
-            return sdpa(query, keys, values, is_causal=True, scale=scale, enable_gqa=heads != keys.shape[1]).transpose(
-                1, 2
-            )
+            out = sdpa(query, keys, values, is_causal=True, scale=scale, enable_gqa=heads != keys.shape[1])
+            return out.transpose(1, 2)
         if not first:  # the heads that share a key head become its queries, and it is read once for all
             query = query.reshape(rows, keys.shape[1], -1, width)
         out, lse = partial_attention(query, keys, values, scale, causal=first)

@@ -52,8 +52,10 @@ def attention(
         )
     if softcap is not None or s_aux is not None:
         raise ValueError(f"{type(module).__name__} caps its attention or has sinks; twofold's attention has neither")
-    # under autocast rotation leaves queries and keys in fp32
-    return layout.attend(module.layer_idx, query.to(value.dtype), key.to(value.dtype), value, scaling), None
+    # Under autocast values are bfloat16 and rotated queries and keys are not. On a CPU fp32 is as fast and nearer the truth.
+    dtype = torch.float32 if value.device.type == "cpu" else value.dtype
+    with torch.autocast(value.device.type, enabled=False):  # which would take it back
+        return layout.attend(module.layer_idx, query.to(dtype), key.to(dtype), value.to(dtype), scaling), None
 
 
 def partial_attention(
@@ -179,9 +181,9 @@ class Packing:
         if query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:
             scale = query.shape[-1] ** -0.5 if scale is None else scale
             return _Families.apply(query[0], key[0], value[0], self, scale).transpose(0, 1)[None]
-        return self.attend_set_out(layer, query, key, value, scale)
+        return self.attend_set_out(query, key, value, scale)
 
-    def attend_set_out(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def attend_set_out(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """The plain way, every sample a row of its own: quick where attention has a fast backward pass."""
         flat = (x[0].index_select(1, self.index.flatten()) for x in (query, key, value))
         q, k, v = (x.view(x.shape[0], *self.index.shape, -1).transpose(0, 1) for x in flat)

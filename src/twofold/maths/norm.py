@@ -37,12 +37,8 @@ class _RMSNorm(torch.autograd.Function):
         """LayerNorm's fused gradient for a mean of 0 lacks one term, which its moving mean takes away and ours has not."""
         x, weight, rate = ctx.saved_tensors
         size = x.shape[-1]
-        g, flat, w, rate = (
-            gradients[0].reshape(-1, size).float(),
-            x.reshape(-1, size).float(),
-            weight.float(),
-            rate.view(-1, 1),
-        )
+        g, flat = (t.reshape(-1, size).float() for t in (gradients[0], x))
+        w, rate = weight.float(), rate.view(-1, 1)
         gx, gw, _ = torch.ops.aten.native_layer_norm_backward(
             g, flat, [size], torch.zeros_like(rate), rate, w, None, [True, True, False]
         )
