@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -192,6 +193,49 @@ def test_retired_rows_leave_the_others_as_they_were(pair: Pair, max_rows: int) -
     alone = [NativeEngine(pair.ours).generate([p], sampling)[0] for p in PROMPTS]
     assert tokens_of(done) == tokens_of(alone)
     assert logprobs_of(done) == near(logprobs_of(alone))
+
+
+def test_calls_taken_token_by_token_in_company_are_calls_alone(pair: Pair) -> None:
+    """Three calls of two sessions, begun at different times with different settings; one forward pass per token for all."""
+    engine = NativeEngine(pair.ours)
+    one, two = engine.session(), engine.session()
+    settings = [ROLLOUT, Sampling(n=1, max_tokens=7, temperature=0), Sampling(n=2, max_tokens=5, top_p=0.8, seed=3)]
+    runs = [one.start(PROMPTS[:2], settings[0])]
+    engine.step(runs)
+    assert [len(c.tokens) for c in flat(runs[0].results)] == [1] * 6
+    runs.append(two.start(PROMPTS[2:4], settings[1]))
+    engine.step(runs)
+    runs.append(one.session().start(PROMPTS[4:], settings[2]))
+    passes = 0
+    while not all(run.done for run in runs):
+        engine.step(runs)
+        passes += 1
+    assert passes <= 8  # the longest had eight tokens left
+    for run, prompts, sampling in zip(runs, (PROMPTS[:2], PROMPTS[2:4], PROMPTS[4:]), settings, strict=True):
+        alone = NativeEngine(pair.ours).generate(prompts, sampling)
+        assert tokens_of(run.results) == tokens_of(alone)
+        assert logprobs_of(run.results) == near(logprobs_of(alone))
+    text = [*PROMPTS[0], *runs[0].results[0][1].tokens, 400]
+    assert spent(one, lambda: one.logprobs([text], [[50]]))[1] == 2, "its session kept the cache"
+    assert spent(two, lambda: two.logprobs([text], [[50]]))[1] == len(text), "and shares it with no other"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_confidence_of_tokens_by_a_full_forward_pass(pair: Pair, engine: Engine, temperature: float) -> None:
+    """Of the untempered distribution: minus the mean ln p of the 3 likeliest, and KL(uniform || p)."""
+    done = engine.generate(PROMPTS[:3], replace(ROLLOUT, temperature=temperature, confidence=3))
+    for prompt, group in zip(PROMPTS[:3], done, strict=True):
+        for c in group:
+            with torch.inference_mode():
+                logits = pair.plain(torch.tensor([[*prompt, *c.tokens]])).logits[0, len(prompt) - 1 : -1].double()
+            logp = logits.log_softmax(-1)
+            assert c.confidence == near([-float(row.sort().values[-3:].mean()) for row in logp])
+            assert c.certainty == near([float(-row.mean()) - math.log(512) for row in logp])
+
+
+def test_confidence_of_more_tokens_than_there_are_is_refused(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="513 likeliest tokens: the vocabulary has 512"):
+        engine.generate([[5]], Sampling(confidence=513))
 
 
 # What is scored -------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from twofold.engines.base import check_prompts
-from twofold.engines.sampling import draw, uniforms
-from twofold.types import Completion, Sampling
+from twofold.engines.sampling import confidences, draw, uniforms
+from twofold.types import Completion, Finish, Sampling
 
 
 class HFEngine:
@@ -36,11 +36,15 @@ class HFEngine:
 
     def _one(self, prompt: Sequence[int], sampling: Sampling, uniforms_T: Tensor) -> Completion:
         logprobs: list[float] = []
+        sureness: list[list[float]] = [[], []]
 
         def force(ids: Tensor, scores: Tensor) -> Tensor:
             """Draw with our own numbers, then leave ``generate`` no other choice."""
             token, logp = draw(scores, uniforms_T[None, len(logprobs)], sampling.temperature, sampling.top_p)
             logprobs.append(float(logp))
+            if sampling.confidence:
+                for values, value in zip(sureness, confidences(scores, sampling.confidence), strict=True):
+                    values.append(float(value))
             return torch.full_like(scores, float("-inf")).scatter(1, token[:, None], 0.0)
 
         ids = torch.tensor([list(prompt)], device=self.model.device)
@@ -54,7 +58,8 @@ class HFEngine:
             logits_processor=[force],
         )
         tokens = out[0, len(prompt) :].tolist()
-        return Completion(tokens, logprobs, [True] * len(tokens), "stop" if tokens[-1] in sampling.stop else "length")
+        finish: Finish = "stop" if tokens[-1] in sampling.stop else "length"
+        return Completion(tokens, logprobs, [True] * len(tokens), finish, *(sureness if sampling.confidence else ()))
 
     @torch.inference_mode()
     def logprobs(

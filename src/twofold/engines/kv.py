@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -151,6 +152,7 @@ class Inherited:
     asks: Tensor  # [kv rows * slots] which of our rows asks there (any, where none does)
     answers: Tensor  # [rows] where the answer for each of our rows stands
     mask: Tensor | None  # [kv rows, slots, reach]
+    masks: dict[int, Tensor]  # the same, [kv rows, 1, slots * T, reach] for T queries each
 
     @staticmethod
     def of(kv: KV, rows: Tensor, first: Tensor, counts: Tensor) -> Inherited:
@@ -167,7 +169,7 @@ class Inherited:
             hidden = torch.arange(reach) >= counts[asks][:, None]
             mask = torch.zeros(hidden.shape).masked_fill(hidden, -1e30)  # finite: a row may see nothing here
             mask = mask.view(size, slots, reach).to(kv.device)
-        return Inherited(kv, rows, first, counts, reach, slots, asks.to(kv.device), answers.to(kv.device), mask)
+        return Inherited(kv, rows, first, counts, reach, slots, asks.to(kv.device), answers.to(kv.device), mask, {})
 
     def attend(self, layer: int, query: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
         """query [rows, H_kv, T, D] (T may run over several heads) -> outputs of the same shape and their log-sums."""
@@ -175,9 +177,10 @@ class Inherited:
         size, heads = keys.shape[:2]
         steps, width = query.shape[2:]
         asked = query[self.asks].view(size, self.slots, heads, steps, width).transpose(1, 2)
-        mask = self.mask
-        if mask is not None:
-            mask = mask[:, :, None].expand(-1, -1, steps, -1).reshape(size, 1, self.slots * steps, self.reach)
+        if self.mask is not None and steps not in self.masks:
+            wide = self.mask[:, :, None].expand(-1, -1, steps, -1)
+            self.masks[steps] = wide.reshape(size, 1, self.slots * steps, self.reach)
+        mask = self.masks.get(steps)
         out, lse = partial_attention(asked.reshape(size, heads, -1, width), keys, values, scale, mask)
         out = out.view(size, heads, self.slots, steps, -1).transpose(1, 2).reshape(-1, heads, steps, values.shape[3])
         lse = lse.view(size, heads, self.slots, steps).transpose(1, 2).reshape(-1, heads, steps)
@@ -188,3 +191,19 @@ class Inherited:
         seen = torch.arange(self.reach) < self.counts[:, None]
         row, step = seen.nonzero(as_tuple=True)
         laid[row, self.first[row] + step] = theirs[self.rows[row], :, step]
+
+
+class Together:
+    """The active rows of several caches in one call, one token each: calls that began at different times decode as one batch."""
+
+    def __init__(self, caches: Sequence[KV]) -> None:
+        self.caches = caches
+        self.sizes = [kv.active for kv in caches]
+
+    def begin(self, counts: list[int]) -> Tensor:
+        """As ``KV.begin``; every count is 1."""
+        return torch.cat([kv.begin([1] * size) for kv, size in zip(self.caches, self.sizes, strict=True)])
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        rows = zip(self.caches, *(x.split(self.sizes) for x in (query, key, value)), strict=True)
+        return torch.cat([kv.attend(layer, *qkv, scale) for kv, *qkv in rows])

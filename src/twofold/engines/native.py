@@ -7,6 +7,7 @@ finished rollout is computed from where that prefix ends.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ import torch
 from torch import Tensor
 
 from twofold.engines.base import check_prompts
-from twofold.engines.kv import KV
-from twofold.engines.sampling import draw, uniforms
+from twofold.engines.kv import KV, Together
+from twofold.engines.sampling import confidences, draw, uniforms
 from twofold.maths.attention import install
-from twofold.types import Completion, Sampling
+from twofold.types import Completion, Finish, Sampling
 
 
 @dataclass(slots=True)
@@ -72,16 +73,83 @@ class Part:
     kv: KV | None
     rows: list[int]
     starts: list[int]
-    device: torch.device
 
     def pieces(self) -> list[Sequence[int]]:
         """What has still to be run."""
         return [p[s:] for p, s in zip(self.prompts, self.starts, strict=True)]
 
-    def begin(self, room: int) -> KV:
+    def begin(self, room: int, device: torch.device) -> KV:
         """A cache of these beginnings with ``room`` more tokens per row."""
         starts = torch.tensor(self.starts)
-        return KV(starts, room, self.device) if self.kv is None else self.kv.fork(torch.tensor(self.rows), starts, room)
+        return KV(starts, room, device) if self.kv is None else self.kv.fork(torch.tensor(self.rows), starts, room)
+
+
+class Decoding:
+    """The samples of a part while they are drawn: row r of R = prompts * n is sample r % n of prompt r // n."""
+
+    def __init__(self, part: Part, sampling: Sampling, kv: KV, logits_R_V: Tensor, randoms_R_T: Tensor) -> None:
+        self.part, self.sampling = part, sampling
+        self.kv, self.logits, self.randoms = kv, logits_R_V, randoms_R_T
+        rows = range(len(randoms_R_T))
+        self.order = list(rows)  # order[i] is the sample that row i of the cache holds
+        self.tokens: list[list[int]] = [[] for _ in rows]
+        self.logprobs: list[list[float]] = [[] for _ in rows]
+        self.confidence: list[list[float]] = [[] for _ in rows]
+        self.certainty: list[list[float]] = [[] for _ in rows]
+        self.steps = 0
+
+    @property
+    def done(self) -> bool:
+        return self.kv.active == 0 or self.steps == self.sampling.max_tokens
+
+    def draw(self) -> list[int]:
+        """One more token for every active row. Rows that end are retired; what the others drew has to be run next."""
+        kv, s = self.kv, self.sampling
+        drawn, logp = draw(self.logits, self.randoms[self.order[: kv.active], self.steps], s.temperature, s.top_p)
+        found: list[tuple[list[list[Any]], Tensor]] = [(self.tokens, drawn), (self.logprobs, logp)]
+        if s.confidence:
+            found += zip((self.confidence, self.certainty), confidences(self.logits, s.confidence), strict=True)
+        for lists, values in found:
+            for i, value in zip(self.order, values.tolist(), strict=False):
+                lists[i].append(value)
+        new = drawn.tolist()
+        if finished := [i for i in range(kv.active) if new[i] in s.stop]:
+            for i, j in zip(*kv.retire(finished), strict=True):
+                self.order[i], self.order[j], new[i] = self.order[j], self.order[i], new[j]
+        self.steps += 1
+        return [] if self.done else new[: kv.active]
+
+    def completions(self) -> list[list[Completion]]:
+        """What has been drawn, by prompt."""
+        done, n = [], self.sampling.n
+        for r, tokens in enumerate(self.tokens):
+            finish: Finish = "stop" if tokens and tokens[-1] in self.sampling.stop else "length"
+            more = ([*self.confidence[r]], [*self.certainty[r]]) if self.sampling.confidence else ()
+            done.append(Completion([*tokens], [*self.logprobs[r]], [True] * len(tokens), finish, *more))
+        return [done[i : i + n] for i in range(0, len(done), n)]
+
+    def kept(self) -> Kept:
+        """The cache with the texts in it: the last token drawn was never run."""
+        prompts = [tuple(self.part.prompts[r // self.sampling.n]) for r in self.order]
+        return Kept(self.kv, prompts, [[*p, *self.tokens[r][:-1]] for p, r in zip(prompts, self.order, strict=True)])
+
+
+@dataclass(slots=True)
+class Run:
+    """A ``generate`` call that is taken token by token, see ``NativeEngine.step``."""
+
+    session: NativeEngine
+    decodings: list[Decoding]
+
+    @property
+    def done(self) -> bool:
+        return all(d.done for d in self.decodings)
+
+    @property
+    def results(self) -> list[list[Completion]]:
+        """All completions as far as they are drawn, by prompt."""
+        groups = {i: g for d in self.decodings for i, g in zip(d.part.indices, d.completions(), strict=True)}
+        return [groups[i] for i in range(len(groups))]
 
 
 def _last(hidden: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
@@ -120,23 +188,46 @@ class NativeEngine:
     def rest(self) -> None:
         self._kept = []
 
+    def session(self) -> NativeEngine:
+        """An engine on the same module with caches and a count of its own, for a caller that is served beside others."""
+        other = copy.copy(self)
+        other.usage, other._kept = Usage(), []
+        return other
+
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
-        check_prompts(prompts)
-        if not prompts:
-            return []
-        randoms = torch.from_numpy(uniforms(prompts, sampling)).view(len(prompts), sampling.n, sampling.max_tokens)
         size = 1 if self.exact else max(1, self.max_rows // sampling.n)
-        kept, self._kept = self._kept, []
-        groups: dict[int, list[Completion]] = {}
-        left: list[Kept] = []
+        run = Run(self, [])
         with self._autocast():
-            for part in self._parts(prompts, kept, size):
-                done, behind = self._generate(part, sampling, randoms[part.indices].flatten(0, 1))
-                groups |= zip(part.indices, done, strict=True)
-                left.append(behind)
-        self._kept = left
-        return [groups[i] for i in range(len(prompts))]
+            for part, randoms in self._take(prompts, sampling, size):
+                decoding = self._begin(part, sampling, randoms)
+                while not decoding.done:
+                    self._advance([decoding])
+                run.decodings.append(decoding)
+        self._kept = [d.kept() for d in run.decodings]
+        return run.results
+
+    @torch.inference_mode()
+    def start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Run:
+        """A ``generate`` call whose prompts have been run and whose tokens ``step`` will draw."""
+        with self._autocast():
+            parts = self._take(prompts, sampling, 1 if self.exact else max(1, len(prompts)))
+            return Run(self, [self._begin(part, sampling, randoms) for part, randoms in parts])
+
+    @torch.inference_mode()
+    def step(self, runs: Sequence[Run]) -> None:
+        """One more token for every unfinished sample of these runs, of whatever sessions, in one forward pass.
+
+        A run that is done leaves its caches to its session.
+        """
+        waiting = [run for run in runs if not run.done]
+        decodings = [d for run in waiting for d in run.decodings if not d.done]
+        with self._autocast():
+            for together in [[d] for d in decodings] if self.exact else [decodings]:
+                self._advance(together)
+        for run in waiting:
+            if run.done:
+                run.session._kept = [d.kept() for d in run.decodings]
 
     @torch.inference_mode()
     def logprobs(
@@ -161,7 +252,7 @@ class NativeEngine:
         results: dict[int, float] = {}
         for part in self._parts(prompts, self._kept, self.max_rows):
             pieces = part.pieces()
-            hidden = self._extend(part.begin(max(map(len, pieces))), pieces)
+            hidden = self._extend(part.begin(max(map(len, pieces)), self.model.device), pieces)
             scores = self.model.value_head(_last(hidden, pieces).float())[:, 0].tolist()
             results |= zip(part.indices, scores, strict=True)
         return [results[i] for i in range(len(prompts))]
@@ -173,7 +264,7 @@ class NativeEngine:
         # at least the last prompt token is run again: its logits predict the first token asked about
         own = part.pieces()
         pieces = [[*p, *c][:-1] if c else [*p] for p, c in zip(own, continuations, strict=True)]
-        hidden = self._extend(part.begin(max(map(len, pieces))), pieces)
+        hidden = self._extend(part.begin(max(map(len, pieces)), self.model.device), pieces)
         results = []
         for row, (p, c) in enumerate(zip(own, continuations, strict=True)):
             logp = (self._head(hidden[row, len(p) - 1 : len(p) - 1 + len(c)]).float() / temperature).log_softmax(-1)
@@ -181,44 +272,37 @@ class NativeEngine:
             results.append(logp.gather(1, ids[:, None])[:, 0].tolist())
         return results
 
-    def _generate(self, part: Part, sampling: Sampling, randoms_R_T: Tensor) -> tuple[list[list[Completion]], Kept]:
-        """Decode all samples of some prompts; row r of R = len(prompts) * n is sample r % n of prompt r // n."""
-        n, R = sampling.n, len(randoms_R_T)
-        device = self.model.device
-        prompts, pieces = part.prompts, part.pieces()
+    def _take(self, prompts: Sequence[Sequence[int]], sampling: Sampling, size: int) -> Iterator[tuple[Part, Tensor]]:
+        """The parts of a call with their random numbers; what was kept of the call before is held no longer than needed."""
+        check_prompts(prompts)
+        randoms = torch.from_numpy(uniforms(prompts, sampling)).view(len(prompts), sampling.n, sampling.max_tokens)
+        kept, self._kept = self._kept, []
+        for part in self._parts(prompts, kept, size):
+            yield part, randoms[part.indices].flatten(0, 1).to(self.model.device)
+
+    def _begin(self, part: Part, sampling: Sampling, randoms_R_T: Tensor) -> Decoding:
+        """Run the prompts, each once, and give every sample a row."""
+        n, prompts, pieces = sampling.n, part.prompts, part.pieces()
         longest = max(map(len, pieces))
         even = n == 1 and longest == min(map(len, pieces))
-        kv = part.begin(longest + (sampling.max_tokens if even else 0))
-        hidden = self._extend(kv, pieces)
-        logits = self._head(_last(hidden, pieces))
+        kv = part.begin(longest + (sampling.max_tokens if even else 0), self.model.device)
+        logits = self._head(_last(self._extend(kv, pieces), pieces))
         if not even:
             fan = torch.arange(len(prompts)).repeat_interleave(n)
             kv = kv.fork(fan, torch.tensor([len(p) for p in prompts])[fan], sampling.max_tokens)
-            logits = logits[fan.to(device)]
-        order = list(range(R))  # order[i] is the sample that row i of the cache holds
-        tokens: list[list[int]] = [[] for _ in range(R)]
-        logps: list[list[float]] = [[] for _ in range(R)]
-        stop = set(sampling.stop)
-        randoms = randoms_R_T.to(device)
-        for t in range(sampling.max_tokens):
-            drawn, logp = draw(logits, randoms[order[: kv.active], t], sampling.temperature, sampling.top_p)
-            new, new_logp = drawn.tolist(), logp.tolist()
-            for i in range(kv.active):
-                tokens[order[i]].append(new[i])
-                logps[order[i]].append(new_logp[i])
-            if finished := [i for i in range(kv.active) if new[i] in stop]:
-                for i, j in zip(*kv.retire(finished), strict=True):
-                    order[i], order[j], new[i] = order[j], order[i], new[j]
-            if kv.active == 0 or t + 1 == sampling.max_tokens:
-                break
-            logits = self._head(self._extend(kv, [[x] for x in new[: kv.active]])[:, 0])
-        # the last token drawn was never run, so it is not in the cache
-        behind = Kept(kv, [tuple(prompts[r // n]) for r in order], [[*prompts[r // n], *tokens[r][:-1]] for r in order])
-        done = [
-            Completion(tokens[r], logps[r], [True] * len(tokens[r]), "stop" if tokens[r][-1] in stop else "length")
-            for r in range(R)
-        ]
-        return [done[i : i + n] for i in range(0, R, n)], behind
+            logits = logits[fan.to(logits.device)]
+        return Decoding(part, sampling, kv, logits, randoms_R_T)
+
+    def _advance(self, decodings: Sequence[Decoding]) -> None:
+        """Draw a token for every row, and run those that are not the last."""
+        new = [x for d in decodings for x in d.draw()]
+        live = [d for d in decodings if not d.done]
+        if not live:
+            return
+        kv = live[0].kv if len(live) == 1 else Together([d.kv for d in live])
+        logits = self._head(self._extend(kv, [[x] for x in new])[:, 0])
+        for decoding, rows in zip(live, logits.split([d.kv.active for d in live]), strict=True):
+            decoding.logits = rows
 
     def _parts(self, prompts: Sequence[Sequence[int]], kept: list[Kept], size: int) -> Iterator[Part]:
         """The prompts, at most ``size`` at a time, those that begin in one kept cache together."""
@@ -234,16 +318,10 @@ class NativeEngine:
         for which, mine in found.items():
             for i in range(0, len(mine), size):
                 indices, rows, starts = map(list, zip(*mine[i : i + size], strict=True))
-                yield Part(
-                    indices,
-                    [prompts[j] for j in indices],
-                    None if which < 0 else kept[which].kv,
-                    rows,
-                    starts,
-                    self.model.device,
-                )
+                texts = [prompts[j] for j in indices]
+                yield Part(indices, texts, None if which < 0 else kept[which].kv, rows, starts)
 
-    def _extend(self, kv: KV, pieces: Sequence[Sequence[int]]) -> Tensor:
+    def _extend(self, kv: KV | Together, pieces: Sequence[Sequence[int]]) -> Tensor:
         """Run the next tokens of every active row; hidden states [active, longest, D], right-padded."""
         counts = [len(p) for p in pieces]
         longest = max(counts)

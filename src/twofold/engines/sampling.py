@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -52,3 +53,15 @@ def draw(logits_A_V: Tensor, uniforms_A: Tensor, temperature: float, top_p: floa
     goal = uniforms_A.to(cumulative)[:, None] * cumulative[:, -1:]
     tokens_A = (cumulative <= goal).sum(-1).clamp(max=logits_A_V.shape[1] - 1)
     return tokens_A, logp_A_V.gather(1, tokens_A[:, None])[:, 0]
+
+
+def confidences(logits_A_V: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(confidence, certainty) of each row's distribution, see ``Completion``. Raises ValueError if k exceeds the vocabulary.
+
+    Four tokens of probability 1/4 and k = 2: confidence ln 4 = 1.386, certainty 0.
+    """
+    size = logits_A_V.shape[-1]
+    if k > size:
+        raise ValueError(f"confidence of the {k} likeliest tokens: the vocabulary has {size}")
+    logp_A_V = logits_A_V.float().log_softmax(-1)
+    return -logp_A_V.topk(k).values.mean(-1), -logp_A_V.mean(-1) - math.log(size)
