@@ -54,10 +54,14 @@ def attention(
         )
     if softcap is not None or s_aux is not None:
         raise ValueError(f"{type(module).__name__} caps its attention or has sinks; twofold's attention has neither")
-    # Under autocast values are bfloat16 and rotated queries and keys are not. On a CPU fp32 is as fast and nearer the truth.
-    dtype = torch.float32 if value.device.type == "cpu" else value.dtype
+    dtype = attention_dtype(value)
     with torch.autocast(value.device.type, enabled=False):  # which would take it back
         return layout.attend(module.layer_idx, query.to(dtype), key.to(dtype), value.to(dtype), scaling), None
+
+
+def attention_dtype(value: Tensor) -> torch.dtype:
+    """Under autocast values are bfloat16, rotated queries and keys are not. On a CPU fp32 is as fast and nearer the truth."""
+    return torch.float32 if value.device.type == "cpu" else value.dtype
 
 
 def partial_attention(
