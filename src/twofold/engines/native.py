@@ -20,8 +20,8 @@ from torch import Tensor
 from twofold.engines.base import check_prompts
 from twofold.engines.kv import KV, Together
 from twofold.engines.sampling import confidences, draw, uniforms
-from twofold.maths.attention import Layout, install
-from twofold.maths.decoder import Decoder
+from twofold.maths.attention import install
+from twofold.maths.decoder import Decoder, Module, network
 from twofold.types import Completion, Finish, Sampling
 
 
@@ -158,18 +158,6 @@ def _last(hidden: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
     return hidden[torch.arange(len(pieces)), torch.tensor([len(p) - 1 for p in pieces])]
 
 
-class Module:
-    """The forward pass of any model: the module itself, under autocast if the engine's precision asks for it."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.head = model.get_output_embeddings()
-
-    def __call__(self, ids_B_T: Tensor, positions_B_T: Tensor, layout: Layout) -> Tensor:
-        out = self.model.base_model(input_ids=ids_B_T, position_ids=positions_B_T, use_cache=False, layout=layout)
-        return out.last_hidden_state
-
-
 class NativeEngine:
     """Implements ``Engine`` over a ``transformers`` causal LM with full attention.
 
@@ -204,10 +192,10 @@ class NativeEngine:
         self._kept, self._made = [], None
 
     @property
+    @torch.inference_mode()
     def _network(self) -> Decoder | Module:
         if self._made is None:
-            dtype = getattr(torch, self.precision)
-            self._made = Decoder(self.model, dtype) if Decoder.suits(self.model) else Module(self.model)
+            self._made = network(self.model, getattr(torch, self.precision))
         return self._made
 
     def session(self) -> NativeEngine:

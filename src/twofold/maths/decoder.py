@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear, silu
+from torch.nn.functional import linear, silu
 
 from twofold.maths.attention import Layout, attention_dtype
 from twofold.maths.norm import rms_norm
@@ -56,7 +56,7 @@ class Decoder:
         self.dtype, self.scale, self.width = dtype, first.scaling, first.head_dim
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.eps = config.rms_norm_eps
-        self.embeddings, self.rotation = base.embed_tokens.weight, base.rotary_emb
+        self.embeddings, self.rotation = base.embed_tokens, base.rotary_emb
         self.layers = [self._layer(x) for x in base.layers]
         self.norm = base.norm.weight
         self.output = self._joined(model.get_output_embeddings())
@@ -64,12 +64,11 @@ class Decoder:
     def _layer(self, layer: Any) -> Layer:
         a, m = layer.self_attn, layer.mlp
         w, b = self._joined(a.q_proj, a.k_proj, a.v_proj)
-        pairs = self._pairs()
         return Layer(
             before_attention=layer.input_layernorm.weight,
             heads=(self._paired(w), None if b is None else self._paired(b)),
-            query_norm=a.q_norm.weight[pairs] if hasattr(a, "q_norm") else None,
-            key_norm=a.k_norm.weight[pairs] if hasattr(a, "k_norm") else None,
+            query_norm=_pairs(a.q_norm.weight, 0) if hasattr(a, "q_norm") else None,
+            key_norm=_pairs(a.k_norm.weight, 0) if hasattr(a, "k_norm") else None,
             out=self._joined(a.o_proj),
             before_mlp=layer.post_attention_layernorm.weight,
             gate_up=self._joined(m.gate_proj, m.up_proj),
@@ -81,19 +80,15 @@ class Decoder:
         biases: list[Tensor] = [x.bias.to(self.dtype) for x in layers if x.bias is not None]
         return weights[0] if len(weights) == 1 else torch.cat(weights), torch.cat(biases) if biases else None
 
-    def _pairs(self) -> Tensor:
-        """A head's dimensions with the two that are rotated together, i and i + D / 2, side by side."""
-        return torch.arange(self.width).view(2, -1).T.flatten()
-
     def _paired(self, x: Tensor) -> Tensor:
-        """The rows of queries and keys in that order; their products do not notice."""
+        """The rows of queries and keys by ``_pairs``; their products do not notice."""
         rows = x.unflatten(0, (-1, self.width))
         turned = self.heads + self.kv_heads
-        return torch.cat([rows[:turned, self._pairs()], rows[turned:]]).flatten(0, 1)
+        return torch.cat([_pairs(rows[:turned], 1), rows[turned:]]).flatten(0, 1)
 
     def __call__(self, ids_B_T: Tensor, positions_B_T: Tensor, layout: Layout) -> Tensor:
         """Hidden states [B, T, hidden] behind the last norm, in ``dtype``."""
-        x = embedding(ids_B_T, self.embeddings)
+        x = self.embeddings(ids_B_T)
         cos, sin = (t[:, :, None, : self.width // 2] for t in self.rotation(x, positions_B_T))
         turn = torch.complex(cos, sin)
         with torch.autocast(x.device.type, enabled=False):
@@ -102,7 +97,7 @@ class Decoder:
                 seen = layout.attend(i, q, k, v, self.scale).flatten(2).to(self.dtype)
                 x = x + linear(seen, *layer.out)
                 gate, up = linear(rms_norm(x, layer.before_mlp, self.eps, self.dtype), *layer.gate_up).chunk(2, -1)
-                x = x + linear(silu(gate).mul_(up), *layer.down)
+                x = x + linear(silu(gate) * up, *layer.down)
             return rms_norm(x, self.norm, self.eps, self.dtype)
 
     def _heads(self, layer: Layer, h_B_T_C: Tensor, turn_B_T_1_D: Tensor) -> list[Tensor]:
@@ -122,3 +117,25 @@ class Decoder:
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states."""
         return linear(hidden, *self.output)
+
+
+def _pairs(x: Tensor, dim: int) -> Tensor:
+    """A head's dimensions with the two that are rotated together, i and i + D / 2, side by side."""
+    return x.unflatten(dim, (2, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+
+
+class Module:
+    """The forward pass of any other model: the module itself, to be run under autocast if in bfloat16."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.head = model.get_output_embeddings()
+
+    def __call__(self, ids_B_T: Tensor, positions_B_T: Tensor, layout: Layout) -> Tensor:
+        out = self.model.base_model(input_ids=ids_B_T, position_ids=positions_B_T, use_cache=False, layout=layout)
+        return out.last_hidden_state
+
+
+def network(model: Any, dtype: torch.dtype) -> Decoder | Module:
+    """How ``model`` is run in sampling. (In learning, where products are large, the module itself is as fast.)"""
+    return Decoder(model, dtype) if Decoder.suits(model) else Module(model)
