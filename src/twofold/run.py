@@ -6,19 +6,22 @@ import copy
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from twofold import config as configs
+from twofold.compute.plan import Plan, parse
 from twofold.compute.rollout import Task
-from twofold.compute.solve import Plan, Solution
+from twofold.compute.solve import Solution
 from twofold.compute.solve import solve as solve_all
 from twofold.engines.base import Engine
 from twofold.engines.native import NativeEngine
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
 from twofold.recipes import base, rlv, sft
+from twofold.tasks.grading import equal
 from twofold.tasks.procedural import Countdown, Letters, Sums
 from twofold.text.chat import Chat
 from twofold.trainer import checkpoint
@@ -136,9 +139,21 @@ def load(model: str | Path = SHIPPED, *, system: str | None = None, precision: P
     return Model(str(model), NativeEngine(weights, precision=precision), Chat(tokenizer, system), tokenizer)
 
 
-def solve(model: Model, problem: str, plan: Plan | None = None) -> Solution:
-    """The answer to one problem, with its confidence, the votes and the cost."""
-    return solve_all(model.engine, model.chat, [problem], plan or Plan())[0]
+def solve(model: Model, problem: str, plan: Plan | str | None = None) -> Solution:
+    """The answer to one problem, with its confidence, the votes and the cost. A plan may be its short form."""
+    return solve_many(model, [problem], plan)[0]
+
+
+def solve_many(model: Model, problems: Sequence[str], plan: Plan | str | None = None) -> list[Solution]:
+    """``solve`` of every problem, all in the same engine calls. Answers are grouped by mathematical equality."""
+    plan = parse(plan) if isinstance(plan, str) else plan or Plan()
+    return solve_all(model.engine, model.chat, problems, plan, same)
+
+
+@cache
+def same(a: str, b: str) -> bool:
+    """Whether two answers are mathematically equal, as the graders see it; not decided in time is no."""
+    return equal(a, b) == "correct"
 
 
 def make_task(config: TaskConfig) -> Task:
