@@ -1,4 +1,4 @@
-"""The command line: ``twofold train | eval | report | solve | demo``."""
+"""The command line: ``twofold train | eval | report | calibrate | solve | demo``."""
 
 from __future__ import annotations
 
@@ -69,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--name", help="name in reports (default: the model's)")
     sub.add_argument("--prompt-column", help="for a file: the column with the question")
     sub.add_argument("--answer-column", help="for a file: the column with the answer")
+    sub.add_argument(
+        "--plan",
+        action="append",
+        default=[],
+        help="compare this plan, such as majority-16:stop=adaptive; may be repeated",
+    )
     sub.add_argument("--verifier", help="another model that scores the samples (default: the model itself)")
     sub.add_argument("--system", help="system prompt")
 
@@ -76,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("runs", nargs="+", type=Path, help="evaluation or run directories")
     sub.add_argument("--out", type=Path, help="where report.html and report.json go (default: the first directory)")
     sub.add_argument("--baseline", help="name of the evaluation to compare with (default: the first)")
+
+    sub = command(
+        "calibrate", _calibrate, "What verdicts and agreement are worth, for the rule and stop named posterior."
+    )
+    sub.add_argument("runs", nargs="+", type=Path, help="evaluation directories, of problems that no test uses")
 
     sub = command("solve", _solve, f"Solve problems. Options: {_options('compute.plan', 'Plan')}.", True)
     sub.add_argument("model", help="as for eval")
@@ -145,6 +156,7 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
             out=out,
             name=args.name,
             verifier=run.load(args.verifier) if args.verifier else None,
+            plans=args.plan,
             progress=lambda done, total: bar.update(line, completed=done, total=total),
         )
     print_table(report([out], out))
@@ -158,6 +170,16 @@ def _report(args: argparse.Namespace, rest: list[str]) -> int:
     out = args.out or args.runs[0]
     print_table(report(args.runs, out, args.baseline))
     print(f"report: {out / 'report.html'}")
+    return 0
+
+
+def _calibrate(args: argparse.Namespace, rest: list[str]) -> int:
+    from twofold.evals.pools import POOLS, read_pools
+    from twofold.maths.posterior import fit
+
+    pools = [pool for run in args.runs for pool in read_pools(run / POOLS)]
+    found = fit([(p.answers, [g.label == "correct" for g in p.grades], p.scores) for p in pools])
+    print(",".join(f"{name}={value:.3g}" for name, value in asdict(found).items()))
     return 0
 
 

@@ -95,10 +95,10 @@ class Plan:
         return f"{self.rule}-{self.n}" + (":" if options else "") + ",".join(options)
 
 
-def parse(text: str) -> Plan:
+def parse(text: str, base: Plan | None = None) -> Plan:
     """A plan from its short form, ``RULE-N`` or ``RULE-N:OPTION=VALUE,...``, strictly.
 
-    ``stop`` and ``make`` take a name; the options of the chosen parts need no prefix:
+    ``stop`` and ``make`` take a name; the options of the chosen parts need no prefix. What is not said is as in ``base``.
 
     >>> parse("majority-40:stop=adaptive,confidence=0.9").stop
     Adaptive(name='adaptive', confidence=0.9, step=1)
@@ -122,7 +122,7 @@ def parse(text: str) -> Plan:
     # each part alone: whether they go together is asked of the whole plan
     chosen = [override(Plan(), [n for n in named if n.startswith(part)], where=where) for part in ("stop", "make")]
     settings = [f"{_place(key, chosen)}={value}" for key, value in pairs]
-    return override(Plan(), [f"rule={found[1]}", f"n={int(found[2])}", *settings], where=where)
+    return override(base or Plan(), [f"rule={found[1]}", f"n={int(found[2])}", *settings], where=where)
 
 
 def _place(key: str, chosen: Sequence[Plan]) -> str:
