@@ -11,6 +11,7 @@ import pytest
 
 from twofold import cli, run
 from twofold.compute.plan import parse
+from twofold.evals.optimal import compute_optimal
 from twofold.evals.plans import measure, replay, replayable
 from twofold.evals.pools import PoolError, read_header, read_pools
 from twofold.evals.run import Eval
@@ -141,3 +142,37 @@ def test_calibrate_prints_options_of_a_plan(evaluated: Path, capsys):
 def test_a_plan_of_more_samples_than_the_pool_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="draws 4 samples"):
         run.evaluate(run.load("tiny"), "sums", Eval(problems=2, n=4), out=tmp_path, plans=["majority-8"])
+
+
+# ---------------------------------------------------------------- the compute-optimal table
+
+
+def two_kinds(i: int) -> Pool:
+    """Even problems: the pilot is sure, and the majority is right. Odd ones: unsure, and only the best-scored is."""
+    n = 8
+    if i % 2 == 0:
+        return make_pool("rrrrrrab", [0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.9, 0.9])
+    return make_pool("raaaaaaa", [0.5] + [0.2] * (n - 1))
+
+
+def test_each_difficulty_gets_the_plan_that_suits_it():
+    pools = [replace(two_kinds(i), problem=Problem(f"p{i}", "?", "r", {})) for i in range(24)]
+    found = compute_optimal(pools, [parse("majority-8"), parse("best-8")], [8], pilot=2, bins=2)
+    assert found.best == [[1], [0]]  # the hard half by the best score, the easy half by majority
+    assert found.adaptive_P_B.mean() == 1.0
+    assert found.single_P_B.mean() == 0.5
+
+
+def test_the_table_is_measured_on_problems_it_was_not_chosen_on():
+    """Pure noise: what looks best on one half is worth no more than any plan on the other."""
+    rng = np.random.default_rng(0)
+    pools = [make_pool("ra" * 4, rng.random(8).tolist()) for _ in range(200)]
+    plans = [parse("majority-8"), parse("best-8"), parse("weighted-8")]
+    found = compute_optimal(pools, plans, [4, 8], bins=4)
+    assert found.adaptive_P_B.mean() == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize(("plan", "budget"), [("majority-8:stop=windows", 8), ("majority-8", 2)])
+def test_unequal_budgets_are_refused(plan, budget):
+    with pytest.raises(ValueError, match="budgets"):
+        compute_optimal([random_pool(i) for i in range(16)], [parse(plan)], [budget])
