@@ -294,6 +294,7 @@ def test_solve_on_the_command_line(tmp_path: Path, capsys):
 def test_bad_files_of_problems_are_one_line(tmp_path: Path, capsys):
     (tmp_path / "bad.jsonl").write_text('{"text": 1}\n')
     (tmp_path / "empty.txt").write_text("\n")
-    for name, complaint in (("bad.jsonl", "bad.jsonl:1: an object with"), ("empty.txt", "no problems")):
+    complaints = {"bad.jsonl": "bad.jsonl:1: an object with", "empty.txt": "no problems", "none.txt": "No such file"}
+    for name, complaint in complaints.items():
         assert cli.main(["solve", "tiny", str(tmp_path / name)]) == 2
         assert complaint in capsys.readouterr().err

@@ -188,7 +188,8 @@ def _solve(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import run
 
     plan = configs.override(run.parse(args.plan) if args.plan else run.Plan(), rest)
-    problems = _problems(Path(args.problem)) if os.path.isfile(args.problem) else [args.problem]
+    is_file = os.path.isfile(args.problem) or args.problem.endswith((".jsonl", ".txt"))
+    problems = _problems(Path(args.problem)) if is_file else [args.problem]
     model = run.load(args.model, system=args.system)
     for i in range(0, len(problems), SOLVED_AT_ONCE):
         batch = problems[i : i + SOLVED_AT_ONCE]

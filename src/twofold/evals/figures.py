@@ -139,7 +139,7 @@ def strategies(found: Mapping[str, Any], colour: Colours) -> str:
         axes[0].plot(
             [p["generated"] for p in oracle], [p["accuracy"] for p in oracle], color=MUTED, linestyle=_RULES["pass"]
         )
-        axes[0].text(oracle[-1]["generated"], oracle[-1]["accuracy"], "oracle ", color=MUTED, ha="right", va="top")
+        axes[0].text(oracle[-1]["generated"], oracle[-1]["accuracy"], "oracle  ", color=MUTED, ha="right", va="bottom")
         axes[0].set_xlabel("tokens per problem (generated, and read to judge)")
         axes[1].set_xlabel("seconds per problem (share of the batch)")
         for ax in axes:
