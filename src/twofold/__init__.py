@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from twofold.compute.solve import Plan as Plan
+    from twofold.compute.plan import Plan as Plan
     from twofold.evals.report import report as report
     from twofold.evals.run import Eval as Eval
     from twofold.maths.votes import choose as choose
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Plan": "compute.solve", "report": "evals.report", "Eval": "evals.run", "choose": "maths.votes", "Config": "run",
+    "Plan": "compute.plan", "report": "evals.report", "Eval": "evals.run", "choose": "maths.votes", "Config": "run",
     "evaluate": "run", "load": "run", "solve": "run", "train": "run", "grade": "tasks.grading", "Grade": "types", "Stopped": "types",
 }  # fmt: skip
 __all__ = sorted(_HOMES)

@@ -1,15 +1,23 @@
-"""The command line: ``twofold train | eval | report | solve | demo``."""
+"""The command line: ``twofold train | eval | report | calibrate | solve | demo``."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from twofold.types import Stopped
+
+if TYPE_CHECKING:
+    from twofold.compute.solve import Solution
+
+SOLVED_AT_ONCE = 16
+"""Problems of a file that share engine calls; their lines are printed when all of them are done."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--name", help="name in reports (default: the model's)")
     sub.add_argument("--prompt-column", help="for a file: the column with the question")
     sub.add_argument("--answer-column", help="for a file: the column with the answer")
+    sub.add_argument(
+        "--plan",
+        action="append",
+        default=[],
+        help="compare this plan, such as majority-16:stop=adaptive; may be repeated",
+    )
     sub.add_argument("--verifier", help="another model that scores the samples (default: the model itself)")
     sub.add_argument("--system", help="system prompt")
 
@@ -69,11 +83,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="where report.html and report.json go (default: the first directory)")
     sub.add_argument("--baseline", help="name of the evaluation to compare with (default: the first)")
 
-    sub = command("solve", _solve, f"Solve one problem. Options: {_options('compute.solve', 'Plan')}.", True)
+    sub = command(
+        "calibrate", _calibrate, "What verdicts and agreement are worth, for the rule and stop named posterior."
+    )
+    sub.add_argument("runs", nargs="+", type=Path, help="evaluation directories, of problems that no test uses")
+
+    sub = command("solve", _solve, f"Solve problems. Options: {_options('compute.plan', 'Plan')}.", True)
     sub.add_argument("model", help="as for eval")
-    sub.add_argument("problem", help="the problem's text")
+    sub.add_argument("problem", help="the problem's text, or a file of problems: one per line, or JSON lines")
+    sub.add_argument("--plan", help="such as weighted-16 or posterior-40:stop=posterior,confidence=0.95")
+    sub.add_argument("--abstain", type=float, default=0.0, metavar="P", help='say "not sure" below this confidence')
     sub.add_argument("--system", help="system prompt")
-    sub.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    sub.add_argument("--json", action="store_true", help="one JSON object per problem instead of text")
 
     sub = command(
         "demo",
@@ -135,6 +156,7 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
             out=out,
             name=args.name,
             verifier=run.load(args.verifier) if args.verifier else None,
+            plans=args.plan,
             progress=lambda done, total: bar.update(line, completed=done, total=total),
         )
     print_table(report([out], out))
@@ -151,24 +173,70 @@ def _report(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _calibrate(args: argparse.Namespace, rest: list[str]) -> int:
+    from twofold.evals.pools import POOLS, read_pools
+    from twofold.maths.posterior import fit
+
+    pools = [pool for run in args.runs for pool in read_pools(run / POOLS)]
+    found = fit([(p.answers, [g.label == "correct" for g in p.grades], p.scores) for p in pools])
+    print(",".join(f"{name}={value:.3g}" for name, value in asdict(found).items()))
+    return 0
+
+
 def _solve(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import config as configs
     from twofold import run
 
-    solution = run.solve(run.load(args.model, system=args.system), args.problem, configs.override(run.Plan(), rest))
-    if args.json:
-        print(json.dumps(asdict(solution)))
-        return 0
-    print(solution.text.strip())
+    plan = configs.override(run.parse(args.plan) if args.plan else run.Plan(), rest)
+    is_file = os.path.isfile(args.problem) or args.problem.endswith((".jsonl", ".txt"))
+    problems = _problems(Path(args.problem)) if is_file else [args.problem]
+    model = run.load(args.model, system=args.system)
+    for i in range(0, len(problems), SOLVED_AT_ONCE):
+        batch = problems[i : i + SOLVED_AT_ONCE]
+        for j, solution in enumerate(run.solve_many(model, batch, plan)):
+            sure = solution.answer is not None and solution.confidence >= args.abstain
+            if args.json:
+                found = asdict(solution) | {"samples": solution.samples, "abstained": not sure, "plan": str(plan)}
+                print(json.dumps({"problem": batch[j]} | found | ({} if sure else {"answer": None})), flush=True)
+            else:
+                _show(solution, sure, batch[j] if len(problems) > 1 else None)
+    return 0
+
+
+def _show(solution: Solution, sure: bool, problem: str | None) -> None:
+    """For people: the answer, how sure, how the votes fell, what it cost."""
+    print(solution.text.strip() if problem is None else f"{problem}", end="\n\n" if problem is None else "\n")
     total = sum(solution.votes.values()) or 1.0
     votes = "  ".join(f"{answer}: {weight / total:.0%}" for answer, weight in list(solution.votes.items())[:5])
+    cost = solution.cost
+    print(f"answer {solution.answer if sure else 'not sure'}  confidence {solution.confidence:.0%}")
+    print(f"votes  {votes or 'none: no sample gave an answer'}")
+    dropped = f" ({cost.discarded} of them dropped)" if cost.discarded else ""
     print(
-        f"\nanswer {solution.answer}  confidence {solution.confidence:.0%}\nvotes  {votes or 'none: no sample gave an answer'}"
+        f"cost   {solution.samples} samples, {cost.generated} tokens generated{dropped}, {cost.verified} to judge, "
+        f"{cost.seconds:.1f} s",
+        end="\n" if problem is None else "\n\n",
     )
-    print(
-        f"cost   {solution.generated_tokens} tokens generated, {solution.judge_tokens} read to judge, {solution.seconds:.1f} s"
-    )
-    return 0
+
+
+def _problems(path: Path) -> list[str]:
+    """One problem per line: text, or (``.jsonl``) an object with a ``question``, ``problem`` or ``prompt``."""
+    problems = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        if path.suffix == ".jsonl":
+            row = json.loads(line)
+            keys = [
+                k for k in ("question", "problem", "prompt") if isinstance(row, dict) and isinstance(row.get(k), str)
+            ]
+            if not keys:
+                raise ValueError(f"{path}:{number}: an object with a text question, problem or prompt is needed")
+            line = row[keys[0]]
+        problems.append(line.strip())
+    if not problems:
+        raise ValueError(f"{path}: no problems in this file")
+    return problems
 
 
 def _demo(args: argparse.Namespace, rest: list[str]) -> int:

@@ -97,7 +97,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config", al
     return _build(cls, values, "", None, _Source(where, options(cls), aliases))
 
 
-def override(config: T, settings: Sequence[str], aliases: Aliases = NO_ALIASES) -> T:
+def override(config: T, settings: Sequence[str], aliases: Aliases = NO_ALIASES, where: str = "command line") -> T:
     """A new config with some options changed; where one is given twice the last wins.
 
     Three spellings: ``train.lr=1e-6``, ``--train.lr=1e-6`` and ``--train.lr 1e-6`` (two items). Values are TOML
@@ -105,15 +105,15 @@ def override(config: T, settings: Sequence[str], aliases: Aliases = NO_ALIASES) 
     Raises ConfigError on anything that does not fit.
     """
     values: dict[str, Any] = {}
-    for key, text in _pairs(settings):
+    for key, text in _pairs(settings, where):
         *parents, leaf = key.split(".")
         table = values
         for parent in parents:
             table = table.setdefault(parent, {})
             if not isinstance(table, dict):
-                raise ConfigError(f"command line: {parent} is given both as a value and as a table, by {key}")
+                raise ConfigError(f"{where}: {parent} is given both as a value and as a table, by {key}")
         table[leaf] = _Text(text)
-    return _build(type(config), values, "", config, _Source("command line", options(type(config)), aliases))
+    return _build(type(config), values, "", config, _Source(where, options(type(config)), aliases))
 
 
 def to_toml(config: object) -> str:
@@ -131,16 +131,16 @@ def options(cls: type) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _pairs(settings: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _pairs(settings: Sequence[str], where: str) -> Iterator[tuple[str, str]]:
     words = iter(settings)
     for word in words:
         key, equals, text = word.partition("=")
         if not equals:
             if not word.startswith("--"):
-                raise ConfigError(f"command line: {word!r} is not an option; write name=value or --name value")
+                raise ConfigError(f"{where}: {word!r} is not an option; write name=value or --name value")
             value = next(words, None)
             if value is None or value.startswith("--"):
-                raise ConfigError(f"command line: {word} needs a value, e.g. {word} true")
+                raise ConfigError(f"{where}: {word} needs a value, e.g. {word} true")
             text = value
         yield key.removeprefix("--").replace("-", "_"), text
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 import copy
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from twofold import config as configs
+from twofold.compute.judge import Judge
+from twofold.compute.plan import CERTAIN, Plan, parse
 from twofold.compute.rollout import Task
-from twofold.compute.solve import Plan, Solution
+from twofold.compute.solve import Solution
 from twofold.compute.solve import solve as solve_all
 from twofold.engines.base import Engine
 from twofold.engines.native import NativeEngine
+from twofold.evals.plans import run as run_plans
+from twofold.evals.pools import read_header
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
 from twofold.recipes import base, rlv, sft
+from twofold.tasks.grading import equal
 from twofold.tasks.procedural import Countdown, Letters, Sums
 from twofold.text.chat import Chat
 from twofold.trainer import checkpoint
@@ -136,9 +142,21 @@ def load(model: str | Path = SHIPPED, *, system: str | None = None, precision: P
     return Model(str(model), NativeEngine(weights, precision=precision), Chat(tokenizer, system), tokenizer)
 
 
-def solve(model: Model, problem: str, plan: Plan | None = None) -> Solution:
-    """The answer to one problem, with its confidence, the votes and the cost."""
-    return solve_all(model.engine, model.chat, [problem], plan or Plan())[0]
+def solve(model: Model, problem: str, plan: Plan | str | None = None) -> Solution:
+    """The answer to one problem, with its confidence, the votes and the cost. A plan may be its short form."""
+    return solve_many(model, [problem], plan)[0]
+
+
+def solve_many(model: Model, problems: Sequence[str], plan: Plan | str | None = None) -> list[Solution]:
+    """``solve`` of every problem, all in the same engine calls. Answers are grouped by mathematical equality."""
+    plan = parse(plan) if isinstance(plan, str) else plan or Plan()
+    return solve_all(model.engine, model.chat, problems, plan, same)
+
+
+@cache
+def same(a: str, b: str) -> bool:
+    """Whether two answers are mathematically equal, as the graders see it; not decided in time is no."""
+    return equal(a, b) == "correct"
 
 
 def make_task(config: TaskConfig) -> Task:
@@ -178,15 +196,25 @@ def evaluate(
     out: str | Path,
     name: str | None = None,
     verifier: Model | None = None,
+    plans: Sequence[Plan | str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Sample, grade and score ``task`` with ``model`` into ``out``; resumes what is already there. Then see ``report``.
 
-    ``verifier`` is a second model that scores in its place (the separate-verifier ablation).
+    ``verifier`` is a second model that scores in its place (the separate-verifier ablation). ``plans`` are compared on
+    these samples (those that draw independent ones) or run on the same problems; a short form samples and judges as
+    ``config`` does where it does not say otherwise. What the plans read of the samples' certainty is recorded.
     """
     config = config or Eval()
     chosen = make_task(task_named(task)) if isinstance(task, str) else task
-    return evaluate_task(
+    judge: Judge = config.judge if config.judge in get_args(Judge) else "p_yes"  # type: ignore[assignment]
+    like = Plan(temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens, judge=judge)
+    parsed = [parse(plan, like) if isinstance(plan, str) else plan for plan in plans]
+    if most := [plan for plan in parsed if plan.n > config.n]:
+        raise ValueError(f"plan {most[0]}: the evaluation draws {config.n} samples: raise --n or lower the plan's")
+    if certain := [plan.traces for plan in parsed if plan.rule in CERTAIN]:
+        config = replace(config, confidence=certain[0].top, window=certain[0].window)
+    found = evaluate_task(
         model.engine,
         model.chat,
         chosen,
@@ -198,6 +226,11 @@ def evaluate(
         verified_by=verifier.name if verifier else None,
         progress=progress or (lambda done, total: None),
     )
+    if parsed:
+        problems = [chosen.problem(config.split, i) for i in range(config.problems)]
+        header = read_header(found)
+        run_plans(model.engine, model.chat, chosen, problems, parsed, found, header, batch=config.batch, same=same)
+    return found
 
 
 def train(config: Config, out: str | Path, *, resume: bool = False, title: str = "training") -> Path:

@@ -127,7 +127,8 @@ class Pool:
 
     ``answers[i]`` is None when sample i had none; ``scores[i]`` is P(Yes) or None when nothing judged it;
     ``tokens[i]`` counts generated tokens, ``judge_tokens[i]`` the extra ones read to judge it;
-    ``seconds`` is this problem's share of the batch's wall-clock time.
+    ``seconds`` is this problem's share of the batch's wall-clock time. If the evaluation recorded the model's certainty,
+    ``certainty[i]`` is the self-certainty of sample i and ``traces`` its DeepConf scores by name (``maths.confidence``).
     """
 
     problem: Problem
@@ -137,3 +138,5 @@ class Pool:
     tokens: list[int]
     judge_tokens: list[int]
     seconds: float
+    certainty: list[float] | None = None
+    traces: Mapping[str, list[float]] | None = None

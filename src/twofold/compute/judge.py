@@ -11,6 +11,9 @@ from twofold.text.chat import CRITIQUE, JUDGE, Chat
 from twofold.text.extract import last_boxed
 from twofold.types import Rollout, Sampling
 
+Judge = Literal["p_yes", "normalised", "written"]
+"""How the model judges: P(Yes) as published, P(Yes) / (P(Yes) + P(No)), or a written critique."""
+
 
 def question(chat: Chat, rollout: Rollout) -> list[int]:
     """The judgement prompt: the rollout's own tokens, the end of its turn, the question. Nothing is re-tokenised."""
@@ -57,6 +60,20 @@ def written(
         votes = [v for c in critiques if (v := verdict(chat.decode(c.tokens))) is not None]
         judged.append((sum(votes) / len(votes) if votes else None, sum(len(c.tokens) for c in critiques)))
     return judged
+
+
+def verdicts(
+    engine: Engine, chat: Chat, rollouts: Sequence[Rollout], judge: Judge, tokens: int = 128, seed: int = 0
+) -> list[tuple[float, int]]:
+    """(score, tokens read and written for it) of every rollout. ``tokens`` limits a written critique; one without a
+    readable verdict is not an acceptance: 0."""
+    if judge == "written":
+        sampling = Sampling(temperature=0, max_tokens=tokens, stop=chat.stop, seed=seed)
+        asked = len(chat.follow_up(CRITIQUE))
+        return [(score or 0.0, asked + length) for score, length in written(engine, chat, rollouts, sampling)]
+    scores = p_yes(engine, chat, rollouts, normalised=judge == "normalised")
+    reads = 1 + (judge == "normalised")  # Yes and No are asked for apart
+    return [(s, reads * judge_cost(chat, r)) for s, r in zip(scores, rollouts, strict=True)]
 
 
 def verdict(text: str) -> bool | None:

@@ -1,78 +1,168 @@
-"""Solve one problem with a test-time budget: sample, judge, vote."""
+"""Solve problems with a test-time budget: make candidates, stop when they are enough, choose."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
-from twofold.compute.judge import judge_cost, p_yes
+from twofold.compute.cost import Cost, Made
+from twofold.compute.judge import verdicts
+from twofold.compute.plan import CERTAIN, Independent, Plan
+from twofold.compute.prune import deepconf, prune
+from twofold.compute.rollout import draw, extend
+from twofold.compute.select import Same, Seen, classes, select, settled
 from twofold.engines.base import Engine
-from twofold.maths.votes import Rule, choose, tally
+from twofold.maths.confidence import trace
+from twofold.maths.stopping import Lengths, Number, rounds
 from twofold.text.chat import Chat
-from twofold.text.extract import canonical, final_answer
-from twofold.types import Grade, Problem, Rollout, Sampling
+from twofold.types import Group
 
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How to spend compute on a problem."""
-
-    n: int = 16
-    rule: Rule = "weighted"
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 256
-    seed: int = 0
+MAKERS: dict[str, Callable[..., list[Made]]] = {"prune": prune, "deepconf": deepconf}
+"""By the name of ``Plan.make``: (engine, chat, questions, n, sampling, config) -> one ``Made`` per question."""
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """``answer`` (None if no sample had one), its share of the votes, all votes, and what it cost."""
+    """``answer`` (None if no sample had one), how sure the rule is of it (see ``select``), all votes, and the text of
+    the best-scored sample with that answer.
+
+    ``answers`` (as voting classes) and ``scores`` are the candidates', in the order they came; a score is None where
+    nobody asked. ``length`` is the token cap that was reached.
+    """
 
     answer: str | None
     confidence: float
     votes: dict[str, float]
     text: str
-    generated_tokens: int
-    judge_tokens: int
-    seconds: float
+    cost: Cost
+    answers: list[str | None]
+    scores: list[float | None]
+    length: int
+
+    @property
+    def samples(self) -> int:
+        """Candidates there were."""
+        return len(self.answers)
 
 
-def solve(engine: Engine, chat: Chat, problems: Sequence[str], plan: Plan) -> list[Solution]:
-    """One solution per problem text, from one generate and (unless the rule is ``majority``) one judging call."""
-    began = time.monotonic()
-    sampling = Sampling(plan.n, plan.temperature, plan.top_p, plan.max_tokens, chat.stop, plan.seed)
-    prompts = [chat.prompt(p) for p in problems]
-    groups = []
-    for text, prompt, completions in zip(problems, prompts, engine.generate(prompts, sampling), strict=True):
-        problem, group = Problem("", text, ""), []
-        for c in completions:
-            solution = chat.decode(c.tokens)
-            group.append(Rollout(problem, prompt, c, solution, final_answer(solution), Grade(None, "no_answer")))
-        groups.append(group)
-    everyone = [r for g in groups for r in g]
-    judged = plan.rule != "majority"
-    scores = p_yes(engine, chat, everyone) if judged else [1.0] * len(everyone)
-    read = [judge_cost(chat, r) if judged else 0 for r in everyone]
-    seconds = time.monotonic() - began
-    solutions = []
-    for i, group in enumerate(groups):
-        mine = slice(i * plan.n, (i + 1) * plan.n)
-        answers = [None if r.answer is None else canonical(r.answer) for r in group]
-        answer = choose(answers, scores[mine], plan.rule, plan.seed)
-        votes = tally(answers, None if plan.rule == "majority" else scores[mine])
-        total = sum(votes.values())
-        shown = [(s, r.text) for s, r, a in zip(scores[mine], group, answers, strict=True) if a == answer]
-        solutions.append(
-            Solution(
-                answer=answer,
-                confidence=votes[answer] / total if answer is not None and total else 0.0,
-                votes=dict(sorted(votes.items(), key=lambda v: -v[1])),
-                text=max(shown)[1] if shown else "",
-                generated_tokens=sum(len(r.completion.tokens) for r in group),
-                judge_tokens=sum(read[mine]),
-                seconds=seconds / len(groups),
-            )
-        )
-    return solutions
+@dataclass(slots=True)
+class _Work:
+    """One problem under way."""
+
+    question: str
+    cost: Cost
+    length: int
+    group: Group = field(default_factory=list)
+    scores: list[float | None] = field(default_factory=list)
+
+    @property
+    def cut(self) -> list[int]:
+        """Candidates that the token limit stopped."""
+        return [j for j, r in enumerate(self.group) if r.completion.finish == "length"]
+
+    def add(self, group: Group, scores: list[float] | None) -> None:
+        self.group += group
+        self.scores += [None] * len(group) if scores is None else scores
+
+    def seen(self, plan: Plan, same: Same | None) -> Seen:
+        certainty, confidence = [], []
+        if plan.rule in CERTAIN:
+            for c in (r.completion for r in self.group):
+                assert c.certainty is not None and c.confidence is not None
+                certainty.append(sum(c.certainty) / len(c.certainty))
+                confidence.append(trace(c.confidence, plan.traces.kind, plan.traces.window))
+        return Seen(classes([r.answer for r in self.group], same), self.scores, certainty, confidence)
+
+
+def solve(engine: Engine, chat: Chat, problems: Sequence[str], plan: Plan, same: Same | None = None) -> list[Solution]:
+    """One solution per problem text. ``same`` tells whether answers of unlike normal forms are equal (default: no).
+
+    All problems advance together: a round is one generate and at most one judging call (two if ``normalised``) for
+    those that have not stopped. ``cost.seconds`` of a problem are its shares of the rounds it took part in.
+    """
+    sampling = plan.sampling(chat)
+    works = [_Work(p, Cost(prompt=len(chat.prompt(p))), sampling.max_tokens) for p in problems]
+    if isinstance(plan.stop, Lengths):
+        _lengthen(engine, chat, works, plan, plan.stop, same)
+    elif isinstance(plan.make, Independent):
+        _draw(engine, chat, works, plan, plan.stop, same)
+    else:
+        began = time.monotonic()
+        made = MAKERS[plan.make.name](engine, chat, problems, plan.n, sampling, plan.make)
+        for work, m in zip(works, made, strict=True):
+            work.add(m.candidates, m.scores)
+            work.cost = replace(m.cost, seconds=0.0)
+        _judge(engine, chat, works, plan, began)
+    return [_solution(plan, work, same) for work in works]
+
+
+def _draw(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: Number, same: Same | None) -> None:
+    """Independent samples in rounds, until the rule is content or there are n."""
+    drawn = 0
+    for i, total in enumerate(rounds(stop, plan.n)):
+        began = time.monotonic()
+        # another seed for every round, and none that a neighbouring seed of the user's could meet
+        sampling = replace(plan.sampling(chat), n=total - drawn, seed=plan.seed + (i << 32))
+        for work, group in zip(works, draw(engine, chat, [w.question for w in works], sampling), strict=True):
+            work.add(group, None)
+            work.cost += Cost(generated=sum(len(r.completion.tokens) for r in group))
+        _judge(engine, chat, works, plan, began)
+        works = [w for w in works if settled(plan, w.seen(plan, same)) is None]
+        drawn = total
+        if not works:
+            return
+
+
+def _lengthen(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: Lengths, same: Same | None) -> None:
+    """n samples up to the first cap; cut ones go on to the next while the votes are too few. A cut sample has no answer."""
+    for before, cap in zip((0, *stop.caps), stop.caps, strict=False):
+        began = time.monotonic()
+        sampling = replace(plan.sampling(chat), max_tokens=cap - before)
+        if before == 0:
+            for work, group in zip(works, draw(engine, chat, [w.question for w in works], sampling), strict=True):
+                work.add(group, None)
+        else:
+            cut = [(w, j) for w in works for j in w.cut]
+            for (w, j), r in zip(cut, extend(engine, chat, [w.group[j] for w, j in cut], sampling), strict=True):
+                w.group[j] = r
+        for work in works:
+            tokens = sum(len(r.completion.tokens) for r in work.group)
+            work.cost, work.length = replace(work.cost, generated=tokens), cap
+            if cap != stop.caps[-1]:
+                for j in work.cut:
+                    work.group[j] = replace(work.group[j], answer=None)
+        _judge(engine, chat, works, plan, began)
+        works = [w for w in works if w.cut and _share(plan, w, same) < stop.confidence]
+        if not works:
+            return
+
+
+def _share(plan: Plan, work: _Work, same: Same | None) -> float:
+    """The leader's votes over n, or its posterior."""
+    answer, confidence, votes = select(plan, work.seen(plan, same))
+    if answer is None:
+        return 0.0
+    return confidence if plan.rule not in ("majority", "best", "weighted") else votes[answer] / plan.n
+
+
+def _judge(engine: Engine, chat: Chat, works: Sequence[_Work], plan: Plan, began: float) -> None:
+    """Ask about every candidate that has an answer and no score yet; ends a round that ``began`` then."""
+    if plan.judged:
+        todo = [(w, j) for w in works for j, r in enumerate(w.group) if r.answer is not None and w.scores[j] is None]
+        asked = [w.group[j] for w, j in todo]
+        judged = verdicts(engine, chat, asked, plan.judge, plan.judge_tokens, plan.seed)
+        for (work, j), (score, tokens) in zip(todo, judged, strict=True):
+            work.scores[j] = score
+            work.cost += Cost(verified=tokens)
+    for work in works:
+        work.cost += Cost(seconds=(time.monotonic() - began) / len(works))
+
+
+def _solution(plan: Plan, work: _Work, same: Same | None) -> Solution:
+    seen = work.seen(plan, same)
+    answer, confidence, votes = select(plan, seen)
+    shown = [i for i, a in enumerate(seen.answers) if a is not None and a == answer]
+    best = max(shown, key=lambda i: seen.scores[i] or 0.0, default=None)
+    text = "" if best is None else work.group[best].text
+    return Solution(answer, confidence, votes, text, work.cost, seen.answers, work.scores, work.length)

@@ -117,6 +117,37 @@ def cost(task: Mapping[str, Any], colour: Colours) -> str:
     return drawing.svg
 
 
+def strategies(found: Mapping[str, Any], colour: Colours) -> str:
+    """Every plan's accuracy against tokens (generated and read to judge) and seconds: lines where it was replayed for
+    every number of samples, a point with its interval where it was run; pass@k, an oracle, dotted."""
+    with _drawing("Accuracy of plans against tokens and seconds", 4.4, top=0.4) as drawing:
+        axes = drawing.axes(2)
+        for ax, title in zip(axes, ("Tokens", "Seconds"), strict=True):
+            for row in found["plans"]:
+                points, c = row["points"], colour[row["plan"]]
+                x = [p["generated"] + p["verified"] if title == "Tokens" else p["seconds"] for p in points]
+                low, high = ([p["accuracy"][side] for p in points] for side in ("low", "high"))
+                if len(points) > 1:
+                    ax.fill_between(x, low, high, color=c, alpha=0.08, linewidth=0)
+                else:
+                    ax.plot([x[0], x[0]], [low[0], high[0]], color=c, linewidth=1.0)
+                ax.plot(x, [p["accuracy"]["mean"] for p in points], "o-", color=c, markersize=3.5, linewidth=1.5)
+            ax.set_title(title)
+            ax.set_xscale("log")
+            ax.minorticks_off()
+        oracle = found["oracle"]
+        axes[0].plot(
+            [p["generated"] for p in oracle], [p["accuracy"] for p in oracle], color=MUTED, linestyle=_RULES["pass"]
+        )
+        axes[0].text(oracle[-1]["generated"], oracle[-1]["accuracy"], "oracle  ", color=MUTED, ha="right", va="bottom")
+        axes[0].set_xlabel("tokens per problem (generated, and read to judge)")
+        axes[1].set_xlabel("seconds per problem (share of the batch)")
+        for ax in axes:
+            _percent(ax)
+            _thousands(ax)
+    return drawing.svg
+
+
 def verifier(runs: Sequence[Mapping[str, Any]], colour: Colours) -> str:
     """Calibration with the histogram of scores below it, and the ROC curve, of every run that was judged."""
     with _drawing("Verifier: calibration and ROC", 4.6, top=0.4) as drawing:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, get_args
@@ -21,6 +21,7 @@ POOLS = "pools.jsonl"
 
 _LISTS = ("answers", "rewards", "labels", "scores", "tokens", "judge_tokens")
 _KEYS = {"problem", *_LISTS, "seconds"}
+_OPTIONAL = {"certainty", "traces"}
 _PROBLEM_KEYS = {"id", "question", "answer", "meta"}
 
 
@@ -30,7 +31,10 @@ class PoolError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What was evaluated and how. ``judge``: how samples were scored (None: not at all); ``seconds`` in all."""
+    """What was evaluated and how. ``judge``: how samples were scored (None: not at all); ``seconds`` in all.
+
+    ``confidence``: of how many likeliest tokens certainty was recorded (0: not at all), ``window``: its groups' tokens.
+    """
 
     name: str
     model: str
@@ -45,6 +49,8 @@ class Header:
     versions: Mapping[str, str]
     judge: str | None
     seconds: float
+    confidence: int = 0
+    window: int = 0
 
 
 def write_header(directory: Path, header: Header) -> None:
@@ -64,7 +70,7 @@ def read_header(directory: Path) -> Header:
         values = json.loads(path.read_text())
     except ValueError as err:
         raise PoolError(f"{path}: not JSON: {err}") from err
-    _same_keys(values, {f.name for f in dataclasses.fields(Header)}, str(path))
+    _same_keys(values, {f.name for f in dataclasses.fields(Header)}, str(path), {"confidence", "window"})
     return Header(**values)
 
 
@@ -85,6 +91,8 @@ def write_pool(file: TextIO, pool: Pool) -> None:
         "judge_tokens": pool.judge_tokens,
         "seconds": pool.seconds,
     }
+    if pool.certainty is not None and pool.traces is not None:
+        record |= {"certainty": pool.certainty, "traces": dict(pool.traces)}
     file.write(json.dumps(record, allow_nan=False) + "\n")
     file.flush()
 
@@ -136,11 +144,13 @@ def _parse(line: bytes, where: str) -> Pool:
         record = json.loads(line)
     except ValueError as err:
         raise PoolError(f"{where}: not JSON: {err}") from err
-    _same_keys(record, _KEYS, where)
+    _same_keys(record, _KEYS, where, _OPTIONAL)
     _same_keys(record["problem"], _PROBLEM_KEYS, f"{where}: problem")
     if not all(isinstance(record[key], list) for key in _LISTS):
         raise PoolError(f"{where}: {', '.join(_LISTS)} must be lists, one entry per sample")
     lengths = {key: len(record[key]) for key in _LISTS}
+    if "certainty" in record:
+        lengths |= {"certainty": len(record["certainty"])} | {k: len(v) for k, v in record["traces"].items()}
     if len(set(lengths.values())) != 1 or not record["answers"]:
         raise PoolError(f"{where}: lists must have one length, at least 1, got {lengths}")
     if strange := set(record["labels"]) - set(get_args(Label)):
@@ -155,12 +165,14 @@ def _parse(line: bytes, where: str) -> Pool:
         tokens=record["tokens"],
         judge_tokens=record["judge_tokens"],
         seconds=record["seconds"],
+        certainty=record.get("certainty"),
+        traces=record.get("traces"),
     )
 
 
-def _same_keys(record: Any, expected: set[str], where: str) -> None:
+def _same_keys(record: Any, expected: set[str], where: str, optional: Set[str] = frozenset()) -> None:
     if not isinstance(record, dict):
         raise PoolError(f"{where}: expected a JSON object, got {type(record).__name__}")
-    if record.keys() != expected:
-        missing, unknown = sorted(expected - record.keys()), sorted(record.keys() - expected)
+    missing, unknown = sorted(expected - record.keys() - optional), sorted(record.keys() - expected - optional)
+    if missing or unknown:
         raise PoolError(f"{where}: missing keys {missing}, unknown keys {unknown}")

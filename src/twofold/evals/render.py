@@ -38,6 +38,7 @@ def html(result: Record) -> str:
         "points": points,
     }
     colour = figures.colours(result["labels"])
+    environment.globals["colours_of"] = figures.colours
     tasks = [task | {"figures": _figures(task, colour)} for task in result["tasks"]]
     training = Markup(figures.training(result["training"], colour)) if result["training"] else None
     template = environment.get_template("report.html.jinja")
@@ -50,6 +51,10 @@ def _figures(task: Record, colour: figures.Colours) -> dict[str, Markup]:
     if judged:
         drawn["verifier"] = figures.verifier(judged, colour)
         drawn["histograms"] = figures.histograms(judged, colour)
+    for e in task["evaluations"]:
+        if found := e["strategies"]:
+            colours = figures.colours([row["plan"] for row in found["plans"]])
+            drawn[f"strategies {e['label']}"] = figures.strategies(found, colours)
     if any(e["levels"] for e in task["evaluations"]):
         drawn["levels"] = figures.levels(task, colour)
     return {name: Markup(svg) for name, svg in drawn.items()}
@@ -62,7 +67,8 @@ def print_table(result: Record, console: Console | None = None) -> None:
         console.width = 160
     for task in result["tasks"]:
         console.print(f"\n{escape(task['headline'])}\n", highlight=False)
-        for table in (_accuracy(task), _verifiers(task), _comparisons(task), _efficiency(task), _cost(task)):
+        plans = [_strategies(e) for e in task["evaluations"] if e["strategies"]]
+        for table in (_accuracy(task), _verifiers(task), _comparisons(task), _efficiency(task), _cost(task), *plans):
             if table.row_count:
                 console.print(table)
         for run in task["evaluations"]:
@@ -111,6 +117,18 @@ def _cost(task: Record) -> Table:
         cells += [f"{run['seconds_per_sample']:.3f}", f"{run['seconds']:.0f}"]
         cells += [percent(share) for share in run["labels"].values()]
         table.add_row(escape(run["label"]), *cells, percent(run["at_token_limit"]))
+    return table
+
+
+def _strategies(run: Record) -> Table:
+    columns = ["plan", "", "accuracy", "samples", "generated", "to judge", "tokens in all", "s/problem"]
+    table = _table(f"plans on {run['label']}'s problems: means per problem", columns)
+    for row in run["strategies"]["plans"]:
+        point = row["points"][-1]
+        spent = [point["samples"], point["generated"], point["verified"], point["generated"] + point["verified"]]
+        accuracy = f"{percent(point['accuracy']['mean'])} {interval(point['accuracy'])}"
+        cells = [row["how"], accuracy, *(f"{x:.1f}" for x in spent), f"{point['seconds']:.3f}"]
+        table.add_row(escape(row["plan"]), *cells)
     return table
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twofold.evals import figures
+from twofold.evals import figures, plans
 from twofold.evals.pools import HEADER, POOLS, Header, PoolError, read_header, read_pools
 from twofold.evals.render import html, interval, number, percent, points, print_table, times
 from twofold.maths import stats, votes
@@ -187,6 +187,7 @@ def _describe(e: Evaluation, at: int) -> Record:
         "seconds_per_sample": sum(pool.seconds for pool in e.pools) / samples,
         "seconds": e.header.seconds,
         "levels": _levels(e, at),
+        "strategies": plans.measure(e.directory, e.pools, e.header),
         **(_verifier(e) if e.rule == "weighted" else {"verifier": None}),
     }
 

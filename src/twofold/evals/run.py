@@ -7,15 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
+
+import numpy as np
 
 from twofold.compute.judge import by_head, judge_cost, p_yes, written
 from twofold.compute.rollout import Task, rollouts
 from twofold.engines.base import Engine
 from twofold.evals.pools import HEADER, POOLS, Header, finished_ids, read_header, write_header, write_pool
+from twofold.maths.confidence import Trace, trace
 from twofold.text.chat import Chat
 from twofold.text.extract import canonical
-from twofold.types import Pool, Problem, Rollout, Sampling
+from twofold.types import Group, Pool, Problem, Rollout, Sampling
 
 Judge = Literal["p_yes", "normalised", "written", "bce", "regression", "none"]
 
@@ -34,6 +37,10 @@ class Eval:
     judge: Judge = "p_yes"
     judge_tokens: int = 128
     """Token limit of a written critique."""
+    confidence: int = 0
+    """k > 0: record the samples' certainty, of the k likeliest tokens, for the rules that vote by it."""
+    window: int = 64
+    """Tokens of a group of DeepConf's scores."""
     batch: int = 8
     """Problems per engine call; each is written to disk as it is done."""
     seed: int = 0
@@ -94,6 +101,8 @@ def _header(engine: Engine, task: Task, config: Eval, name: str, model: str, ver
         versions={p: version(p) for p in ("twofold", "torch", "transformers")},
         judge=None if config.judge == "none" else f"{config.judge} of {verified_by}" if verified_by else config.judge,
         seconds=0.0,
+        confidence=config.confidence,
+        window=config.window if config.confidence else 0,
     )
 
 
@@ -101,7 +110,9 @@ def _pools(
     engine: Engine, chat: Chat, task: Task, problems: Sequence[Problem], config: Eval, verifier: Engine | None
 ) -> list[Pool]:
     began = time.monotonic()
-    sampling = Sampling(config.n, config.temperature, config.top_p, config.max_tokens, chat.stop, config.seed)
+    sampling = Sampling(
+        config.n, config.temperature, config.top_p, config.max_tokens, chat.stop, config.seed, config.confidence
+    )
     groups = rollouts(engine, chat, task, problems, sampling)
     scores, cost = _scores(verifier or engine, chat, [r for g in groups for r in g], config)
     share = (time.monotonic() - began) / len(problems)
@@ -117,9 +128,21 @@ def _pools(
                 tokens=[len(r.completion.tokens) for r in group],
                 judge_tokens=cost[mine],
                 seconds=share,
+                **_certainty(group, config),
             )
         )
     return pools
+
+
+def _certainty(group: Group, config: Eval) -> dict[str, Any]:
+    """Self-certainty and every DeepConf score of the samples, where they were recorded."""
+    if not config.confidence:
+        return {}
+    confidences = [r.completion.confidence or [] for r in group]
+    return {
+        "certainty": [float(np.mean(r.completion.certainty or [])) for r in group],
+        "traces": {kind: [trace(c, kind, config.window) for c in confidences] for kind in get_args(Trace)},
+    }
 
 
 def _scores(engine: Engine, chat: Chat, rollouts: list[Rollout], config: Eval) -> tuple[list[float | None], list[int]]:

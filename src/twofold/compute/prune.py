@@ -1,0 +1,177 @@
+"""Give up on a sample while it is being written: by the model's verdict on what there is, or by its certainty.
+
+Both draw all samples in chunks of tokens; the survivors of a chunk go on from their caches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from twofold.compute.cost import Cost, Made
+from twofold.compute.judge import judge_cost, p_yes
+from twofold.compute.rollout import draw, extend
+from twofold.engines.base import Engine
+from twofold.maths.confidence import trace
+from twofold.maths.votes import tally
+from twofold.text.chat import Chat
+from twofold.text.extract import canonical
+from twofold.types import Group, Rollout, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """Ask P(Yes) of every unfinished sample after each ``chunk`` tokens; drop those below ``floor``, but for a problem's
+    best one while it has none finished."""
+
+    name: Literal["prune"] = "prune"
+    chunk: int = 16
+    floor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1 or not 0 <= self.floor <= 1:
+            raise ValueError(f"chunk must be at least 1 and floor in [0, 1], got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class DeepConf:
+    """DeepConf online (arXiv:2508.15260, section 3.3): the first ``warmup`` samples run to their ends and set the bar, the
+    lowest group confidence that the top ``keep`` of them reach. Later ones are dropped below it. They are drawn
+    ``step`` at a time until the leader holds ``consensus`` of the votes.
+
+    ``keep`` 0.1 is published as "low" (drops most), 0.9 as "high". Confidence is looked at every ``chunk`` tokens.
+    """
+
+    name: Literal["deepconf"] = "deepconf"
+    warmup: int = 16
+    keep: float = 0.9
+    window: int = 64
+    top: int = 20
+    chunk: int = 16
+    step: int = 16
+    consensus: float = 0.95
+
+    def __post_init__(self) -> None:
+        if min(self.warmup, self.window, self.top, self.chunk, self.step) < 1:
+            raise ValueError(f"warmup, window, top, chunk and step must be at least 1, got {self}")
+        if not 0 < self.keep <= 1 or not 0 < self.consensus <= 1:
+            raise ValueError(f"keep and consensus must be in (0, 1], got {self}")
+
+
+def prune(
+    engine: Engine, chat: Chat, questions: Sequence[str], n: int, sampling: Sampling, config: Prune
+) -> list[Made]:
+    """At most ``n`` finished (or full-length) samples per question; ``Made.cost`` counts the dropped ones as discarded."""
+    began = time.monotonic()
+    cut = replace(sampling, n=n, max_tokens=min(config.chunk, sampling.max_tokens))
+    groups = draw(engine, chat, questions, cut)
+    done: list[Group] = [[] for _ in groups]
+    dropped, read = [0] * len(groups), [0] * len(groups)
+    while True:
+        going = []
+        for finished, group in zip(done, groups, strict=True):
+            finished += [r for r in group if _finished(r, sampling)]
+            going.append([r for r in group if not _finished(r, sampling)])
+        if not any(going):
+            break
+        values = iter(p_yes(engine, chat, [r for group in going for r in group]))
+        for i, group in enumerate(going):
+            value = {id(r): next(values) for r in group}
+            read[i] += sum(judge_cost(chat, r) for r in group)
+            bar = config.floor if done[i] else min(config.floor, max(value.values(), default=0.0))
+            dropped[i] += sum(len(r.completion.tokens) for r in group if value[id(r)] < bar)
+            going[i] = [r for r in group if value[id(r)] >= bar]
+        groups = _go_on(engine, chat, going, sampling, config.chunk)
+    seconds = (time.monotonic() - began) / len(groups) if groups else 0.0
+    return [
+        Made(group, None, Cost(len(chat.prompt(q)), _tokens(group) + lost, asked, lost, seconds))
+        for q, group, lost, asked in zip(questions, done, dropped, read, strict=True)
+    ]
+
+
+def deepconf(
+    engine: Engine, chat: Chat, questions: Sequence[str], n: int, sampling: Sampling, config: DeepConf
+) -> list[Made]:
+    """The samples that hold the bar, each with its lowest group confidence as its score."""
+    began = time.monotonic()
+    sampling = replace(sampling, confidence=config.top)
+    warm = draw(engine, chat, questions, replace(sampling, n=min(config.warmup, n)))
+    bars = [float(np.quantile([_lowest(r, config) for r in g], 1 - config.keep)) for g in warm]
+    kept = [[r for r in g if _lowest(r, config) >= bar] for g, bar in zip(warm, bars, strict=True)]
+    dropped = [_tokens(g) - _tokens(k) for g, k in zip(warm, kept, strict=True)]
+    drawn, i = min(config.warmup, n), 1
+    while drawn < n and (open_ := [q for q, k in enumerate(kept) if not _agreed(k, config)]):
+        batch = min(config.step, n - drawn)
+        more = replace(sampling, n=batch, seed=sampling.seed + (i << 32))
+        for q, (good, lost) in zip(
+            open_,
+            _above(engine, chat, [questions[q] for q in open_], more, config, [bars[q] for q in open_]),
+            strict=True,
+        ):
+            kept[q] += good
+            dropped[q] += lost
+        drawn, i = drawn + batch, i + 1
+    seconds = (time.monotonic() - began) / len(questions) if questions else 0.0
+    return [
+        Made(
+            group,
+            [_lowest(r, config) for r in group],
+            Cost(len(chat.prompt(q)), _tokens(group) + lost, 0, lost, seconds),
+        )
+        for q, group, lost in zip(questions, kept, dropped, strict=True)
+    ]
+
+
+def _above(
+    engine: Engine, chat: Chat, questions: Sequence[str], sampling: Sampling, config: DeepConf, bars: Sequence[float]
+) -> list[tuple[Group, int]]:
+    """(samples that finished above their question's bar, tokens of those that did not) per question."""
+    cut = replace(sampling, max_tokens=min(config.chunk, sampling.max_tokens))
+    going = draw(engine, chat, questions, cut)
+    done: list[Group] = [[] for _ in going]
+    dropped = [0] * len(going)
+    while any(going):
+        for i, group in enumerate(going):
+            # a group that is not full yet decides nothing about an unfinished sample
+            full = [len(r.completion.tokens) >= config.window or _finished(r, sampling) for r in group]
+            low = [f and _lowest(r, config) < bars[i] for r, f in zip(group, full, strict=True)]
+            dropped[i] += _tokens([r for r, bad in zip(group, low, strict=True) if bad])
+            good = [r for r, bad in zip(group, low, strict=True) if not bad]
+            done[i] += [r for r in good if _finished(r, sampling)]
+            going[i] = [r for r in good if not _finished(r, sampling)]
+        going = _go_on(engine, chat, going, sampling, config.chunk)
+    return list(zip(done, dropped, strict=True))
+
+
+def _go_on(engine: Engine, chat: Chat, groups: Sequence[Group], sampling: Sampling, chunk: int) -> list[Group]:
+    """Every rollout of every group (all are equally long) by another chunk, in one call."""
+    everyone = [r for group in groups for r in group]
+    if not everyone:
+        return [[] for _ in groups]
+    left = sampling.max_tokens - len(everyone[0].completion.tokens)
+    longer = iter(extend(engine, chat, everyone, replace(sampling, max_tokens=min(chunk, left))))
+    return [[next(longer) for _ in group] for group in groups]
+
+
+def _finished(rollout: Rollout, sampling: Sampling) -> bool:
+    return rollout.completion.finish == "stop" or len(rollout.completion.tokens) >= sampling.max_tokens
+
+
+def _tokens(group: Group) -> int:
+    return sum(len(r.completion.tokens) for r in group)
+
+
+def _lowest(rollout: Rollout, config: DeepConf) -> float:
+    assert rollout.completion.confidence is not None
+    return trace(rollout.completion.confidence, "lowest", config.window)
+
+
+def _agreed(group: Group, config: DeepConf) -> bool:
+    votes = tally(
+        [None if r.answer is None else canonical(r.answer) for r in group], [_lowest(r, config) for r in group]
+    )
+    return bool(votes) and max(votes.values()) >= config.consensus * sum(votes.values())

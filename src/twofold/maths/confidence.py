@@ -1,0 +1,89 @@
+"""Selection by the model's own certainty, without a verifier: lists of numbers per token in, weights of votes out.
+
+Sources: self-certainty with Borda votes (arXiv:2502.18581), DeepConf (arXiv:2508.15260). What these weights are for is
+``votes.choose(answers, weights, "weighted")``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Trace = Literal["mean", "tail", "bottom", "lowest"]
+
+
+def borda(answers: Sequence[str | None], certainty: Sequence[float], power: float = 0.5) -> list[float]:
+    """Votes by rank: the r-th most certain of the N samples with an answer gives ``(N - r + 1) ** power``.
+
+    ``power = 0`` is the majority vote; a large one follows the most certain sample. Ties keep the samples' order.
+    Samples without an answer give 0.
+
+    >>> borda(["a", "b", "a", "a"], [-1.0, 3.0, 2.0, 0.0], power=1)  # a 6, b 4
+    [1.0, 4.0, 3.0, 2.0]
+
+    Raises ValueError for a negative power.
+    """
+    if power < 0:
+        raise ValueError(f"power must be at least 0, got {power}")
+    ranked = sorted((i for i, a in enumerate(answers) if a is not None), key=lambda i: -certainty[i])
+    votes = [0.0] * len(answers)
+    for rank, i in enumerate(ranked):
+        votes[i] = float((len(ranked) - rank) ** power)
+    return votes
+
+
+def groups(confidence_T: Sequence[float], window: int) -> NDArray[np.float64]:
+    """Mean confidence of every full window of tokens, stride 1; of a shorter trace, its plain mean alone.
+
+    >>> groups([1.0, 2.0, 6.0], 2).tolist(), groups([1.0, 2.0, 6.0], 4).tolist()
+    ([1.5, 4.0], [3.0])
+    """
+    values = np.asarray(confidence_T, dtype=float)
+    if not len(values) or window < 1:
+        raise ValueError(f"a trace needs a token and a window at least 1, got {len(values)} tokens, window {window}")
+    if len(values) <= window:
+        return values.mean(keepdims=True)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    return (sums[window:] - sums[:-window]) / window
+
+
+def trace(confidence_T: Sequence[float], kind: Trace, window: int) -> float:
+    """One number for a trace, from the confidence of its tokens; larger is surer.
+
+    * ``mean``: of all tokens;
+    * ``tail``: of the last ``window`` tokens;
+    * ``bottom``: of the lowest tenth of the group values (at least one);
+    * ``lowest``: the lowest group value.
+
+    Raises ValueError for a trace without tokens.
+    """
+    values = groups(confidence_T, window)
+    match kind:
+        case "mean":
+            return float(np.mean(confidence_T))
+        case "tail":
+            return float(np.mean(confidence_T[-window:]))
+        case "bottom":
+            return float(np.sort(values)[: max(1, len(values) // 10)].mean())
+        case "lowest":
+            return float(values.min())
+
+
+def keep_top(answers: Sequence[str | None], confidence: Sequence[float], share: float) -> list[float]:
+    """DeepConf offline: the ``share`` of samples (with an answer; at least one) of highest confidence vote with it.
+
+    The others have weight 0. The published shares are 0.1 and 0.9. Confidences are positive (see ``types.Completion``).
+
+    >>> keep_top(["a", "b", None, "a"], [3.0, 5.0, 9.0, 4.0], share=0.67)
+    [0.0, 5.0, 0.0, 4.0]
+
+    Raises ValueError for a share outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share}")
+    ranked = sorted((i for i, a in enumerate(answers) if a is not None), key=lambda i: -confidence[i])
+    kept = set(ranked[: max(1, round(share * len(ranked)))])
+    return [confidence[i] if i in kept else 0.0 for i in range(len(answers))]

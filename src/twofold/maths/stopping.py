@@ -1,0 +1,173 @@
+"""When have enough samples been drawn? Rules that read the samples of one problem in the order they came.
+
+The same functions run online and over a saved pool. ``verdict`` of all rules: None says draw on, a number m says stop
+and hold the vote over the last m samples (all of them, but for ESC, whose deciding window answers alone).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from twofold.maths.posterior import Calibration, posterior
+from twofold.maths.votes import tally
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """All n samples, in one call."""
+
+    name: Literal["fixed"] = "fixed"
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptive:
+    """Adaptive consistency (arXiv:2305.11860): stop when the leader of two is the majority with this confidence."""
+
+    name: Literal["adaptive"] = "adaptive"
+    confidence: float = 0.95
+    step: int = 1
+    """Samples between two looks."""
+
+    def __post_init__(self) -> None:
+        _check(self.confidence, self.step)
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Early-stopping self-consistency, ESC (arXiv:2401.10480): stop when a window of samples agrees."""
+
+    name: Literal["windows"] = "windows"
+    size: int = 5
+
+    def __post_init__(self) -> None:
+        if self.size < 2:
+            raise ValueError(f"size must be at least 2 (one sample always agrees with itself), got {self.size}")
+
+    @property
+    def step(self) -> int:
+        return self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Consensus:
+    """Stop when the leader holds this share of the weighted votes (DeepConf, arXiv:2508.15260, section 3.3)."""
+
+    name: Literal["consensus"] = "consensus"
+    confidence: float = 0.95
+    step: int = 8
+    """Samples between two looks, and before the first."""
+
+    def __post_init__(self) -> None:
+        _check(self.confidence, self.step)
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """Ours: stop when the verifier-weighted posterior of the leading answer reaches this confidence (see ``posterior``)."""
+
+    name: Literal["posterior"] = "posterior"
+    confidence: float = 0.9
+    step: int = 1
+    """Samples between two looks."""
+
+    def __post_init__(self) -> None:
+        _check(self.confidence, self.step)
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Adaptive length (RL^V, arXiv:2505.04842 Fig. 1): n samples, cut at the first of ``caps`` tokens; the cut ones go
+    on to the next cap while the leader's votes are below this share of n (an unfinished sample votes for nothing)."""
+
+    name: Literal["lengths"] = "lengths"
+    caps: tuple[int, ...] = (64, 128, 256)
+    confidence: float = 0.6
+
+    def __post_init__(self) -> None:
+        if not self.caps or self.caps[0] < 1 or list(self.caps) != sorted(set(self.caps)):
+            raise ValueError(f"caps must be increasing numbers of tokens, got {list(self.caps)}")
+        if not 0 <= self.confidence <= 1:
+            raise ValueError(f"confidence must be in [0, 1], got {self.confidence}")
+
+    def cumulated(self, cap: int) -> int:
+        """Tokens per sample if every length up to ``cap`` had been drawn afresh: the other way to count the cost."""
+        return sum(c for c in self.caps if c <= cap)
+
+
+Number = Fixed | Adaptive | Windows | Consensus | Posterior
+"""Rules for how many samples."""
+Stop = Number | Lengths
+
+
+def rounds(rule: Number, n: int) -> list[int]:
+    """How many samples there are whenever the rule is asked, up to ``n``.
+
+    >>> rounds(Windows(size=5), 12), rounds(Fixed(), 12)
+    ([5, 10, 12], [12])
+    """
+    if isinstance(rule, Fixed):
+        return [n]
+    return [*range(rule.step, n, rule.step), n]
+
+
+def verdict(
+    rule: Number, answers: Sequence[str | None], scores: Sequence[float | None], calibration: Calibration
+) -> int | None:
+    """How many of the last samples to vote over, or None to draw on. ``answers`` and ``scores`` are all seen so far.
+
+    ``scores`` are read by ``Consensus`` (the weights of the vote; None counts 0) and ``Posterior`` (P(Yes)).
+    """
+    if not answers:
+        return None
+    match rule:
+        case Fixed():
+            return None
+        case Windows(size=size):
+            window = set(answers[-size:])
+            agreed = len(answers) % size == 0 and len(window) == 1 and None not in window
+            return size if agreed else None
+        case Adaptive():
+            first, second, *_ = *sorted(tally(answers).values(), reverse=True), 0, 0
+            confidence = majority_confidence(int(first), int(second))
+        case Consensus():
+            votes = tally(answers, [s or 0.0 for s in scores]).values()
+            confidence = max(votes) / sum(votes) if sum(votes) else 0.0
+        case Posterior():
+            confidence = max(posterior(answers, scores, calibration).values(), default=0.0)
+    return len(answers) if confidence >= rule.confidence else None
+
+
+def majority_confidence(first: int, second: int) -> float:
+    """P(the leader is what most samples would say) after ``first`` >= ``second`` votes for the two leading answers.
+
+    ``int_{1/2}^1 q^first (1-q)^second dq / int_0^1`` of the same, a Beta(first + 1, second + 1) tail: with
+    m = first + second + 1 it is ``1 - 2^-m sum_{j > first} C(m, j)``.
+
+    >>> majority_confidence(3, 0), majority_confidence(4, 0)
+    (0.9375, 0.96875)
+    """
+    m = first + second + 1
+    return 1 - sum(math.comb(m, j) for j in range(first + 1, m + 1)) / 2**m
+
+
+def expected_samples(chances: Sequence[float], size: int, cap: int) -> float:
+    """How many samples ESC draws of a problem whose answers have these ``chances``: K = cap / size windows,
+
+    ``size * [sum_{i=0}^{K-2} q (1-q)^i (i+1) + (1-q)^(K-1) K]``, where q = sum_a p_a^size: a window agrees.
+
+    Raises ValueError unless the chances sum to 1 and the cap is a multiple of the window.
+    """
+    if abs(sum(chances) - 1) > 1e-9 or min(chances) < 0:
+        raise ValueError(f"the chances of a problem's answers must sum to 1, got {list(chances)}")
+    if cap < size or cap % size:
+        raise ValueError(f"the cap must be a multiple of the window, got {cap} and {size}")
+    q, windows = sum(p**size for p in chances), cap // size
+    return size * (sum(q * (1 - q) ** i * (i + 1) for i in range(windows - 1)) + (1 - q) ** (windows - 1) * windows)
+
+
+def _check(confidence: float, step: int) -> None:
+    if not 0 < confidence <= 1 or step < 1:
+        raise ValueError(f"confidence must be in (0, 1] and step at least 1, got {confidence} and {step}")

@@ -1,0 +1,300 @@
+"""Plans and solving with the shipped model: every part against a slow and obvious way to the same result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twofold import cli, run
+from twofold.compute.judge import judge_cost, p_yes
+from twofold.compute.plan import Independent, Plan, parse
+from twofold.compute.prune import DeepConf, Prune
+from twofold.compute.rollout import draw
+from twofold.compute.select import Seen, classes, select
+from twofold.compute.solve import solve
+from twofold.config import ConfigError
+from twofold.maths.confidence import trace
+from twofold.maths.posterior import Calibration, posterior
+from twofold.maths.stopping import Adaptive, Fixed, Lengths, Posterior, Windows, verdict
+from twofold.tasks.procedural import Sums
+from twofold.types import Completion, Sampling
+
+QUESTIONS = [Sums().problem("test", i).question for i in range(5)]
+
+
+@pytest.fixture(scope="module")
+def model() -> run.Model:
+    return run.load("tiny")
+
+
+class Counting:
+    """The real engine, and what went through it."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.calls, self.generated = engine, [], 0
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+        self.calls.append(("generate", len(prompts)))
+        out = self.engine.generate(prompts, sampling)
+        self.generated += sum(len(c.tokens) for group in out for c in group)
+        return out
+
+    def logprobs(self, prompts: Any, continuations: Any, temperature: float = 1.0) -> list[list[float]]:
+        self.calls.append(("logprobs", len(prompts)))
+        return self.engine.logprobs(prompts, continuations, temperature)
+
+    def load(self, weights: Mapping[str, Any]) -> None:
+        self.engine.load(weights)
+
+    def rest(self) -> None:
+        self.engine.rest()
+
+
+# ---------------------------------------------------------------- the short form
+
+
+@pytest.mark.parametrize(
+    ("text", "plan"),
+    [
+        ("weighted-16", Plan()),
+        ("majority-8", Plan(n=8, rule="majority")),
+        ("weighted-16:stop=posterior,confidence=0.95", Plan(stop=Posterior(confidence=0.95))),
+        ("majority-40:stop=windows,size=4,seed=3", Plan(40, "majority", stop=Windows(size=4), seed=3)),
+        ("best-4:judge=normalised,temperature=0.5", Plan(4, "best", "normalised", temperature=0.5)),
+        ("weighted-4:stop=lengths,caps=[8,16],confidence=1", Plan(4, stop=Lengths(caps=(8, 16), confidence=1.0))),
+        ("weighted-4:make=prune,floor=0.3", Plan(4, make=Prune(floor=0.3))),
+        ("weighted-32:make=deepconf,window=8", Plan(32, make=DeepConf(window=8))),
+        ("deepconf-8:traces.window=9,top=5", Plan(8, "deepconf", traces=replace(Plan().traces, window=9, top=5))),
+        ("posterior-8:slope=2,overlap=0", Plan(8, "posterior", calibration=Calibration(slope=2.0, overlap=0.0))),
+    ],
+)
+def test_the_short_form_there_and_back(text, plan):
+    assert parse(text) == plan
+    assert parse(str(plan)) == plan
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("weighted", "a plan is RULE-N"),
+        ("weighted-", "a plan is RULE-N"),
+        ("weigthed-8", "rule must be one of 'majority', 'best', 'weighted'"),
+        ("weighted-0", "n must be at least 1, got 0"),
+        ("weighted-8:stop", "'stop' is not OPTION=VALUE"),
+        ("weighted-8:stop=posteriors", "stop.name must be one of 'fixed', 'adaptive'"),
+        ("weighted-8:stop=adaptive,confidnce=0.9", "unknown option confidnce; did you mean stop.confidence?"),
+        ("weighted-8:confidence=0.9", "unknown option confidence; did you mean stop.confidence?"),
+        ("weighted-8:stop=adaptive,confidence=2", "stop: confidence must be in (0, 1]"),
+        ("weighted-8:make=prune,stop=adaptive", "stop=adaptive draws independent samples, make=prune draws its own"),
+        ("weighted-8:max_tokens=many", "max_tokens must be a whole number"),
+    ],
+)
+def test_a_mistake_in_a_plan_is_named(text, complaint):
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert str(caught.value).startswith(f"plan {text!r}: ") and complaint in str(caught.value)
+
+
+# ---------------------------------------------------------------- choosing
+
+
+def test_answers_are_grouped_by_normal_form_and_by_equality():
+    answers = ["1/2", "0.50", "x+1", "1+x", None, "3"]
+    assert classes(answers) == ["1/2", "1/2", "x+1", "1+x", None, "3"]
+    assert classes(answers, run.same) == ["1/2", "1/2", "x+1", "x+1", None, "3"]
+
+
+def test_every_rule_chooses_by_its_own_numbers():
+    seen = Seen(["7", "8", "8", None], [0.9, 0.3, 0.3, None], [1.0, 5.0, 2.0, 9.0], [1.0, 2.0, 4.0, 9.0])
+    expected = {"majority": "8", "best": "7", "weighted": "7", "certain": "8", "borda": "8", "deepconf": "8"}
+    for rule, answer in expected.items():
+        assert select(Plan(rule=rule), seen)[0] == answer, rule
+    assert select(Plan(), seen) == ("7", pytest.approx(0.9 / 1.5), pytest.approx({"7": 0.9, "8": 0.6}))
+    answer, confidence, votes = select(Plan(rule="posterior"), seen)
+    assert votes == pytest.approx(posterior(seen.answers, seen.scores, Calibration()))
+    assert confidence == votes[answer] == max(votes.values())
+    nothing = Seen([None, None], [None, None])
+    assert select(Plan(), nothing) == select(Plan(rule="posterior"), nothing) == (None, 0.0, {})
+
+
+def test_the_deciding_window_of_esc_answers_and_all_samples_are_counted():
+    seen = Seen([*"aabbbccc"], [None] * 8)
+    plan = Plan(8, "majority", stop=Windows(size=4))
+    assert select(plan, Seen([*"aaaabbbb"], [None] * 8))[0] == "b"
+    assert select(plan, Seen([*"aaaabbbb"], [None] * 8))[1] == 0.5
+    assert select(plan, seen)[0] in "bc"  # no window agreed: the majority of all
+
+
+# ---------------------------------------------------------------- solving
+
+
+def test_a_fixed_plan_is_one_generate_and_one_judging_call(model):
+    engine = Counting(model.engine)
+    plan = parse("weighted-6:max_tokens=40")
+    solutions = solve(engine, model.chat, QUESTIONS, plan)
+    asked = sum(a is not None for s in solutions for a in s.answers)
+    assert engine.calls == [("generate", 5), ("logprobs", asked)]
+    groups = draw(model.engine, model.chat, QUESTIONS, plan.sampling(model.chat))
+    for question, s, group in zip(QUESTIONS, solutions, groups, strict=True):
+        judged = [r for r in group if r.answer is not None]
+        assert s.answers == classes([r.answer for r in group])
+        assert [x for x in s.scores if x is not None] == pytest.approx(
+            p_yes(model.engine, model.chat, judged), rel=1e-3
+        )
+        assert s.cost.prompt == len(model.chat.prompt(question))
+        assert s.cost.generated == sum(len(r.completion.tokens) for r in group)
+        assert s.cost.verified == sum(judge_cost(model.chat, r) for r in judged)
+        assert s.samples == 6 and s.length == 40 and s.cost.discarded == 0 and s.cost.seconds > 0
+        assert (s.answer, s.confidence, s.votes) == select(plan, Seen(s.answers, s.scores))
+        assert s.answer is None or s.text in [r.text for r in judged]
+    assert engine.generated == sum(s.cost.generated for s in solutions)
+
+
+def test_a_majority_asks_nobody(model):
+    engine = Counting(model.engine)
+    solutions = solve(engine, model.chat, QUESTIONS[:2], parse("majority-4:max_tokens=40"))
+    assert engine.calls == [("generate", 2)]
+    assert all(s.scores == [None] * 4 and s.cost.verified == 0 for s in solutions)
+
+
+@pytest.mark.parametrize("rule", ["stop=adaptive", "stop=windows,size=3", "stop=posterior", "stop=consensus,step=3"])
+def test_each_problem_stops_when_its_rule_says_so(model, rule):
+    engine = Counting(model.engine)
+    plan = parse(f"weighted-10:{rule},max_tokens=40")
+    solutions = solve(engine, model.chat, QUESTIONS, plan)
+    step = plan.stop.step
+    for s in solutions:
+        stopped = [t for t in range(step, s.samples + 1, step) if content(plan, s, t)]
+        assert stopped in ([], [s.samples]) and (stopped or s.samples == 10)
+        assert sum(x is not None for x in s.scores) == sum(a is not None for a in s.answers)
+    generates = [size for verb, size in engine.calls if verb == "generate"]
+    assert generates == sorted(generates, reverse=True) and len(generates) <= -(-10 // step)
+    assert generates[0] == 5 and engine.generated == sum(s.cost.generated for s in solutions)
+    assert min(s.samples for s in solutions) < 10
+
+
+def content(plan: Plan, s: Any, t: int) -> bool:
+    return verdict(plan.stop, s.answers[:t], s.scores[:t], plan.calibration) is not None
+
+
+def test_rounds_draw_new_samples(model):
+    """The same seed in every round would draw the same sample again and again."""
+    plan = parse("majority-12:stop=adaptive,confidence=1,max_tokens=40")
+    (s,) = solve(model.engine, model.chat, [QUESTIONS[1]], plan)
+    assert s.samples == 12 and len(set(s.answers)) > 1
+    (other,) = solve(model.engine, model.chat, [QUESTIONS[1]], replace(plan, seed=1))
+    assert s.answers[1:] != other.answers[:-1]
+
+
+def test_growing_lengths_keep_the_finished_and_go_on_with_the_cut(model):
+    engine = Counting(model.engine)
+    model.engine.load({})
+    plan = parse("weighted-6:stop=lengths,caps=[12,24,40],confidence=1")
+    computed = model.engine.usage.computed
+    solutions = solve(engine, model.chat, QUESTIONS, plan)
+    computed = model.engine.usage.computed - computed
+    total = sum(s.cost.generated for s in solutions)
+    assert engine.generated == total  # a kept token is generated once
+    assert computed <= total + sum(s.cost.verified + s.cost.prompt for s in solutions)  # and nothing is read twice
+    assert [s.length for s in solutions if s.samples != 6] == [] and {s.length for s in solutions} <= {12, 24, 40}
+    assert any(s.length == 40 for s in solutions)
+    at_once = solve(model.engine, model.chat, QUESTIONS, parse("weighted-6:stop=lengths,caps=[12],confidence=0"))
+    assert all(s.cost.generated <= 6 * 12 and s.length == 12 for s in at_once)
+
+
+def test_lengths_stop_when_the_votes_pass_the_threshold(model):
+    plan = parse("weighted-6:stop=lengths,caps=[24,40],confidence=0.3")
+    for s in solve(model.engine, model.chat, QUESTIONS, plan):
+        share = max(s.votes.values(), default=0.0) / 6
+        unfinished = s.cost.generated > 6 * 24
+        assert s.length == 40 or share >= 0.3 or not unfinished
+        if s.length == 24 and share >= 0.3:
+            assert s.cost.generated <= 6 * 24
+    eager = solve(model.engine, model.chat, QUESTIONS, replace(plan, stop=Lengths(caps=(24, 40), confidence=0.0)))
+    assert {s.length for s in eager} == {24}
+
+
+def test_pruning_drops_the_hopeless_only(model):
+    for floor in (0.0, 1.0):
+        engine = Counting(model.engine)
+        plan = Plan(6, make=Prune(chunk=8, floor=floor), max_tokens=40)
+        solutions = solve(engine, model.chat, QUESTIONS, plan)
+        assert engine.generated == sum(s.cost.generated for s in solutions)
+        if floor == 0:
+            assert all(s.samples == 6 and s.cost.discarded == 0 for s in solutions)
+        else:  # nobody is that sure: only a problem's best is left, with those that are as good at every look
+            assert all(s.samples >= 1 and s.cost.discarded < s.cost.generated for s in solutions)
+            assert sum(s.cost.discarded > 0 for s in solutions) >= 3 and min(s.samples for s in solutions) == 1
+
+
+def test_deepconf_keeps_what_holds_the_bar_of_the_warm_up(model):
+    engine = Counting(model.engine)
+    config = DeepConf(warmup=6, keep=0.5, window=6, chunk=8, step=6, consensus=1.0)
+    plan = Plan(12, make=config, max_tokens=40)
+    solutions = solve(engine, model.chat, QUESTIONS, plan)
+    assert engine.generated == sum(s.cost.generated for s in solutions)
+    sampling = replace(plan.sampling(model.chat), n=6, confidence=config.top)
+    for s, group in zip(solutions, draw(model.engine, model.chat, QUESTIONS, sampling), strict=True):
+        lowest = sorted(trace(r.completion.confidence, "lowest", 6) for r in group)
+        bar = (lowest[2] + lowest[3]) / 2  # the median: the top half reaches it
+        assert all(score >= bar - 1e-4 for score in s.scores)
+        assert 3 <= s.samples <= 9 and s.cost.verified == 0
+    assert any(s.cost.discarded for s in solutions)
+    agreed = solve(engine, model.chat, QUESTIONS, replace(plan, make=replace(config, consensus=0.01)))
+    warm = sum(len(s.scores) <= 6 for s in agreed)
+    assert warm >= 4  # any answer will do: where the warm-up kept one, no more is drawn
+
+
+@pytest.mark.parametrize("rule", ["certain", "borda", "deepconf"])
+def test_rules_of_certainty_need_no_verdict(model, rule):
+    engine = Counting(model.engine)
+    solutions = solve(engine, model.chat, QUESTIONS, parse(f"{rule}-4:max_tokens=40"))
+    assert engine.calls == [("generate", 5)] and all(s.answer is not None for s in solutions)
+
+
+def test_written_and_normalised_verdicts_are_paid_for(model):
+    for judge, calls in (("normalised", 2), ("written", 0)):
+        engine = Counting(model.engine)
+        plan = parse(f"weighted-3:judge={judge},max_tokens=40")
+        solutions = solve(engine, model.chat, QUESTIONS, plan)
+        assert sum(verb == "logprobs" for verb, _ in engine.calls) == calls
+        assert [s.cost.verified > 0 for s in solutions] == [any(s.answers) for s in solutions]
+
+
+def test_no_problems_no_calls(model):
+    assert solve(model.engine, model.chat, [], Plan()) == []
+    assert Plan().make == Independent() and Plan().stop == Fixed() and Adaptive().step == 1
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_solve_on_the_command_line(tmp_path: Path, capsys):
+    file = tmp_path / "two.jsonl"
+    file.write_text(json.dumps({"question": QUESTIONS[0]}) + "\n\n" + json.dumps({"prompt": QUESTIONS[1]}) + "\n")
+    command = ["solve", "tiny", str(file), "--plan", "weighted-4:max_tokens=40", "--n", "3", "--json"]
+    assert cli.main(command) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["problem"] for row in rows] == QUESTIONS[:2]
+    assert all(row["samples"] == 3 and row["plan"] == "weighted-3:max_tokens=40" for row in rows)
+    assert all(row["cost"]["generated"] > 0 and not row["abstained"] for row in rows)
+    assert cli.main([*command, "--abstain", "1.01"]) == 0
+    for row, sure in zip(map(json.loads, capsys.readouterr().out.splitlines()), rows, strict=True):
+        assert row["answer"] is None and row["abstained"] and row["votes"] == sure["votes"]
+    assert cli.main(["solve", "tiny", QUESTIONS[0], "--n", "2", "--rule", "majority", "--abstain", "1.01"]) == 0
+    text = capsys.readouterr().out
+    assert "answer not sure" in text and "2 samples" in text and "0 to judge" in text
+
+
+def test_bad_files_of_problems_are_one_line(tmp_path: Path, capsys):
+    (tmp_path / "bad.jsonl").write_text('{"text": 1}\n')
+    (tmp_path / "empty.txt").write_text("\n")
+    complaints = {"bad.jsonl": "bad.jsonl:1: an object with", "empty.txt": "no problems", "none.txt": "No such file"}
+    for name, complaint in complaints.items():
+        assert cli.main(["solve", "tiny", str(tmp_path / name)]) == 2
+        assert complaint in capsys.readouterr().err
