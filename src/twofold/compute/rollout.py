@@ -1,13 +1,14 @@
-"""Problems in, graded rollouts out: one engine call."""
+"""Problems in, graded rollouts out: one engine call. And what longer ways to a rollout are pieced together from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
-from twofold.types import Grade, Group, Problem, Rollout, Sampling
+from twofold.text.extract import final_answer
+from twofold.types import Completion, Finish, Grade, Group, Problem, Rollout, Sampling
 
 
 class Task(Protocol):
@@ -35,3 +36,49 @@ def rollouts(engine: Engine, chat: Chat, task: Task, problems: Sequence[Problem]
             group.append(Rollout(problem, prompt, completion, text, answer, grade))
         groups.append(group)
     return groups
+
+
+def ungraded(chat: Chat, question: str, prompt: list[int], completion: Completion) -> Rollout:
+    """A solution, or a part of one, whose right answer nobody knows: its text and the answer it commits to."""
+    text = chat.decode(completion.tokens)
+    return Rollout(Problem("", question, ""), prompt, completion, text, final_answer(text), Grade(None, "no_answer"))
+
+
+def forced(tokens: list[int]) -> Completion:
+    """Tokens put there, not drawn from the policy: log-prob 0, ``sampled`` False."""
+    return Completion(tokens, [0.0] * len(tokens), [False] * len(tokens), "length")
+
+
+def join(*parts: Completion) -> Completion:
+    """One completion of several, each behind the one before; it finishes as the last does.
+
+    Confidences are kept if any part has them; tokens of a part without them, such as forced ones, count 0 there.
+    """
+
+    def confidences(name: Literal["confidence", "certainty"]) -> list[float] | None:
+        lists: list[list[float] | None] = [getattr(p, name) for p in parts]
+        if all(x is None for x in lists):
+            return None
+        return [v for p, x in zip(parts, lists, strict=True) for v in (x or [0.0] * len(p.tokens))]
+
+    return Completion(
+        [t for p in parts for t in p.tokens],
+        [x for p in parts for x in p.logprobs],
+        [s for p in parts for s in p.sampled],
+        parts[-1].finish,
+        confidences("confidence"),
+        confidences("certainty"),
+    )
+
+
+def split(completion: Completion, size: int) -> tuple[Completion, Completion]:
+    """Its first ``size`` tokens, cut by length, and the rest. With no more than ``size`` tokens it stays as it is."""
+    if size >= len(completion.tokens):
+        return completion, forced([])
+
+    def part(of: slice, finish: Finish) -> Completion:
+        c = completion
+        confidence, certainty = (None if x is None else x[of] for x in (c.confidence, c.certainty))
+        return Completion(c.tokens[of], c.logprobs[of], c.sampled[of], finish, confidence, certainty)
+
+    return part(slice(size), "length"), part(slice(size, None), completion.finish)
