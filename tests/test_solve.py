@@ -15,8 +15,10 @@ from twofold.compute.judge import judge_cost, p_yes
 from twofold.compute.plan import Independent, Plan, parse
 from twofold.compute.prune import DeepConf, Prune
 from twofold.compute.rollout import draw
+from twofold.compute.search import Beam
 from twofold.compute.select import Seen, classes, select
-from twofold.compute.solve import solve
+from twofold.compute.solve import MAKERS, solve
+from twofold.compute.tree import Steps
 from twofold.config import ConfigError
 from twofold.maths.confidence import trace
 from twofold.maths.posterior import Calibration, posterior
@@ -298,3 +300,24 @@ def test_bad_files_of_problems_are_one_line(tmp_path: Path, capsys):
     for name, complaint in complaints.items():
         assert cli.main(["solve", "tiny", str(tmp_path / name)]) == 2
         assert complaint in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- every way to make candidates, through a plan
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_every_maker_is_a_plan(model, make: str):
+    """Its short form is read back, its candidates vote, and what it cost adds up."""
+    plan = parse(f"weighted-4:make={make},max_tokens=40")
+    assert parse(str(plan)) == plan and plan.make.name == make
+    found = solve(model.engine, model.chat, ["Start with 47. Add 38. What is the result?"], plan)[0]
+    assert found.answer in found.votes and 0 < found.confidence <= 1
+    assert len(found.answers) == len(found.scores) <= 4
+    assert found.cost.generated > found.cost.discarded >= 0
+    assert (found.cost.verified > 0) == (make != "deepconf"), "DeepConf votes by certainty alone"
+
+
+def test_options_of_a_makers_steps_have_a_short_form():
+    plan = parse("best-8:make=beam,width=2,value=outlook,steps.tokens=20")
+    assert plan.make == Beam(width=2, value="outlook", steps=Steps(tokens=20))
+    assert str(plan) == "best-8:make=beam,width=2,value=outlook,tokens=20"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from twofold.compute.judge import Judge
+from twofold.compute.mcts import MCTS
 from twofold.compute.prune import DeepConf, Prune
+from twofold.compute.search import DVTS, Beam, Particles, Rebase
+from twofold.compute.think import Correction, Forcing
 from twofold.config import ConfigError, override
 from twofold.maths.confidence import Trace
 from twofold.maths.posterior import Calibration
@@ -26,6 +29,9 @@ class Independent:
     """n independent samples."""
 
     name: Literal["independent"] = "independent"
+
+
+Make = Independent | Prune | DeepConf | Forcing | Correction | Beam | DVTS | Rebase | Particles | MCTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,7 @@ class Plan:
     n: int = 16
     rule: Rule = "weighted"
     judge: Judge = "p_yes"
-    make: Independent | Prune | DeepConf = field(default_factory=Independent)
+    make: Make = field(default_factory=Independent)
     stop: Fixed | Adaptive | Windows | Consensus | Posterior | Lengths = field(default_factory=Fixed)
     temperature: float = 1.0
     top_p: float = 1.0
@@ -137,19 +143,20 @@ def _place(key: str, chosen: Sequence[Plan]) -> str:
 
 def _settings(plan: Plan) -> Iterator[tuple[str, Any, Any]]:
     """(dotted option, value, default) of everything but the rule and n; a part's name stands for the part."""
-    for f in fields(plan):
-        value: Any = getattr(plan, f.name)
-        if f.name in ("rule", "n"):
-            continue
-        if f.default is not MISSING:
-            yield f.name, value, f.default
-            continue
-        default: Any = f.default_factory()  # type: ignore[operator]
-        for inner in fields(value):
-            if inner.name == "name":
-                yield f.name, value.name, default.name
-            else:
-                yield f"{f.name}.{inner.name}", getattr(value, inner.name), inner.default
+    yield from ((p, v, d) for p, v, d in _leaves("", plan, Plan()) if p not in ("rule", "n"))
+
+
+def _leaves(prefix: str, value: Any, default: Any) -> Iterator[tuple[str, Any, Any]]:
+    default = default if type(default) is type(value) else type(value)()
+    for f in fields(value):
+        mine, usual = getattr(value, f.name), getattr(default, f.name)
+        if is_dataclass(mine):
+            named = getattr(mine, "name", None)
+            if named:
+                yield f"{prefix}{f.name}", named, usual.name
+            yield from _leaves(f"{prefix}{f.name}.", mine, usual)
+        elif f.name != "name":
+            yield f"{prefix}{f.name}", mine, usual
 
 
 def _written(value: Any) -> str:

@@ -1,15 +1,15 @@
-"""Problems in, rollouts out, graded by a task or not at all: one engine call."""
+"""Problems in, rollouts out, graded by a task or not at all; and what longer ways to a rollout are pieced together from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
 from twofold.text.extract import final_answer
-from twofold.types import Completion, Grade, Group, Problem, Rollout, Sampling
+from twofold.types import Completion, Finish, Grade, Group, Problem, Rollout, Sampling
 
 
 class Task(Protocol):
@@ -43,29 +43,59 @@ def draw(engine: Engine, chat: Chat, questions: Sequence[str], sampling: Samplin
     """``sampling.n`` solutions of every question, not graded."""
     prompts = [chat.prompt(q) for q in questions]
     drawn = zip(questions, prompts, engine.generate(prompts, sampling), strict=True)
-    return [[ungraded(chat, Problem("", q, ""), prompt, c) for c in completions] for q, prompt, completions in drawn]
+    return [[ungraded(chat, q, prompt, c) for c in completions] for q, prompt, completions in drawn]
 
 
-def ungraded(chat: Chat, problem: Problem, prompt: list[int], completion: Completion) -> Rollout:
-    """A rollout that nobody graded, with the answer its text commits to."""
+def ungraded(chat: Chat, question: str, prompt: list[int], completion: Completion) -> Rollout:
+    """A solution, or a part of one, whose right answer nobody knows: its text and the answer it commits to."""
     text = chat.decode(completion.tokens)
-    return Rollout(problem, prompt, completion, text, final_answer(text), Grade(None, "no_answer"))
+    return Rollout(Problem("", question, ""), prompt, completion, text, final_answer(text), Grade(None, "no_answer"))
 
 
 def extend(engine: Engine, chat: Chat, cut: Sequence[Rollout], sampling: Sampling) -> list[Rollout]:
     """Each of these by up to ``sampling.max_tokens`` more tokens, from its cache where the engine has kept it."""
     prompts = [[*r.prompt, *r.completion.tokens] for r in cut]
     more = engine.generate(prompts, replace(sampling, n=1))
-    return [ungraded(chat, r.problem, r.prompt, join(r.completion, m)) for r, (m,) in zip(cut, more, strict=True)]
+    return [
+        ungraded(chat, r.problem.question, r.prompt, join(r.completion, m)) for r, (m,) in zip(cut, more, strict=True)
+    ]
 
 
-def join(first: Completion, more: Completion) -> Completion:
-    """A completion and what was drawn behind it."""
+def forced(tokens: list[int]) -> Completion:
+    """Tokens put there, not drawn from the policy: log-prob 0, ``sampled`` False."""
+    return Completion(tokens, [0.0] * len(tokens), [False] * len(tokens), "length")
+
+
+def join(*parts: Completion) -> Completion:
+    """One completion of several, each behind the one before; it finishes as the last does.
+
+    Confidences are kept if any part has them; tokens of a part without them, such as forced ones, count 0 there.
+    """
+
+    def confidences(name: Literal["confidence", "certainty"]) -> list[float] | None:
+        lists: list[list[float] | None] = [getattr(p, name) for p in parts]
+        if all(x is None for x in lists):
+            return None
+        return [v for p, x in zip(parts, lists, strict=True) for v in (x or [0.0] * len(p.tokens))]
+
     return Completion(
-        first.tokens + more.tokens,
-        first.logprobs + more.logprobs,
-        first.sampled + more.sampled,
-        more.finish,
-        None if first.confidence is None or more.confidence is None else first.confidence + more.confidence,
-        None if first.certainty is None or more.certainty is None else first.certainty + more.certainty,
+        [t for p in parts for t in p.tokens],
+        [x for p in parts for x in p.logprobs],
+        [s for p in parts for s in p.sampled],
+        parts[-1].finish,
+        confidences("confidence"),
+        confidences("certainty"),
     )
+
+
+def split(completion: Completion, size: int) -> tuple[Completion, Completion]:
+    """Its first ``size`` tokens, cut by length, and the rest. With no more than ``size`` tokens it stays as it is."""
+    if size >= len(completion.tokens):
+        return completion, forced([])
+
+    def part(of: slice, finish: Finish) -> Completion:
+        c = completion
+        confidence, certainty = (None if x is None else x[of] for x in (c.confidence, c.certainty))
+        return Completion(c.tokens[of], c.logprobs[of], c.sampled[of], finish, confidence, certainty)
+
+    return part(slice(size), "length"), part(slice(size, None), completion.finish)

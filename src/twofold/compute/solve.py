@@ -8,17 +8,23 @@ from dataclasses import dataclass, field, replace
 
 from twofold.compute.cost import Cost, Made
 from twofold.compute.judge import verdicts
+from twofold.compute.mcts import mcts
 from twofold.compute.plan import CERTAIN, Independent, Plan
 from twofold.compute.prune import deepconf, prune
 from twofold.compute.rollout import draw, extend
+from twofold.compute.search import beam, dvts, particles, rebase
 from twofold.compute.select import Same, Seen, classes, select, settled
+from twofold.compute.think import correction, forcing
 from twofold.engines.base import Engine
 from twofold.maths.confidence import trace
 from twofold.maths.stopping import Lengths, Number, rounds
 from twofold.text.chat import Chat
 from twofold.types import Group
 
-MAKERS: dict[str, Callable[..., list[Made]]] = {"prune": prune, "deepconf": deepconf}
+MAKERS: dict[str, Callable[..., list[Made]]] = {
+    "prune": prune, "deepconf": deepconf, "forcing": forcing, "correction": correction, "beam": beam, "dvts": dvts,
+    "rebase": rebase, "particles": particles, "mcts": mcts,
+}  # fmt: skip
 """By the name of ``Plan.make``: (engine, chat, questions, n, sampling, config) -> one ``Made`` per question."""
 
 

@@ -55,6 +55,14 @@ class Chat:
         ends = [t for t in closing if t in self.tokenizer.added_tokens_decoder]
         return tuple(dict.fromkeys([*ends, self.tokenizer.eos_token_id]))
 
+    @cached_property
+    def line_ends(self) -> tuple[int, ...]:
+        """Ids of the tokens that contain a line break: whoever stops at them samples one line."""
+        ids = sorted(set(range(len(self.tokenizer))) - set(self.tokenizer.added_tokens_decoder))
+        return tuple(
+            i for i, text in zip(ids, self.tokenizer.batch_decode([[i] for i in ids]), strict=True) if "\n" in text
+        )
+
     def encode(self, content: str, tags: bool = False) -> list[int]:
         """Token ids of untrusted text: a control token's literal is cut after its first character.
 

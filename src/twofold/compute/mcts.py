@@ -1,0 +1,105 @@
+"""Monte Carlo tree search over steps, with the value of partial solutions in the place of random playouts."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from twofold.compute.cost import Made
+from twofold.compute.tree import Node, Search, Steps, grow_all, unique
+from twofold.compute.value import VALUES, Value, ValueName
+from twofold.engines.base import Engine
+from twofold.maths.search import puct
+from twofold.text.chat import Chat
+from twofold.types import Completion, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class MCTS:
+    """``children``: steps drawn where the tree grows; ``simulations``: descents at most, per candidate wanted."""
+
+    name: Literal["mcts"] = "mcts"
+    children: int = 4
+    simulations: int = 16
+    c_init: float = 1.25
+    c_base: float = 19652.0
+    value: ValueName = "p_yes"
+    steps: Steps = field(default_factory=Steps)
+
+    def __post_init__(self) -> None:
+        if self.children < 1 or self.simulations < 1:
+            raise ValueError(f"children and simulations must be at least 1, got {self}")
+
+
+@dataclass(slots=True, eq=False)
+class Branch:
+    """A node with what the search knows about it. ``q``: mean of the values found below it, its own before a visit."""
+
+    node: Node
+    prior: float = 1.0
+    visits: int = 0
+    total: float = 0.0
+    children: list[Branch] = field(default_factory=list)
+
+    @property
+    def q(self) -> float:
+        return self.total / self.visits if self.visits else self.node.value
+
+
+def mcts(
+    engine: Engine,
+    chat: Chat,
+    questions: Sequence[str],
+    n: int,
+    sampling: Sampling,
+    config: MCTS,
+    value: Value | None = None,
+) -> list[Made]:
+    """PUCT descents from the root until n finished solutions were visited (TS-LLM, arXiv:2309.17179, MCTS-Rollout).
+
+    A branch is expanded on its second visit: ``children`` steps, equal ones once, with priors exp(mean log-prob) that
+    are normalised over them; the descent ends at the best of these. Its value is added to every branch on the way.
+    At most n candidates in the order of their first visits; fewer when the descents are spent. ``value`` takes the
+    place of ``config.value``.
+    """
+
+    def search(root: Node, rng: random.Random) -> Search:
+        top, done = Branch(root), []
+        for _ in range(n * config.simulations):
+            way = [top]
+            while way[-1].children:
+                way.append(_select(way[-1], config))
+            leaf = way[-1]
+            if not leaf.node.done and (leaf.visits or leaf is top):
+                leaf.children = _branches(unique((yield [leaf.node] * config.children)))
+                leaf = _select(leaf, config)
+                way.append(leaf)
+            if leaf.node.done and not leaf.visits:
+                done.append(leaf.node)
+            for branch in way:
+                branch.visits += 1
+                branch.total += leaf.node.value
+            if len(done) == n:
+                break
+        return done
+
+    return grow_all(engine, chat, questions, sampling, config.steps, value or VALUES[config.value], search)
+
+
+def _select(parent: Branch, config: MCTS) -> Branch:
+    return max(
+        parent.children,
+        key=lambda b: puct(b.q, b.prior, parent.visits, b.visits, config.c_init, config.c_base),
+    )
+
+
+def _branches(nodes: Sequence[Node]) -> list[Branch]:
+    priors = [_prior(n.step) for n in nodes]
+    return [Branch(n, p / sum(priors)) for n, p in zip(nodes, priors, strict=True)]
+
+
+def _prior(step: Completion) -> float:
+    return math.exp(sum(step.logprobs) / len(step.logprobs))

@@ -1,0 +1,177 @@
+"""Search over steps, led by a value of partial solutions: beam, DVTS, REBASE, particles. (``mcts`` has a file of its own.)
+
+Each is a few lines about one question; ``tree.grow_all`` does the rest. ``n`` is the budget: about the tokens of n
+solutions. Candidates carry the value of the whole solution as their score.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from twofold.compute.cost import Made
+from twofold.compute.tree import Node, Search, Steps, best, grow_all, unique
+from twofold.compute.value import VALUES, Value, ValueName
+from twofold.engines.base import Engine
+from twofold.maths.search import particle_probabilities, rebase_allocation
+from twofold.text.chat import Chat
+from twofold.types import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Beam:
+    """``width``: the best n / width partial solutions live on, and each is extended ``width`` times."""
+
+    name: Literal["beam"] = "beam"
+    width: int = 4
+    value: ValueName = "p_yes"
+    steps: Steps = field(default_factory=Steps)
+
+
+def beam(
+    engine: Engine,
+    chat: Chat,
+    questions: Sequence[str],
+    n: int,
+    sampling: Sampling,
+    config: Beam,
+    value: Value | None = None,
+) -> list[Made]:
+    """Beam search as in search-and-learn: finished solutions leave the beam, and do not compete with unfinished ones.
+
+    At most n candidates, the best first; fewer are not filled up with copies, and equal partial solutions live once.
+    ``value`` takes the place of ``config.value``. Raises ValueError if ``config.width`` does not divide ``n``.
+    """
+    kept = _groups(n, config.width)
+
+    def search(root: Node, rng: random.Random) -> Search:
+        active, done = [root], []
+        while active:
+            children = yield [active[i % len(active)] for i in range(n)]
+            done += [c for c in children if c.done]
+            active = best(unique(c for c in children if not c.done), kept)
+        return best(done, n)
+
+    return grow_all(engine, chat, questions, sampling, config.steps, value or VALUES[config.value], search)
+
+
+@dataclass(frozen=True, slots=True)
+class DVTS:
+    """``width``: steps tried at each point of each of the n / width trees."""
+
+    name: Literal["dvts"] = "dvts"
+    width: int = 4
+    value: ValueName = "p_yes"
+    steps: Steps = field(default_factory=Steps)
+
+
+def dvts(
+    engine: Engine,
+    chat: Chat,
+    questions: Sequence[str],
+    n: int,
+    sampling: Sampling,
+    config: DVTS,
+    value: Value | None = None,
+) -> list[Made]:
+    """Diverse verifier tree search as in search-and-learn: n / width greedy searches that do not see each other.
+
+    n candidates: of each tree all the ``width`` ends of its last step, unfinished ones (which have no answer) included.
+    ``value`` takes the place of ``config.value``. Raises ValueError if ``config.width`` does not divide ``n``.
+    """
+    trees = _groups(n, config.width)
+
+    def search(root: Node, rng: random.Random) -> Search:
+        heads, tried = [root] * trees, [[root]] * trees
+        while going := [t for t in range(trees) if not heads[t].done]:
+            children = iter((yield [heads[t] for t in going for _ in range(config.width)]))
+            for t in going:
+                tried[t] = [next(children) for _ in range(config.width)]
+                (heads[t],) = best(tried[t], 1)
+        return [c for group in tried for c in group]
+
+    return grow_all(engine, chat, questions, sampling, config.steps, value or VALUES[config.value], search)
+
+
+@dataclass(frozen=True, slots=True)
+class Rebase:
+    """``temperature`` of the balance: the lower, the more children go to the best."""
+
+    name: Literal["rebase"] = "rebase"
+    temperature: float = 0.2
+    value: ValueName = "p_yes"
+    steps: Steps = field(default_factory=lambda: Steps(depth=25))
+
+
+def rebase(
+    engine: Engine,
+    chat: Chat,
+    questions: Sequence[str],
+    n: int,
+    sampling: Sampling,
+    config: Rebase,
+    value: Value | None = None,
+) -> list[Made]:
+    """Reward-balanced search (arXiv:2408.00724): children in proportion to exp(value / temperature), n leaves in all.
+
+    Exactly n candidates; each finished one takes one from the width of what follows. ``value`` takes the place of
+    ``config.value``. Raises ValueError unless ``config.temperature`` > 0.
+    """
+
+    def search(root: Node, rng: random.Random) -> Search:
+        level, counts, done = [root], [n], []
+        while level:
+            children = yield [leaf for leaf, k in zip(level, counts, strict=True) for _ in range(k)]
+            done += [c for c in children if c.done]
+            level = [c for c in children if not c.done]
+            counts = rebase_allocation([c.value for c in level], n - len(done), config.temperature)
+        return done
+
+    return grow_all(engine, chat, questions, sampling, config.steps, value or VALUES[config.value], search)
+
+
+@dataclass(frozen=True, slots=True)
+class Particles:
+    """``temperature`` of the weights softmax(logit(value) / temperature)."""
+
+    name: Literal["particles"] = "particles"
+    temperature: float = 1.0
+    value: ValueName = "p_yes"
+    steps: Steps = field(default_factory=Steps)
+
+
+def particles(
+    engine: Engine,
+    chat: Chat,
+    questions: Sequence[str],
+    n: int,
+    sampling: Sampling,
+    config: Particles,
+    value: Value | None = None,
+) -> list[Made]:
+    """Particle filter (arXiv:2502.01618): extend all, draw n anew by weight; finished ones keep theirs and take part.
+
+    n candidates, copies among them: how often a solution is there is part of what the filter says about it. No drawing
+    after the last step, when the scores themselves are at hand. ``value`` takes the place of ``config.value``.
+    Raises ValueError unless ``config.temperature`` > 0.
+    """
+
+    def search(root: Node, rng: random.Random) -> Search:
+        cloud = [root] * n
+        while active := [p for p in cloud if not p.done]:
+            children = iter((yield active))
+            cloud = [p if p.done else next(children) for p in cloud]
+            if not all(p.done for p in cloud):
+                weights = particle_probabilities([p.value for p in cloud], config.temperature)
+                cloud = rng.choices(cloud, weights, k=n)
+        return cloud
+
+    return grow_all(engine, chat, questions, sampling, config.steps, value or VALUES[config.value], search)
+
+
+def _groups(n: int, width: int) -> int:
+    if width < 1 or n < width or n % width:
+        raise ValueError(f"n = {n} must be a multiple of the width, {width}")
+    return n // width

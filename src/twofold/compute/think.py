@@ -1,0 +1,225 @@
+"""Think longer: budget forcing (s1), extrapolation strings (MRT), and rounds of self-correction.
+
+What is put into a model's mouth is ``sampled = False`` in the completion.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Literal
+
+from twofold.compute.cost import Cost, Made
+from twofold.compute.judge import judge_cost, p_yes, question
+from twofold.compute.rollout import forced, join, split, ungraded
+from twofold.engines.base import Engine
+from twofold.text.chat import Chat
+from twofold.types import Completion, Rollout, Sampling
+
+EXTRAPOLATION = ("Wait", "But wait", "Alternatively", "But hold on")
+"""MRT's strings (arXiv:2503.07572); its evaluation takes ``Forcing(waits=EXTRAPOLATION, times=8, each=2048)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forcing:
+    """How long to think, in the terms of s1 (arXiv:2501.19393). ``Sampling.max_tokens`` is the limit of the thought.
+
+    * ``opening``: what the thought is made to begin with (``<think>``, where the chat template does not say it).
+    * ``end``: the token that ends a thought, such as ``</think>``; empty: the thought is the solution, up to the end of
+      its turn.
+    * ``answer``: what a thought that was cut is made to go on with, behind ``end``; at most ``answer_tokens`` follow.
+    * ``times``: how often the end is suppressed, and one of ``waits``, in turn, put in its place.
+    * ``each``: token limit of every continuation, cut back to whole paragraphs (MRT). None: all share one limit (s1).
+    """
+
+    name: Literal["forcing"] = "forcing"
+    opening: str = ""
+    end: str = ""
+    answer: str = "\\boxed{"
+    waits: tuple[str, ...] = ("Wait",)
+    times: int = 0
+    each: int | None = None
+    answer_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if self.times < 0 or self.answer_tokens < 1 or (self.each is not None and self.each < 1):
+            raise ValueError(f"times must be at least 0, answer_tokens and each at least 1, got {self}")
+        if self.times and not self.waits:
+            raise ValueError("to go on, a thought needs a string in waits, such as 'Wait'")
+
+
+@dataclass(slots=True)
+class Draft:
+    """A solution in the making. ``text`` does not hold the token that ended it: that is ``ended``, until it is used.
+
+    ``start`` is where its latest continuation begins. ``used`` counts the thought's drawn tokens, ``generated`` all tokens,
+    forced and dropped ones included.
+    """
+
+    question: str
+    prompt: list[int]
+    text: Completion
+    ended: Completion | None = None
+    start: int = 0
+    used: int = 0
+    generated: int = 0
+
+    def say(self, chat: Chat, words: str) -> None:
+        """Force ``words``, on a line of their own."""
+        before = chat.decode(self.text.tokens)
+        line = "" if not before or before.endswith("\n") else "\n"
+        self.force(chat.encode(line + words, tags=True))
+
+    def force(self, tokens: list[int]) -> None:
+        self.text = join(self.text, forced(tokens))
+        self.generated += len(tokens)
+
+
+def forcing(
+    engine: Engine, chat: Chat, questions: Sequence[str], n: int, sampling: Sampling, config: Forcing
+) -> list[Made]:
+    """``n`` solutions by budget forcing; no scores. One engine call for each continuation, and one for the answers.
+
+    A row that overruns its own share of a common limit is cut behind the call (as s1's evaluation does it), and what
+    was cut off counts as generated and discarded. Raises ValueError if ``config.end`` is not a single token.
+    """
+    began = time.monotonic()
+    end = chat.encode(config.end, tags=True)
+    if len(end) > 1:
+        raise ValueError(f"end {config.end!r} must be a single token to stop at; this tokenizer makes {len(end)} of it")
+    drafts = [Draft(q, chat.prompt(q), forced([])) for q in questions for _ in range(n)]
+    for d in drafts:
+        d.force(chat.encode(config.opening, tags=True))
+    thinking = drafts
+    for i in range(config.times + 1):
+        for d in thinking if i else []:
+            d.start, d.ended = len(d.text.tokens), None
+            d.say(chat, config.waits[(i - 1) % len(config.waits)])
+        own = config.each if i else None
+        rooms = [own or max(1, sampling.max_tokens - d.used) for d in thinking]
+        _go_on(engine, thinking, rooms, replace(sampling, n=1, stop=(*end, *chat.stop)))
+        thinking = [d for d in thinking if d.ended or own]
+        for d in thinking:
+            if not d.ended:
+                d.text, _ = split(d.text, d.start + _paragraphs(chat, d.text.tokens[d.start :]))
+    finished = _answered(engine, chat, drafts, sampling, config, end)
+    share = (time.monotonic() - began) / max(1, len(questions))
+    made = []
+    for i in range(len(questions)):
+        mine = slice(i * n, (i + 1) * n)
+        group = [ungraded(chat, d.question, d.prompt, c) for d, c in zip(drafts[mine], finished[mine], strict=True)]
+        generated = sum(d.generated for d in drafts[mine])
+        kept = sum(len(c.tokens) for c in finished[mine])
+        made.append(Made(group, None, Cost(len(group[0].prompt), generated, 0, generated - kept, share)))
+    return made
+
+
+def _go_on(engine: Engine, drafts: Sequence[Draft], rooms: Sequence[int], sampling: Sampling) -> None:
+    """More of every draft, up to ``rooms`` tokens or a stop token, which is set apart. One engine call."""
+    if not drafts:
+        return
+    prompts = [[*d.prompt, *d.text.tokens] for d in drafts]
+    drawn = engine.generate(prompts, replace(sampling, max_tokens=max(rooms)))
+    for d, room, (c,) in zip(drafts, rooms, drawn, strict=True):
+        thought, _ = split(c, room)
+        d.generated += len(c.tokens)
+        d.used += len(thought.tokens)
+        if thought.finish == "stop":
+            thought, d.ended = split(thought, len(thought.tokens) - 1)
+        d.text = join(d.text, thought)
+
+
+def _answered(
+    engine: Engine, chat: Chat, drafts: Sequence[Draft], sampling: Sampling, config: Forcing, end: list[int]
+) -> list[Completion]:
+    """Every draft with its answer: a thought that was cut is closed and made to answer. One engine call."""
+    open_ = []
+    for d in drafts:
+        if d.ended and d.ended.tokens == end:
+            d.text = join(d.text, d.ended)
+        elif d.ended and not end:
+            d.text = join(d.text, d.ended)
+            continue
+        else:
+            for words in filter(None, (config.end, config.answer)):
+                d.say(chat, words)
+        open_.append(d)
+    if open_:
+        prompts = [[*d.prompt, *d.text.tokens] for d in open_]
+        limit = replace(sampling, n=1, max_tokens=config.answer_tokens, stop=chat.stop)
+        for d, (c,) in zip(open_, engine.generate(prompts, limit), strict=True):
+            d.generated += len(c.tokens)
+            d.text = join(d.text, c)
+    return [d.text for d in drafts]
+
+
+def _paragraphs(chat: Chat, tokens: Sequence[int]) -> int:
+    """How many of the tokens make up whole paragraphs: up to the last blank line, 0 without one."""
+    pieces = [chat.decode([t]) for t in tokens]
+    behind = "".join(pieces).rfind("\n\n") + 2
+    return bisect_left([0, *accumulate(map(len, pieces))], behind) if behind > 1 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """``rounds`` of retries at most. A solution whose P(Yes) is at least ``accept`` is not tried again.
+
+    ``keep``: of each chain the ``last`` attempt, or the one of the ``best`` P(Yes). ``retry`` is said after the verdict No;
+    ``{question}`` in it stands for the question.
+    """
+
+    name: Literal["correction"] = "correction"
+    rounds: int = 1
+    accept: float = 0.5
+    keep: Literal["last", "best"] = "last"
+    retry: str = "Solve the problem again: {question}"
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0 or not 0 <= self.accept <= 1:
+            raise ValueError(f"rounds must be at least 0 and accept in [0, 1], got {self}")
+
+
+def correction(
+    engine: Engine, chat: Chat, questions: Sequence[str], n: int, sampling: Sampling, config: Correction
+) -> list[Made]:
+    """``n`` chains of attempts: solve, verify, and if the verdict is No, solve again with solution and verdict in context.
+
+    A candidate's prompt is all that it was drawn from, earlier attempts included; its score is P(Yes), asked there.
+    Earlier attempts count as discarded. One engine call and one judging call per round.
+    """
+    began = time.monotonic()
+    prompts = [chat.prompt(q) for q in questions]
+    sampling = replace(sampling, stop=chat.stop)
+    drawn = engine.generate(prompts, replace(sampling, n=n))
+    latest = [ungraded(chat, q, p, c) for q, p, cs in zip(questions, prompts, drawn, strict=True) for c in cs]
+    chains: list[list[tuple[float, Rollout]]] = [[] for _ in latest]
+    generated, verified = [len(r.completion.tokens) for r in latest], [0] * len(latest)
+    trying = list(range(len(latest)))
+    for i in range(config.rounds + 1):
+        now = [latest[j] for j in trying]
+        for j, rollout, p in zip(trying, now, p_yes(engine, chat, now), strict=True):
+            chains[j].append((p, rollout))
+            verified[j] += judge_cost(chat, rollout)
+        trying = [j for j in trying if chains[j][-1][0] < config.accept]
+        if i == config.rounds or not trying:
+            break
+        judged = [[*question(chat, latest[j]), chat.verdicts[1]] for j in trying]
+        asked = [config.retry.replace("{question}", latest[j].problem.question) for j in trying]
+        again = [chat.ask(tokens, words) for tokens, words in zip(judged, asked, strict=True)]
+        drawn = engine.generate(again, replace(sampling, n=1))
+        for j, before, prompt, (c,) in zip(trying, judged, again, drawn, strict=True):
+            generated[j] += len(prompt) - len(before) + len(c.tokens)
+            latest[j] = ungraded(chat, latest[j].problem.question, prompt, c)
+    share = (time.monotonic() - began) / max(1, len(questions))
+    made = []
+    for i, prompt in enumerate(prompts):
+        mine = slice(i * n, (i + 1) * n)
+        kept = [max(c, key=lambda a: a[0]) if config.keep == "best" else c[-1] for c in chains[mine]]
+        spent = sum(generated[mine])
+        discarded = spent - sum(len(r.completion.tokens) for _, r in kept)
+        cost = Cost(len(prompt), spent, sum(verified[mine]), discarded, share)
+        made.append(Made([r for _, r in kept], [p for p, _ in kept], cost))
+    return made

@@ -1,0 +1,172 @@
+"""A tree of partial solutions, grown step by step: what every search shares.
+
+A search is a generator about one question: it yields the partial solutions to extend (one new step for each time that
+it names one), is sent the children with their values, and returns its candidates. ``grow_all`` runs the searches of all
+questions side by side: each round is one ``generate`` and one judging call for everything that lives.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from twofold.compute.cost import Cost, Made
+from twofold.compute.rollout import forced, join, split, ungraded
+from twofold.compute.value import Value
+from twofold.engines.base import Engine
+from twofold.text.chat import Chat
+from twofold.text.extract import last_boxed
+from twofold.types import Completion, Rollout, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Where a step ends.
+
+    ``line``: behind the first line break; a line of more than ``tokens`` tokens is cut there, and is its solution's last.
+    ``tokens``: after so many tokens. The ``depth``-th step of a solution runs to its end.
+    """
+
+    unit: Literal["line", "tokens"] = "line"
+    tokens: int = 256
+    depth: int = 40
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or self.depth < 1:
+            raise ValueError(f"tokens and depth of a step must be at least 1, got {self}")
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A partial solution: its parent's text and one more ``step``.
+
+    ``whole`` is everything so far; ``done``: it cannot be extended. ``drawn`` counts the step's tokens, those cut off
+    included; ``read`` the tokens spent on its value (0 if a twin's was taken).
+    """
+
+    whole: Rollout
+    parent: Node | None
+    step: Completion
+    done: bool = False
+    drawn: int = 0
+    value: float = 0.0
+    read: int = 0
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.whole.completion.tokens
+
+    def path(self) -> list[Node]:
+        """This node and all above it."""
+        return [self] if self.parent is None else [self, *self.parent.path()]
+
+
+Search = Generator[list[Node], list[Node], list[Node]]
+
+
+def grow_all(
+    engine: Engine,
+    chat: Chat,
+    questions: Sequence[str],
+    sampling: Sampling,
+    steps: Steps,
+    value: Value,
+    search: Callable[[Node, random.Random], Search],
+) -> list[Made]:
+    """What the search of each question returned; scores are values of whole solutions. The search's own random draws
+    depend on (seed, question)."""
+    began = time.monotonic()
+    nothing = forced([])
+    roots = [Node(ungraded(chat, q, chat.prompt(q), nothing), None, nothing) for q in questions]
+    searches = [search(r, random.Random(f"{sampling.seed}/{q}")) for r, q in zip(roots, questions, strict=True)]
+    nodes: list[list[Node]] = [[] for _ in questions]
+    found: dict[int, list[Node]] = {}
+    wanted = {i: next(s) for i, s in enumerate(searches)}
+    while wanted:
+        everyone = grow(engine, chat, [leaf for leaves in wanted.values() for leaf in leaves], sampling, steps)
+        evaluate(engine, chat, everyone, value)
+        children = iter(everyone)
+        for i, leaves in list(wanted.items()):
+            mine = [next(children) for _ in leaves]
+            nodes[i] += mine
+            try:
+                wanted[i] = searches[i].send(mine)
+            except StopIteration as end:
+                found[i] = end.value
+                del wanted[i]
+    share = (time.monotonic() - began) / max(1, len(questions))
+    return [
+        Made([c.whole for c in found[i]], [c.value for c in found[i]], cost(root, nodes[i], found[i], share))
+        for i, root in enumerate(roots)
+    ]
+
+
+def grow(engine: Engine, chat: Chat, leaves: Sequence[Node], sampling: Sampling, steps: Steps) -> list[Node]:
+    """One child of each leaf, in one engine call (two if some are at their last step).
+
+    ``sampling.max_tokens`` bounds a whole solution. Besides the end of the turn, a complete ``\\boxed{}`` ends one.
+    """
+    room = [sampling.max_tokens - len(leaf.tokens) for leaf in leaves]
+    last = [len(leaf.path()) >= steps.depth for leaf in leaves]
+    children: dict[int, Node] = {}
+    for final in (False, True):
+        mine = [i for i in range(len(leaves)) if last[i] == final]
+        if not mine:
+            continue
+        longest = max(room[i] for i in mine)
+        limit = longest if final else min(steps.tokens, longest)
+        stop = chat.stop if final or steps.unit == "tokens" else (*chat.stop, *chat.line_ends)
+        prompts = [[*leaves[i].whole.prompt, *leaves[i].tokens] for i in mine]
+        drawn = engine.generate(prompts, replace(sampling, n=1, max_tokens=limit, stop=stop))
+        for i, (c,) in zip(mine, drawn, strict=True):
+            over = final or (c.finish == "length" and steps.unit == "line") or len(c.tokens) >= room[i]
+            step, _ = split(c, room[i])
+            children[i] = _child(chat, leaves[i], step, over, len(c.tokens))
+    return [children[i] for i in range(len(leaves))]
+
+
+def _child(chat: Chat, leaf: Node, step: Completion, over: bool, drawn: int) -> Node:
+    completion = join(leaf.whole.completion, step)
+    whole = ungraded(chat, leaf.whole.problem.question, leaf.whole.prompt, completion)
+    finished = step.tokens[-1] in chat.stop or last_boxed(whole.text) is not None
+    whole = replace(whole, completion=replace(completion, finish="stop" if finished else "length"))
+    return Node(whole, leaf, step, over or finished, drawn)
+
+
+def evaluate(engine: Engine, chat: Chat, nodes: Sequence[Node], value: Value) -> None:
+    """Set the nodes' values, in one call of ``value``. Nodes of the same tokens are one to it, and cost once."""
+    first: dict[tuple[int, ...], Node] = {}
+    twins = [first.setdefault((*n.whole.prompt, *n.tokens), n) for n in nodes]
+    for node, (worth, read) in zip(first.values(), value(engine, chat, [n.whole for n in first.values()]), strict=True):
+        node.value, node.read = worth, read
+    for node, twin in zip(nodes, twins, strict=True):
+        node.value = twin.value
+
+
+def cost(root: Node, nodes: Sequence[Node], candidates: Sequence[Node], seconds: float) -> Cost:
+    """Of one question's search: a step that several candidates go through counts once, as it was drawn once."""
+    generated = sum(n.drawn for n in nodes)
+    kept = {id(a): len(a.step.tokens) for c in candidates for a in c.path()}
+    return Cost(
+        prompt=len(root.whole.prompt),
+        generated=generated,
+        verified=sum(n.read for n in nodes),
+        discarded=generated - sum(kept.values()),
+        seconds=seconds,
+    )
+
+
+def unique(nodes: Iterable[Node]) -> list[Node]:
+    """Without nodes that say what an earlier one says."""
+    first: dict[tuple[int, ...], Node] = {}
+    for node in nodes:
+        first.setdefault(tuple(node.tokens), node)
+    return list(first.values())
+
+
+def best(nodes: Iterable[Node], k: int) -> list[Node]:
+    """The ``k`` of highest value, best first; the earlier of equals."""
+    return sorted(nodes, key=lambda n: -n.value)[:k]

@@ -1,0 +1,72 @@
+r"""What a partial solution is worth: by the model's own verdict on it, or on the answers it leads to.
+
+A value is any function of this shape: a process verifier of another model takes the place of these with no more ado.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from twofold.compute.judge import judge_cost, p_yes
+from twofold.compute.rollout import forced, join, ungraded
+from twofold.engines.base import Engine
+from twofold.text.chat import Chat
+from twofold.text.extract import canonical
+from twofold.types import Rollout, Sampling
+
+Value = Callable[[Engine, Chat, Sequence[Rollout]], list[tuple[float, int]]]
+"""(value in [0, 1], tokens read or written to find it beyond the partial solution's own) of each; batched."""
+
+ValueName = Literal["p_yes", "outlook", "agreement"]
+
+
+def verdict(engine: Engine, chat: Chat, partials: Sequence[Rollout]) -> list[tuple[float, int]]:
+    """P(Yes) of the solution as it stands, finished or not. The cheapest: no token is written."""
+    return [(p, judge_cost(chat, r)) for p, r in zip(p_yes(engine, chat, partials), partials, strict=True)]
+
+
+def outlook(engine: Engine, chat: Chat, partials: Sequence[Rollout], k: int = 4) -> list[tuple[float, int]]:
+    """Mean P(Yes) of ``k`` solutions made by forcing the answer here; of a finished solution, its own P(Yes)."""
+    probes, spent = answers_here(engine, chat, partials, k)
+    everyone = [r for group in probes for r in group]
+    scores = iter(verdict(engine, chat, everyone))
+    values = []
+    for group, tokens in zip(probes, spent, strict=True):
+        mine = [next(scores) for _ in group]
+        values.append((sum(p for p, _ in mine) / len(mine), tokens + sum(read for _, read in mine)))
+    return values
+
+
+def agreement(engine: Engine, chat: Chat, partials: Sequence[Rollout], k: int = 4) -> list[tuple[float, int]]:
+    """Share of ``k`` forced answers that are the most frequent one; 1 of a finished solution with an answer, else 0."""
+    values = []
+    for group, tokens in zip(*answers_here(engine, chat, partials, k), strict=True):
+        counts = Counter(canonical(r.answer) for r in group if r.answer is not None)
+        values.append((max(counts.values(), default=0) / len(group), tokens))
+    return values
+
+
+def answers_here(
+    engine: Engine, chat: Chat, partials: Sequence[Rollout], k: int, closing: str = "\\boxed{", limit: int = 32
+) -> tuple[list[list[Rollout]], list[int]]:
+    """``k`` ways to answer at once from each partial solution, and the tokens forced and drawn for them.
+
+    A new line, ``closing`` and at most ``limit`` tokens of one line are added. A finished solution stands for itself.
+    """
+    still = [i for i, r in enumerate(partials) if r.completion.finish == "length"]
+    ends = {
+        i: forced(chat.encode(("" if partials[i].text.endswith("\n") else "\n") + closing, tags=True)) for i in still
+    }
+    prompts = [[*partials[i].prompt, *partials[i].completion.tokens, *ends[i].tokens] for i in still]
+    sampling = Sampling(n=k, max_tokens=limit, stop=(*chat.stop, *chat.line_ends))
+    groups, spent = [[r] for r in partials], [0] * len(partials)
+    for i, completions in zip(still, engine.generate(prompts, sampling) if still else [], strict=True):
+        r = partials[i]
+        groups[i] = [ungraded(chat, r.problem.question, r.prompt, join(r.completion, ends[i], c)) for c in completions]
+        spent[i] = sum(len(ends[i].tokens) + len(c.tokens) for c in completions)
+    return groups, spent
+
+
+VALUES: dict[ValueName, Value] = {"p_yes": verdict, "outlook": outlook, "agreement": agreement}
