@@ -21,6 +21,7 @@ from twofold.engines.native import NativeEngine
 from twofold.engines.sampling import draw, uniforms
 from twofold.maths import attention
 from twofold.maths.attention import Packing, install
+from twofold.maths.decoder import Decoder
 from twofold.maths.logprobs import token_logprobs
 from twofold.trainer.model import load_model
 from twofold.types import Completion, Sampling
@@ -599,6 +600,42 @@ def test_any_full_attention_model_works(config: str, options: dict[str, Any]) ->
     texts = [[*p, *c.tokens, 20, 21] for p, group in zip(prompts, done, strict=True) for c in group]
     scores, expected = (e.logprobs(texts, [[30, 31]] * len(texts)) for e in (native, hf))
     assert [x for row in scores for x in row] == near([x for row in expected for x in row])
+
+
+def test_the_written_out_forward_pass_is_for_plain_models_of_the_family() -> None:
+    """Others, and one whose layer was replaced (an adapter, say), run as they are."""
+    found = {config: Decoder.suits(install(tiny(config, **options))) for config, options in ACCEPTED}
+    assert [c for c, suits in found.items() if suits] == ["LlamaConfig", "Qwen2Config", "Qwen3Config", "MistralConfig"]
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    model = install(tiny("LlamaConfig"))
+    before = NativeEngine(model).logprobs([[5, 6]], [[7]])
+    model.base_model.layers[1].mlp.up_proj.__class__ = Doubled
+    assert not Decoder.suits(model)
+    assert abs(NativeEngine(model).logprobs([[5, 6]], [[7]])[0][0] - before[0][0]) > 1e-3
+
+
+def test_changed_weights_are_seen_after_load() -> None:
+    model = tiny("Qwen2Config")
+    engine = NativeEngine(model)
+    before = engine.logprobs([[5, 6]], [[7]])
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.9)
+    engine.load(model.state_dict())
+    after = engine.logprobs([[5, 6]], [[7]])
+    assert after[0] == near(full_forward(model_without_layout(model), [5, 6], [7]))
+    assert abs(after[0][0] - before[0][0]) > 1e-3
+
+
+def model_without_layout(model: Any) -> Any:
+    """The same weights as ``transformers`` runs them."""
+    plain = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), attn_implementation="sdpa").float().eval()
+    plain.load_state_dict(model.state_dict())
+    return plain
 
 
 @pytest.mark.parametrize(

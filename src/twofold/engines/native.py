@@ -21,6 +21,7 @@ from twofold.engines.base import check_prompts
 from twofold.engines.kv import KV, Together
 from twofold.engines.sampling import confidences, draw, uniforms
 from twofold.maths.attention import install
+from twofold.maths.decoder import Decoder, Module, network
 from twofold.types import Completion, Finish, Sampling
 
 
@@ -163,7 +164,8 @@ class NativeEngine:
     ``exact``: every prompt (with its n samples) runs as a batch of its own, so that company cannot change a
     result by a rounding; slower. ``max_rows`` bounds the rows decoded at once (one prompt's samples stay together).
     ``precision`` must be the learner's, so that what is sampled is what is scored: with ``bfloat16`` the model and
-    its head run under autocast. Raises ValueError for a model that ``install`` refuses.
+    its head run under autocast, or, where ``Decoder`` suits, as if they did. Call ``load`` when weights have changed.
+    Raises ValueError for a model that ``install`` refuses.
     """
 
     def __init__(
@@ -180,16 +182,25 @@ class NativeEngine:
         self.precision = precision
         self.usage = Usage()
         self._kept: list[Kept] = []
+        self._made: Decoder | Module | None = None
 
     def load(self, weights: Mapping[str, Any]) -> None:
-        """The weights are the module's own and already in place; only the caches are stale now."""
-        self._kept = []
+        """The weights are the module's own and already in place; only what was made of them is stale now."""
+        self._kept, self._made = [], None
 
     def rest(self) -> None:
-        self._kept = []
+        self._kept, self._made = [], None
+
+    @property
+    @torch.inference_mode()
+    def _network(self) -> Decoder | Module:
+        if self._made is None:
+            self._made = network(self.model, getattr(torch, self.precision))
+        return self._made
 
     def session(self) -> NativeEngine:
         """An engine on the same module with caches and a count of its own, for a caller that is served beside others."""
+        assert self._network  # made once for all sessions
         other = copy.copy(self)
         other.usage, other._kept = Usage(), []
         return other
@@ -327,12 +338,11 @@ class NativeEngine:
         longest = max(counts)
         ids = torch.tensor([[*p, *[0] * (longest - len(p))] for p in pieces], device=self.model.device)
         self.usage.computed += sum(counts)
-        out = self.model.base_model(input_ids=ids, position_ids=kv.begin(counts), use_cache=False, layout=kv)
-        return out.last_hidden_state
+        return self._network(ids, kv.begin(counts), kv)
 
     def _autocast(self) -> torch.autocast:
         """What the learner scores under. Around a whole call, so that weights are cast once and not per token."""
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _head(self, hidden: Tensor) -> Tensor:
-        return self.model.get_output_embeddings()(hidden)
+        return self._network.head(hidden)

@@ -9,7 +9,7 @@ forward call. So the same, unmodified module serves the learner and the engine:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,8 @@ from twofold.maths.norm import replace_norms
 NAME = "twofold"
 BLOCK = 2**20
 """So many attention weights are held at a time in a CPU's backward pass."""
+SHELF = 2048
+"""So many tokens of samples of unequal length are attended to in one product on a CPU."""
 
 
 class Layout(Protocol):
@@ -52,10 +54,14 @@ def attention(
         )
     if softcap is not None or s_aux is not None:
         raise ValueError(f"{type(module).__name__} caps its attention or has sinks; twofold's attention has neither")
-    # Under autocast values are bfloat16 and rotated queries and keys are not. On a CPU fp32 is as fast and nearer the truth.
-    dtype = torch.float32 if value.device.type == "cpu" else value.dtype
+    dtype = attention_dtype(value)
     with torch.autocast(value.device.type, enabled=False):  # which would take it back
         return layout.attend(module.layer_idx, query.to(dtype), key.to(dtype), value.to(dtype), scaling), None
+
+
+def attention_dtype(value: Tensor) -> torch.dtype:
+    """Under autocast values are bfloat16, rotated queries and keys are not. On a CPU fp32 is as fast and nearer the truth."""
+    return torch.float32 if value.device.type == "cpu" else value.dtype
 
 
 def partial_attention(
@@ -116,31 +122,27 @@ def install(model: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
-    """Samples that begin with the same ``head`` tokens, laid from ``first`` on: the head once, then what each has of its own."""
+class Shelf:
+    """What some samples have of their own, set out as [samples, longest]; about equally long, so little is padding."""
 
-    first: int
-    head: int
-    index: Tensor  # [samples, longest] where the own tokens are laid; behind short samples, their last
-    own: Tensor  # [own tokens] which of these samples * longest entries are tokens
-    padding: Tensor  # [samples, longest]
+    where: slice | Tensor  # which laid tokens these are: a stretch, if all samples are equally long
+    shape: tuple[int, int]
+    index: Tensor  # [samples * longest] where each entry is laid; behind a short sample, its last token
+    tokens: Tensor  # which entries are no padding
+    padding: Tensor  # [samples, 1, longest, 1]
 
-    def set_out(self, x_H_N_D: Tensor) -> Tensor:
-        """The own tokens as [samples, H, longest, D]; a view if they are equally many."""
-        even = len(self.own) == self.index.numel()
-        flat = x_H_N_D[:, self.slices[1]] if even else x_H_N_D.index_select(1, self.index.flatten())
-        return flat.view(flat.shape[0], *self.index.shape, -1).transpose(0, 1)
+    def set_out(self, x_N_H_D: Tensor) -> Tensor:
+        """[samples, H, longest, D] (or without D), a view of a stretch."""
+        flat = x_N_H_D[self.where] if isinstance(self.where, slice) else x_N_H_D.index_select(0, self.index)
+        return flat.view(*self.shape, *flat.shape[1:]).transpose(1, 2)
 
-    def laid(self, x_S_H_T_D: Tensor) -> Tensor:
-        """And back: [H, own tokens, D]."""
-        flat = x_S_H_T_D.transpose(0, 1).flatten(1, 2)
-        return flat if len(self.own) == flat.shape[1] else flat.index_select(1, self.own)
-
-    @property
-    def slices(self) -> tuple[slice, slice]:
-        """Where the head and the own tokens are laid."""
-        middle = self.first + self.head
-        return slice(self.first, middle), slice(middle, middle + len(self.own))
+    def add(self, total_N_H_D: Tensor, x_S_H_T_D: Tensor) -> None:
+        """And back, onto what is there."""
+        flat = x_S_H_T_D.transpose(1, 2).flatten(0, 1)
+        if isinstance(self.where, slice):
+            total_N_H_D[self.where] += flat
+        else:
+            total_N_H_D.index_add_(0, self.where, flat.index_select(0, self.tokens))
 
 
 class Packing:
@@ -156,23 +158,29 @@ class Packing:
     def __init__(self, families: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu") -> None:
         self.lengths = [head + size for head, sizes in families for size in sizes]
         index = torch.zeros(len(self.lengths), max(self.lengths), dtype=torch.long)
-        self.families: list[Family] = []
+        self.shared: list[tuple[slice, slice]] = []  # where a family's head and then its samples' own tokens are laid
+        stretches: list[list[tuple[int, int]]] = []  # (first, behind the last) of own tokens; alike ones together
+        ragged: list[tuple[int, int]] = []
         positions, slots, row, laid = [], [], 0, 0
         for head, sizes in families:
             positions.append(torch.arange(head))
             slots.append(row * index.shape[1] + positions[-1])
             first, laid = laid, laid + head
-            where = torch.zeros(len(sizes), max(sizes), dtype=torch.long)
-            for i, size in enumerate(sizes):
+            own = []
+            for size in sizes:
                 index[row, :head] = torch.arange(first, first + head)
                 index[row, head : head + size] = torch.arange(laid, laid + size)
                 positions.append(torch.arange(head, head + size))
                 slots.append(row * index.shape[1] + positions[-1])
-                where[i] = torch.arange(laid, laid + where.shape[1]).clamp(max=laid + size - 1)
+                own.append((laid, laid + size))
                 row, laid = row + 1, laid + size
-            padding = torch.arange(where.shape[1]) >= torch.tensor(sizes)[:, None]
-            own = (~padding).flatten().nonzero()[:, 0]
-            self.families.append(Family(first, head, where.to(device), own.to(device), padding.to(device)))
+            if head:
+                self.shared.append((slice(first, first + head), slice(first + head, laid)))
+            if len(set(sizes)) == 1:
+                stretches.append(own)
+            else:
+                ragged += own
+        self.shelves = [_shelf(s, device) for s in [*stretches, *_alike(ragged)]]
         self.index = index.to(device)
         self.slots = torch.cat(slots).to(device)
         self.positions = torch.cat(positions)[None].to(device)
@@ -180,7 +188,8 @@ class Packing:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         if query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:
             scale = query.shape[-1] ** -0.5 if scale is None else scale
-            return _Families.apply(query[0], key[0], value[0], self, scale).transpose(0, 1)[None]
+            laid = (x[0].transpose(0, 1) for x in (query, key, value))
+            return _Packed.apply(*laid, self, scale)[None]
         return self.attend_set_out(query, key, value, scale)
 
     def attend_set_out(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
@@ -191,29 +200,55 @@ class Packing:
         return out.transpose(1, 2).flatten(0, 1).index_select(0, self.slots)[None]
 
 
-class _Families(torch.autograd.Function):
+def _alike(stretches: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Stretches (first, behind the last) by length: at most a quarter longer than the shortest, ``SHELF`` tokens at most."""
+    shelf: list[tuple[int, int]] = []
+    for first, end in sorted(stretches, key=lambda s: s[0] - s[1]):
+        longest = shelf[0][1] - shelf[0][0] if shelf else 0
+        if shelf and (4 * longest > 5 * (end - first) or (len(shelf) + 1) * longest > SHELF):
+            yield shelf
+            shelf = []
+        shelf.append((first, end))
+    if shelf:
+        yield shelf
+
+
+def _shelf(stretches: list[tuple[int, int]], device: torch.device | str) -> Shelf:
+    first, end = (torch.tensor(x)[:, None] for x in zip(*stretches, strict=True))
+    steps = torch.arange(int((end - first).max()))
+    index = (first + steps).minimum(end - 1)
+    padding = steps >= end - first
+    tokens = (~padding).flatten().nonzero()[:, 0]
+    even = not bool(padding.any()) and [s for s, _ in stretches[1:]] == [e for _, e in stretches[:-1]]
+    where = slice(stretches[0][0], stretches[-1][1]) if even else index.flatten()[tokens].to(device)
+    flat, shape = index.flatten().to(device), (len(stretches), len(steps))
+    return Shelf(where, shape, flat, tokens.to(device), padding[:, None, :, None].to(device))
+
+
+class _Packed(torch.autograd.Function):
     """Packed attention on a CPU, whose own backward pass of attention is several times slower than matrix products.
 
-    The own tokens of a family attend to themselves and, all in one product, to its head; ``merge`` joins the two. The backward
-    pass needs of a softmax only its log-sum, and so takes the parts one by one (FlashAttention-2, arXiv:2307.08691, section 3.1).
+    The own tokens of samples attend to themselves, shelf by shelf, and those of a family, all in one product, to its head;
+    ``merge`` joins the two. The backward pass needs of a softmax only its log-sum, and so takes the parts one by one
+    (FlashAttention-2, arXiv:2307.08691, section 3.1). Everything is [N, H, D]: a stretch of tokens is a view.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Packing, scale: float) -> Tensor:
-        out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
-        for family in layout.families:
-            head, own = family.slices
-            asks, keys, values = (family.set_out(x) for x in (q, k, v))
+        out, lse = torch.zeros_like(q), q.new_zeros(q.shape[:2])
+        for shelf in layout.shelves:
+            asks, keys, values = (shelf.set_out(x) for x in (q, k, v))
             part, sums = partial_attention(asks, keys, values, scale, causal=True)
-            mine, log_sum = family.laid(part), family.laid(sums[..., None])[..., 0]
-            if family.head:  # what is laid behind the head sees all of it, which is just causality
-                every = slice(head.start, own.stop)
-                other, sums = partial_attention(
-                    q[None, :, every], k[None, :, head], v[None, :, head], scale, causal=True
-                )
-                out[:, head], lse[:, head] = other[0, :, : family.head], sums[0, :, : family.head]
-                mine, log_sum = merge(mine, log_sum, other[0, :, family.head :], sums[0, :, family.head :])
-            out[:, own], lse[:, own] = mine, log_sum
+            shelf.add(out, part)
+            shelf.add(lse, sums)
+        for head, own in layout.shared:
+            # what is laid behind the head sees all of it, which is just causality
+            every, size = slice(head.start, own.stop), head.stop - head.start
+            asks, keys, values = (x[None, where].transpose(1, 2) for x, where in ((q, every), (k, head), (v, head)))
+            part, sums = partial_attention(asks, keys, values, scale, causal=True)
+            part, sums = part[0].transpose(0, 1), sums[0].T
+            out[head], lse[head] = part[:size], sums[:size]
+            out[own], lse[own] = merge(out[own], lse[own], part[size:], sums[size:])
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.layout, ctx.scale = layout, scale
         return out
@@ -222,26 +257,23 @@ class _Families(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, out, lse = ctx.saved_tensors
         (g,) = gradients
-        delta = torch.linalg.vecdot(g.float(), out.float())
+        delta = torch.linalg.vecdot(g, out)
         found = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for family in ctx.layout.families:
-            head, own = family.slices
-            asks, keys, values, g_rows = (family.set_out(x) for x in (q, k, v, g))
-            sums, deltas = (family.set_out(x[..., None])[..., 0] for x in (lse, delta))
-            # padding repeats a token; without a gradient it counts for nothing
-            g_rows = g_rows.masked_fill(family.padding[:, None, :, None], 0)
-            deltas = deltas.masked_fill(family.padding[:, None], 0)
+        for shelf in ctx.layout.shelves:
+            asks, keys, values, g_rows, sums, deltas = (shelf.set_out(x) for x in (q, k, v, g, lse, delta))
+            if not isinstance(shelf.where, slice):  # padding repeats a token; without a gradient it counts for nothing
+                g_rows = g_rows.masked_fill(shelf.padding, 0)
+                deltas = deltas.masked_fill(shelf.padding[..., 0], 0)
             parts = partial_gradients(asks, keys, values, g_rows, sums, deltas, ctx.scale)
             for total, part in zip(found, parts, strict=True):
-                total[:, own] += family.laid(part)
-            if family.head:
-                every = slice(head.start, own.stop)
-                parts = partial_gradients(
-                    q[None, :, every], k[None, :, head], v[None, :, head], g[None, :, every],
-                    lse[None, :, every], delta[None, :, every], ctx.scale,
-                )  # fmt: skip
-                for total, part, where in zip(found, parts, (every, head, head), strict=True):
-                    total[:, where] += part[0]
+                shelf.add(total, part)
+        for head, own in ctx.layout.shared:
+            every = slice(head.start, own.stop)
+            asks, g_rows, sums, deltas = (x[None, every].transpose(1, 2) for x in (q, g, lse, delta))
+            keys, values = (x[None, head].transpose(1, 2) for x in (k, v))
+            parts = partial_gradients(asks, keys, values, g_rows, sums, deltas, ctx.scale)
+            for total, part, where in zip(found, parts, (every, head, head), strict=True):
+                total[where] += part[0].transpose(0, 1)
         return *found, None, None
 
 

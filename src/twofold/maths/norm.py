@@ -21,7 +21,12 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        return _RMSNorm.apply(x, self.weight, self.variance_epsilon, dtype)
+        return rms_norm(x, self.weight, self.variance_epsilon, dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """w x / sqrt(mean(x^2) + eps) over the last dimension, computed in fp32 and returned in ``dtype``."""
+    return _RMSNorm.apply(x, weight, eps, dtype)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -1,0 +1,141 @@
+"""The forward pass of Llama's family in few operations, over the weights of a ``transformers`` model.
+
+What the module does in some sixty operations a layer takes twenty here: queries, keys and values are one product, as
+are gate and up; the rotation is one complex product; weights are cast once. The numbers are those of the module, under
+autocast if ``dtype`` is bfloat16, but for the order of sums: what is sampled with this is what the module scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, silu
+
+from twofold.maths.attention import Layout, attention_dtype
+from twofold.maths.norm import rms_norm
+
+FAMILY = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+
+Affine = tuple[Tensor, Tensor | None]
+"""Weight and bias."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    before_attention: Tensor
+    heads: Affine  # queries, keys and values
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    out: Affine
+    before_mlp: Tensor
+    gate_up: Affine
+    down: Affine
+
+
+class Decoder:
+    """A copy of the model's matrices in ``dtype``, in the layout of this forward pass."""
+
+    @staticmethod
+    def suits(model: Any) -> bool:
+        """Whether ``model`` is of the family, plain: none of its linear layers has been replaced by something else."""
+        return (
+            type(model).__name__ in FAMILY
+            and model.config.hidden_act == "silu"
+            and getattr(model.config, "partial_rotary_factor", 1.0) == 1.0
+            and all(type(m) is nn.Linear for m in model.modules() if isinstance(m, nn.Linear))
+            and all(type(x.self_attn.q_proj) is type(x.mlp.up_proj) is nn.Linear for x in model.base_model.layers)
+        )
+
+    @torch.no_grad()
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        base, config = model.base_model, model.config
+        first = base.layers[0].self_attn
+        self.dtype, self.scale, self.width = dtype, first.scaling, first.head_dim
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.eps = config.rms_norm_eps
+        self.embeddings, self.rotation = base.embed_tokens, base.rotary_emb
+        self.layers = [self._layer(x) for x in base.layers]
+        self.norm = base.norm.weight
+        self.output = self._joined(model.get_output_embeddings())
+
+    def _layer(self, layer: Any) -> Layer:
+        a, m = layer.self_attn, layer.mlp
+        w, b = self._joined(a.q_proj, a.k_proj, a.v_proj)
+        return Layer(
+            before_attention=layer.input_layernorm.weight,
+            heads=(self._paired(w), None if b is None else self._paired(b)),
+            query_norm=_pairs(a.q_norm.weight, 0) if hasattr(a, "q_norm") else None,
+            key_norm=_pairs(a.k_norm.weight, 0) if hasattr(a, "k_norm") else None,
+            out=self._joined(a.o_proj),
+            before_mlp=layer.post_attention_layernorm.weight,
+            gate_up=self._joined(m.gate_proj, m.up_proj),
+            down=self._joined(m.down_proj),
+        )
+
+    def _joined(self, *layers: nn.Linear) -> Affine:
+        weights: list[Tensor] = [x.weight.to(self.dtype) for x in layers]
+        biases: list[Tensor] = [x.bias.to(self.dtype) for x in layers if x.bias is not None]
+        return weights[0] if len(weights) == 1 else torch.cat(weights), torch.cat(biases) if biases else None
+
+    def _paired(self, x: Tensor) -> Tensor:
+        """The rows of queries and keys by ``_pairs``; their products do not notice."""
+        rows = x.unflatten(0, (-1, self.width))
+        turned = self.heads + self.kv_heads
+        return torch.cat([_pairs(rows[:turned], 1), rows[turned:]]).flatten(0, 1)
+
+    def __call__(self, ids_B_T: Tensor, positions_B_T: Tensor, layout: Layout) -> Tensor:
+        """Hidden states [B, T, hidden] behind the last norm, in ``dtype``."""
+        x = self.embeddings(ids_B_T)
+        cos, sin = (t[:, :, None, : self.width // 2] for t in self.rotation(x, positions_B_T))
+        turn = torch.complex(cos, sin)
+        with torch.autocast(x.device.type, enabled=False):
+            for i, layer in enumerate(self.layers):
+                q, k, v = self._heads(layer, rms_norm(x, layer.before_attention, self.eps, self.dtype), turn)
+                seen = layout.attend(i, q, k, v, self.scale).flatten(2).to(self.dtype)
+                x = x + linear(seen, *layer.out)
+                gate, up = linear(rms_norm(x, layer.before_mlp, self.eps, self.dtype), *layer.gate_up).chunk(2, -1)
+                x = x + linear(silu(gate) * up, *layer.down)
+            return rms_norm(x, self.norm, self.eps, self.dtype)
+
+    def _heads(self, layer: Layer, h_B_T_C: Tensor, turn_B_T_1_D: Tensor) -> list[Tensor]:
+        """Rotated queries and keys, and values: [B, heads, T, D] each."""
+        every = linear(h_B_T_C, *layer.heads).unflatten(-1, (-1, self.width))
+        sizes = [self.heads, self.kv_heads]
+        qk, v = every.split([sum(sizes), self.kv_heads], 2)
+        if layer.query_norm is not None and layer.key_norm is not None:
+            q, k = qk.split(sizes, 2)
+            normed = [rms_norm(t, w, self.eps, self.dtype) for t, w in ((q, layer.query_norm), (k, layer.key_norm))]
+            qk = torch.cat(normed, 2)
+        pairs = torch.view_as_complex(qk.float().unflatten(-1, (-1, 2)))
+        q, k = torch.view_as_real(pairs * turn_B_T_1_D).flatten(-2).split(sizes, 2)
+        dtype = attention_dtype(v)
+        return [t.to(dtype).transpose(1, 2) for t in (q, k, v)]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states."""
+        return linear(hidden, *self.output)
+
+
+def _pairs(x: Tensor, dim: int) -> Tensor:
+    """A head's dimensions with the two that are rotated together, i and i + D / 2, side by side."""
+    return x.unflatten(dim, (2, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+
+
+class Module:
+    """The forward pass of any other model: the module itself, to be run under autocast if in bfloat16."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.head = model.get_output_embeddings()
+
+    def __call__(self, ids_B_T: Tensor, positions_B_T: Tensor, layout: Layout) -> Tensor:
+        out = self.model.base_model(input_ids=ids_B_T, position_ids=positions_B_T, use_cache=False, layout=layout)
+        return out.last_hidden_state
+
+
+def network(model: Any, dtype: torch.dtype) -> Decoder | Module:
+    """How ``model`` is run in sampling. (In learning, where products are large, the module itself is as fast.)"""
+    return Decoder(model, dtype) if Decoder.suits(model) else Module(model)
