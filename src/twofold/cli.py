@@ -1,4 +1,4 @@
-"""The command line: ``twofold train | eval | report | solve | demo``."""
+"""The command line: ``twofold train | eval | report | solve | serve | demo``."""
 
 from __future__ import annotations
 
@@ -74,6 +74,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("problem", help="the problem's text")
     sub.add_argument("--system", help="system prompt")
     sub.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+    sub = command("serve", _serve, "Serve a model over HTTP: OpenAI's API, and a page to try it.")
+    sub.add_argument("model", help="as for eval")
+    sub.add_argument("--host", default="127.0.0.1", help="other than this machine itself needs a key (%(default)s)")
+    sub.add_argument("--port", type=int, default=8000, help="0 takes any that is free (%(default)s)")
+    sub.add_argument("--api-key-file", type=Path, help="a file with the key (or set TWOFOLD_API_KEY)")
+    sub.add_argument("--concurrent", type=int, default=64, help="requests worked on at once (%(default)s)")
+    sub.add_argument("--queue", type=int, default=64, help="requests that may wait beyond them (%(default)s)")
+    sub.add_argument("--grace", type=float, default=30.0, help="seconds to finish in after SIGTERM (%(default)s)")
+    sub.add_argument("--system", help="system prompt, where a conversation brings none")
 
     sub = command(
         "demo",
@@ -168,6 +178,26 @@ def _solve(args: argparse.Namespace, rest: list[str]) -> int:
     print(
         f"cost   {solution.generated_tokens} tokens generated, {solution.judge_tokens} read to judge, {solution.seconds:.1f} s"
     )
+    return 0
+
+
+def _serve(args: argparse.Namespace, rest: list[str]) -> int:
+    import logging
+
+    from twofold import run
+
+    try:
+        from twofold.serve.server import read_key, serve
+    except ImportError as error:
+        raise ImportError(f"{error}: serving needs an extra, pip install 'twofold[serve]'") from error
+    from twofold.serve.service import Limits
+
+    if args.concurrent < 1 or args.queue < 0 or args.grace < 0:
+        raise ValueError("--concurrent must be at least 1, --queue and --grace at least 0")
+    key = read_key(args.api_key_file, args.host)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    limits = Limits(concurrent=args.concurrent, queue=args.queue, grace=args.grace)
+    serve(run.service(run.load(args.model, system=args.system), limits), args.host, args.port, key)
     return 0
 
 

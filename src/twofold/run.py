@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from twofold import config as configs
 from twofold.compute.rollout import Task
@@ -28,6 +28,9 @@ from twofold.trainer.loop import train as loop
 from twofold.trainer.model import Precision, load_model
 from twofold.trainer.optim import Optim
 from twofold.types import Problem, Sampling, Stopped
+
+if TYPE_CHECKING:
+    from twofold.serve.service import Limits, Service
 
 SHIPPED = "tiny"
 """Name of the base model that comes with the package."""
@@ -139,6 +142,18 @@ def load(model: str | Path = SHIPPED, *, system: str | None = None, precision: P
 def solve(model: Model, problem: str, plan: Plan | None = None) -> Solution:
     """The answer to one problem, with its confidence, the votes and the cost."""
     return solve_all(model.engine, model.chat, [problem], plan or Plan())[0]
+
+
+def service(model: Model, limits: Limits | None = None) -> Service:
+    """A model made ready to serve, see ``serve/``. Raises ValueError if its context or its verdicts cannot be told."""
+    from twofold.serve.loop import Loop
+    from twofold.serve.service import Service
+
+    context = getattr(model.engine.model.config, "max_position_embeddings", None)
+    if context is None:
+        raise ValueError(f"{model.name}: its config does not say how long a text may be (max_position_embeddings)")
+    _ = model.chat.verdicts
+    return Service(Path(model.name).name, model.chat, Loop(model.engine), context, limits)
 
 
 def make_task(config: TaskConfig) -> Task:
