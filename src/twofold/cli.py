@@ -196,6 +196,7 @@ def _serve(args: argparse.Namespace, rest: list[str]) -> int:
         raise ValueError("--concurrent must be at least 1, --queue and --grace at least 0")
     key = read_key(args.api_key_file, args.host)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     limits = Limits(concurrent=args.concurrent, queue=args.queue, grace=args.grace)
     serve(run.service(run.load(args.model, system=args.system), limits), args.host, args.port, key)
     return 0

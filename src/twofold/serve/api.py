@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 import uuid
 from base64 import b64encode
@@ -25,6 +26,7 @@ from twofold.serve.schema import ChatRequest, ErrorReply, Refused, TextRequest
 from twofold.serve.schema import Request as Body
 from twofold.serve.service import Service, Work
 
+_FIELD = re.compile(r"[a-z_]+|\d+")  # not the name of one of a field's forms, such as constrained-str
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}}
 
 
@@ -119,23 +121,22 @@ class EventStream(Response):
 
     async def _events(self) -> AsyncIterator[str]:
         work, chunks = self.work, self.chunks
-        for chunk in chunks.first():
-            yield json.dumps(chunk)
-        while not work.future.done():
-            news = asyncio.create_task(work.news.wait())
-            either: list[asyncio.Future[Any]] = [work.future, news]
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            news.cancel()
-            work.news.clear()
-            for chunk in chunks.more():
-                yield json.dumps(chunk)
-            await asyncio.sleep(chunks.pause)
         try:
-            last = chunks.last(work.future.result())
-        except (Exception, asyncio.CancelledError) as error:  # the status was sent: say it in the stream
-            last = [failure(error).body]
-        for chunk in last:
-            yield json.dumps(chunk)
+            for chunk in chunks.first():
+                yield json.dumps(chunk)
+            while not work.future.done():
+                news = asyncio.create_task(work.news.wait())
+                either: list[asyncio.Future[Any]] = [work.future, news]
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                news.cancel()
+                work.news.clear()
+                for chunk in chunks.more():
+                    yield json.dumps(chunk)
+                await asyncio.sleep(chunks.pause)
+            for chunk in chunks.last(work.future.result()):
+                yield json.dumps(chunk)
+        except Exception as error:  # the status was sent: say it in the stream
+            yield json.dumps(failure(error).body)
         yield "[DONE]"
 
 
@@ -154,9 +155,14 @@ def _refusals(api: FastAPI) -> None:
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(str(x) for x in first["loc"][1:])[:200] or None
-        return reply(Refused(400, f"{where or 'body'}: {first['msg']}", "invalid_request", where))
+        deepest = max(error.errors(), key=lambda e: len(e["loc"]))  # of several forms a field may have, the one meant
+        named = [str(x) for x in deepest["loc"][1:]]
+        if deepest["type"] != "extra_forbidden":
+            named = [x for x in named if _FIELD.fullmatch(x)]
+        else:
+            named = [*(x for x in named[:-1] if _FIELD.fullmatch(x)), named[-1]]
+        where = ".".join(named)[:100] or None
+        return reply(Refused(400, f"{where or 'body'}: {deepest['msg']}", "invalid_request", where))
 
     @api.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
