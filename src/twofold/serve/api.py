@@ -28,6 +28,7 @@ from twofold.serve.service import Service, Work
 
 _FIELD = re.compile(r"[a-z_]+|\d+")  # not the name of one of a field's forms, such as constrained-str
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}}
+STREAMED = ERRORS | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
 
 def app(service: Service, key: str | None = None) -> Guard:
@@ -56,12 +57,12 @@ def app(service: Service, key: str | None = None) -> Guard:
         names = [service.name, *(f"{service.name}:{plan}" for plan in ("majority-16", "best-16", "weighted-16"))]
         return {"object": "list", "data": [{"id": name, **one} for name in names]}
 
-    @api.post("/v1/chat/completions", responses=ERRORS)
+    @api.post("/v1/chat/completions", responses=STREAMED)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         job, plan = await asyncio.to_thread(reading.read_chat, body, service.name, service.chat, service.context)
         return await _serve(service, body, job, ChatShape(body, service.chat, plan is not None), request)
 
-    @api.post("/v1/completions", responses=ERRORS)
+    @api.post("/v1/completions", responses=STREAMED)
     async def completions(body: TextRequest, request: Request) -> Response:
         job = await asyncio.to_thread(reading.read_text, body, service.name, service.chat, service.context)
         return await _serve(service, body, job, TextShape(body, service.chat), request)
