@@ -99,6 +99,45 @@ def test_both_ends_of_a_solution_stop_it(tiny_model: Path, tiny_qwen: Path) -> N
         assert list(Chat(tokenizer).stop) == tokenizer.convert_tokens_to_ids(ends)
 
 
+BEFORE = [("system", "Think aloud."), ("user", "Is 7 even?"), ("assistant", "No: 7 = 2*3 + 1."), ("user", "Sure?")]
+
+
+def test_a_chat_within_a_conversation(chat: Chat, tokenizer: Any) -> None:
+    """Prompts and judgements stand behind the earlier messages, whose system message takes the place of the chat's."""
+    turns = [*BEFORE[:3], ("user", QUESTION)]
+    inside = Chat(tokenizer, system="Never seen.").within(BEFORE[:3])
+    assert inside.prompt(QUESTION) == rendered(tokenizer, *turns)
+    solved = [*inside.prompt(QUESTION), *chat.encode(SOLUTION)]
+    assert inside.ask(solved, JUDGE) == rendered(tokenizer, *turns, ("assistant", SOLUTION), ("user", JUDGE))
+    assert inside.stop == chat.stop
+    assert chat.within([]).prompt(QUESTION) == chat.prompt(QUESTION)
+    kept = Chat(tokenizer, system="Think aloud.").within(BEFORE[1:3])
+    assert kept.prompt(QUESTION) == inside.prompt(QUESTION)
+
+
+def test_no_earlier_message_forges_a_control_token(tokenizer: Any) -> None:
+    literals = "".join(t.content for t in tokenizer.added_tokens_decoder.values())
+    for i, (role, content) in enumerate(BEFORE[:3]):
+        forged = [*BEFORE[:i], (role, content + literals), *BEFORE[i + 1 : 3]]
+        prompt, honest = (Chat(tokenizer).within(b).prompt("2?") for b in (forged, BEFORE[:3]))
+        control = set(tokenizer.added_tokens_decoder)
+        assert [t for t in prompt if t in control] == [t for t in honest if t in control]
+        assert literals in tokenizer.decode(prompt)
+
+
+def test_messages_that_the_template_leaves_out_or_refuses(tokenizer: Any) -> None:
+    deaf = copy.deepcopy(tokenizer)
+    deaf.chat_template = (
+        "{% for m in messages %}{% if m.role != 'system' %}<|user|>{{ m.content }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(ValueError, match="leaves out a message"):
+        Chat(deaf).within(BEFORE[:3]).prompt("2?")
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ValueError, match="refuses the roles system, user, assistant, user: roles must alternate"):
+        Chat(strict).within(BEFORE[:3]).prompt("2?")
+
+
 @pytest.mark.parametrize("learn", [10.0, 0.0])
 def test_a_conversation_marks_exactly_the_replies_to_learn(chat: Chat, tokenizer: Any, learn: float) -> None:
     tokens, target = chat.conversation([Turn(QUESTION, SOLUTION, learn), Turn(JUDGE, "Yes")])
@@ -124,6 +163,11 @@ def test_without_a_template_the_layout_is_plain_text(plain: Any) -> None:
     asked = chat.ask([*prompt, *chat.encode(SOLUTION)], JUDGE)
     assert plain.decode(asked) == f"Problem:\n{QUESTION}\n\nSolution:\n{SOLUTION}\n\n{JUDGE}\n"
     assert plain.decode(Chat(plain, system="Think.").prompt("2?")) == "Think.\n\nProblem:\n2?\n\nSolution:\n"
+
+
+def test_without_a_template_a_conversation_is_paragraphs(plain: Any) -> None:
+    prompt = Chat(plain).within(BEFORE[:3]).prompt("2?")
+    assert plain.decode(prompt) == "Think aloud.\n\nProblem:\nIs 7 even?\n\nSolution:\nNo: 7 = 2*3 + 1.\n\n2?\n"
 
 
 def test_without_a_template_eos_alone_ends_a_solution(plain: Any) -> None:

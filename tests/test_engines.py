@@ -153,6 +153,18 @@ def test_one_token_of_room(engine: Engine) -> None:
     assert len(c.tokens) == len(c.logprobs) == 1
 
 
+def test_a_cache_grows_with_its_samples(pair: Pair, native: NativeEngine) -> None:
+    """Beyond the memory it begins with, twice, with and without a fork; the memory follows the tokens, not the limit."""
+    for n in (1, 2):
+        (group,) = native.generate([PROMPTS[0]], Sampling(n=n, max_tokens=150, temperature=0.9))
+        for c in group:
+            assert c.logprobs == near(full_forward(pair.plain, PROMPTS[0], c.tokens, 0.9))
+        run = native.start([PROMPTS[0]], Sampling(n=n, max_tokens=900))
+        native.step([run])
+        native.step([run])
+        assert run.decodings[0].kv.keys[0].shape[2] <= 64
+
+
 def test_seeds(engine: Engine) -> None:
     first = engine.generate(PROMPTS, SHORT)
     assert tokens_of(engine.generate(PROMPTS, SHORT)) == tokens_of(first)

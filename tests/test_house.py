@@ -32,8 +32,8 @@ WHOLE = {"__init__", "__main__"}  # the package's front doors may name every par
 CONCRETE = {"native", "vllm", "fleet", "hf"}  # engines that only run.py names
 
 HEAVY = {"torch", "vllm", "ray", "datasets", "wandb", "matplotlib", "sklearn", "scipy", "transformers", "math_verify"}
-HEAVY |= {"reasoning_gym"}
-ONE_FILE = {"vllm", "ray", "datasets", "wandb", "reasoning_gym", "math_verify"}
+HEAVY |= {"reasoning_gym", "fastapi", "uvicorn", "pydantic"}
+ONE_FILE = {"vllm", "ray", "datasets", "wandb", "reasoning_gym", "math_verify", "fastapi", "uvicorn", "pydantic"}
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
 UNSAFE_KEYWORDS = {("weights_only", False), ("allow_pickle", True), ("shell", True), ("trust_remote_code", True)}
 

@@ -86,7 +86,7 @@ def test_the_short_form_there_and_back(text, plan):
         ("weighted", "a plan is RULE-N"),
         ("weighted-", "a plan is RULE-N"),
         ("weigthed-8", "rule must be one of 'majority', 'best', 'weighted'"),
-        ("weighted-0", "n must be at least 1, got 0"),
+        ("weighted-0", "n and max_tokens must be at least 1"),
         ("weighted-8:stop", "'stop' is not OPTION=VALUE"),
         ("weighted-8:stop=posteriors", "stop.name must be one of 'fixed', 'adaptive'"),
         ("weighted-8:stop=adaptive,confidnce=0.9", "unknown option confidnce; did you mean stop.confidence?"),

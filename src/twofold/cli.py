@@ -1,4 +1,4 @@
-"""The command line: ``twofold train | eval | report | calibrate | solve | demo``."""
+"""The command line: ``twofold train | eval | report | calibrate | solve | serve | demo``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +50,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, takes_options=takes_options)
         return sub
 
+    _training(command)
+    _measuring(command)
+    _using(command)
+    return parser
+
+
+def _training(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
         "train", _train, "Train from a TOML config; any option as --section.key VALUE or section.key=VALUE.", True
     )
@@ -58,6 +65,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run directory")
     sub.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
 
+    sub = command(
+        "demo",
+        _demo,
+        "Train and evaluate the shipped model on procedural maths, and write a report (about 6 minutes on 2 cores).",
+    )
+    sub.add_argument("--out", type=Path, default=Path("runs/demo"))
+    sub.add_argument("--seed", type=int, default=0)
+
+
+def _measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("eval", _eval, f"Evaluate a model on a task. Options: {_options('evals.run', 'Eval')}.", True)
     sub.add_argument("model", help="a directory, a run directory, a hub name, or 'tiny' (ships with the package)")
     sub.add_argument(
@@ -88,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("runs", nargs="+", type=Path, help="evaluation directories, of problems that no test uses")
 
+
+def _using(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("solve", _solve, f"Solve problems. Options: {_options('compute.plan', 'Plan')}.", True)
     sub.add_argument("model", help="as for eval")
     sub.add_argument("problem", help="the problem's text, or a file of problems: one per line, or JSON lines")
@@ -96,14 +115,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--system", help="system prompt")
     sub.add_argument("--json", action="store_true", help="one JSON object per problem instead of text")
 
-    sub = command(
-        "demo",
-        _demo,
-        "Train and evaluate the shipped model on procedural maths, and write a report (about 6 minutes on 2 cores).",
-    )
-    sub.add_argument("--out", type=Path, default=Path("runs/demo"))
-    sub.add_argument("--seed", type=int, default=0)
-    return parser
+    sub = command("serve", _serve, "Serve a model over HTTP: OpenAI's API, and a page to try it.")
+    sub.add_argument("model", help="as for eval")
+    sub.add_argument("--host", default="127.0.0.1", help="other than this machine itself needs a key (%(default)s)")
+    sub.add_argument("--port", type=int, default=8000, help="0 takes any that is free (%(default)s)")
+    sub.add_argument("--api-key-file", type=Path, help="a file with the key (or set TWOFOLD_API_KEY)")
+    sub.add_argument("--concurrent", type=int, default=64, help="requests worked on at once (%(default)s)")
+    sub.add_argument("--queue", type=int, default=64, help="requests that may wait beyond them (%(default)s)")
+    sub.add_argument("--grace", type=float, default=30.0, help="seconds to finish in after SIGTERM (%(default)s)")
+    sub.add_argument("--system", help="system prompt, where a conversation brings none")
 
 
 def _options(module: str, name: str) -> str:
@@ -237,6 +257,27 @@ def _problems(path: Path) -> list[str]:
     if not problems:
         raise ValueError(f"{path}: no problems in this file")
     return problems
+
+
+def _serve(args: argparse.Namespace, rest: list[str]) -> int:
+    import logging
+
+    from twofold import run
+
+    try:
+        from twofold.serve.server import read_key, serve
+    except ImportError as error:
+        raise ImportError(f"{error}: serving needs an extra, pip install 'twofold[serve]'") from error
+    from twofold.serve.service import Limits
+
+    if args.concurrent < 1 or args.queue < 0 or args.grace < 0:
+        raise ValueError("--concurrent must be at least 1, --queue and --grace at least 0")
+    key = read_key(args.api_key_file, args.host)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    limits = Limits(concurrent=args.concurrent, queue=args.queue, grace=args.grace)
+    serve(run.service(run.load(args.model, system=args.system), limits), args.host, args.port, key)
+    return 0
 
 
 def _demo(args: argparse.Namespace, rest: list[str]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from twofold import config as configs
 from twofold.compute.judge import Judge
@@ -34,6 +34,9 @@ from twofold.trainer.loop import train as loop
 from twofold.trainer.model import Precision, load_model
 from twofold.trainer.optim import Optim
 from twofold.types import Problem, Sampling, Stopped
+
+if TYPE_CHECKING:
+    from twofold.serve.service import Limits, Service
 
 SHIPPED = "tiny"
 """Name of the base model that comes with the package."""
@@ -157,6 +160,18 @@ def solve_many(model: Model, problems: Sequence[str], plan: Plan | str | None = 
 def same(a: str, b: str) -> bool:
     """Whether two answers are mathematically equal, as the graders see it; not decided in time is no."""
     return equal(a, b) == "correct"
+
+
+def service(model: Model, limits: Limits | None = None) -> Service:
+    """A model made ready to serve, see ``serve/``. Raises ValueError if its context or its verdicts cannot be told."""
+    from twofold.serve.loop import Loop
+    from twofold.serve.service import Service
+
+    context = getattr(model.engine.model.config, "max_position_embeddings", None)
+    if context is None:
+        raise ValueError(f"{model.name}: its config does not say how long a text may be (max_position_embeddings)")
+    _ = model.chat.verdicts
+    return Service(Path(model.name).name, model.chat, Loop(model.engine), context, same, limits)
 
 
 def make_task(config: TaskConfig) -> Task:

@@ -75,8 +75,7 @@ class Plan:
     traces: Traces = field(default_factory=Traces)
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}")
+        Sampling(self.n, self.temperature, self.top_p, self.max_tokens)
         if not isinstance(self.make, Independent) and not isinstance(self.stop, Fixed):
             raise ValueError(f"stop={self.stop.name} draws independent samples, make={self.make.name} draws its own")
 
@@ -94,7 +93,7 @@ class Plan:
     def __str__(self) -> str:
         """The short form; ``parse`` reads it back."""
         options = []
-        for place, value, default in _settings(self):
+        for place, value, default in settings(self):
             if value != default:
                 leaf = place.rpartition(".")[2]
                 options.append(f"{leaf if _place(leaf, [self]) == place else place}={_written(value)}")
@@ -134,14 +133,14 @@ def parse(text: str, base: Plan | None = None) -> Plan:
 def _place(key: str, chosen: Sequence[Plan]) -> str:
     """Where an option without a prefix belongs: to the plan, to the chosen ``stop`` or ``make``, to another part."""
     for parts in (("stop", "make"), ("calibration", "traces")):
-        known = dict.fromkeys(place for plan in chosen for place, _, _ in _settings(plan))
+        known = dict.fromkeys(place for plan in chosen for place, _, _ in settings(plan))
         places = [p for p in known if p.endswith(f".{key}") and p.startswith(parts)]
         if key not in known and len(places) == 1:
             return places[0]
     return key
 
 
-def _settings(plan: Plan) -> Iterator[tuple[str, Any, Any]]:
+def settings(plan: Plan) -> Iterator[tuple[str, Any, Any]]:
     """(dotted option, value, default) of everything but the rule and n; a part's name stands for the part."""
     yield from ((p, v, d) for p, v, d in _leaves("", plan, Plan()) if p not in ("rule", "n"))
 

@@ -11,6 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from twofold.maths.attention import merge, partial_attention
 
+SMALLEST = 64
+"""Tokens per row that a cache first has memory for, if it may get so many; then it doubles."""
 DEEPEST = 4
 """A row's tokens lie in at most so many caches; a deeper fork copies them into one."""
 
@@ -63,9 +65,7 @@ class KV:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         rows, heads, steps, width = query.shape
-        if layer == len(self.keys):
-            for store, x in ((self.keys, key), (self.values, value)):
-                store.append(x.new_zeros(len(self.start), x.shape[1], self.room, x.shape[3]))
+        self._grow(layer, key, value)
         self.keys[layer][:rows, :, self._from : self.filled] = key
         self.values[layer][:rows, :, self._from : self.filled] = value
         keys, values = (x[layer][:rows, :, : self.filled] for x in (self.keys, self.values))
@@ -81,6 +81,20 @@ class KV:
         for part in self._inherited:
             out, lse = merge(out, lse, *part.attend(layer, query, scale))
         return out.to(value.dtype).view(rows, heads, steps, -1).transpose(1, 2)
+
+    def _grow(self, layer: int, *like: Tensor) -> None:
+        """Memory for the tokens there are, not for all there may be: most samples end long before their limit."""
+        have = self.keys[layer].shape[2] if layer < len(self.keys) else 0
+        if self.filled <= have:
+            return
+        size = min(self.room, max(self.filled, 2 * have, SMALLEST))
+        for store, x in zip((self.keys, self.values), like, strict=True):
+            new = x.new_zeros(len(self.start), x.shape[1], size, x.shape[3])
+            if have:
+                new[:, :, :have] = store[layer]
+                store[layer] = new
+            else:
+                store.append(new)
 
     def retire(self, finished: list[int]) -> tuple[list[int], list[int]]:
         """Swap finished rows behind the active ones; returns the row indices exchanged, pairwise."""

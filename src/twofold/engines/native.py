@@ -147,10 +147,23 @@ class Run:
         return all(d.done for d in self.decodings)
 
     @property
+    def tokens(self) -> list[list[int]]:
+        """Every sample's tokens so far, those of one prompt together: the lists that grow, not copies."""
+        found: dict[int, list[list[int]]] = {}
+        for d in self.decodings:
+            n = d.sampling.n
+            found |= {i: d.tokens[j * n : (j + 1) * n] for j, i in enumerate(d.part.indices)}
+        return [tokens for i in range(len(found)) for tokens in found[i]]
+
+    @property
     def results(self) -> list[list[Completion]]:
         """All completions as far as they are drawn, by prompt."""
         groups = {i: g for d in self.decodings for i, g in zip(d.part.indices, d.completions(), strict=True)}
         return [groups[i] for i in range(len(groups))]
+
+    def leave(self) -> None:
+        """Leave the caches to the session: done when the run is, and by who ends it early."""
+        self.session._kept = [d.kept() for d in self.decodings]
 
 
 def _last(hidden: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
@@ -238,7 +251,7 @@ class NativeEngine:
                 self._advance(together)
         for run in waiting:
             if run.done:
-                run.session._kept = [d.kept() for d in run.decodings]
+                run.leave()
 
     @torch.inference_mode()
     def logprobs(

@@ -33,12 +33,14 @@ class Chat:
     """Turns questions into prompts and completed solutions into judgement prompts, for one tokenizer.
 
     Without a chat template the layout is plain text: ``Problem:``, ``Solution:``, then the question about it.
-    Raises ValueError if the tokenizer has no end token.
+    ``before`` are (role, content) of earlier messages, which every prompt begins with; they are untrusted, ``system`` is
+    not, and a system message among them takes its place. Raises ValueError if the tokenizer has no end token.
     """
 
-    def __init__(self, tokenizer: Any, system: str | None = None) -> None:
+    def __init__(self, tokenizer: Any, system: str | None = None, before: Sequence[tuple[str, str]] = ()) -> None:
         self.tokenizer = tokenizer
-        self.system = system
+        self.system = None if any(role == "system" for role, _ in before) else system
+        self.before = tuple(before)
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no eos_token: set the token that ends a turn")
         added = tokenizer.added_tokens_decoder.values()
@@ -118,27 +120,41 @@ class Chat:
             raise ValueError(f"Yes and No must be single, distinct tokens; this tokenizer gives {yes} and {no}")
         return yes[0], no[0]
 
+    def within(self, before: Sequence[tuple[str, str]]) -> Chat:
+        """This chat in the middle of a conversation: its prompts begin with these (role, content) messages.
+
+        Raises ValueError, when a prompt is made, for messages that the template refuses or leaves out.
+        """
+        return Chat(self.tokenizer, self.system, before) if before else self
+
     @cached_property
     def _skeleton(self) -> tuple[list[int], list[int], list[int], list[int]]:
         """Ids before the question, between question and solution, between solution and second question, after it."""
         q, s, f = (_SLOT.format(x) for x in "qsf")
-        if self.tokenizer.chat_template is None:
-            opening = f"{self.system}\n\n" if self.system else ""
-            first, second = (
-                f"{opening}Problem:\n{q}\n\nSolution:\n",
-                f"{opening}Problem:\n{q}\n\nSolution:\n{s}\n\n{f}\n",
-            )
-        else:
-            turns = [{"role": "system", "content": self.system}] if self.system else []
-            turns.append({"role": "user", "content": q})
-            first = self._render(turns)
-            second = self._render([*turns, {"role": "assistant", "content": s}, {"role": "user", "content": f}])
-        head, tail = first.split(q)
-        after, reply = second.split(s)[1].split(f)
-        return self._ids(head), self._ids(tail), self._ids(after), self._ids(reply)
+        places = [_SLOT.format(i) for i in range(len(self.before))]
+        turns = [{"role": "system", "content": self.system}] if self.system else []
+        turns += [{"role": r, "content": place} for (r, _), place in zip(self.before, places, strict=True)]
+        turns.append({"role": "user", "content": q})
+        first = self._render(turns)
+        second = self._render([*turns, {"role": "assistant", "content": s}, {"role": "user", "content": f}])
+        head, tail = _cut(first, q)
+        after, reply = _cut(_cut(second, s)[1], f)
+        ids: list[int] = []
+        for (role, content), place in zip(self.before, places, strict=True):
+            piece, head = _cut(head, place)
+            ids += [*self._ids(piece), *self.encode(content, tags=role == "assistant")]
+        return [*ids, *self._ids(head)], self._ids(tail), self._ids(after), self._ids(reply)
 
     def _render(self, turns: list[dict[str, str]]) -> str:
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        if self.tokenizer.chat_template is None:
+            return _plain(turns)
+        from jinja2 import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise ValueError(f"the model's chat template refuses the roles {roles}: {error}") from error
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
@@ -147,3 +163,22 @@ class Chat:
 def _any_of(literals: Sequence[str]) -> re.Pattern[str]:
     """Matches any of the literals, the longest that does; without literals, nothing."""
     return re.compile("|".join(map(re.escape, sorted(literals, key=len, reverse=True))) or r"(?!)")
+
+
+def _cut(text: str, place: str) -> tuple[str, str]:
+    before, found, after = text.partition(place)
+    if not found:
+        raise ValueError("the model's chat template leaves out a message of this conversation, or changes their order")
+    return before, after
+
+
+def _plain(turns: Sequence[dict[str, str]]) -> str:
+    """The layout without a template: the first question is the problem, what is said later stands in paragraphs."""
+    text, asked = "", False
+    for turn in turns:
+        if turn["role"] == "user":
+            text += f"{turn['content']}\n" if asked else f"Problem:\n{turn['content']}\n\nSolution:\n"
+            asked = True
+        else:
+            text += f"{turn['content']}\n\n"
+    return text

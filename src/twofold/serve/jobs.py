@@ -1,0 +1,80 @@
+"""What a request's thread does: sample, solve by a plan, or score a text. Engine calls only, no HTTP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from twofold.compute.cost import Cost
+from twofold.compute.plan import Plan
+from twofold.compute.select import Same
+from twofold.compute.solve import solve
+from twofold.serve.loop import Client
+from twofold.serve.schema import Refused
+from twofold.text.chat import Chat
+from twofold.types import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """``tokens`` with ``logprobs`` (None for a first token of a prompt) if they can be told."""
+
+    text: str
+    finish: Literal["stop", "length"]
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float | None] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    choices: list[Choice]
+    cost: Cost
+    timed_out: bool
+
+
+def sample(client: Client, chat: Chat, prompts: Sequence[Sequence[int]], sampling: Sampling, echo: bool) -> Answer:
+    """``sampling.n`` choices for each prompt; ``echo`` puts the prompt, with its log-probs, in front."""
+    began = time.monotonic()
+    choices = []
+    heads = _scored(client, prompts, sampling.temperature) if echo else [[] for _ in prompts]
+    for prompt, head, group in zip(prompts, heads, client.generate(prompts, sampling), strict=True):
+        for c in group:
+            text = client.ticket.stops.cut(chat.decode(c.tokens))
+            if echo:
+                text, tokens = chat.decode(prompt) + text, [*prompt, *c.tokens]
+            else:
+                tokens = c.tokens
+            choices.append(Choice(text, c.finish, tokens, [*head, *c.logprobs]))
+    generated = sum(len(row) for batch in client.batches for row in batch.rows)
+    cost = Cost(sum(map(len, prompts)), generated, 0, client.dropped, time.monotonic() - began)
+    return Answer(choices, cost, time.monotonic() >= client.ticket.deadline)
+
+
+def score(client: Client, chat: Chat, prompts: Sequence[Sequence[int]], temperature: float) -> Answer:
+    """The prompts themselves with their log-probs: nothing is generated."""
+    began = time.monotonic()
+    heads = _scored(client, prompts, temperature)
+    choices = [Choice(chat.decode(p), "length", list(p), head) for p, head in zip(prompts, heads, strict=True)]
+    return Answer(choices, Cost(prompt=sum(map(len, prompts)), seconds=time.monotonic() - began), False)
+
+
+def plan(client: Client, chat: Chat, question: str, chosen: Plan, same: Same) -> Answer:
+    """One choice, which carries its answer, confidence, votes and cost. Raises Refused if the plan does not suit the model."""
+    try:
+        (s,) = solve(client, chat, [question], chosen, same)
+    except ValueError as error:
+        raise Refused(400, str(error), param="plan") from error
+    behind = client.dropped
+    cost = replace(s.cost, generated=s.cost.generated + behind, discarded=s.cost.discarded + behind)
+    late = time.monotonic() >= client.ticket.deadline
+    details = {"answer": s.answer, "confidence": s.confidence, "votes": s.votes}
+    return Answer([Choice(client.ticket.stops.cut(s.text), "length" if late else "stop", details=details)], cost, late)
+
+
+def _scored(client: Client, prompts: Sequence[Sequence[int]], temperature: float) -> list[list[float | None]]:
+    """Log-prob of every token of a text but the first, which nothing predicts."""
+    rest = client.logprobs([p[:1] for p in prompts], [p[1:] for p in prompts], temperature or 1.0)
+    return [[None, *values] for values in rest]

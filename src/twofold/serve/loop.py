@@ -1,0 +1,260 @@
+"""One thread owns the model. What all requests ask to generate becomes one forward pass per token."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from twofold.engines.base import Engine
+from twofold.serve.text import Stops
+from twofold.types import Completion, Sampling
+
+
+class Cancelled(Exception):
+    """Whoever asked is gone, or the server is stopping."""
+
+
+class Run(Protocol):
+    """A generate call that is taken token by token."""
+
+    @property
+    def done(self) -> bool: ...
+    @property
+    def tokens(self) -> list[list[int]]: ...
+    @property
+    def results(self) -> list[list[Completion]]: ...
+    def leave(self) -> None: ...
+
+
+class Stepper(Engine, Protocol):
+    """An engine whose generate calls can be taken together, token by token (``engines/native.py``)."""
+
+    def session(self) -> Stepper: ...
+    def start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Run: ...
+    def step(self, runs: Sequence[Any]) -> None: ...
+
+
+@dataclass(slots=True)
+class Ticket:
+    """What a request wants of all its calls.
+
+    From ``deadline`` (``time.monotonic``) on, generate calls return what they have, at least a token per sample.
+    ``watch`` is called in the loop's thread whenever there are new tokens, and has to be quick.
+    """
+
+    stops: Stops
+    yes: int
+    """The token whose probability is a verdict."""
+    deadline: float = float("inf")
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    watch: Callable[[], None] = lambda: None
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """``begin`` gives a Run of as many rows as there are ``prompts``, or the result if there are none."""
+
+    client: Client
+    begin: Callable[[], Any]
+    prompts: Sequence[list[int]]
+    result: Future[Any] = field(default_factory=Future)
+    run: Any = None
+    ends: dict[int, int] = field(default_factory=dict)
+    """Row -> tokens until a stop string was complete."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(slots=True)
+class Batch:
+    """One generate call as it can be watched. The lists of ``rows`` are the tokens of every sample, and grow."""
+
+    prompts: Sequence[list[int]]
+    rows: list[list[int]]
+    finished: int = 0
+    """How many rows have ended."""
+    verdicts: dict[int, float] = field(default_factory=dict)
+    """Row -> P(Yes) on its text, where it was asked."""
+
+    def note(self, prompt: Sequence[int], p_yes: float) -> None:
+        """The verdict belongs to the row whose text the judgement's prompt begins with."""
+        for r, (start, row) in enumerate(zip(self.prompts, self.rows, strict=True)):
+            size = len(start) + len(row)
+            if len(prompt) > size and list(prompt[len(start) : size]) == row and prompt[: len(start)] == start:
+                self.verdicts[r] = p_yes
+
+
+class Client:
+    """The engine as one request sees it: its calls are carried out in the loop's thread, in step with all others'.
+
+    Every call may raise ``Cancelled``, and whatever the engine raises.
+    """
+
+    def __init__(self, loop: Loop, session: Stepper, ticket: Ticket) -> None:
+        self.loop, self.session, self.ticket = loop, session, ticket
+        self.batches: list[Batch] = []
+        """Its generate calls so far."""
+        self.dropped = 0
+        """Tokens drawn behind stop strings, which no completion contains."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+        if not prompts:
+            return []
+        if time.monotonic() >= self.ticket.deadline:
+            sampling = replace(sampling, max_tokens=1)
+        rows = [list(p) for p in prompts for _ in range(sampling.n)]
+        return self.loop.do(Call(self, lambda: self.session.start(prompts, sampling), rows))
+
+    def logprobs(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float = 1.0
+    ) -> list[list[float]]:
+        done = self.loop.do(Call(self, lambda: self.session.logprobs(prompts, continuations, temperature), []))
+        for prompt, continuation, values in zip(prompts, continuations, done, strict=True):
+            if list(continuation) == [self.ticket.yes] and self.batches:
+                self.batches[-1].note(list(prompt), math.exp(values[0]))
+        self.ticket.watch()
+        return done
+
+    def load(self, weights: Mapping[str, Any]) -> None:
+        raise NotImplementedError("a server's policy does not change")
+
+    def rest(self) -> None:
+        raise NotImplementedError("a server's model serves others too")
+
+
+class Loop:
+    """Carries out the calls of its clients; at most ``max_rows`` samples are decoded at once, the others wait in order."""
+
+    def __init__(self, engine: Stepper, max_rows: int = 256) -> None:
+        self.engine, self.max_rows = engine, max_rows
+        self._waiting: deque[Call] = deque()
+        self._live: list[Call] = []
+        self._closed = False
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="twofold-loop", daemon=True)
+        self._thread.start()
+
+    @property
+    def live_rows(self) -> int:
+        return sum(call.rows for call in self._live)
+
+    def client(self, ticket: Ticket) -> Client:
+        return Client(self, self.engine.session(), ticket)
+
+    def do(self, call: Call) -> Any:
+        """Blocks until the loop's thread has carried it out."""
+        with self._news:
+            if self._closed:
+                raise Cancelled("the server is stopping")
+            self._waiting.append(call)
+            self._news.notify()
+        return call.result.result()
+
+    def close(self) -> None:
+        """Cancel every call and end the thread."""
+        with self._news:
+            self._closed = True
+            self._news.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._waiting or self._live or self._closed)
+                if self._closed:
+                    break
+                ready = self._admit()
+            for call in ready:
+                self._begin(call)
+            self._step()
+        for call in (*self._live, *self._waiting):
+            call.result.set_exception(Cancelled("the server is stopping"))
+        self._live = []
+
+    def _admit(self) -> list[Call]:
+        """Calls whose turn it is: scoring at once, samples in order while there are rows for them."""
+        ready, blocked = [], deque[Call]()
+        rows = self.live_rows
+        for call in self._waiting:
+            fits = call.rows == 0 or (not blocked and (rows == 0 or rows + call.rows <= self.max_rows))
+            if fits or call.client.ticket.cancelled.is_set():
+                ready.append(call)
+                rows += call.rows
+            else:
+                blocked.append(call)
+        self._waiting = blocked
+        return ready
+
+    def _begin(self, call: Call) -> None:
+        client = call.client
+        if client.ticket.cancelled.is_set():
+            call.result.set_exception(Cancelled("the request was cancelled"))
+            return
+        try:
+            begun = call.begin()
+        except Exception as error:  # it is the caller's, whatever it is; the others' calls go on
+            call.result.set_exception(error)
+            return
+        if call.rows == 0:
+            call.result.set_result(begun)
+            return
+        call.run = begun
+        client.batches.append(Batch(call.prompts, begun.tokens))
+        self._live.append(call)
+
+    def _step(self) -> None:
+        for call in [c for c in self._live if c.client.ticket.cancelled.is_set()]:
+            self._live.remove(call)
+            call.result.set_exception(Cancelled("the request was cancelled"))
+        if not self._live:
+            return
+        try:
+            self.engine.step([call.run for call in self._live])
+        except Exception as error:  # such as out of memory: the runs are lost, the server is not
+            for call in self._live:
+                call.result.set_exception(error)
+            self._live = []
+            return
+        now = time.monotonic()
+        for call in tuple(self._live):
+            client = call.client
+            ended = self._ended(call)
+            if call.run.done or ended or now >= client.ticket.deadline:
+                self._live.remove(call)
+                call.result.set_result(self._collect(call))
+            client.ticket.watch()
+
+    def _ended(self, call: Call) -> bool:
+        """Look for stop strings in what is new; whether every row has ended."""
+        batch, stops = call.client.batches[-1], call.client.ticket.stops
+        steps = max(map(len, batch.rows))
+        growing = [r for r, row in enumerate(batch.rows) if len(row) == steps and r not in call.ends]
+        hits = [r for r in growing if stops.hit(batch.rows[r])]
+        call.ends |= dict.fromkeys(hits, steps)
+        batch.finished = len(batch.rows) if call.run.done else len(batch.rows) - len(growing) + len(hits)
+        return len(hits) == len(growing)
+
+    def _collect(self, call: Call) -> list[list[Completion]]:
+        if not call.run.done:
+            call.run.leave()
+        groups = call.run.results
+        n = len(groups[0])
+        for r, size in call.ends.items():
+            whole = groups[r // n][r % n]
+            call.client.dropped += len(whole.tokens) - size
+            groups[r // n][r % n] = _first(whole, size)
+        return groups
+
+
+def _first(whole: Completion, size: int) -> Completion:
+    """The first tokens of a completion, which a stop string ended."""
+    more = [None if x is None else x[:size] for x in (whole.confidence, whole.certainty)]
+    return Completion(whole.tokens[:size], whole.logprobs[:size], whole.sampled[:size], "stop", *more)

@@ -1,0 +1,181 @@
+"""From a request to what its thread is to do; whatever cannot be served is refused here, before it costs anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from twofold.compute.plan import Plan, parse, settings
+from twofold.compute.select import Same
+from twofold.maths.stopping import Lengths
+from twofold.serve import jobs
+from twofold.serve.jobs import Answer
+from twofold.serve.loop import Client, Ticket
+from twofold.serve.schema import SAMPLES, TOKENS, ChatRequest, PlanBody, Refused, Request, TextRequest
+from twofold.serve.text import Stops
+from twofold.text.chat import JUDGE, Chat
+from twofold.types import Sampling
+
+Job = Callable[[Client], Answer]
+
+BOUNDS = {
+    "rounds": 8,
+    "times": 8,
+    "simulations": 64,
+    "width": 16,
+    "children": 16,
+    "depth": 64,
+    "judge_tokens": 4096,
+    "top": 64,
+}
+"""The most that a plan may say of what multiplies its cost. Any other number: ``TOKENS``."""
+
+
+def read_chat(body: ChatRequest, name: str, chat: Chat, context: int, same: Same) -> tuple[Job, Plan | None]:
+    """Raises Refused."""
+    if body.messages[-1].role != "user":
+        raise Refused(400, "the last message must be the user's", param="messages")
+    roles = {"developer": "system"}
+    before = [(roles.get(m.role, m.role), m.text) for m in body.messages[:-1]]
+    question = body.messages[-1].text
+    try:
+        chat = chat.within(before)
+        prompt = chat.prompt(question)
+    except ValueError as error:
+        raise Refused(400, str(error), param="messages") from error
+    chosen = _plan(body, name)
+    if chosen is None:
+        sampling = _sampling(body, chat.stop, [prompt], context)
+        return partial(jobs.sample, chat=chat, prompts=[prompt], sampling=sampling, echo=False), None
+    if body.n not in (None, 1):
+        raise Refused(400, "a plan gives one choice, from as many samples as it says: leave n out", param="n")
+    if body.logprobs:
+        raise Refused(400, "the choice of a plan has no logprobs: ask without a plan", param="logprobs")
+    chosen = _fitted(body, chosen, len(prompt), context - len(chat.follow_up(JUDGE)) - 1)
+    return partial(jobs.plan, chat=chat, question=question, chosen=chosen, same=same), chosen
+
+
+def read_text(body: TextRequest, name: str, chat: Chat, context: int) -> Job:
+    """Raises Refused."""
+    if _plan(body, name) is not None:
+        raise Refused(400, "a plan needs a question: use /v1/chat/completions", param="plan")
+    prompts = _prompts(body, chat)
+    if body.echo and body.stream:
+        raise Refused(400, "an echo is not streamed", param="echo")
+    if body.limit == 0:
+        if not body.echo:
+            raise Refused(400, "max_tokens 0 only scores a prompt: with echo", param="max_tokens")
+        _check_length(max(map(len, prompts)), 0, context)
+        return partial(jobs.score, chat=chat, prompts=prompts, temperature=body.temperature or 1.0)
+    ends = () if body.ignore_eos else chat.stop
+    sampling = _sampling(body, (*ends, *(body.stop_token_ids or ())), prompts, context)
+    return partial(jobs.sample, chat=chat, prompts=prompts, sampling=sampling, echo=bool(body.echo))
+
+
+def ticket(body: Request, chat: Chat) -> Ticket:
+    deadline = float("inf") if body.timeout is None else time.monotonic() + body.timeout
+    return Ticket(Stops(body.stops, chat.decode), chat.verdicts[0], deadline)
+
+
+def _prompts(body: TextRequest, chat: Chat) -> list[list[int]]:
+    """Token ids as they are; in text, the literal of a control token is text."""
+    prompts: list[list[int]] = []
+    for given in _several(body.prompt):
+        prompts.append(chat.encode(given) if isinstance(given, str) else given)
+    size = len(chat.tokenizer)
+    if not all(prompts):
+        raise Refused(400, "a prompt needs at least one token", param="prompt")
+    if (worst := max(t for p in prompts for t in p)) >= size:
+        raise Refused(400, f"token {worst} is not in the vocabulary of {size}", param="prompt")
+    return prompts
+
+
+def _several(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[str | list[int]]:
+    if isinstance(prompt, str):
+        return [prompt]
+    ids = [t for t in prompt if isinstance(t, int)]
+    return [ids] if ids else [p for p in prompt if not isinstance(p, int)]
+
+
+def _plan(body: Request, name: str) -> Plan | None:
+    """The plan a request asks for, in its body or behind its model's name."""
+    base, _, alias = body.model.partition(":") if body.model != name else (name, "", "")
+    if base != name:
+        message = f"there is no model {body.model!r} here, only {name!r} and {name + ':PLAN'!r}"
+        raise Refused(404, message, "model_not_found", "model")
+    if alias and body.plan is not None:
+        raise Refused(400, "two plans: one in the model's name and one in the body", param="plan")
+    if isinstance(body.plan, PlanBody):
+        return replace(Plan(), **body.plan.model_dump(exclude_none=True))
+    spec = alias or body.plan
+    return read_plan(spec) if spec else None
+
+
+def read_plan(spec: str) -> Plan:
+    """A plan's short form, within bounds.
+
+    >>> read_plan("majority-8").n
+    8
+    """
+    try:
+        plan = parse(spec)
+    except ValueError as error:
+        raise Refused(400, str(error), param="plan") from error
+    if plan.n > SAMPLES:
+        raise Refused(400, f"a plan may have at most {SAMPLES} samples, not {plan.n}", param="plan")
+    for place, value, _ in settings(plan):
+        most = BOUNDS.get(place.rpartition(".")[2], TOKENS)
+        if isinstance(value, int | float) and value > most and place != "seed":
+            raise Refused(400, f"{place} may be at most {most} here, not {value}", param="plan")
+    return plan
+
+
+def _fitted(body: Request, chosen: Plan, prompt: int, context: int) -> Plan:
+    """The plan with what the request says beside it, and no more tokens than there is room for."""
+    said: dict[str, Any] = {
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "max_tokens": body.limit,
+        "seed": body.seed,
+    }
+    chosen = replace(chosen, **{k: v for k, v in said.items() if v is not None})
+    given = body.limit is not None or (isinstance(body.plan, PlanBody) and body.plan.max_tokens is not None)
+    if chosen.max_tokens < 1:
+        raise Refused(400, "a plan needs max_tokens of at least 1", param="max_tokens")
+    longest = max(chosen.stop.caps) if isinstance(chosen.stop, Lengths) else chosen.max_tokens if given else 1
+    _check_length(prompt, longest, context)
+    return replace(chosen, max_tokens=min(chosen.max_tokens, context - prompt))
+
+
+def _sampling(body: Request, stop: Sequence[int], prompts: Sequence[Sequence[int]], context: int) -> Sampling:
+    longest = max(map(len, prompts))
+    _check_length(longest, 1 if body.limit is None else body.limit, context)
+    n = body.n or 1
+    if n * len(prompts) > SAMPLES:
+        raise Refused(400, f"{len(prompts)} prompts x n = {n}: at most {SAMPLES} completions at once", param="n")
+    if body.limit == 0:
+        raise Refused(400, "max_tokens must be at least 1", param="max_tokens")
+    if body.progress is not None:
+        raise Refused(400, "progress is told of plans", param="progress")
+    return Sampling(
+        n=n,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        max_tokens=min(context - longest, TOKENS) if body.limit is None else body.limit,
+        stop=tuple(stop),
+        seed=_seed() if body.seed is None else body.seed,
+    )
+
+
+def _seed() -> int:
+    """Without a seed, every request draws anew."""
+    return time.time_ns()
+
+
+def _check_length(prompt: int, tokens: int, context: int) -> None:
+    if prompt + tokens > context:
+        message = f"prompt and completion may have {context} tokens together, not {prompt} + {tokens}"
+        raise Refused(400, message, "context_length_exceeded", "max_tokens")

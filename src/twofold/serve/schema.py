@@ -1,0 +1,164 @@
+"""What requests may say, every field typed and bounded, and the shape of errors. OpenAI's names; ours are marked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+TEXT = 131_072
+"""Most characters of one text, most tokens of one prompt."""
+TOKENS = 65_536
+SAMPLES = 64
+"""Most samples of one prompt, asked for as ``n`` or by a plan."""
+
+
+class Strict(BaseModel):
+    """No unknown fields, no conversions: ``"5"`` is not 5."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+Text = Annotated[str, Field(max_length=TEXT)]
+Stop = Annotated[str, Field(min_length=1, max_length=64)]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+Tokens = Annotated[list[Token], Field(min_length=1, max_length=TEXT)]
+Neutral = Annotated[float, Field(ge=0, le=0)]
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: Text
+
+
+class Message(Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=64)]
+    name: Annotated[str, Field(max_length=64)] | None = None
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class StreamOptions(Strict):
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponseFormat(Strict):
+    type: Literal["text"]
+
+
+class PlanBody(Strict):
+    """The plain fields of ``twofold.Plan``; its short form says everything."""
+
+    n: Annotated[int, Field(ge=1, le=SAMPLES)] | None = None
+    rule: Literal["majority", "best", "weighted", "posterior", "certain", "borda", "deepconf"] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=TOKENS)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**62)] | None = None
+
+
+class Request(Strict):
+    """What both kinds of completion share. Neutral values of what is not supported are accepted, others refused."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    plan: Annotated[str, Field(min_length=1, max_length=256)] | PlanBody | None = Field(
+        None, description="How to spend test-time compute (ours), as in the model's name behind a colon."
+    )
+    timeout: Annotated[float, Field(gt=0, le=3600)] | None = Field(
+        None, description="Seconds after which the answer is what there is by then (ours)."
+    )
+    progress: Literal["counts", "samples"] | None = Field(
+        None, description="What a stream with a plan tells while it runs (ours): numbers, or every sample's text."
+    )
+    n: Annotated[int, Field(ge=1, le=SAMPLES)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=TOKENS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**62)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    frequency_penalty: Neutral | None = None
+    presence_penalty: Neutral | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    user: Annotated[str, Field(max_length=256)] | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_tokens
+
+
+class ChatRequest(Request):
+    messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=TOKENS)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    store: Literal[False] | None = None
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+class TextRequest(Request):
+    """``logprobs = 0`` gives those of the tokens themselves; more would be of tokens that were not drawn."""
+
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=SAMPLES)]
+        | Tokens
+        | Annotated[list[Tokens], Field(min_length=1, max_length=SAMPLES)]
+    )
+    logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    echo: bool | None = None
+    suffix: Annotated[str, Field(max_length=0)] | None = None
+    best_of: Literal[1] | None = None
+    stop_token_ids: Annotated[list[Token], Field(max_length=64)] | None = Field(
+        None, description="Tokens that end a completion (as in vLLM); they are the last of its tokens."
+    )
+    ignore_eos: bool | None = Field(None, description="End at stop_token_ids and stop only (as in vLLM).")
+    return_tokens_as_token_ids: bool | None = Field(None, description="Logprobs name tokens token_id:7 (as in vLLM).")
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorReply(BaseModel):
+    error: ErrorBody
+
+
+class Refused(Exception):
+    """A request that cannot be served: HTTP status, and the error as OpenAI shapes it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param, self.retry_after = status, message, code, param, retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kinds = {401: "authentication_error", 429: "rate_limit_error", 503: "unavailable_error"}
+        kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}

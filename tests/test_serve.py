@@ -1,0 +1,289 @@
+"""The server through its clients: what is asked for is what the library does, and it costs what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from typing import Any
+
+import openai
+import pytest
+from serving import PUZZLE, Served, chat_body, events, serving
+
+from twofold.compute.plan import Plan, parse
+from twofold.compute.solve import solve
+from twofold.engines.native import NativeEngine
+from twofold.run import Model, load
+from twofold.text.chat import JUDGE
+from twofold.types import Completion, Sampling
+
+MESSAGES: Any = [{"role": "user", "content": PUZZLE}]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """In exact mode, so that company changes no bit."""
+    tiny = load("tiny")
+    return Model("tiny", NativeEngine(tiny.engine.model, exact=True), tiny.chat, tiny.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def served(model: Model) -> Iterator[Served]:
+    with serving(model) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=served.url, api_key="none", max_retries=0) as one:
+        yield one
+
+
+def sampled(model: Model, prompt: list[int] | None = None, **options: Any) -> list[Completion]:
+    """What the engine gives when it is asked directly."""
+    sampling = Sampling(**{"stop": model.chat.stop, "max_tokens": 40, "seed": 7} | options)
+    return model.engine.session().generate([prompt or model.chat.prompt(PUZZLE)], sampling)[0]
+
+
+# Plain sampling -------------------------------------------------------------------------------------------------------
+
+
+def test_chat_is_what_the_engine_samples(client: openai.OpenAI, model: Model) -> None:
+    reply = client.chat.completions.create(
+        model="tiny",
+        messages=MESSAGES,
+        n=3,
+        seed=7,
+        max_completion_tokens=40,
+        temperature=0.8,
+        top_p=0.9,
+        logprobs=True,
+    )
+    want = sampled(model, n=3, temperature=0.8, top_p=0.9)
+    assert [c.message.content for c in reply.choices] == [model.chat.decode(c.tokens) for c in want]
+    assert [c.finish_reason for c in reply.choices] == [c.finish for c in want]
+    told = [[t.logprob for t in c.logprobs.content] for c in reply.choices if c.logprobs and c.logprobs.content]
+    assert told == [c.logprobs for c in want]
+    assert reply.usage is not None
+    assert reply.usage.prompt_tokens == len(model.chat.prompt(PUZZLE))
+    assert reply.usage.completion_tokens == sum(len(c.tokens) for c in want)
+
+
+@pytest.mark.parametrize("stop", [None, ["\n54", "=27"]])
+def test_a_stream_joins_to_the_whole_reply(client: openai.OpenAI, stop: Any) -> None:
+    asked: dict[str, Any] = dict(model="tiny", messages=MESSAGES, n=4, seed=7, max_tokens=40, stop=stop)
+    reply = client.chat.completions.create(**asked)
+    texts, ends, usage = ["", "", "", ""], {}, None
+    for chunk in client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            ends[choice.index] = choice.finish_reason
+        usage = chunk.usage
+    assert texts == [c.message.content for c in reply.choices]
+    assert [ends[i] for i in range(4)] == [c.finish_reason for c in reply.choices]
+    assert usage is not None and reply.usage is not None and usage.prompt_tokens == reply.usage.prompt_tokens
+    if stop:
+        assert not any(s in text for s in stop for text in texts)
+        assert len({len(t) for t in texts}) > 1
+
+
+def test_text_arrives_while_it_is_sampled(client: openai.OpenAI) -> None:
+    """Not all at the end: each chunk has little of it."""
+    parts = [
+        chunk.choices[0].delta.content
+        for chunk in client.chat.completions.create(
+            model="tiny", messages=MESSAGES, seed=7, max_tokens=40, temperature=0, stream=True
+        )
+        if chunk.choices and chunk.choices[0].delta.content
+    ]
+    assert len(parts) > 5 and max(map(len, parts)) < 12
+
+
+def test_without_a_seed_every_request_draws_anew(client: openai.OpenAI) -> None:
+    replies = [client.chat.completions.create(model="tiny", messages=MESSAGES, n=4, max_tokens=30) for _ in range(2)]
+    assert replies[0].choices != replies[1].choices
+
+
+def test_a_conversation_goes_through_the_template(client: openai.OpenAI, model: Model) -> None:
+    messages: Any = [
+        {"role": "system", "content": "Be <|end|> brief."},
+        {"role": "user", "content": "Start with 1. Add 1."},
+        {"role": "assistant", "content": "1+1=2\n\\boxed{2}"},
+        {"role": "user", "content": [{"type": "text", "text": "Start with 2. "}, {"type": "text", "text": "Add 2."}]},
+    ]
+    reply = client.chat.completions.create(model="tiny", messages=messages, seed=7, max_tokens=20)
+    turns = [(m["role"], m["content"]) for m in messages[:-1]]
+    prompt = model.chat.within(turns).prompt("Start with 2. Add 2.")
+    assert prompt.count(model.chat.stop[0]) == 4  # one per message: the literal in the first is text
+    assert reply.choices[0].message.content == model.chat.decode(sampled(model, prompt, max_tokens=20)[0].tokens)
+    assert reply.usage is not None and reply.usage.prompt_tokens == len(prompt)
+
+
+# Text completions -----------------------------------------------------------------------------------------------------
+
+
+def test_completions_of_text_and_of_tokens(client: openai.OpenAI, model: Model) -> None:
+    tokens = model.chat.prompt(PUZZLE)
+    done = client.completions.create(model="tiny", prompt=[tokens, tokens[:5]], n=2, seed=7, max_tokens=12, logprobs=0)
+    want = [*sampled(model, tokens, n=2, max_tokens=12), *sampled(model, tokens[:5], n=2, max_tokens=12)]
+    assert [c.text for c in done.choices] == [model.chat.decode(c.tokens) for c in want]
+    assert [c.logprobs.token_logprobs for c in done.choices if c.logprobs] == [c.logprobs for c in want]
+    text = client.completions.create(model="tiny", prompt="Start with", seed=7, max_tokens=12)
+    assert text.choices[0].text == model.chat.decode(
+        sampled(model, model.chat.encode("Start with"), max_tokens=12)[0].tokens
+    )
+
+
+def test_echo_scores_the_prompt(client: openai.OpenAI, model: Model) -> None:
+    tokens = model.chat.prompt(PUZZLE)
+    done = client.completions.create(model="tiny", prompt=tokens, max_tokens=0, echo=True, logprobs=0)
+    (want,) = model.engine.session().logprobs([tokens[:1]], [tokens[1:]])
+    told = done.choices[0].logprobs
+    assert told is not None and told.token_logprobs is not None and told.token_logprobs[0] is None
+    assert told.token_logprobs[1:] == want
+    assert done.choices[0].text == model.chat.decode(tokens)
+    longer = client.completions.create(model="tiny", prompt=tokens, max_tokens=6, echo=True, logprobs=0, seed=7)
+    assert longer.choices[0].text == model.chat.decode([*tokens, *sampled(model, tokens, max_tokens=6)[0].tokens])
+
+
+def test_stop_tokens(client: openai.OpenAI, model: Model) -> None:
+    """As vLLM names them: the tokenizer's own end unless it is to be ignored, and any other."""
+    tokens = model.chat.prompt(PUZZLE)
+    dot = model.chat.encode("=", tags=True)[0]
+    extra = {"stop_token_ids": [dot], "ignore_eos": True, "return_tokens_as_token_ids": True}
+    done = client.completions.create(model="tiny", prompt=tokens, max_tokens=40, logprobs=0, seed=7, extra_body=extra)
+    want = sampled(model, tokens, stop=(dot,))[0]
+    assert want.finish == "stop"
+    assert done.choices[0].logprobs is not None
+    assert done.choices[0].logprobs.tokens == [f"token_id:{t}" for t in want.tokens]
+
+
+# Plans ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["majority", "best", "weighted"])
+def test_a_plan_is_what_solve_gives(client: openai.OpenAI, model: Model, rule: Any) -> None:
+    reply = client.chat.completions.create(model=f"tiny:{rule}-8", messages=MESSAGES, seed=3, max_tokens=48)
+    want = solve(model.engine.session(), model.chat, [PUZZLE], Plan(8, rule, max_tokens=48, seed=3))[0]
+    choice: Any = reply.choices[0]
+    assert (choice.answer, choice.confidence, choice.votes) == (want.answer, want.confidence, want.votes)
+    assert choice.message.content == want.text and choice.finish_reason == "stop"
+
+
+def test_usage_counts_every_token(client: openai.OpenAI, model: Model) -> None:
+    reply: Any = client.chat.completions.create(model="tiny:weighted-8", messages=MESSAGES, seed=3, max_tokens=48)
+    completions = sampled(model, n=8, seed=3, max_tokens=48)
+    generated = sum(len(c.tokens) for c in completions)
+    start = model.chat.prompt(PUZZLE)
+    asked = [len(model.chat.ask([*start, *c.tokens], JUDGE)) for c in completions]
+    verified = sum(asked) - 8 * len(start) - generated + 8  # the question about each solution, and its verdict
+    cost = reply.twofold["cost"]
+    assert (cost["prompt"], cost["generated"], cost["verified"]) == (
+        len(model.chat.prompt(PUZZLE)),
+        generated,
+        verified,
+    )
+    assert reply.usage.completion_tokens == generated + verified
+    assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
+
+
+def test_a_plan_in_the_body(client: openai.OpenAI) -> None:
+    by_name = client.chat.completions.create(model="tiny:majority-4", messages=MESSAGES, seed=3, max_tokens=48)
+    as_text = client.chat.completions.create(
+        model="tiny", messages=MESSAGES, seed=3, max_tokens=48, extra_body={"plan": "majority-4"}
+    )
+    plan = {"n": 4, "rule": "majority", "seed": 3, "max_tokens": 48}
+    as_object = client.chat.completions.create(model="tiny", messages=MESSAGES, extra_body={"plan": plan})
+    first: Any = by_name.choices[0]
+    for other in (as_text, as_object):
+        choice: Any = other.choices[0]
+        assert (choice.answer, choice.votes) == (first.answer, first.votes)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["posterior-12:stop=posterior,step=4", "weighted-4:make=beam,width=2", "deepconf-8", "majority-8:stop=windows"],
+)
+def test_every_strategy_is_served(client: openai.OpenAI, model: Model, spec: str) -> None:
+    reply: Any = client.chat.completions.create(model=f"tiny:{spec}", messages=MESSAGES, seed=3, max_tokens=48)
+    want = solve(model.engine.session(), model.chat, [PUZZLE], replace(parse(spec), max_tokens=48, seed=3))[0]
+    choice: Any = reply.choices[0]
+    assert (choice.answer, choice.votes) == (want.answer, want.votes)
+    cost = asdict(want.cost) | {"seconds": reply.twofold["cost"]["seconds"]}
+    assert reply.twofold["cost"] == cost
+
+
+def test_a_stream_of_a_plan_tells_how_far_it_is(served: Served) -> None:
+    body = chat_body("tiny:weighted-6", seed=3, max_tokens=48, stream=True, progress="samples")
+    status, whole, _ = served.ask("/v1/chat/completions", {**body, "stream": False, "progress": None})
+    assert status == 200
+    status, text, headers = served.ask("/v1/chat/completions", body)
+    assert status == 200 and headers["content-type"].startswith("text/event-stream")
+    chunks = events(text)
+    told = [c["twofold"]["progress"] for c in chunks if "progress" in c.get("twofold", {})]
+    for count in ("tokens", "finished", "judged"):
+        numbers = [t[count] for t in told]
+        assert numbers == sorted(numbers)
+    assert told[-1]["samples"] == told[-1]["finished"] == told[-1]["judged"] == 6
+    assert told[-1]["tokens"] == whole["twofold"]["cost"]["generated"]
+    assert len(told) > 2
+    texts, verdicts = [""] * 6, [0.0] * 6
+    for news in (news for t in told for news in t["news"]):
+        texts[news["sample"]] += news.get("text", "")
+        verdicts[news["sample"]] = news.get("verdict", verdicts[news["sample"]])
+    content = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"])
+    assert content == whole["choices"][0]["message"]["content"]
+    assert content in texts
+    assert sum(verdicts) == pytest.approx(sum(whole["choices"][0]["votes"].values()))  # every sample has an answer here
+    last = chunks[-1]
+    assert last["choices"][0]["answer"] == whole["choices"][0]["answer"]
+    assert last["twofold"]["cost"]["verified"] == whole["twofold"]["cost"]["verified"]
+
+
+def test_a_timeout_answers_with_what_there_is(served: Served) -> None:
+    body = chat_body("tiny:weighted-8", timeout=0.1, max_tokens=1500, temperature=2.0, seed=1)
+    status, reply, _ = served.ask("/v1/chat/completions", body)
+    assert status == 200 and reply["twofold"]["timed_out"] is True
+    assert reply["twofold"]["cost"]["generated"] < 8 * 1500
+    assert reply["choices"][0]["finish_reason"] == "length"
+
+
+# Together -------------------------------------------------------------------------------------------------------------
+
+
+def test_requests_at_once_never_see_each_other(served: Served, model: Model) -> None:
+    """Each of 32 at once, of different kinds, replies bit for bit as it does alone."""
+
+    def body(i: int) -> dict[str, Any]:
+        messages = [{"role": "system", "content": f"canary {i}"}, {"role": "user", "content": f"{PUZZLE} {i}"}]
+        kind = ["tiny", "tiny:weighted-3", "tiny:majority-2", "tiny"][i % 4]
+        more = {"n": 2, "logprobs": True} if kind == "tiny" else {}
+        return {"model": kind, "messages": messages, "seed": i, "temperature": 0.5 + i / 40, "max_tokens": 12, **more}
+
+    def ask(i: int) -> Any:
+        status, reply, _ = served.ask("/v1/chat/completions", body(i))
+        assert status == 200, reply
+        return reply["choices"], reply["usage"]
+
+    alone = [ask(i) for i in range(32)]
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(ask, range(32))) == alone
+
+
+def test_models_health_and_metrics(client: openai.OpenAI, served: Served) -> None:
+    assert [m.id for m in client.models.list()][:2] == ["tiny", "tiny:majority-16"]
+    assert served.ask("/health")[:2] == (200, {"status": "ok"})
+    served.ask("/v1/completions", {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 4, "ignore_eos": True})
+    before = counters(served)
+    served.ask("/v1/completions", {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 4, "ignore_eos": True})
+    after = counters(served)
+    grown = {name: after[name] - value for name, value in before.items() if after[name] != value}
+    assert grown['twofold_tokens_total{kind="generated"}'] == 4
+    assert grown['twofold_tokens_total{kind="prompt"}'] == 3
+    assert grown['twofold_requests_total{path="/v1/completions",status="200"}'] == 1
+
+
+def counters(served: Served) -> dict[str, float]:
+    lines = [line for line in served.ask("/metrics")[1].splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}

@@ -1,0 +1,300 @@
+"""How the server behaves under clients that ask too much, leave, lie or flood it, and when it is told to stop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import Served, chat_body, events, serving, until
+
+from twofold.cli import main
+from twofold.run import Model, load
+from twofold.serve.schema import SAMPLES, TEXT
+from twofold.serve.server import read_key
+from twofold.serve.service import Limits
+
+CHAT, TEXTS = "/v1/chat/completions", "/v1/completions"
+SLOW = {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 1500, "ignore_eos": True}  # seconds of work
+SRC = Path(__file__).parents[1] / "src"
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load("tiny")
+
+
+@pytest.fixture(scope="module")
+def served(model: Model) -> Iterator[Served]:
+    with serving(model, Limits(body=200_000)) as running:
+        yield running
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+WITH_PLAN = chat_body("tiny:weighted-4")
+REFUSED = {
+    "no such model": (CHAT, chat_body("gpt-4"), 404, "model"),
+    "no such plan": (CHAT, chat_body("tiny:wieghted-4"), 400, "plan"),
+    "a plan of too many": (CHAT, chat_body(f"tiny:weighted-{SAMPLES + 1}"), 400, "plan"),
+    "a plan of unending search": (CHAT, chat_body("tiny:weighted-8:make=mcts,simulations=100000"), 400, "plan"),
+    "a plan that does not divide": (CHAT, chat_body("tiny:weighted-7:make=beam"), 400, "plan"),
+    "a plan of an impossible temperature": (CHAT, chat_body("tiny:weighted-7:temperature=-1"), 400, "plan"),
+    "a plan of an unknown option": (CHAT, chat_body("tiny:weighted-7:stpo=posterior"), 400, "plan"),
+    "a plan of very many": (CHAT, chat_body("tiny:weighted-" + "9" * 60), 400, "plan"),
+    "two plans": (CHAT, {**WITH_PLAN, "plan": "best-4"}, 400, "plan"),
+    "n beside a plan": (CHAT, {**WITH_PLAN, "n": 2}, 400, "n"),
+    "logprobs of a plan": (CHAT, {**WITH_PLAN, "logprobs": True}, 400, "logprobs"),
+    "a plan's unknown field": (CHAT, chat_body(plan={"samples": 4}), 400, "plan.samples"),
+    "an unknown field": (CHAT, chat_body(best=3), 400, "best"),
+    "a number as text": (CHAT, chat_body(n="2"), 400, "n"),
+    "n beyond its limit": (CHAT, chat_body(n=SAMPLES + 1), 400, "n"),
+    "n beyond any integer": (CHAT, chat_body(n=2**63), 400, "n"),
+    "temperature": (CHAT, chat_body(temperature=2.1), 400, "temperature"),
+    "no messages": (CHAT, {"model": "tiny", "messages": []}, 400, "messages"),
+    "the last message": (CHAT, {"model": "tiny", "messages": [{"role": "assistant", "content": "x"}]}, 400, "messages"),
+    "an image": (
+        CHAT,
+        {"model": "tiny", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        400,
+        None,
+    ),
+    "tools": (CHAT, chat_body(tools=[{"type": "function"}]), 400, "tools"),
+    "top_logprobs": (CHAT, chat_body(logprobs=True, top_logprobs=3), 400, "top_logprobs"),
+    "a penalty": (CHAT, chat_body(presence_penalty=0.5), 400, "presence_penalty"),
+    "stop strings": (CHAT, chat_body(stop=["x"] * 17), 400, None),
+    "an empty stop string": (CHAT, chat_body(stop=""), 400, None),
+    "no room": (CHAT, chat_body(max_tokens=2048), 400, "max_tokens"),
+    "no tokens": (CHAT, chat_body(max_tokens=0), 400, "max_tokens"),
+    "a token beyond the vocabulary": (TEXTS, {"model": "tiny", "prompt": [5, 512]}, 400, "prompt"),
+    "an empty prompt": (TEXTS, {"model": "tiny", "prompt": ""}, 400, "prompt"),
+    "a prompt beyond the context": (TEXTS, {"model": "tiny", "prompt": [5] * 2048}, 400, "max_tokens"),
+    "too many at once": (TEXTS, {"model": "tiny", "prompt": [[5]] * 33, "n": 2}, 400, "n"),
+    "a plan for a text": (TEXTS, {"model": "tiny:best-4", "prompt": "x"}, 400, "plan"),
+    "nothing to do": (TEXTS, {"model": "tiny", "prompt": "x", "max_tokens": 0}, 400, "max_tokens"),
+    "an echo in a stream": (TEXTS, {"model": "tiny", "prompt": "x", "echo": True, "stream": True}, 400, "echo"),
+    "logprobs of other tokens": (TEXTS, {"model": "tiny", "prompt": "x", "logprobs": 5}, 400, "logprobs"),
+    "a text beyond its limit": (TEXTS, {"model": "tiny", "prompt": "x" * (TEXT + 1)}, 400, None),
+    "no such path": ("/v1/embeddings", {}, 404, None),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_served_is_refused_in_openais_shape(served: Served, what: str) -> None:
+    path, body, status, param = REFUSED[what]
+    got, reply, _ = served.ask(path, body)
+    assert got == status, reply
+    error = reply["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
+    assert len(error["message"]) < 300
+    if param is not None:
+        assert error["param"] == param
+
+
+def test_what_is_at_its_limit_is_served(served: Served) -> None:
+    assert served.ask(CHAT, chat_body(n=SAMPLES, max_tokens=1))[0] == 200
+    assert served.ask(CHAT, chat_body(temperature=2, stop=["q" * 64] * 16, max_tokens=1))[0] == 200
+    assert served.ask(TEXTS, {"model": "tiny", "prompt": [5] * 2047, "max_tokens": 1})[0] == 200
+    neutral = dict(presence_penalty=0, frequency_penalty=0.0, logit_bias={}, tools=[], user="me", store=False)
+    assert served.ask(CHAT, chat_body(max_tokens=1, **neutral, response_format={"type": "text"}))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"a":' * 20_000,
+        b'{"model":"tiny","prompt":"x","temperature":NaN}', b'{"model":"tiny","prompt":"x","n":1e400}',
+        b'{"model":"tiny","prompt":"x","n":' + b"9" * 10_000 + b"}", b'{"model":"tiny","prompt":"\\ud800"}',
+        b'{"\\ud800":1}', b'{"model":"tiny\\u0000","prompt":"x"}',
+    ],
+)  # fmt: skip
+def test_a_body_that_is_no_request_is_refused(served: Served, raw: bytes) -> None:
+    status, reply, _ = served.ask(TEXTS, raw)
+    assert status in (400, 404)
+    assert reply["error"]["message"]
+
+
+def test_a_body_beyond_its_limit_is_not_read(served: Served) -> None:
+    status, reply, _ = served.ask(TEXTS, b"x" * 200_001)
+    assert status == 413 and reply["error"]["code"] == "too_large"
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as one:  # said to be a gigabyte: none is sent
+        one.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n")
+        assert b" 413 " in one.recv(100)
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as one:  # in chunks, of unknown number
+        one.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        for _ in range(5):
+            one.sendall(b"c350\r\n" + b"x" * 50_000 + b"\r\n")
+        assert b" 413 " in one.recv(100)
+
+
+# Who may come ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_route_asks_for_the_key(model: Model) -> None:
+    with serving(model, key="s3cret") as served:
+        schema = served.ask("/openapi.json")[1]
+        paths = {*schema["paths"], "/openapi.json", "/docs", "/nowhere", "/v1/chat/completions/", "//", "/health/"}
+        assert {CHAT, TEXTS, "/v1/models", "/metrics", "/health"} <= paths
+        for path in paths - {"/health"}:
+            for headers in (
+                {},
+                {"authorization": "Bearer wrong"},
+                {"authorization": "s3cret"},
+                {"authorization": "Bearer "},
+            ):
+                for method in ("GET", "POST", "OPTIONS", "DELETE"):
+                    status, reply, _ = served.ask(path, method=method, headers=headers)
+                    assert (status, reply["error"]["code"]) == (401, "invalid_api_key"), (path, method)
+        assert served.ask("/health", headers={})[0] == 200
+        assert served.ask("/", headers={})[0] == 200  # the page: it holds nothing, and asks for the key
+        assert served.ask("/v1/models")[0] == 200
+        assert served.ask(CHAT, chat_body(max_tokens=2))[0] == 200
+
+
+def test_who_listens_to_others_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TWOFOLD_API_KEY", raising=False)
+    assert read_key(None, "127.0.0.1") is read_key(None, "::1") is read_key(None, "localhost") is None
+    for host in ("0.0.0.0", "::", "10.0.0.7", "example.org"):
+        with pytest.raises(ValueError, match="others need a key"):
+            read_key(None, host)
+    (tmp_path / "key").write_text("from-file\n")
+    assert read_key(tmp_path / "key", "0.0.0.0") == "from-file"
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(ValueError, match="holds no key"):
+        read_key(tmp_path / "empty", "127.0.0.1")
+    monkeypatch.setenv("TWOFOLD_API_KEY", "from-env")
+    assert read_key(None, "0.0.0.0") == "from-env"
+
+
+def test_neither_prompts_nor_keys_are_logged(
+    model: Model, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any level, and not when the server fails on a request whose text is in the error."""
+    with serving(model, key="canary-key") as served, caplog.at_level(logging.DEBUG):
+        canary = {"model": "tiny", "messages": [{"role": "user", "content": "canary-prompt"}], "max_tokens": 3}
+        assert served.ask(CHAT, canary)[0] == 200
+        assert served.ask(CHAT, {**canary, "n": 0})[0] == 400
+        assert served.ask(CHAT, canary, headers={"authorization": "Bearer canary-wrong"})[0] == 401
+
+        def fail(*args: Any) -> None:
+            raise RuntimeError(f"no good: {args}")
+
+        monkeypatch.setattr(model.chat.__class__, "decode", fail)
+        status, reply, _ = served.ask(CHAT, canary)
+        assert status == 500 and reply["error"]["type"] == "server_error"
+        stream = served.ask(CHAT, {**canary, "stream": True})[1]
+        assert events(stream)[-1]["error"]["type"] == "server_error"
+        monkeypatch.undo()
+        assert served.ask(CHAT, canary)[0] == 200
+    said = caplog.text + "".join(capfd.readouterr())
+    assert "RuntimeError" in said and "POST /v1/chat/completions 200" in said
+    assert "canary" not in said + json.dumps(reply) + stream
+
+
+# Who leaves, and too many ---------------------------------------------------------------------------------------------
+
+
+PLANNED = chat_body("tiny:weighted-32", temperature=2, seed=1)  # at this temperature they go on for long
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body"), [(TEXTS, {**SLOW, "n": 32}), (CHAT, PLANNED)], ids=["samples", "plan"])
+def test_a_client_that_leaves_takes_its_work_with_it(served: Served, path: str, body: Any, stream: bool) -> None:
+    threads = len(served.service._pool._threads)
+    for _ in range(3):
+        connection = served.open(path, {**body, "stream": stream})
+        until(lambda: served.service.loop.live_rows == 32)
+        (work,) = served.service.works
+        connection.close()
+        assert until(lambda: not served.service.loop.live_rows and not served.service.works) < 2
+        assert work.ticket.cancelled.is_set()
+    assert served.ask(CHAT, chat_body(max_tokens=2))[0] == 200
+    assert len(served.service._pool._threads) <= threads + 2
+
+
+def test_more_than_may_wait_are_sent_away_at_once(model: Model) -> None:
+    with serving(model, Limits(concurrent=1, queue=1)) as served:
+        running = served.open(TEXTS, SLOW)
+        until(lambda: served.service.loop.live_rows == 1)
+        waiting = served.open(CHAT, chat_body(max_tokens=2))
+        until(lambda: len(served.service.works) == 2)
+        status, reply, headers = served.ask(CHAT, chat_body(max_tokens=2))
+        assert status == 429 and reply["error"]["type"] == "rate_limit_error" and int(headers["retry-after"]) >= 1
+        assert "requests_waiting 1" in served.ask("/metrics")[1]
+        running.close()  # the waiting one gets its place
+        assert b" 200 " in waiting.recv(100)
+        waiting.close()
+        assert served.ask(CHAT, chat_body(max_tokens=2))[0] == 200
+
+
+# When it is told to stop ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[list[tuple[subprocess.Popen[str], Served]]]:
+    """Two servers with grace times of half a second and a minute, started side by side."""
+    code = [sys.executable, "-m", "twofold.cli", "serve", "tiny", "--port", "0", "--grace"]
+    pipes: dict[str, Any] = dict(stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(SRC)})
+    started = [subprocess.Popen([*code, grace], **pipes) for grace in ("0.5", "60")]
+    try:
+        lines = [one.stdout.readline() for one in started if one.stdout]
+        assert all(line.startswith("ready: tiny at http://127.0.0.1:") for line in lines), lines
+        ports = [int(line.split("/v1")[0].rsplit(":")[-1]) for line in lines]
+        yield [(one, Served(None, port, None)) for one, port in zip(started, ports, strict=True)]  # type: ignore[arg-type]
+    finally:
+        for one in started:
+            one.kill()
+            one.communicate()
+
+
+def test_sigterm_lets_requests_end(processes: list[tuple[subprocess.Popen[str], Served]]) -> None:
+    """Streams get their final events within the grace time, new requests 503, and the process ends with 0."""
+    one, served = processes[0]
+    with ThreadPoolExecutor(8) as pool:
+        streams = [pool.submit(served.ask, TEXTS, {**SLOW, "stream": True, "seed": i}) for i in range(8)]
+        until(lambda: "samples_running 8" in served.ask("/metrics")[1])
+        one.send_signal(signal.SIGTERM)
+        until(lambda: served.ask("/health")[0] == 503)
+        status, reply, headers = served.ask(CHAT, chat_body())
+        assert status == 503 and reply["error"]["code"] == "shutting_down" and "retry-after" in headers
+        for stream in streams:
+            status, text, _ = stream.result(timeout=10)
+            last = events(text)[-1]
+            assert status == 200 and last["choices"][0]["finish_reason"] == "length" and last["twofold"]["timed_out"]
+    assert one.wait(timeout=5) == 0
+
+
+def test_a_second_sigterm_ends_it_at_once(processes: list[tuple[subprocess.Popen[str], Served]]) -> None:
+    one, served = processes[1]
+    connection = served.open(TEXTS, {**SLOW, "n": 64})
+    until(lambda: "samples_running 64" in served.ask("/metrics")[1])
+    one.send_signal(signal.SIGTERM)
+    until(lambda: served.ask("/health")[0] == 503)
+    one.send_signal(signal.SIGTERM)
+    one.wait(timeout=3)  # the interpreter takes most of it
+    connection.close()
+
+
+def test_errors_of_the_command_line_are_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TWOFOLD_API_KEY", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for options, words in (
+            (["tiny", "--host", "0.0.0.0"], "need a key"),
+            (["tiny", "--port", str(taken.getsockname()[1])], "Address already in use"),
+            (["nothing-here"], "no such model"),
+            (["tiny", "--concurrent", "0"], "--concurrent must be at least 1"),
+        ):
+            assert main(["serve", *options]) == 2
+            said = capsys.readouterr().err
+            assert words in said and len(said.strip().splitlines()) == 1
