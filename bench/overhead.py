@@ -1,4 +1,4 @@
-"""What verification costs: a step of RL^V over the same step without it, and test-time generate + judge over generate.
+"""What verification costs in training: a step of RL^V over the same step without it. (At test time: ``verify.py``.)
 
 The baseline is what a library without a joint batch does: a batch of verification samples beside the policy's, so that
 every solution goes through the model twice.
@@ -13,8 +13,6 @@ from typing import Any
 from against_trl import Odd
 from common import SMALL, interleaved, qwen2, record, tokenizer, with_lengths
 
-from twofold.compute.judge import p_yes
-from twofold.compute.rollout import rollouts
 from twofold.engines.native import NativeEngine
 from twofold.maths.attention import install
 from twofold.recipes.rlv import RLV, Recipe
@@ -63,33 +61,12 @@ def training(length: int, prompts: int, n: int, repeats: int) -> None:
     )  # fmt: skip
 
 
-def test_time(length: int, prompts: int, n: int, repeats: int) -> None:
-    chat, model = Chat(tokenizer()), install(with_lengths(qwen2(**SMALL), length, length))
-    engine, task = NativeEngine(model), Odd(32)
-    problems = [task.problem("train", i) for i in range(prompts)]
-    sampling = Sampling(n=n, max_tokens=length, stop=chat.stop)
-
-    def generate(judge: bool) -> None:
-        engine.load({})
-        groups = rollouts(engine, chat, task, problems, sampling)
-        if judge:
-            p_yes(engine, chat, [r for g in groups for r in g])
-
-    seconds = interleaved({"generate": lambda: generate(False), "judged": lambda: generate(True)}, repeats)
-    record(
-        "overhead-test", tokens=length, prompts=prompts, n=n, ratio=seconds["judged"] / seconds["generate"],
-        generate_seconds=seconds["generate"],
-    )  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     for length, prompts in ((96, 8), (512, 4)):
         training(length, prompts, 8, args.repeats)
-    for length, n in ((96, 16), (512, 16)):
-        test_time(length, 1, n, args.repeats)
 
 
 if __name__ == "__main__":
