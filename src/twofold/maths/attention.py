@@ -149,13 +149,15 @@ class Packing:
     """Samples laid end to end in one row of N tokens; each attends causally to itself alone.
 
     ``families`` are (tokens that these samples begin with in common, tokens that each has of its own). The first are laid
-    once, so a prompt runs once, however many samples it has.
+    once, so a prompt runs once, however many samples it has. Behind all there may be ``padding`` tokens that nothing attends to.
 
     Families (1, [3, 2]) and (0, [2]) are 8 tokens, at positions 0 1 2 3 1 2 0 1. The second sample is tokens 0 4 5: row 1 of
     ``index``, with token 0 behind short samples (causality hides it); ``slots`` say where in ``index`` each token first stands.
     """
 
-    def __init__(self, families: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, families: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu", padding: int = 0
+    ) -> None:
         self.lengths = [head + size for head, sizes in families for size in sizes]
         index = torch.zeros(len(self.lengths), max(self.lengths), dtype=torch.long)
         self.shared: list[tuple[slice, slice]] = []  # where a family's head and then its samples' own tokens are laid
@@ -182,8 +184,9 @@ class Packing:
                 ragged += own
         self.shelves = [_shelf(s, device) for s in [*stretches, *_alike(ragged)]]
         self.index = index.to(device)
-        self.slots = torch.cat(slots).to(device)
-        self.positions = torch.cat(positions)[None].to(device)
+        behind = torch.zeros(padding, dtype=torch.long)
+        self.slots = torch.cat([*slots, behind]).to(device)
+        self.positions = torch.cat([*positions, behind])[None].to(device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         if query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, pad, silu
 
 from twofold.maths.attention import Layout, attention_dtype
 from twofold.maths.norm import rms_norm
+from twofold.maths.packing import rounded
 
 FAMILY = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 
@@ -88,21 +89,25 @@ class Decoder:
 
     def __call__(self, ids_B_T: Tensor, positions_B_T: Tensor, layout: Layout) -> Tensor:
         """Hidden states [B, T, hidden] behind the last norm, in ``dtype``."""
-        x = self.embeddings(ids_B_T)
+        x, rows = self.embeddings(ids_B_T), ids_B_T.numel()
         cos, sin = (t[:, :, None, : self.width // 2] for t in self.rotation(x, positions_B_T))
         turn = torch.complex(cos, sin)
         with torch.autocast(x.device.type, enabled=False):
+            x = _padded(x.flatten(0, 1))
             for i, layer in enumerate(self.layers):
-                q, k, v = self._heads(layer, rms_norm(x, layer.before_attention, self.eps, self.dtype), turn)
-                seen = layout.attend(i, q, k, v, self.scale).flatten(2).to(self.dtype)
+                h = rms_norm(x, layer.before_attention, self.eps, self.dtype)
+                q, k, v = self._heads(layer, h, turn)
+                seen = x.new_zeros(len(x), self.heads * self.width, dtype=self.dtype)
+                seen[:rows] = layout.attend(i, q, k, v, self.scale).flatten(0, 1).flatten(1)
                 x = x + linear(seen, *layer.out)
                 gate, up = linear(rms_norm(x, layer.before_mlp, self.eps, self.dtype), *layer.gate_up).chunk(2, -1)
                 x = x + linear(silu(gate) * up, *layer.down)
-            return rms_norm(x, self.norm, self.eps, self.dtype)
+            return rms_norm(x, self.norm, self.eps, self.dtype)[:rows].unflatten(0, ids_B_T.shape)
 
-    def _heads(self, layer: Layer, h_B_T_C: Tensor, turn_B_T_1_D: Tensor) -> list[Tensor]:
+    def _heads(self, layer: Layer, h_N_C: Tensor, turn_B_T_1_D: Tensor) -> list[Tensor]:
         """Rotated queries and keys, and values: [B, heads, T, D] each."""
-        every = linear(h_B_T_C, *layer.heads).unflatten(-1, (-1, self.width))
+        B, T = turn_B_T_1_D.shape[:2]
+        every = linear(h_N_C, *layer.heads)[: B * T].view(B, T, -1, self.width)
         sizes = [self.heads, self.kv_heads]
         qk, v = every.split([sum(sizes), self.kv_heads], 2)
         if layer.query_norm is not None and layer.key_norm is not None:
@@ -115,8 +120,13 @@ class Decoder:
         return [t.to(dtype).transpose(1, 2) for t in (q, k, v)]
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden states."""
-        return linear(hidden, *self.output)
+        """Logits of hidden states [N, hidden]."""
+        return linear(_padded(hidden), *self.output)[: len(hidden)]
+
+
+def _padded(x_N_C: Tensor) -> Tensor:
+    """With rows of zeros behind, up to a size that occurs often."""
+    return pad(x_N_C, (0, 0, 0, rounded(len(x_N_C)) - len(x_N_C)))
 
 
 def _pairs(x: Tensor, dim: int) -> Tensor:

@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from twofold.maths.attention import Packing
 from twofold.maths.logprobs import token_logprobs
 from twofold.maths.losses import clipped, k3
-from twofold.maths.packing import micro_batches
+from twofold.maths.packing import micro_batches, rounded
 from twofold.maths.weights import Normalise, policy_weights, target_weights
 from twofold.trainer.model import Precision
 from twofold.trainer.optim import Optim, make, rate
@@ -262,14 +263,22 @@ class Learner:
             return torch.tensor([x for row in rows for x in row], dtype=dtype, device=device)
 
         lengths = [len(s.tokens) for s in samples]
-        layout = Packing(list(_families(lengths, heads)), device)
+        families = list(_families(lengths, heads))
+        laid_tokens = sum(head + sum(sizes) for head, sizes in families)
+        layout = Packing(families, device, padding=rounded(laid_tokens) - laid_tokens)
         # place[i] is where token i of the samples, one after another, is laid: in one place for all that share it
         place = torch.cat([row[:n] for row, n in zip(layout.index, lengths, strict=True)])
         tokens, p, t = flat([s.tokens for s in samples], torch.long), flat(policy), flat(targets)
-        laid = tokens.new_empty(layout.positions.shape).index_copy_(1, place, tokens[None])
+        laid = tokens.new_zeros(layout.positions.shape).index_copy_(1, place, tokens[None])
         ends = accumulate(lengths)
         needed = (p != 0) | (t != 0)
         index = needed.nonzero()[:, 0]
+        padding = rounded(len(index)) - len(index)  # once more the first of them, of no weight
+        chosen = torch.cat([index, index[:1].expand(padding)])
+
+        def weighted(x: Tensor) -> Tensor:
+            return pad(x[index], (0, padding))
+
         reference = flat([s.reference or [0.0] * len(s.tokens) for s in samples])
         valued_at = [
             (end - len(s.tokens) + i, label, weight / valued)
@@ -279,14 +288,14 @@ class Learner:
         return Batch(
             tokens=laid,
             layout=layout,
-            at=place[index - 1],
-            ids=tokens[index],
-            logprobs=flat([s.logprobs for s in samples])[index],
-            advantages=flat([s.advantages for s in samples])[index],
-            policy=p[index],
+            at=place[chosen - 1],
+            ids=tokens[chosen],
+            logprobs=flat([s.logprobs for s in samples])[chosen],
+            advantages=flat([s.advantages for s in samples])[chosen],
+            policy=weighted(p),
             mass=mass,
-            targets=t[index],
-            reference=reference[index],
+            targets=weighted(t),
+            reference=reference[chosen],
             value_at=place[[i for i, _, _ in valued_at]],
             values=torch.tensor([label for _, label, _ in valued_at], dtype=torch.float32, device=device),
             value_weights=torch.tensor([weight for _, _, weight in valued_at], dtype=torch.float32, device=device),
