@@ -153,6 +153,14 @@ def test_one_token_of_room(engine: Engine) -> None:
     assert len(c.tokens) == len(c.logprobs) == 1
 
 
+def test_samples_of_one_token_can_be_asked_about(pair: Pair, native: NativeEngine) -> None:
+    """They leave a cache without a token of its own; equal ones are read from one row, which copies it."""
+    (group,) = native.generate([PROMPTS[0]], Sampling(n=4, max_tokens=1))
+    asked = [[*PROMPTS[0], *c.tokens, 7] for c in group]
+    for prompt, scores in zip(asked, native.logprobs(asked, [[8, 9]] * 4), strict=True):
+        assert scores == near(full_forward(pair.plain, prompt, [8, 9]))
+
+
 def test_a_cache_grows_with_its_samples(pair: Pair, native: NativeEngine) -> None:
     """Beyond the memory it begins with, twice, with and without a fork; the memory follows the tokens, not the limit."""
     for n in (1, 2):

@@ -126,9 +126,10 @@ class KV:
         longest = int(lengths.max())
         new = KV(torch.zeros_like(lengths), longest, self.device)
         parts = KV(lengths, 0, self.device, self, rows)._ancestors()
-        for layer in range(len(self.keys)):
+        nearest = parts[0].kv  # not self: it may hold no token of its own yet
+        for layer in range(len(nearest.keys)):
             for store in ("keys", "values"):
-                like = getattr(self, store)[layer]
+                like = getattr(nearest, store)[layer]
                 laid = like.new_zeros(len(rows), longest, *like.shape[1::2])  # tokens before heads: one scatter
                 for part in parts:
                     part.copy(getattr(part.kv, store)[layer], laid)
