@@ -14,7 +14,7 @@ from serving import PUZZLE, Served, chat_body, events, serving
 from twofold.compute.plan import Plan, parse
 from twofold.compute.solve import solve
 from twofold.engines.native import NativeEngine
-from twofold.run import Model, load
+from twofold.run import Model, load, same
 from twofold.text.chat import JUDGE
 from twofold.types import Completion, Sampling
 
@@ -165,10 +165,26 @@ def test_stop_tokens(client: openai.OpenAI, model: Model) -> None:
 @pytest.mark.parametrize("rule", ["majority", "best", "weighted"])
 def test_a_plan_is_what_solve_gives(client: openai.OpenAI, model: Model, rule: Any) -> None:
     reply = client.chat.completions.create(model=f"tiny:{rule}-8", messages=MESSAGES, seed=3, max_tokens=48)
-    want = solve(model.engine.session(), model.chat, [PUZZLE], Plan(8, rule, max_tokens=48, seed=3))[0]
+    want = solve(model.engine.session(), model.chat, [PUZZLE], Plan(8, rule, max_tokens=48, seed=3), same)[0]
     choice: Any = reply.choices[0]
     assert (choice.answer, choice.confidence, choice.votes) == (want.answer, want.confidence, want.votes)
     assert choice.message.content == want.text and choice.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["majority-16:stop=adaptive,confidence=0.9", "weighted-8:stop=lengths,caps=[16,40]", "borda-6", "weighted-4:make=beam",
+     "weighted-4:make=correction", "posterior-8:stop=posterior,confidence=0.7", "weighted-6:judge=written,judge_tokens=24"],
+)  # fmt: skip
+def test_every_kind_of_plan_is_what_solve_gives(served: Served, model: Model, spec: str) -> None:
+    status, reply, _ = served.ask("/v1/chat/completions", chat_body(f"tiny:{spec}", seed=3, max_tokens=48))
+    assert status == 200, reply
+    want = solve(model.engine.session(), model.chat, [PUZZLE], replace(parse(spec), seed=3, max_tokens=48), same)[0]
+    (choice,) = reply["choices"]
+    assert (choice["answer"], choice["confidence"], choice["votes"]) == (want.answer, want.confidence, want.votes)
+    assert [(c["answer"], c["score"]) for c in choice["candidates"]] == [*zip(want.answers, want.scores, strict=True)]
+    cost = reply["twofold"]["cost"]
+    assert {**cost, "seconds": 0} == {**asdict(want.cost), "seconds": 0}
 
 
 def test_usage_counts_every_token(client: openai.OpenAI, model: Model) -> None:
@@ -193,25 +209,12 @@ def test_a_plan_in_the_body(client: openai.OpenAI) -> None:
     as_text = client.chat.completions.create(
         model="tiny", messages=MESSAGES, seed=3, max_tokens=48, extra_body={"plan": "majority-4"}
     )
-    plan = {"n": 4, "rule": "majority", "seed": 3, "max_tokens": 48}
+    plan = {"n": 4, "rule": "majority", "seed": 3, "max_tokens": 48, "stop": "fixed"}
     as_object = client.chat.completions.create(model="tiny", messages=MESSAGES, extra_body={"plan": plan})
     first: Any = by_name.choices[0]
     for other in (as_text, as_object):
         choice: Any = other.choices[0]
         assert (choice.answer, choice.votes) == (first.answer, first.votes)
-
-
-@pytest.mark.parametrize(
-    "spec",
-    ["posterior-12:stop=posterior,step=4", "weighted-4:make=beam,width=2", "deepconf-8", "majority-8:stop=windows"],
-)
-def test_every_strategy_is_served(client: openai.OpenAI, model: Model, spec: str) -> None:
-    reply: Any = client.chat.completions.create(model=f"tiny:{spec}", messages=MESSAGES, seed=3, max_tokens=48)
-    want = solve(model.engine.session(), model.chat, [PUZZLE], replace(parse(spec), max_tokens=48, seed=3))[0]
-    choice: Any = reply.choices[0]
-    assert (choice.answer, choice.votes) == (want.answer, want.votes)
-    cost = asdict(want.cost) | {"seconds": reply.twofold["cost"]["seconds"]}
-    assert reply.twofold["cost"] == cost
 
 
 def test_a_stream_of_a_plan_tells_how_far_it_is(served: Served) -> None:

@@ -55,4 +55,4 @@ def test_no_request_breaks_the_server(document: Any, path: str) -> None:
         served.append(reply.status_code == 200)
 
     check()
-    assert sum(served) > 100  # not all were refused
+    assert sum(served) > (100 if post else 0)  # not all were refused

@@ -28,7 +28,7 @@ from twofold.serve.service import Service, Work
 
 _FIELD = re.compile(r"[a-z_]+|\d+")  # not the name of one of a field's forms, such as constrained-str
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}}
-STREAMED = ERRORS | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+STREAMED = ERRORS | {200: {"content": {"text/event-stream": {}}}}
 
 
 def app(service: Service, key: str | None = None) -> Guard:
@@ -59,9 +59,8 @@ def app(service: Service, key: str | None = None) -> Guard:
 
     @api.post("/v1/chat/completions", responses=STREAMED)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        job, plan = await asyncio.to_thread(
-            reading.read_chat, body, service.name, service.chat, service.context, service.same
-        )
+        s = service
+        job, plan = await asyncio.to_thread(reading.read_chat, body, s.name, s.chat, s.context, s.same)
         return await _serve(service, body, job, ChatShape(body, service.chat, plan is not None), request)
 
     @api.post("/v1/completions", responses=STREAMED)
@@ -75,7 +74,7 @@ def app(service: Service, key: str | None = None) -> Guard:
 
 
 async def _serve(service: Service, body: Body, job: Job, shape: Shape, request: Request) -> Response:
-    work = service.begin(job, reading.ticket(body, service.chat))
+    work = service.begin(job, reading.ticket(body, service.chat, service.context, service.limits.seconds))
     identity = {"id": f"{shape.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
     if body.stream:
         return EventStream(work, Chunks(shape, identity, body, work.client))

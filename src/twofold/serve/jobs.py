@@ -62,15 +62,16 @@ def score(client: Client, chat: Chat, prompts: Sequence[Sequence[int]], temperat
 
 
 def plan(client: Client, chat: Chat, question: str, chosen: Plan, same: Same) -> Answer:
-    """One choice, which carries its answer, confidence, votes and cost. Raises Refused if the plan does not suit the model."""
+    """One choice, which carries its answer, confidence, votes and candidates. Raises Refused for a plan that cannot run."""
     try:
-        (s,) = solve(client, chat, [question], chosen, same)
+        s = solve(client, chat, [question], chosen, same)[0]
     except ValueError as error:
-        raise Refused(400, str(error), param="plan") from error
-    behind = client.dropped
-    cost = replace(s.cost, generated=s.cost.generated + behind, discarded=s.cost.discarded + behind)
+        raise Refused(400, f"this plan cannot be carried out: {error}"[:400], "invalid_plan", "plan") from error
+    beyond = client.dropped  # drawn behind stop strings: no strategy knows of them
+    cost = replace(s.cost, generated=s.cost.generated + beyond, discarded=s.cost.discarded + beyond)
     late = time.monotonic() >= client.ticket.deadline
-    details = {"answer": s.answer, "confidence": s.confidence, "votes": s.votes}
+    candidates = [{"answer": a, "score": x} for a, x in zip(s.answers, s.scores, strict=True)]
+    details = {"answer": s.answer, "confidence": s.confidence, "votes": s.votes, "candidates": candidates}
     return Answer([Choice(client.ticket.stops.cut(s.text), "length" if late else "stop", details=details)], cost, late)
 
 

@@ -15,6 +15,11 @@ from twofold.engines.base import Engine
 from twofold.serve.text import Stops
 from twofold.types import Completion, Sampling
 
+LATE = 5.0
+"""Seconds that a strategy has to end after its deadline, in which every generate call gives one token."""
+MOST = 1024
+"""Most samples of one call."""
+
 
 class Cancelled(Exception):
     """Whoever asked is gone, or the server is stopping."""
@@ -51,6 +56,8 @@ class Ticket:
     stops: Stops
     yes: int
     """The token whose probability is a verdict."""
+    context: int
+    """Most tokens of a text; generate calls are cut to it."""
     deadline: float = float("inf")
     cancelled: threading.Event = field(default_factory=threading.Event)
     watch: Callable[[], None] = lambda: None
@@ -108,8 +115,15 @@ class Client:
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
         if not prompts:
             return []
-        if time.monotonic() >= self.ticket.deadline:
-            sampling = replace(sampling, max_tokens=1)
+        late = time.monotonic() - self.ticket.deadline
+        if late > LATE:
+            raise TimeoutError("the strategy did not end by itself after its deadline")
+        room = 1 if late >= 0 else self.ticket.context - max(map(len, prompts))
+        if room < 1 or len(prompts) * sampling.n > MOST:
+            raise ValueError(
+                f"{len(prompts)} x {sampling.n} samples with {room} tokens left each: more than is allowed"
+            )
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         rows = [list(p) for p in prompts for _ in range(sampling.n)]
         return self.loop.do(Call(self, lambda: self.session.start(prompts, sampling), rows))
 

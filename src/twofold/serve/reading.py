@@ -10,11 +10,10 @@ from typing import Any
 
 from twofold.compute.plan import Plan, parse, settings
 from twofold.compute.select import Same
-from twofold.maths.stopping import Lengths
 from twofold.serve import jobs
 from twofold.serve.jobs import Answer
 from twofold.serve.loop import Client, Ticket
-from twofold.serve.schema import SAMPLES, TOKENS, ChatRequest, PlanBody, Refused, Request, TextRequest
+from twofold.serve.schema import SAMPLES, TOKENS, ChatRequest, Refused, Request, TextRequest
 from twofold.serve.text import Stops
 from twofold.text.chat import JUDGE, Chat
 from twofold.types import Sampling
@@ -22,15 +21,8 @@ from twofold.types import Sampling
 Job = Callable[[Client], Answer]
 
 BOUNDS = {
-    "rounds": 8,
-    "times": 8,
-    "simulations": 64,
-    "width": 16,
-    "children": 16,
-    "depth": 64,
-    "judge_tokens": 4096,
-    "top": 64,
-}
+    "rounds": 8, "times": 8, "simulations": 64, "width": 16, "children": 16, "depth": 64, "judge_tokens": 4096, "top": 64,
+}  # fmt: skip
 """The most that a plan may say of what multiplies its cost. Any other number: ``TOKENS``."""
 
 
@@ -75,9 +67,9 @@ def read_text(body: TextRequest, name: str, chat: Chat, context: int) -> Job:
     return partial(jobs.sample, chat=chat, prompts=prompts, sampling=sampling, echo=bool(body.echo))
 
 
-def ticket(body: Request, chat: Chat) -> Ticket:
-    deadline = float("inf") if body.timeout is None else time.monotonic() + body.timeout
-    return Ticket(Stops(body.stops, chat.decode), chat.verdicts[0], deadline)
+def ticket(body: Request, chat: Chat, context: int, seconds: float) -> Ticket:
+    deadline = time.monotonic() + min(seconds, body.timeout or seconds)
+    return Ticket(Stops(body.stops, chat.decode), chat.verdicts[0], context, deadline)
 
 
 def _prompts(body: TextRequest, chat: Chat) -> list[list[int]]:
@@ -108,28 +100,30 @@ def _plan(body: Request, name: str) -> Plan | None:
         raise Refused(404, message, "model_not_found", "model")
     if alias and body.plan is not None:
         raise Refused(400, "two plans: one in the model's name and one in the body", param="plan")
-    if isinstance(body.plan, PlanBody):
-        return replace(Plan(), **body.plan.model_dump(exclude_none=True))
+    if isinstance(body.plan, dict):
+        options = {"rule": "weighted", "n": 16, **body.plan}
+        rest = ",".join(f"{k}={_value(v)}" for k, v in options.items() if k not in ("rule", "n"))
+        return read_plan(f"{options['rule']}-{options['n']}" + (f":{rest}" if rest else ""))
     spec = alias or body.plan
     return read_plan(spec) if spec else None
 
 
-def read_plan(spec: str) -> Plan:
-    """A plan's short form, within bounds.
+def _value(value: Any) -> str:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
-    >>> read_plan("majority-8").n
-    8
-    """
+
+def read_plan(spec: str) -> Plan:
+    """A plan from its short form, see ``compute.plan.parse``. Raises Refused."""
     try:
         plan = parse(spec)
-    except ValueError as error:
-        raise Refused(400, str(error), param="plan") from error
+    except (ValueError, OverflowError) as error:
+        raise Refused(400, str(error)[:400], "invalid_plan", "plan") from error
     if plan.n > SAMPLES:
-        raise Refused(400, f"a plan may have at most {SAMPLES} samples, not {plan.n}", param="plan")
+        raise Refused(400, f"a plan may have at most {SAMPLES} samples here, not {plan.n}", "invalid_plan", "plan")
     for place, value, _ in settings(plan):
         most = BOUNDS.get(place.rpartition(".")[2], TOKENS)
         if isinstance(value, int | float) and value > most and place != "seed":
-            raise Refused(400, f"{place} may be at most {most} here, not {value}", param="plan")
+            raise Refused(400, f"{place} may be at most {most} here, not {value}", "invalid_plan", "plan")
     return plan
 
 
@@ -142,11 +136,10 @@ def _fitted(body: Request, chosen: Plan, prompt: int, context: int) -> Plan:
         "seed": body.seed,
     }
     chosen = replace(chosen, **{k: v for k, v in said.items() if v is not None})
-    given = body.limit is not None or (isinstance(body.plan, PlanBody) and body.plan.max_tokens is not None)
+    given = body.limit is not None or chosen.max_tokens != Plan().max_tokens
     if chosen.max_tokens < 1:
         raise Refused(400, "a plan needs max_tokens of at least 1", param="max_tokens")
-    longest = max(chosen.stop.caps) if isinstance(chosen.stop, Lengths) else chosen.max_tokens if given else 1
-    _check_length(prompt, longest, context)
+    _check_length(prompt, chosen.max_tokens if given else 1, context)
     return replace(chosen, max_tokens=min(chosen.max_tokens, context - prompt))
 
 

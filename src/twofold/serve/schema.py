@@ -50,22 +50,21 @@ class ResponseFormat(Strict):
     type: Literal["text"]
 
 
-class PlanBody(Strict):
-    """The plain fields of ``twofold.Plan``; its short form says everything."""
-
-    n: Annotated[int, Field(ge=1, le=SAMPLES)] | None = None
-    rule: Literal["majority", "best", "weighted", "posterior", "certain", "borda", "deepconf"] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=TOKENS)] | None = None
-    seed: Annotated[int, Field(ge=0, le=2**62)] | None = None
+Option = Annotated[str, Field(pattern=r"^[a-z_][a-z_.]{0,39}$")]
+Number = Annotated[float, Field(ge=-(2**62), le=2**62)]
+Word = Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
+PlanBody = Annotated[
+    dict[Option, int | Number | Word | Annotated[list[int | Number], Field(min_length=1, max_length=32)]],
+    Field(max_length=32, examples=[{"rule": "weighted", "n": 16}]),
+]
+"""A plan's rule, n and options, by the names of its short form."""
 
 
 class Request(Strict):
     """What both kinds of completion share. Neutral values of what is not supported are accepted, others refused."""
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
-    plan: Annotated[str, Field(min_length=1, max_length=256)] | PlanBody | None = Field(
+    model: Annotated[str, Field(min_length=1, max_length=1256)]
+    plan: Annotated[str, Field(min_length=1, max_length=1000)] | PlanBody | None = Field(
         None, description="How to spend test-time compute (ours), as in the model's name behind a colon."
     )
     timeout: Annotated[float, Field(gt=0, le=3600)] | None = Field(

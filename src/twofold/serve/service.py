@@ -20,13 +20,14 @@ from twofold.text.chat import Chat
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``concurrent`` requests are worked on at once and ``queue`` more may wait; ``body`` is in bytes; after ``grace``
-    seconds of shutting down, requests still running are answered with what they have."""
+    """``concurrent`` requests are worked on at once and ``queue`` more may wait; ``body`` is in bytes; after ``seconds``,
+    or ``grace`` seconds of shutting down, requests still running are answered with what they have."""
 
     concurrent: int = 64
     queue: int = 64
     body: int = 1 << 20
     grace: float = 30.0
+    seconds: float = 600.0
 
 
 class Work:
@@ -44,7 +45,7 @@ class Work:
 
 class Service:
     """The model as the routes see it. ``context`` is the most tokens of a prompt with its solution and judgement;
-    ``same`` tells equal answers."""
+    ``same`` tells whether two answers are equal."""
 
     def __init__(
         self, name: str, chat: Chat, loop: Loop, context: int, same: Same, limits: Limits | None = None
