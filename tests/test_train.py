@@ -406,7 +406,12 @@ def test_options_change_only_on_purpose():
 OPTIONS = [
     "model", "system",
     "recipe.name", "recipe.estimator", "recipe.verify", "recipe.lam", "recipe.lam_warmup", "recipe.balance", "recipe.truncated",
-    "recipe.rollouts", "recipe.vine_k", "recipe.score_every", "recipe.hidden", "recipe.layers", "recipe.heads", "recipe.ffn",
+    "recipe.rollouts", "recipe.vine_k", "recipe.score_every",
+    "recipe.method", "recipe.alpha", "recipe.source", "recipe.bonus", "recipe.branches", "recipe.where", "recipe.answers",
+    "recipe.reward_to_go", "recipe.keep", "recipe.penalty", "recipe.prover.opening", "recipe.prover.hurry", "recipe.prover.end",
+    "recipe.prover.answer", "recipe.prover.tokens", "recipe.episodes.shortest", "recipe.episodes.most", "recipe.episodes.group",
+    "recipe.episodes.marks",
+    "recipe.hidden", "recipe.layers", "recipe.heads", "recipe.ffn",
     "recipe.vocabulary", "recipe.documents", "recipe.mix.countdown", "recipe.mix.letters", "recipe.mix.choice", "recipe.mix.think",
     "recipe.mix.critique", "recipe.mix.questions", "recipe.mix.judgement", 
     "recipe.mix.wrong_guess", "recipe.mix.slip", "recipe.mix.planted_guess",

@@ -23,7 +23,7 @@ from twofold.evals.plans import run as run_plans
 from twofold.evals.pools import read_header
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
-from twofold.recipes import base, rlv, sft
+from twofold.recipes import base, mrt, rlv, sft
 from twofold.tasks.grading import equal
 from twofold.tasks.procedural import Countdown, Letters, Sums
 from twofold.text.chat import Chat
@@ -96,7 +96,7 @@ class Config:
 
     model: str = SHIPPED
     system: str | None = None
-    recipe: rlv.RLV | sft.SFT | base.Base = field(default_factory=rlv.RLV)
+    recipe: rlv.RLV | mrt.MRT | sft.SFT | base.Base = field(default_factory=rlv.RLV)
     task: TaskConfig = field(default_factory=Sums)
     rollout: Rollouts = field(default_factory=Rollouts)
     optim: Optim = field(default_factory=Optim)
@@ -327,20 +327,26 @@ def _zero_head(model: Any) -> Any:
     return head
 
 
-def _recipe(config: Config, task: Task, chat: Chat, model: Any) -> rlv.Recipe | sft.Recipe | base.Recipe:
+def _recipe(config: Config, task: Task, chat: Chat, model: Any) -> rlv.Recipe | mrt.Recipe | sft.Recipe | base.Recipe:
+    sampling = Sampling(
+        temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens, seed=config.train.seed
+    )
     match config.recipe:
         case rlv.RLV() as chosen:
-            sampling = Sampling(
-                temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens, seed=config.train.seed
-            )
-            reference = (
-                NativeEngine(copy.deepcopy(model), precision=config.train.precision) if config.loss.beta else None
-            )
-            return rlv.Recipe(chosen, task, chat, sampling, reference)
+            return rlv.Recipe(chosen, task, chat, sampling, _frozen(config, model) if config.loss.beta else None)
+        case mrt.MRT() as chosen:
+            start = _frozen(config, model) if chosen.source == "start" else None
+            reference = _frozen(config, model) if config.loss.beta else None
+            return mrt.Recipe(chosen, task, chat, sampling, start, reference)
         case base.Base() as chosen:
             return base.Recipe(chosen, chat, config.train.seed)
         case _:
             return sft.Recipe(chat)
+
+
+def _frozen(config: Config, model: Any) -> NativeEngine:
+    """The model as it is now, for good."""
+    return NativeEngine(copy.deepcopy(model), precision=config.train.precision)
 
 
 def _learner(config: Config, model: Any) -> Learner:

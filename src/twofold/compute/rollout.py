@@ -25,9 +25,12 @@ class Task(Protocol):
         ...
 
 
-def rollouts(engine: Engine, chat: Chat, task: Task, problems: Sequence[Problem], sampling: Sampling) -> list[Group]:
-    """``sampling.n`` graded rollouts of every problem."""
-    prompts = [chat.prompt(p.question) for p in problems]
+def rollouts(
+    engine: Engine, chat: Chat, task: Task, problems: Sequence[Problem], sampling: Sampling, opening: str = ""
+) -> list[Group]:
+    """``sampling.n`` graded rollouts of every problem; ``opening`` is put at the end of their prompts."""
+    begin = chat.encode(opening, tags=True)
+    prompts = [[*chat.prompt(p.question), *begin] for p in problems]
     groups = []
     for problem, prompt, completions in zip(problems, prompts, engine.generate(prompts, sampling), strict=True):
         group = []

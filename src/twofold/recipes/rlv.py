@@ -90,7 +90,7 @@ class Recipe:
                     sample = self._with_verdict(sample, rollout, lam)
             samples["policy"].append(sample)
         if self.reference is not None:
-            self._refer(samples["policy"])
+            refer(samples["policy"], self.reference, self.sampling.temperature)
         return samples, stats if self.config.verify == "none" else stats | {"lambda": lam}
 
     def _as_counted(self, rollout: Rollout) -> Rollout:
@@ -171,16 +171,14 @@ class Recipe:
             "verifier/ece": quality.ece,
         }
 
-    def _refer(self, samples: list[Sample]) -> None:
-        """Log-probs under the reference policy, from the first sampled token on."""
-        assert self.reference is not None
-        starts = [s.sampled.index(True) if any(s.sampled) else len(s.tokens) for s in samples]
-        heads = [s.tokens[:a] for s, a in zip(samples, starts, strict=True)]
-        tails = [s.tokens[a:] for s, a in zip(samples, starts, strict=True)]
-        for s, a, logp in zip(
-            samples, starts, self.reference.logprobs(heads, tails, self.sampling.temperature), strict=True
-        ):
-            s.reference = [0.0] * a + logp
+
+def refer(samples: Sequence[Sample], reference: Engine, temperature: float) -> None:
+    """Set the samples' log-probs under the reference policy, from the first sampled token on."""
+    starts = [s.sampled.index(True) if any(s.sampled) else len(s.tokens) for s in samples]
+    heads = [s.tokens[:a] for s, a in zip(samples, starts, strict=True)]
+    tails = [s.tokens[a:] for s, a in zip(samples, starts, strict=True)]
+    for s, a, logp in zip(samples, starts, reference.logprobs(heads, tails, temperature), strict=True):
+        s.reference = [0.0] * a + logp
 
 
 def hash_seed(seed: int, step: int) -> int:

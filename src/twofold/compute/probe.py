@@ -1,0 +1,143 @@
+"""What a thought is worth after each of its episodes: stop it there, force an answer (MRT's meta-prover, arXiv:2503.07572)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from twofold.compute.cost import Cost
+from twofold.compute.rollout import Task, forced, join, split
+from twofold.engines.base import Engine
+from twofold.text.chat import Chat
+from twofold.text.episodes import Episodes, token_ends
+from twofold.types import Completion, Group, Rollout, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Prover:
+    """The meta-prover mu: how a thought is opened, closed, and made to answer.
+
+    * ``opening``: what a thought begins with, where the chat template does not say it (``<think>``).
+    * ``hurry``: said before ``end`` where the thought is cut; a whole thought is only closed.
+    * ``end``: the single token that ends a thought.
+    * ``answer``: said behind ``end``, so that an answer follows.
+    * ``tokens``: limit of a forced answer (published: 4096).
+    """
+
+    opening: str = ""
+    hurry: str = "Time is up.\n\nI have to stop here and give the best answer that I have found so far."
+    end: str = "</think>"
+    answer: str = "\n\n**The solution, step by step, and the answer:**\n\n1. **"
+    tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"tokens of a forced answer must be at least 1, got {self.tokens}")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A thought stopped after ``end`` of its rollout's tokens: the whole solutions that were forced from there.
+
+    A solution's completion is the rollout's own tokens, the closing (not sampled) and the drawn answer. ``cost`` counts
+    what is new, the closing once for all answers; it is nothing where another probe had the same prefix.
+    """
+
+    end: int
+    answers: Group
+    cost: Cost
+
+    @property
+    def rewards(self) -> list[float]:
+        """Of the answers that could be graded."""
+        return [r.grade.reward for r in self.answers if r.grade.reward is not None]
+
+    @property
+    def value(self) -> float:
+        """J: mean reward of the forced answers; NaN if none could be graded."""
+        return sum(self.rewards) / len(self.rewards) if self.rewards else math.nan
+
+    @property
+    def error(self) -> float:
+        """Standard error of ``value``: sqrt(J (1 - J) / (K - 1)) for rewards of 0 and 1; NaN with fewer than two."""
+        n, mean = len(self.rewards), self.value
+        return math.sqrt(sum((r - mean) ** 2 for r in self.rewards) / (n - 1) / n) if n > 1 else math.nan
+
+
+def thought_length(chat: Chat, completion: Completion, prover: Prover) -> int:
+    """Tokens before the first ``prover.end``; without one, all but the token that ended the turn.
+
+    Raises ValueError if ``prover.end`` is not a single token.
+    """
+    end = chat.encode(prover.end, tags=True)
+    if len(end) != 1:
+        raise ValueError(f"end {prover.end!r} must be a single token; this tokenizer makes {len(end)} of it")
+    tokens = completion.tokens
+    if end[0] in tokens:
+        return tokens.index(end[0])
+    return len(tokens) - (completion.finish == "stop")
+
+
+def boundaries(chat: Chat, rollout: Rollout, prover: Prover, episodes: Episodes) -> list[int]:
+    """Where the thought may be stopped, in tokens of the completion: 0, then behind each episode, the thought's end last."""
+    thought = rollout.completion.tokens[: thought_length(chat, rollout.completion, prover)]
+    return [0, *token_ends([chat.decode([t]) for t in thought], episodes)]
+
+
+def closing(chat: Chat, thought: Sequence[int], prover: Prover, cut: bool) -> list[int]:
+    """What is put behind a thought, on a line of its own: the end and the answer's beginning; ``hurry`` first if ``cut``."""
+    before = chat.decode(thought)
+    line = "" if not before or before.endswith("\n") else "\n"
+    hurry = f"{prover.hurry}\n" if cut and prover.hurry else ""
+    return chat.encode(line + hurry + prover.end + prover.answer, tags=True)
+
+
+def stopped(chat: Chat, rollout: Rollout, end: int, prover: Prover, cut: bool) -> Rollout:
+    """The rollout up to ``end`` tokens with the closing behind, its answer still to come."""
+    thought, _ = split(rollout.completion, end)
+    return replace(rollout, completion=join(thought, forced(closing(chat, thought.tokens, prover, cut))))
+
+
+def extended(task: Task, chat: Chat, rollout: Rollout, more: Completion) -> Rollout:
+    """The rollout with ``more`` behind, graded as a whole."""
+    completion = join(rollout.completion, more)
+    text = chat.decode(completion.tokens)
+    answer, grade = task.grade(rollout.problem, text)
+    return replace(rollout, completion=completion, text=text, answer=answer, grade=grade)
+
+
+def probe(
+    engine: Engine,
+    chat: Chat,
+    task: Task,
+    rollouts: Sequence[Rollout],
+    ends: Sequence[Sequence[int]],
+    prover: Prover,
+    sampling: Sampling,
+) -> list[list[Probe]]:
+    """``sampling.n`` forced answers from every end of every rollout, all in one engine call.
+
+    ``ends[i]`` are token counts of rollout i as ``boundaries`` gives them: the last one is the whole thought, which
+    is closed without ``hurry``. An engine that kept the rollouts' caches computes the closings and the answers only,
+    if nothing else was generated in between. Equal prefixes are drawn from once.
+    """
+    began = time.monotonic()
+    begun = [
+        stopped(chat, r, end, prover, cut=end < own[-1]) for r, own in zip(rollouts, ends, strict=True) for end in own
+    ]
+    prompts = [(*r.prompt, *r.completion.tokens) for r in begun]
+    first: dict[tuple[int, ...], int] = {}
+    for i, p in enumerate(prompts):
+        first.setdefault(p, i)
+    limit = replace(sampling, max_tokens=prover.tokens, stop=chat.stop)
+    drawn = dict(zip(first, engine.generate(list(first), limit), strict=True)) if first else {}
+    share = (time.monotonic() - began) / max(1, len(first))
+    found = []
+    for i, (r, end, p) in enumerate(zip(begun, (end for own in ends for end in own), prompts, strict=True)):
+        new = len(r.completion.tokens) - end + sum(len(c.tokens) for c in drawn[p])
+        cost = Cost(generated=new, discarded=new, seconds=share) if first[p] == i else Cost()
+        found.append(Probe(end, [extended(task, chat, r, c) for c in drawn[p]], cost))
+    probes = iter(found)
+    return [[next(probes) for _ in own] for own in ends]
