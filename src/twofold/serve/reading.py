@@ -18,12 +18,13 @@ from twofold.serve.text import Stops
 from twofold.text.chat import JUDGE, Chat
 from twofold.types import Sampling
 
-Job = Callable[[Client], Answer]
-
+COLDEST = 1e-3
+"""Temperature, above 0, at which differences of logits are still finite."""
 BOUNDS = {
     "rounds": 8, "times": 8, "simulations": 64, "width": 16, "children": 16, "depth": 64, "judge_tokens": 4096, "top": 64,
 }  # fmt: skip
 """The most that a plan may say of what multiplies its cost. Any other number: ``TOKENS``."""
+Job = Callable[[Client], Answer]
 
 
 def read_chat(body: ChatRequest, name: str, chat: Chat, context: int, same: Same) -> tuple[Job, Plan | None]:
@@ -60,6 +61,7 @@ def read_text(body: TextRequest, name: str, chat: Chat, context: int) -> Job:
     if body.limit == 0:
         if not body.echo:
             raise Refused(400, "max_tokens 0 only scores a prompt: with echo", param="max_tokens")
+        _check_heat(body.temperature or 0.0, 1.0)
         _check_length(max(map(len, prompts)), 0, context)
         return partial(jobs.score, chat=chat, prompts=prompts, temperature=body.temperature or 1.0)
     ends = () if body.ignore_eos else chat.stop
@@ -120,11 +122,19 @@ def read_plan(spec: str) -> Plan:
         raise Refused(400, str(error)[:400], "invalid_plan", "plan") from error
     if plan.n > SAMPLES:
         raise Refused(400, f"a plan may have at most {SAMPLES} samples here, not {plan.n}", "invalid_plan", "plan")
-    for place, value, _ in settings(plan):
+    for place, value, _ in settings(replace(plan, seed=0)):
         most = BOUNDS.get(place.rpartition(".")[2], TOKENS)
-        if isinstance(value, int | float) and value > most and place != "seed":
-            raise Refused(400, f"{place} may be at most {most} here, not {value}", "invalid_plan", "plan")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not abs(number) <= most:  # NaN neither
+                raise Refused(400, f"{place} may be at most {most} here, not {number}", "invalid_plan", "plan")
+    _check_heat(plan.temperature, plan.top_p)
     return plan
+
+
+def _check_heat(temperature: float, top_p: float) -> None:
+    if 0 < temperature < COLDEST or not COLDEST**2 <= top_p <= 1:
+        message = f"temperature is 0 or at least {COLDEST}, top_p above {COLDEST**2}: less is lost in single precision"
+        raise Refused(400, message, param="temperature")
 
 
 def _fitted(body: Request, chosen: Plan, prompt: int, context: int) -> Plan:
@@ -137,6 +147,7 @@ def _fitted(body: Request, chosen: Plan, prompt: int, context: int) -> Plan:
     }
     chosen = replace(chosen, **{k: v for k, v in said.items() if v is not None})
     given = body.limit is not None or chosen.max_tokens != Plan().max_tokens
+    _check_heat(chosen.temperature, chosen.top_p)
     if chosen.max_tokens < 1:
         raise Refused(400, "a plan needs max_tokens of at least 1", param="max_tokens")
     _check_length(prompt, chosen.max_tokens if given else 1, context)
@@ -145,6 +156,7 @@ def _fitted(body: Request, chosen: Plan, prompt: int, context: int) -> Plan:
 
 def _sampling(body: Request, stop: Sequence[int], prompts: Sequence[Sequence[int]], context: int) -> Sampling:
     longest = max(map(len, prompts))
+    _check_heat(body.temperature or 0.0, body.top_p or 1.0)
     _check_length(longest, 1 if body.limit is None else body.limit, context)
     n = body.n or 1
     if n * len(prompts) > SAMPLES:

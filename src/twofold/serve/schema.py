@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 TEXT = 131_072
 """Most characters of one text, most tokens of one prompt."""
@@ -19,11 +19,19 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+def _never(value: bool) -> bool:
+    """``Literal[False]`` would take 0 as well, which is not JSON's false."""
+    if value:
+        raise ValueError("true is not supported")
+    return value
+
+
 Text = Annotated[str, Field(max_length=TEXT)]
 Stop = Annotated[str, Field(min_length=1, max_length=64)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Tokens = Annotated[list[Token], Field(min_length=1, max_length=TEXT)]
 Neutral = Annotated[float, Field(ge=0, le=0)]
+Never = Annotated[bool, AfterValidator(_never), Field(json_schema_extra={"const": False})]
 
 
 class TextPart(Strict):
@@ -43,7 +51,7 @@ class Message(Strict):
 
 class StreamOptions(Strict):
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Never | None = None
 
 
 class ResponseFormat(Strict):
@@ -75,7 +83,7 @@ class Request(Strict):
     )
     n: Annotated[int, Field(ge=1, le=SAMPLES)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=1e-6, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=0, le=TOKENS)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**62)] | None = None
@@ -104,7 +112,7 @@ class ChatRequest(Request):
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
-    store: Literal[False] | None = None
+    store: Never | None = None
 
     @property
     def limit(self) -> int | None:
@@ -123,7 +131,7 @@ class TextRequest(Request):
     logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     echo: bool | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None
-    best_of: Literal[1] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
     stop_token_ids: Annotated[list[Token], Field(max_length=64)] | None = Field(
         None, description="Tokens that end a completion (as in vLLM); they are the last of its tokens."
     )
