@@ -133,7 +133,7 @@ def read_plan(spec: str) -> Plan:
 
 def _check_heat(temperature: float, top_p: float) -> None:
     if 0 < temperature < COLDEST or not COLDEST**2 <= top_p <= 1:
-        message = f"temperature is 0 or at least {COLDEST}, top_p above {COLDEST**2}: less is lost in single precision"
+        message = f"temperature must be 0 or at least {COLDEST}, top_p {COLDEST**2} to 1: single precision has no less"
         raise Refused(400, message, param="temperature")
 
 

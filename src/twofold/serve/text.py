@@ -23,12 +23,13 @@ class Stops:
         return any(s in text for s in self.strings)
 
     def cut(self, text: str) -> str:
-        """What stands before the first stop string.
+        """What stands before the stop string that was complete first.
 
         >>> Stops(("2", "34"), str).cut("1 34 2")
         '1 '
         """
-        return text[: min((i for s in self.strings if (i := text.find(s)) >= 0), default=len(text))]
+        ends = ((i + len(s), i) for s in self.strings if (i := text.find(s)) >= 0)
+        return text[: min(ends, default=(0, len(text)))[1]]
 
     def held(self, text: str) -> int:
         """Length of the longest end of ``text`` that may become a stop string.
