@@ -288,6 +288,7 @@ def test_a_second_sigterm_ends_it_at_once(processes: list[tuple[subprocess.Popen
     until(lambda: served.ask("/health")[0] == 503)
     one.send_signal(signal.SIGTERM)
     one.wait(timeout=3)  # the interpreter takes most of it
+    assert connection.recv(1 << 16).startswith(b"HTTP/1.1 50")  # an error, no answer
     connection.close()
 
 
