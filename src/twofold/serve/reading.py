@@ -16,10 +16,8 @@ from twofold.serve.loop import Client, Ticket
 from twofold.serve.schema import SAMPLES, TOKENS, ChatRequest, Refused, Request, TextRequest
 from twofold.serve.text import Stops
 from twofold.text.chat import JUDGE, Chat
-from twofold.types import Sampling
+from twofold.types import COLDEST, Sampling
 
-COLDEST = 1e-3
-"""Temperature, above 0, at which differences of logits are still finite."""
 BOUNDS = {
     "rounds": 8, "times": 8, "simulations": 64, "width": 16, "children": 16, "depth": 64, "judge_tokens": 4096, "top": 64,
 }  # fmt: skip
@@ -127,13 +125,12 @@ def read_plan(spec: str) -> Plan:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and not abs(number) <= most:  # NaN neither
                 raise Refused(400, f"{place} may be at most {most} here, not {number}", "invalid_plan", "plan")
-    _check_heat(plan.temperature, plan.top_p)
     return plan
 
 
 def _check_heat(temperature: float, top_p: float) -> None:
     if 0 < temperature < COLDEST or not COLDEST**2 <= top_p <= 1:
-        message = f"temperature must be 0 or at least {COLDEST}, top_p {COLDEST**2} to 1: single precision has no less"
+        message = f"temperature must be 0 or at least {COLDEST}, top_p {COLDEST**2} to 1"
         raise Refused(400, message, param="temperature")
 
 
@@ -145,9 +142,9 @@ def _fitted(body: Request, chosen: Plan, prompt: int, context: int) -> Plan:
         "max_tokens": body.limit,
         "seed": body.seed,
     }
+    _check_heat(body.temperature or 0.0, body.top_p or 1.0)
     chosen = replace(chosen, **{k: v for k, v in said.items() if v is not None})
     given = body.limit is not None or chosen.max_tokens != Plan().max_tokens
-    _check_heat(chosen.temperature, chosen.top_p)
     if chosen.max_tokens < 1:
         raise Refused(400, "a plan needs max_tokens of at least 1", param="max_tokens")
     _check_length(prompt, chosen.max_tokens if given else 1, context)
