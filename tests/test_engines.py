@@ -24,7 +24,7 @@ from twofold.maths.attention import Packing, install
 from twofold.maths.decoder import Decoder
 from twofold.maths.logprobs import token_logprobs
 from twofold.trainer.model import load_model
-from twofold.types import Completion, Sampling
+from twofold.types import COLDEST, Completion, Sampling
 
 torch.set_num_threads(1)
 
@@ -548,6 +548,20 @@ def test_top_p_by_hand(top_p: float, kept: list[int]) -> None:
     drawn, logp = counts(P, top_p=top_p)
     assert drawn == pytest.approx([1000 * P[i] / mass if i in kept else 0 for i in range(4)], abs=1)
     assert float(logp.exp().max()) == pytest.approx(0.4 / mass)
+
+
+@pytest.mark.parametrize(
+    "field", [{"temperature": 1e-40}, {"temperature": math.nan}, {"top_p": 1e-7}, {"top_p": math.nan}]
+)
+def test_what_single_precision_cannot_hold_is_refused(field: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(field))):
+        Sampling(**field)  # type: ignore[arg-type]
+
+
+def test_the_coldest_temperature_draws_the_likeliest_token() -> None:
+    tokens, logp = draw(torch.tensor([[5.0, 900.0, -900.0, 899.0]]), torch.tensor([0.999]), COLDEST, 1.0)
+    assert tokens.tolist() == [1]
+    assert logp.tolist() == [0.0]
 
 
 def test_greedy_reports_the_untempered_logprob() -> None:
