@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench bench-trl clean
+.PHONY: help demo test test-slow bench bench-trl bench-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ bench: $(READY) ## ratios of speed, each from one run (needs no GPU)
 
 bench-trl: $(READY) .venv-trl/.ready ## a training step against TRL's
 	cd bench && ../$(BIN)/python against_trl.py --trl ../.venv-trl/bin/python
+
+bench-gpu: $(READY) ## the same at Qwen2.5's shapes, on a CUDA device
+	cd bench && ../$(BIN)/python gpu.py
 
 clean: ## remove the virtual environment and every cache
 	rm -rf $(VENV) .venv-trl .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
