@@ -23,6 +23,7 @@ from typing import Any
 
 from common import ROOT, SMALL, question, qwen2, record, timed, tokenizer, with_lengths
 
+from twofold.cli import keep_memory
 from twofold.engines.native import NativeEngine
 from twofold.maths.credit import grpo
 from twofold.recipes.rlv import RLV, Recipe
@@ -134,20 +135,19 @@ def rate(report: dict[str, float]) -> float:
     return report["tokens"] / report["seconds"]
 
 
-def best_of_ours(trials: int, **fixed: Any) -> tuple[Ours, dict[str, Any]]:
-    found: list[tuple[float, Ours, dict[str, Any]]] = []
+def best_of_ours(trials: int, **fixed: Any) -> dict[str, Any]:
+    found: list[tuple[float, dict[str, Any]]] = []
     for precision in ("float32", "bfloat16"):
         for micro in (1024, 4096, 16384):
             side = Ours(micro_tokens=micro, precision=precision, **fixed)
             side.step()
             speed = max(rate(side.step()) for _ in range(trials))
             print(f"  twofold {precision} micro_tokens {micro}: {speed:.0f} tokens/s", file=sys.stderr)
-            found.append((speed, side, {"precision": precision, "micro_tokens": micro}))
-    _, side, how = max(found, key=lambda f: f[0])
-    return side, how
+            found.append((speed, {"precision": precision, "micro_tokens": micro}))
+    return max(found, key=lambda f: f[0])[1]
 
 
-def best_of_theirs(trials: int, **fixed: Any) -> tuple[Theirs, dict[str, Any]]:
+def best_of_theirs(trials: int, **fixed: Any) -> dict[str, Any]:
     """Coordinate search: precision and generation at one micro-batch size, then the sizes."""
     tried: dict[tuple[bool, bool, int], float] = {}
 
@@ -156,8 +156,9 @@ def best_of_theirs(trials: int, **fixed: Any) -> tuple[Theirs, dict[str, Any]]:
         if key not in tried:
             side = Theirs(bf16=bf16, paged=paged, micro=micro, **fixed)
             try:
-                side.step()
-                tried[key] = max(rate(side.step()) for _ in range(trials))
+                first = rate(side.step())
+                hopeless = 3 * first < max(tried.values(), default=0.0)  # a first step is slow, but not that slow
+                tried[key] = first if hopeless else max(rate(side.step()) for _ in range(trials))
                 print(f"  TRL bf16 {bf16} paged {paged} micro {micro}: {tried[key]:.0f} tokens/s", file=sys.stderr)
             except RuntimeError as error:
                 tried[key] = 0.0
@@ -172,7 +173,7 @@ def best_of_theirs(trials: int, **fixed: Any) -> tuple[Theirs, dict[str, Any]]:
     for micro in (8, 16, 64):
         speed(bf16, paged, micro)
     bf16, paged, micro = max(tried, key=lambda k: tried[k])
-    return Theirs(bf16=bf16, paged=paged, micro=micro, **fixed), {"bf16": bf16, "paged": paged, "micro": micro}
+    return {"bf16": bf16, "paged": paged, "micro": micro}
 
 
 def losses(python: str, where: Path) -> tuple[float, float]:
@@ -221,6 +222,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--trials", type=int, default=2)
     args = parser.parse_args()
+    keep_memory()  # as the command line does for its users
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
         for name, model in (("random", qwen2(**SMALL)), ("equal", with_lengths(qwen2(**SMALL), 96, 96)),
@@ -230,32 +232,37 @@ def main() -> None:
         ours, theirs = losses(args.trl, where)
         record("trl-loss", ours=ours, theirs=theirs, difference=abs(ours - theirs))
         for case in args.only:
-            for algorithm in args.algorithms.split(","):
-                compare(args, where, case, algorithm)
+            compare(args, where, case)
 
 
-def compare(args: argparse.Namespace, where: Path, case: str, algorithm: str) -> None:
+def compare(args: argparse.Namespace, where: Path, case: str) -> None:
+    """The best settings of each side are looked for with GRPO."""
     sizes = CASES[case]
     prompts, task = sizes["prompts"], Odd(sizes["prompt_tokens"])
     model = where / ("ragged" if sizes["shortest"] < sizes["longest"] else "equal")
-    print(f"case {case}, {algorithm}", file=sys.stderr)
-    ours, how = best_of_ours(
-        args.trials,
-        model=model,
-        prompt_tokens=sizes["prompt_tokens"],
-        prompts=prompts,
-        n=sizes["n"],
-        max_tokens=sizes["longest"],
-        algorithm=algorithm,
-    )
-    theirs, their_how = best_of_theirs(
-        args.trials, python=args.trl, model=str(model), out=str(where / "out"), n=sizes["n"],
-        questions=[task.problem("train", i).question for i in range(prompts)],
-        max_tokens=sizes["longest"], batch=prompts * sizes["n"], algorithm=algorithm,
-    )  # fmt: skip
+    common = {"n": sizes["n"], "max_tokens": sizes["longest"]}
+    ours = common | {"model": model, "prompt_tokens": sizes["prompt_tokens"], "prompts": prompts}
+    theirs = common | {
+        "python": args.trl, "model": str(model), "out": str(where / "out"), "batch": prompts * sizes["n"],
+        "questions": [task.problem("train", i).question for i in range(prompts)],
+    }  # fmt: skip
+    print(f"case {case}", file=sys.stderr)
+    how = best_of_ours(args.trials, algorithm="grpo", **ours)
+    their_how = best_of_theirs(args.trials, algorithm="grpo", **theirs)
+    for algorithm in args.algorithms.split(","):
+        take_turns(
+            case, algorithm, args.repeats, Ours(algorithm=algorithm, **ours, **how), how,
+            Theirs(algorithm=algorithm, **theirs, **their_how), their_how,
+        )  # fmt: skip
+
+
+def take_turns(
+    case: str, algorithm: str, repeats: int, ours: Ours, how: dict[str, Any], theirs: Theirs, their_how: dict[str, Any]
+) -> None:
+    ours.step()
     theirs.step()
     reports: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
-    for _ in range(args.repeats):
+    for _ in range(repeats):
         reports["ours"].append(ours.step())
         reports["theirs"].append(theirs.step())
     theirs.close()
