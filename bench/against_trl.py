@@ -13,7 +13,6 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, SMALL, question, qwen2, record, timed, tokenizer, with_lengths
+from common import SMALL, Worker, question, qwen2, record, timed, tokenizer, with_lengths
 
 from twofold.cli import keep_memory
 from twofold.engines.native import NativeEngine
@@ -33,6 +32,7 @@ from twofold.trainer.model import load_model
 from twofold.trainer.optim import Optim
 from twofold.types import Grade, Problem, Sample, Sampling
 
+SCRIPT = "trl_worker.py"
 CASES: dict[str, dict[str, int]] = {
     "a": {"prompts": 32, "n": 8, "prompt_tokens": 32, "shortest": 96, "longest": 96},
     "b": {"prompts": 32, "n": 8, "prompt_tokens": 32, "shortest": 16, "longest": 96},
@@ -103,34 +103,6 @@ class Ours:
         return {"seconds": seconds, "tokens": sum(sum(s.sampled) for s in samples["policy"]), **self.spent}
 
 
-class Theirs:
-    """A TRL trainer in a process of its own."""
-
-    def __init__(self, python: str, **asked: Any) -> None:
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [python, str(ROOT / "bench" / "trl_worker.py"), json.dumps(asked)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
-        )  # fmt: skip
-
-    def ask(self, line: str) -> dict[str, float]:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            self.errors.seek(0)
-            raise RuntimeError(f"TRL's process ended:\n{self.errors.read()[-2000:]}")
-        return json.loads(answer)
-
-    def step(self) -> dict[str, float]:
-        return self.ask("go")
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
 def rate(report: dict[str, float]) -> float:
     return report["tokens"] / report["seconds"]
 
@@ -147,14 +119,14 @@ def best_of_ours(trials: int, **fixed: Any) -> dict[str, Any]:
     return max(found, key=lambda f: f[0])[1]
 
 
-def best_of_theirs(trials: int, **fixed: Any) -> dict[str, Any]:
+def best_of_theirs(trials: int, python: str, **fixed: Any) -> dict[str, Any]:
     """Coordinate search: precision and generation at one micro-batch size, then the sizes."""
     tried: dict[tuple[bool, bool, int], float] = {}
 
     def speed(bf16: bool, paged: bool, micro: int) -> float:
         key = (bf16, paged, micro)
         if key not in tried:
-            side = Theirs(bf16=bf16, paged=paged, micro=micro, **fixed)
+            side = Worker(python, SCRIPT, bf16=bf16, paged=paged, micro=micro, **fixed)
             try:
                 first = rate(side.step())
                 hopeless = 3 * first < max(tried.values(), default=0.0)  # a first step is slow, but not that slow
@@ -200,7 +172,9 @@ def losses(python: str, where: Path) -> tuple[float, float]:
     }
     (where / "batch.json").write_text(json.dumps(batch))
     fixed = {"model": str(where / "random"), "out": str(where / "out"), "questions": ["1"] * 4}
-    theirs = Theirs(python, algorithm="grpo", bf16=False, paged=False, micro=32, batch=32, n=8, max_tokens=96, **fixed)
+    theirs = Worker(
+        python, SCRIPT, algorithm="grpo", bf16=False, paged=False, micro=32, batch=32, n=8, max_tokens=96, **fixed
+    )
     their_loss = theirs.ask(str(where / "batch.json"))["loss"]
     theirs.close()
     model, _ = load_model(where / "random")
@@ -243,21 +217,21 @@ def compare(args: argparse.Namespace, where: Path, case: str) -> None:
     common = {"n": sizes["n"], "max_tokens": sizes["longest"]}
     ours = common | {"model": model, "prompt_tokens": sizes["prompt_tokens"], "prompts": prompts}
     theirs = common | {
-        "python": args.trl, "model": str(model), "out": str(where / "out"), "batch": prompts * sizes["n"],
+        "model": str(model), "out": str(where / "out"), "batch": prompts * sizes["n"],
         "questions": [task.problem("train", i).question for i in range(prompts)],
     }  # fmt: skip
     print(f"case {case}", file=sys.stderr)
     how = best_of_ours(args.trials, algorithm="grpo", **ours)
-    their_how = best_of_theirs(args.trials, algorithm="grpo", **theirs)
+    their_how = best_of_theirs(args.trials, args.trl, algorithm="grpo", **theirs)
     for algorithm in args.algorithms.split(","):
         take_turns(
             case, algorithm, args.repeats, Ours(algorithm=algorithm, **ours, **how), how,
-            Theirs(algorithm=algorithm, **theirs, **their_how), their_how,
+            Worker(args.trl, SCRIPT, algorithm=algorithm, **theirs, **their_how), their_how,
         )  # fmt: skip
 
 
 def take_turns(
-    case: str, algorithm: str, repeats: int, ours: Ours, how: dict[str, Any], theirs: Theirs, their_how: dict[str, Any]
+    case: str, algorithm: str, repeats: int, ours: Ours, how: dict[str, Any], theirs: Worker, their_how: dict[str, Any]
 ) -> None:
     ours.step()
     theirs.step()
