@@ -181,7 +181,7 @@ def grid(found: Mapping[str, Any], colour: str) -> str:
         lines.minorticks_off()
         lines.set_xlabel("tokens per problem, in all (dashed: shorter caps drawn afresh before)")
         lines.set_title("The same against tokens")
-        lines.legend(loc="upper left")
+        lines.legend(loc="best")
         _percent(lines)
         _thousands(lines)
     return drawing.svg
