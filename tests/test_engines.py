@@ -278,6 +278,16 @@ def test_scores_of_what_was_sampled_are_its_logprobs(engine: Engine) -> None:
     assert [x for row in scores for x in row] == near(logprobs_of([group]))
 
 
+def test_continuations_that_differ_in_their_last_token_are_one_pass(pair: Pair, native: NativeEngine) -> None:
+    """What has to be run for them is the same: (5 7) 1 and (5 7) 2 and nothing behind (5 7) once, (5 7) 1 4 apart."""
+    prompts = [[5, 7], [9, 8, 7], [5, 7], [5, 7], [5, 7]]
+    continuations = [[1], [3], [2], [1, 4], []]
+    scores, computed, _ = spent(native, lambda: native.logprobs(prompts, continuations, 0.7))
+    assert computed == 2 + 3 + 3
+    for found, prompt, continuation in zip(scores, prompts, continuations, strict=True):
+        assert found == near(full_forward(pair.plain, prompt, continuation, 0.7))
+
+
 def test_nothing_asked_nothing_answered(engine: Engine) -> None:
     assert engine.generate([], ROLLOUT) == []
     assert engine.logprobs([], []) == []
