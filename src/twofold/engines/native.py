@@ -24,6 +24,9 @@ from twofold.maths.attention import install
 from twofold.maths.decoder import Decoder, Module, network
 from twofold.types import Completion, Finish, Sampling
 
+Scored = tuple[list[float], list[dict[int, float]]]
+"""Per token of a continuation: its log-prob, and the likeliest tokens in its place with theirs, likeliest first."""
+
 
 @dataclass(slots=True)
 class Usage:
@@ -253,18 +256,28 @@ class NativeEngine:
             if run.done:
                 run.leave()
 
-    @torch.inference_mode()
     def logprobs(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float = 1.0
     ) -> list[list[float]]:
+        return [logprobs for logprobs, _ in self.scored(prompts, continuations, temperature)]
+
+    @torch.inference_mode()
+    def scored(
+        self,
+        prompts: Sequence[Sequence[int]],
+        continuations: Sequence[Sequence[int]],
+        temperature: float = 1.0,
+        top: int = 0,
+    ) -> list[Scored]:
+        """``logprobs``, and in each place the ``top`` likeliest tokens with theirs."""
         if len(prompts) != len(continuations):
             raise ValueError(f"{len(prompts)} prompts but {len(continuations)} continuations")
         check_prompts(prompts)
-        results: dict[int, list[float]] = {}
+        results: dict[int, Scored] = {}
         with self._autocast():
             for part in self._parts(prompts, self._kept, 1 if self.exact else self.max_rows):
                 chosen = [continuations[i] for i in part.indices]
-                results |= zip(part.indices, self._logprobs(part, chosen, temperature), strict=True)
+                results |= zip(part.indices, self._scored(part, chosen, temperature, top), strict=True)
         return [results[i] for i in range(len(prompts))]
 
     @torch.inference_mode()
@@ -281,10 +294,10 @@ class NativeEngine:
             results |= zip(part.indices, scores, strict=True)
         return [results[i] for i in range(len(prompts))]
 
-    def _logprobs(self, part: Part, continuations: Sequence[Sequence[int]], temperature: float) -> list[list[float]]:
+    def _scored(self, part: Part, continuations: Sequence[Sequence[int]], temperature: float, top: int) -> list[Scored]:
         """All pairs at once, each from where the kept prefix of its prompt ends."""
         if not any(map(len, continuations)):
-            return [[] for _ in continuations]
+            return [([], []) for _ in continuations]
         # at least the last prompt token is run again: its logits predict the first token asked about
         own = part.pieces()
         pieces = [[*p, *c][:-1] if c else [*p] for p, c in zip(own, continuations, strict=True)]
@@ -293,7 +306,11 @@ class NativeEngine:
         for row, (p, c) in enumerate(zip(own, continuations, strict=True)):
             logp = (self._head(hidden[row, len(p) - 1 : len(p) - 1 + len(c)]).float() / temperature).log_softmax(-1)
             ids = torch.tensor(list(c), dtype=torch.long, device=logp.device)
-            results.append(logp.gather(1, ids[:, None])[:, 0].tolist())
+            best = logp.topk(min(top, logp.shape[1]))
+            tops = [
+                dict(zip(i, x, strict=True)) for i, x in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ]
+            results.append((logp.gather(1, ids[:, None])[:, 0].tolist(), tops))
         return results
 
     def _take(self, prompts: Sequence[Sequence[int]], sampling: Sampling, size: int) -> Iterator[tuple[Part, Tensor]]:
