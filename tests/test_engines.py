@@ -271,6 +271,24 @@ def test_logprobs_of_ragged_pairs(pair: Pair, engine: Engine, temperature: float
         assert score == near(full_forward(pair.plain, prompt, continuation, temperature))
 
 
+def test_the_likeliest_tokens_of_each_place(pair: Pair, native: NativeEngine) -> None:
+    """Two continuations of different lengths, one of them from a kept cache; a top of the whole vocabulary sums to 1."""
+    (group,) = native.generate(PROMPTS[:1], Sampling(max_tokens=3))
+    tokens = group[0].tokens
+    prompts, continuations = [PROMPTS[0], [*PROMPTS[0], *tokens]], [tokens, [9, 8, 7, 6]]
+    found = native.scored(prompts, continuations, 0.7, top=5)
+    assert [logprobs for logprobs, _ in found] == native.logprobs(prompts, continuations, 0.7)
+    for prompt, continuation, (logprobs, tops) in zip(prompts, continuations, found, strict=True):
+        for t, (token, logprob, top) in enumerate(zip(continuation, logprobs, tops, strict=True)):
+            logits = pair.plain(torch.tensor([[*prompt, *continuation[:t]]])).logits[0, -1]
+            best = (logits / 0.7).log_softmax(-1).topk(5)
+            assert [*top] == best.indices.tolist()
+            assert [*top.values()] == near(best.values.tolist())
+            assert top.get(token, logprob) == logprob, "one number, not two that differ by a rounding"
+    ((_, (everything,)),) = native.scored([[5]], [[6]], top=1000)
+    assert len(everything) == 512 and sum(map(math.exp, everything.values())) == pytest.approx(1, abs=1e-5)
+
+
 def test_scores_of_what_was_sampled_are_its_logprobs(engine: Engine) -> None:
     """The gap that the trainer prints at step 0 is nothing but rounding."""
     (group,) = engine.generate(PROMPTS[:1], replace(ROLLOUT, temperature=0.8))
