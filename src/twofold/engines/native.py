@@ -149,11 +149,12 @@ class Run:
     @property
     def tokens(self) -> list[list[int]]:
         """Every sample's tokens so far, those of one prompt together: the lists that grow, not copies."""
-        found: dict[int, list[list[int]]] = {}
-        for d in self.decodings:
-            n = d.sampling.n
-            found |= {i: d.tokens[j * n : (j + 1) * n] for j, i in enumerate(d.part.indices)}
-        return [tokens for i in range(len(found)) for tokens in found[i]]
+        return self._rows("tokens")
+
+    @property
+    def logprobs(self) -> list[list[float]]:
+        """Those of ``tokens``."""
+        return self._rows("logprobs")
 
     @property
     def results(self) -> list[list[Completion]]:
@@ -164,6 +165,26 @@ class Run:
     def leave(self) -> None:
         """Leave the caches to the session: done when the run is, and by who ends it early."""
         self.session._kept = [d.kept() for d in self.decodings]
+
+    def _rows(self, name: str) -> list[list[Any]]:
+        found: dict[int, list[list[Any]]] = {}
+        for d in self.decodings:
+            n = d.sampling.n
+            found |= {i: getattr(d, name)[j * n : (j + 1) * n] for j, i in enumerate(d.part.indices)}
+        return [row for i in range(len(found)) for row in found[i]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A ``logprobs`` call in the shape of a run: it is done at once."""
+
+    results: list[list[float]]
+    tokens: tuple[()] = ()
+    logprobs: tuple[()] = ()
+    done: bool = True
+
+    def leave(self) -> None:
+        pass
 
 
 def _last(hidden: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
@@ -203,6 +224,11 @@ class NativeEngine:
 
     def rest(self) -> None:
         self._kept, self._made = [], None
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens of a text, if the model's config says."""
+        return getattr(self.model.config, "max_position_embeddings", None)
 
     @property
     @torch.inference_mode()
@@ -266,6 +292,11 @@ class NativeEngine:
                 chosen = [continuations[i] for i in part.indices]
                 results |= zip(part.indices, self._logprobs(part, chosen, temperature), strict=True)
         return [results[i] for i in range(len(prompts))]
+
+    def score(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float = 1.0
+    ) -> Scored:
+        return Scored(self.logprobs(prompts, continuations, temperature))
 
     @torch.inference_mode()
     def values(self, prompts: Sequence[Sequence[int]]) -> list[float]:

@@ -77,5 +77,8 @@ def plan(client: Client, chat: Chat, question: str, chosen: Plan, same: Same) ->
 
 def _scored(client: Client, prompts: Sequence[Sequence[int]], temperature: float) -> list[list[float | None]]:
     """Log-prob of every token of a text but the first, which nothing predicts."""
-    rest = client.logprobs([p[:1] for p in prompts], [p[1:] for p in prompts], temperature or 1.0)
+    try:
+        rest = client.logprobs([p[:1] for p in prompts], [p[1:] for p in prompts], temperature or 1.0)
+    except ValueError as error:
+        raise Refused(400, str(error), param="temperature") from error
     return [[None, *values] for values in rest]

@@ -23,10 +23,14 @@ class Shape(Protocol):
     whole_kind: str
     chunk_kind: str
     planned: bool
+    wanted: bool
+    """Whether log-probs were asked for."""
 
     def choice(self, choice: Choice) -> dict[str, Any]: ...
     def delta(self, text: str | None, first: bool = False) -> dict[str, Any]: ...
-    def logprobs(self, choice: Choice) -> dict[str, Any] | None: ...
+    def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any] | None:
+        """Of the choice's tokens, None if nobody asked; its text begins with character ``start`` of the whole."""
+        ...
 
 
 class ChatShape:
@@ -41,7 +45,7 @@ class ChatShape:
     def delta(self, text: str | None, first: bool = False) -> dict[str, Any]:
         return {"delta": ({"role": "assistant"} if first else {}) | ({} if text is None else {"content": text})}
 
-    def logprobs(self, choice: Choice) -> dict[str, Any] | None:
+    def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any] | None:
         if not self.wanted:
             return None
         names = [self.chat.tokenizer.decode([t]) for t in choice.tokens]
@@ -64,11 +68,11 @@ class TextShape:
     def delta(self, text: str | None, first: bool = False) -> dict[str, Any]:
         return {"text": text or ""}
 
-    def logprobs(self, choice: Choice) -> dict[str, Any] | None:
+    def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any] | None:
         if not self.wanted:
             return None
         names = [self.chat.tokenizer.decode([t]) for t in choice.tokens]
-        offsets = [0]
+        offsets = [start] if names else []
         for name in names[:-1]:
             offsets.append(offsets[-1] + len(name))
         return {
@@ -104,6 +108,8 @@ class Chunks:
         self.pause = PAUSE if shape.planned else 0.0
         self._readers: dict[tuple[int, int], Reader] = {}
         self._told: dict[tuple[int, int], float] = {}
+        self._tokens: dict[int, int] = {}  # of each choice, whose log-probs were told; and its characters
+        self._characters: dict[int, int] = {}
 
     def first(self) -> list[dict[str, Any]]:
         return [self._chunk(0, self.shape.delta("", first=True))] if self.shape.planned else []
@@ -116,8 +122,11 @@ class Chunks:
         found = []
         for batch in batches:
             for r, row in enumerate(batch.rows):
-                if piece := self._read(0, r, row):
-                    found.append(self._chunk(r, self.shape.delta(piece, first=(0, r) not in self._told)))
+                tokens = row[: batch.ready[r]]
+                piece = self._read(0, r, tokens)
+                told = self._logprobs(r, tokens, batch.logprobs[r], piece)
+                if piece or told:
+                    found.append(self._chunk(r, self.shape.delta(piece, (0, r) not in self._told), None, told))
                     self._told[0, r] = 1.0
         return found
 
@@ -126,10 +135,11 @@ class Chunks:
         found = [self._progress(tuple(self.client.batches))] if self.shape.planned else []
         for i, c in enumerate(answer.choices):
             text = c.text if self.shape.planned else self._read(0, i, c.tokens, final=True)
-            if text:
-                found.append(self._chunk(i, self.shape.delta(text)))
+            told = self._logprobs(i, c.tokens, c.logprobs, text)
+            if text or told:
+                found.append(self._chunk(i, self.shape.delta(text), None, told))
         for i, c in enumerate(answer.choices):
-            chunk = self._chunk(i, self.shape.delta(None), c.finish, self.shape.logprobs(c))
+            chunk = self._chunk(i, self.shape.delta(None), c.finish)
             chunk["choices"][0] |= c.details
             if i + 1 == len(answer.choices):
                 chunk["twofold"] = _ours(answer)
@@ -141,6 +151,18 @@ class Chunks:
     def _read(self, batch: int, row: int, tokens: Sequence[int], final: bool = False) -> str:
         reader = self._readers.setdefault((batch, row), Reader(self.client.ticket.stops))
         return reader.more(tuple(tokens), final)
+
+    def _logprobs(
+        self, i: int, tokens: list[int], logprobs: Sequence[float | None], text: str
+    ) -> dict[str, Any] | None:
+        """Of the tokens since the last call, which ``text`` goes with, if they are wanted."""
+        before, start = self._tokens.get(i, 0), self._characters.get(i, 0)
+        self._characters[i] = start + len(text)
+        if not self.shape.wanted or before == len(tokens):
+            return None
+        self._tokens[i] = len(tokens)
+        new = Choice("", "length", tokens[before:], list(logprobs[before : len(tokens)]))
+        return self.shape.logprobs(new, start)
 
     def _progress(self, batches: Sequence[Batch]) -> dict[str, Any]:
         told: dict[str, Any] = {
