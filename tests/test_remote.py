@@ -103,7 +103,7 @@ def test_samples_come_with_the_log_probs_they_were_drawn_with(
 
 def test_equal_prompts_of_a_call_and_near_seeds_draw_apart(remote: Model, model: Model) -> None:
     """A server counts its seeds on from one sample to the next: seed 1 must not give what seed 0 gave, shifted."""
-    sampling = Sampling(2, max_tokens=30, stop=model.chat.stop)
+    sampling = Sampling(2, 1.5, max_tokens=30, stop=model.chat.stop)
     twice = remote.engine.generate([prompts(model)[0]] * 2, sampling)
     other = remote.engine.generate(prompts(model)[:1], replace(sampling, seed=1))
     texts = [tuple(c.tokens) for group in (*twice, *other) for c in group]
@@ -127,7 +127,7 @@ def test_verdicts_are_the_models_own(remote: Model, model: Model) -> None:
     assert len(got) == 150 and max(got) - min(got) > 0.2
 
 
-@pytest.mark.parametrize("plan", ["weighted-4", "majority-8:stop=windows,window=4", "weighted-2:make=beam"])
+@pytest.mark.parametrize("plan", ["weighted-4", "majority-8:stop=windows,size=4", "weighted-2:make=beam"])
 def test_plans_find_what_they_find_with_the_model(remote: Model, model: Model, plan: str) -> None:
     plan += ",temperature=0" if ":" in plan else ":temperature=0"
     got, want = solve_many(remote, PUZZLES, plan), solve_many(model, PUZZLES, plan)
@@ -149,7 +149,7 @@ def test_the_posterior_stops_through_a_server(remote: Model) -> None:
 def test_what_a_server_cannot_honour_is_refused(remote: Model) -> None:
     with pytest.raises(ValueError, match="tells no confidences"):
         remote.engine.generate([[5]], Sampling(confidence=20))
-    with pytest.raises(ValueError, match="temperature 1, not 0.5"):
+    with pytest.raises(ValueError, match=r"temperature 1, not 0\.5"):
         remote.engine.logprobs([[5]], [[6]], 0.5)
     with pytest.raises(ValueError, match="prompt 1 of 2 has no tokens"):
         remote.engine.generate([[5], []], Sampling())

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from typing import Any
 
@@ -128,7 +128,7 @@ async def _together(work: list[Coroutine[Any, Any, Any]]) -> list[Any]:
             task.cancel()
 
 
-async def _objects(reply: httpx2.Response) -> Any:
+async def _objects(reply: httpx2.Response) -> AsyncIterator[str]:
     """The JSON texts of a reply: of every server-sent event, or the whole body."""
     if not reply.headers.get("content-type", "").startswith("text/event-stream"):
         yield (await reply.aread()).decode()
