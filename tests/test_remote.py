@@ -23,7 +23,8 @@ from twofold.compute.rollout import draw
 from twofold.engines import wire
 from twofold.engines.base import UpstreamError
 from twofold.engines.native import NativeEngine
-from twofold.run import Model, connect, load, service, solve_many
+from twofold.evals.pools import read_header, read_pools
+from twofold.run import Eval, Model, connect, evaluate, load, service, solve_many
 from twofold.types import Sampling
 
 PUZZLES = [PUZZLE, "Start with 47. Add 38. What is the result?", "Start with 3. Multiply by 5. What is the result?"]
@@ -93,8 +94,8 @@ def test_samples_come_with_the_log_probs_they_were_drawn_with(
     groups = remote.engine.generate(prompts(model), sampling)
     assert groups == remote.engine.generate(prompts(model), sampling)  # the seed decides
     assert groups != remote.engine.generate(prompts(model), replace(sampling, seed=6))
+    assert len({tuple(c.tokens) for c in groups[0]}) == 3
     for prompt, group in zip(prompts(model), groups, strict=True):
-        assert len({tuple(c.tokens) for c in group}) > 1
         want = model.engine.session().logprobs([prompt] * 3, [c.tokens for c in group], temperature)
         for c, logprobs in zip(group, want, strict=True):
             assert c.logprobs == pytest.approx(logprobs, abs=1e-4) and c.sampled == [True] * len(c.tokens)
@@ -119,18 +120,17 @@ def test_scores_are_the_models_own(remote: Model, model: Model) -> None:
 
 
 def test_verdicts_are_the_models_own(remote: Model, model: Model) -> None:
-    """Also of several hundred at once, more than there are connections."""
-    sampling = Sampling(50, max_tokens=24, stop=model.chat.stop)
-    everyone = [r for g in draw(remote.engine, remote.chat, PUZZLES, sampling) for r in g]
+    sampling = Sampling(16, max_tokens=24, stop=model.chat.stop)
+    everyone = [r for g in draw(remote.engine, remote.chat, PUZZLES[:2], sampling) for r in g]
     got = p_yes(remote.engine, remote.chat, everyone)
     assert got == pytest.approx(p_yes(model.engine.session(), model.chat, everyone), abs=1e-5)
-    assert len(got) == 150 and max(got) - min(got) > 0.2
+    assert len(got) == 32 and max(got) - min(got) > 0.2
 
 
-@pytest.mark.parametrize("plan", ["weighted-4", "majority-8:stop=windows,size=4", "weighted-2:make=beam"])
+@pytest.mark.parametrize("plan", ["weighted-4", "majority-4:stop=windows,size=2", "weighted-2:make=beam,width=2"])
 def test_plans_find_what_they_find_with_the_model(remote: Model, model: Model, plan: str) -> None:
     plan += ",temperature=0" if ":" in plan else ":temperature=0"
-    got, want = solve_many(remote, PUZZLES, plan), solve_many(model, PUZZLES, plan)
+    got, want = solve_many(remote, PUZZLES[:2], plan), solve_many(model, PUZZLES[:2], plan)
     for a, b in zip(got, want, strict=True):
         assert (a.answer, a.text, a.answers) == (b.answer, b.text, b.answers)
         assert a.confidence == pytest.approx(b.confidence, abs=1e-4)
@@ -184,7 +184,7 @@ def test_a_server_that_lacks_what_is_needed_is_noticed_at_the_start(
 
     proxy.answer = answer
     url = proxy.url + "/no" if lacks == "models" else proxy.url
-    words = r"HTTP 404.*ends in /v1" if lacks == "models" else "prompts of token ids, logprobs with echo"
+    words = r"ends in /v1\) \(HTTP 404\)" if lacks == "models" else "prompts of token ids, logprobs with echo"
     with pytest.raises(UpstreamError, match=words):
         connect(url)
 
@@ -306,18 +306,17 @@ def test_the_command_line_says_it_in_a_line(
     assert "give both" in capsys.readouterr().err
 
 
-def test_solve_and_eval_on_the_command_line(
-    upstream: Served, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = ["--upstream", upstream.url]
-    assert main(["solve", "tiny", PUZZLE, "--plan", "weighted-4:temperature=0", *asked]) == 0
-    (want,) = solve_many(model, [PUZZLE], "weighted-4:temperature=0")
+def test_solve_and_eval(upstream: Served, remote: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["solve", "tiny", PUZZLE, "--plan", "weighted-2:temperature=0", "--upstream", upstream.url]) == 0
+    (want,) = solve_many(remote, [PUZZLE], "weighted-2:temperature=0")
     assert f"answer {want.answer} " in capsys.readouterr().out
-    small = ["--problems", "3", "--n", "4", "--max_tokens", "32", "--out", str(tmp_path / "e")]
-    assert main(["eval", "tiny", *asked, *small]) == 0
-    assert "RemoteEngine" in (tmp_path / "e" / "eval.json").read_text()
-    assert main(["eval", "tiny", *asked, *small[:-1], str(tmp_path / "b"), "--judge", "bce"]) == 2
-    assert "an upstream has none" in capsys.readouterr().err
+    out = evaluate(remote, "sums", Eval(problems=2, n=2, max_tokens=24), out=tmp_path / "e")
+    header = read_header(out)
+    assert (header.model, header.engine) == ("tiny", "RemoteEngine")
+    for pool in read_pools(out / "pools.jsonl"):
+        assert all(score is not None and 0 < score < 1 for score in pool.scores) and pool.tokens
+    with pytest.raises(ValueError, match="an upstream has none"):
+        evaluate(remote, "sums", Eval(judge="bce"), out=tmp_path / "b")
 
 
 # In front of a server -------------------------------------------------------------------------------------------------
@@ -352,8 +351,8 @@ def test_plans_in_front_of_a_server(front: Served, upstream: Served, plan: str) 
         found.append((choice["answer"], [c["answer"] for c in choice["candidates"]]))
         news = [n for c in chunks for n in c.get("twofold", {}).get("progress", {}).get("news", [])]
         assert sum("verdict" in n for n in news) == len(choice["candidates"])
-        texts = ["".join(n.get("text", "") for n in news if (n["batch"], n["sample"]) == (0, i)) for i in range(4)]
-        assert len(set(texts)) == 1 and choice["answer"] in texts[0]
+        text = "".join(n.get("text", "") for n in news if (n["batch"], n["sample"]) == (0, 0))
+        assert choice["answer"] in text
     assert found[0] == found[1]
 
 
@@ -408,7 +407,7 @@ def test_many_at_once_do_not_wait_for_one_another(front: Served) -> None:
     until(lambda: front.service.loop.live_rows == 1)
     with ThreadPoolExecutor(8) as pool:
         asked = chat_body("tiny:weighted-4", temperature=0)
-        replies = list(pool.map(lambda _: front.ask("/v1/chat/completions", asked), range(8)))
+        replies = list(pool.map(lambda _: front.ask("/v1/chat/completions", asked), range(6)))
     assert front.service.loop.live_rows == 1
     assert {status for status, _, _ in replies} == {200}
     assert len({str(reply["choices"]) for _, reply, _ in replies}) == 1

@@ -211,7 +211,7 @@ class RemoteEngine:
         draw, skip = Draw(), len(prompt)
         if self._quick and len(continuation) == 1:
             skip = 0
-            forced = {"max_tokens": 1, "temperature": 0.0, "allowed_token_ids": continuation}
+            forced: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "allowed_token_ids": continuation}
             await self._ask({"prompt": prompt, **forced}, [draw])
         else:
             await self._ask({"prompt": [*prompt, *continuation], "max_tokens": 0, "echo": True}, [draw])

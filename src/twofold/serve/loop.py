@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from twofold.engines.base import Engine
+from twofold.engines.base import Engine, UpstreamError
 from twofold.serve.text import Stops
 from twofold.types import Completion, Sampling
 
@@ -251,16 +251,15 @@ class Loop:
             return
         now = time.monotonic()
         for call in tuple(self._live):
-            client = call.client
+            ticket = call.client.ticket
             done = call.run.done  # asked first: then what there is to look at is all there will be
-            late = now - client.ticket.deadline
+            late = now - ticket.deadline
             if done | self._look(call, done, late >= 0):
                 self._end(call)
             elif late > LATE:
                 self._live.remove(call)
                 call.run.leave()
-                call.result.set_exception(TimeoutError("the engine gave no answer, long after the deadline"))
-            client.ticket.watch()
+                call.result.set_exception(UpstreamError(504, "the engine gave no answer, long after the deadline"))
 
     def _look(self, call: Call, done: bool, late: bool) -> bool:
         """Find which rows have ended, in what is new. Whether that will do: all have, one by a stop string; or it is late
@@ -268,6 +267,7 @@ class Loop:
         if not call.rows:
             return False
         batch, stops, sampling = call.client.batches[-1], call.client.ticket.stops, call.sampling
+        before = sum(batch.ready)
         for r, seen in tuple(call.seen.items()):
             row = batch.rows[r]
             size = len(row)
@@ -279,6 +279,8 @@ class Loop:
                 call.seen[r] = size
             batch.ready[r] = end or size
         batch.finished = call.rows if done else call.rows - len(call.seen)
+        if done or sum(batch.ready) > before:
+            call.client.ticket.watch()
         return bool(call.ends and not call.seen) or (late and all(batch.rows))
 
     def _end(self, call: Call) -> None:
