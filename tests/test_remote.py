@@ -86,17 +86,14 @@ def test_greedy_completions_are_the_models_own(remote: Model, model: Model) -> N
     assert remote.engine.generate(prompts(model), sampling) == model.engine.session().generate(prompts(model), sampling)
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0)])
-def test_samples_come_with_the_log_probs_they_were_drawn_with(
-    remote: Model, model: Model, temperature: float, top_p: float
-) -> None:
-    sampling = Sampling(3, temperature, top_p, 30, model.chat.stop, seed=5)
+def test_samples_come_with_the_log_probs_they_were_drawn_with(remote: Model, model: Model) -> None:
+    sampling = Sampling(3, 0.7, max_tokens=30, stop=model.chat.stop, seed=5)
     groups = remote.engine.generate(prompts(model), sampling)
     assert groups == remote.engine.generate(prompts(model), sampling)  # the seed decides
     assert groups != remote.engine.generate(prompts(model), replace(sampling, seed=6))
     assert len({tuple(c.tokens) for c in groups[0]}) == 3
     for prompt, group in zip(prompts(model), groups, strict=True):
-        want = model.engine.session().logprobs([prompt] * 3, [c.tokens for c in group], temperature)
+        want = model.engine.session().logprobs([prompt] * 3, [c.tokens for c in group], 0.7)
         for c, logprobs in zip(group, want, strict=True):
             assert c.logprobs == pytest.approx(logprobs, abs=1e-4) and c.sampled == [True] * len(c.tokens)
             assert (c.finish == "stop") == (c.tokens[-1] in model.chat.stop) and len(c.tokens) <= 30
@@ -120,14 +117,14 @@ def test_scores_are_the_models_own(remote: Model, model: Model) -> None:
 
 
 def test_verdicts_are_the_models_own(remote: Model, model: Model) -> None:
-    sampling = Sampling(16, max_tokens=24, stop=model.chat.stop)
+    sampling = Sampling(8, max_tokens=24, stop=model.chat.stop)
     everyone = [r for g in draw(remote.engine, remote.chat, PUZZLES[:2], sampling) for r in g]
     got = p_yes(remote.engine, remote.chat, everyone)
     assert got == pytest.approx(p_yes(model.engine.session(), model.chat, everyone), abs=1e-5)
-    assert len(got) == 32 and max(got) - min(got) > 0.2
+    assert len(got) == 16 and max(got) - min(got) > 0.2
 
 
-@pytest.mark.parametrize("plan", ["weighted-4", "majority-4:stop=windows,size=2", "weighted-2:make=beam,width=2"])
+@pytest.mark.parametrize("plan", ["weighted-4", "weighted-2:make=beam,width=2"])
 def test_plans_find_what_they_find_with_the_model(remote: Model, model: Model, plan: str) -> None:
     plan += ",temperature=0" if ":" in plan else ":temperature=0"
     got, want = solve_many(remote, PUZZLES[:2], plan), solve_many(model, PUZZLES[:2], plan)
@@ -371,11 +368,10 @@ def test_text_arrives_while_the_server_behind_samples(client: openai.OpenAI, fro
     assert min(sum(map(bool, p)) for p in parts) > 5
 
 
-@pytest.mark.parametrize("stop", ["\n54", "=27"])
-def test_stop_strings_are_ours(front: Served, upstream: Served, stop: str) -> None:
-    asked = chat_body(temperature=0, max_tokens=60, stop=stop)
+def test_stop_strings_are_ours(front: Served, upstream: Served) -> None:
+    asked = chat_body(temperature=0, max_tokens=60, stop=["\n54", "=27"])
     texts = [one.ask("/v1/chat/completions", asked)[1]["choices"][0]["message"]["content"] for one in (front, upstream)]
-    assert texts[0] == texts[1] and stop not in texts[0]
+    assert texts[0] == texts[1] == "18*3=54"
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])

@@ -198,7 +198,12 @@ class RemoteEngine:
 
     async def _draw(self, prompt: list[int], sampling: Sampling, seed: int, group: list[Draw], stream: bool) -> None:
         """One request: a prompt with its samples."""
-        limits = {"n": sampling.n, "temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
+        limits: dict[str, Any] = {
+            "n": sampling.n,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": seed,
+        }
         limits |= {"max_tokens": sampling.max_tokens, "stop_token_ids": [*sampling.stop], "stream": stream}
         await self._ask({"prompt": prompt, **limits}, group)
         for draw in group:

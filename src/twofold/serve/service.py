@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,4 +124,5 @@ class Service:
 def _tell(loop: asyncio.AbstractEventLoop, work: Work) -> None:
     """From the loop's thread: at most one wake-up is under way."""
     if not work.news.is_set():
-        loop.call_soon_threadsafe(work.news.set)
+        with suppress(RuntimeError):  # a second SIGTERM has closed it: nobody waits for news
+            loop.call_soon_threadsafe(work.news.set)
