@@ -26,7 +26,7 @@ from twofold.evals.run import evaluate as evaluate_task
 from twofold.recipes import base, mrt, rlv, sft
 from twofold.tasks.grading import equal
 from twofold.tasks.procedural import Countdown, Letters, Sums
-from twofold.text.chat import JUDGE, Chat
+from twofold.text.chat import CRITIQUE, Chat
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner, Loss
 from twofold.trainer.log import Log
@@ -157,7 +157,7 @@ def connect(
     tokenizer = load_tokenizer(path)
     chat = Chat(tokenizer, system)
     likely = (str(model), path.name)
-    engine = RemoteEngine(upstream, text=JUDGE, ids=chat.encode(JUDGE), model=serves, likely=likely)
+    engine = RemoteEngine(upstream, text=CRITIQUE, ids=chat.encode(CRITIQUE), model=serves, likely=likely)
     return Model(str(model), engine, chat, tokenizer)
 
 

@@ -175,7 +175,10 @@ class RemoteEngine:
         work, groups = [], []
         for prompt in prompts:
             key = b"%d " * len(prompt) % tuple(prompt)
-            groups.append([Draw() for _ in range(sampling.n)])
+            if sampling.temperature == 0:  # all are one, and vLLM refuses more
+                groups.append([Draw()] * sampling.n)
+            else:
+                groups.append([Draw() for _ in range(sampling.n)])
             seed = _seed(sampling.seed, seen[key], key)
             work.append(self._draw([*prompt], sampling, seed, groups[-1], stream))
             seen[key] += 1
@@ -199,7 +202,7 @@ class RemoteEngine:
     async def _draw(self, prompt: list[int], sampling: Sampling, seed: int, group: list[Draw], stream: bool) -> None:
         """One request: a prompt with its samples."""
         limits: dict[str, Any] = {
-            "n": sampling.n,
+            "n": sampling.n if sampling.temperature else 1,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": seed,
