@@ -117,7 +117,7 @@ def test_scores_and_verdicts(remote: Model, model: Model) -> None:
 
 
 def test_plans(remote: Model, model: Model) -> None:
-    for plan in ("weighted-4:temperature=0", "weighted-2:make=beam,temperature=0"):
+    for plan in ("weighted-4:temperature=0", "weighted-2:make=beam,width=2,temperature=0"):
         for a, b in zip(solve_many(remote, PUZZLES, plan), solve_many(model, PUZZLES, plan), strict=True):
             assert (a.answer, a.answers) == (b.answer, b.answers)
             assert a.confidence == pytest.approx(b.confidence, abs=1e-3)
