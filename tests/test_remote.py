@@ -287,7 +287,8 @@ def test_one_failure_ends_the_call_and_its_other_requests(through: Model, proxy:
 
     proxy.answer = answer
     with pytest.raises(UpstreamError, match="not this one"):
-        through.engine.generate([[5], [6]], Sampling(temperature=2, max_tokens=1500))
+        through.engine.generate([[5], [6]], Sampling(temperature=2, max_tokens=300))
+    until(lambda: not upstream.service.works, seconds=30)  # the proxy reads to the end
 
 
 def test_the_command_line_says_it_in_a_line(
