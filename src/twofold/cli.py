@@ -18,6 +18,7 @@ from twofold.types import Stopped
 
 if TYPE_CHECKING:
     from twofold.compute.solve import Solution
+    from twofold.run import Model
 
 SOLVED_AT_ONCE = 16
 """Problems of a file that share engine calls; their lines are printed when all of them are done."""
@@ -111,6 +112,7 @@ def _measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
     _spending(sub)
     sub.add_argument("--verifier", help="another model that scores the samples (default: the model itself)")
     sub.add_argument("--system", help="system prompt")
+    _upstream(sub)
 
     sub = command("report", _report, "Tables and figures from saved evaluations; needs no model.")
     sub.add_argument("runs", nargs="+", type=Path, help="evaluation or run directories")
@@ -149,6 +151,7 @@ def _using(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--plan", help="such as weighted-16 or posterior-40:stop=posterior,confidence=0.95")
     sub.add_argument("--abstain", type=float, default=0.0, metavar="P", help='say "not sure" below this confidence')
     sub.add_argument("--system", help="system prompt")
+    _upstream(sub)
     sub.add_argument("--json", action="store_true", help="one JSON object per problem instead of text")
 
     sub = command("serve", _serve, "Serve a model over HTTP: OpenAI's API, and a page to try it.")
@@ -160,6 +163,27 @@ def _using(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--queue", type=int, default=64, help="requests that may wait beyond them (%(default)s)")
     sub.add_argument("--grace", type=float, default=30.0, help="seconds to finish in after SIGTERM (%(default)s)")
     sub.add_argument("--system", help="system prompt, where a conversation brings none")
+    _upstream(sub)
+
+
+def _upstream(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--upstream",
+        metavar="URL",
+        help="ask the model that this server has, such as vLLM's http://127.0.0.1:8000/v1 (key: TWOFOLD_UPSTREAM_KEY); "
+        "only the tokenizer of the model named here is loaded",
+    )
+    sub.add_argument("--upstream-model", metavar="NAME", help="what the server calls it, if not that")
+
+
+def _model(args: argparse.Namespace) -> Model:
+    from twofold import run
+
+    if args.upstream:
+        return run.connect(args.upstream, args.model, system=args.system, serves=args.upstream_model)
+    if args.upstream_model:
+        raise ValueError("--upstream-model names a model of --upstream URL: give both")
+    return run.load(args.model, system=args.system)
 
 
 def _options(module: str, name: str) -> str:
@@ -205,7 +229,7 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
         config = replace(config, problems=min(config.problems, size))
     safe = f"eval-{Path(args.model).name}-{Path(args.task).stem}".replace(":", "-").replace("=", "-")
     out = args.out or Path("runs") / safe
-    model = run.load(args.model, system=args.system)
+    model = _model(args)
     with Progress() as bar:
         line = bar.add_task("evaluating", total=config.problems)
         run.evaluate(
@@ -263,7 +287,7 @@ def _solve(args: argparse.Namespace, rest: list[str]) -> int:
     is_file = os.path.isfile(args.problem) or args.problem.endswith((".jsonl", ".txt"))
     problems = _problems(Path(args.problem)) if is_file else [args.problem]
     with _starting():
-        model = run.load(args.model, system=args.system)
+        model = _model(args)
     for i in range(0, len(problems), SOLVED_AT_ONCE):
         batch = problems[i : i + SOLVED_AT_ONCE]
         for j, solution in enumerate(run.solve_many(model, batch, plan)):
@@ -327,9 +351,10 @@ def _serve(args: argparse.Namespace, rest: list[str]) -> int:
         raise ValueError("--concurrent must be at least 1, --queue and --grace at least 0")
     key = read_key(args.api_key_file, args.host)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for name in ("uvicorn", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     limits = Limits(concurrent=args.concurrent, queue=args.queue, grace=args.grace)
-    serve(run.service(run.load(args.model, system=args.system), limits), args.host, args.port, key)
+    serve(run.service(_model(args), limits), args.host, args.port, key)
     return 0
 
 

@@ -17,15 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twofold.engines.base import check_prompts
+from twofold.engines.base import Scored, check_prompts
 from twofold.engines.kv import KV, Together
 from twofold.engines.sampling import confidences, draw, uniforms
 from twofold.maths.attention import install
 from twofold.maths.decoder import Decoder, Module, network
 from twofold.types import Completion, Finish, Sampling
-
-Scored = tuple[list[float], list[dict[int, float]]]
-"""Per token of a continuation: its log-prob, and the likeliest tokens in its place with theirs, likeliest first."""
 
 
 @dataclass(slots=True)
@@ -152,11 +149,12 @@ class Run:
     @property
     def tokens(self) -> list[list[int]]:
         """Every sample's tokens so far, those of one prompt together: the lists that grow, not copies."""
-        found: dict[int, list[list[int]]] = {}
-        for d in self.decodings:
-            n = d.sampling.n
-            found |= {i: d.tokens[j * n : (j + 1) * n] for j, i in enumerate(d.part.indices)}
-        return [tokens for i in range(len(found)) for tokens in found[i]]
+        return self._rows("tokens")
+
+    @property
+    def logprobs(self) -> list[list[float]]:
+        """Those of ``tokens``."""
+        return self._rows("logprobs")
 
     @property
     def results(self) -> list[list[Completion]]:
@@ -167,6 +165,26 @@ class Run:
     def leave(self) -> None:
         """Leave the caches to the session: done when the run is, and by who ends it early."""
         self.session._kept = [d.kept() for d in self.decodings]
+
+    def _rows(self, name: str) -> list[list[Any]]:
+        found: dict[int, list[list[Any]]] = {}
+        for d in self.decodings:
+            n = d.sampling.n
+            found |= {i: getattr(d, name)[j * n : (j + 1) * n] for j, i in enumerate(d.part.indices)}
+        return [row for i in range(len(found)) for row in found[i]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """A ``scored`` call in the shape of a run: it is done at once."""
+
+    results: list[Scored]
+    tokens: tuple[()] = ()
+    logprobs: tuple[()] = ()
+    done: bool = True
+
+    def leave(self) -> None:
+        pass
 
 
 def _last(hidden: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
@@ -206,6 +224,11 @@ class NativeEngine:
 
     def rest(self) -> None:
         self._kept, self._made = [], None
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens of a text, if the model's config says."""
+        return getattr(self.model.config, "max_position_embeddings", None)
 
     @property
     @torch.inference_mode()
@@ -285,6 +308,11 @@ class NativeEngine:
                 for j, found in zip(part.indices, self._scored(part, chosen, temperature, top), strict=True):
                     results |= zip(groups[j], found, strict=True)
         return [results[i] for i in range(len(prompts))]
+
+    def score(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float, top: int
+    ) -> Scoring:
+        return Scoring(self.scored(prompts, continuations, temperature, top))
 
     @torch.inference_mode()
     def values(self, prompts: Sequence[Sequence[int]]) -> list[float]:

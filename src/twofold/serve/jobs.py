@@ -88,9 +88,8 @@ def _scored(
     client: Client, prompts: Sequence[Sequence[int]], temperature: float, top: int
 ) -> list[tuple[list[float | None], list[dict[int, float]]]]:
     """Log-prob and likeliest of every token of a text but the first, which nothing predicts."""
-    firsts, rests, heat = [p[:1] for p in prompts], [p[1:] for p in prompts], temperature or 1.0
-    if top:
-        scored = client.scored(firsts, rests, heat, top)
-    else:
-        scored = [(values, [{} for _ in values]) for values in client.logprobs(firsts, rests, heat)]
-    return [([None, *values], [{}, *tops]) for values, tops in scored]
+    try:
+        found = client.scored([p[:1] for p in prompts], [p[1:] for p in prompts], temperature or 1.0, top)
+    except ValueError as error:
+        raise Refused(400, str(error), param="temperature") from error
+    return [([None, *values], [{}, *tops]) for values, tops in found]

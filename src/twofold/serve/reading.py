@@ -77,6 +77,15 @@ def ticket(body: Request, chat: Chat, context: int, seconds: float) -> Ticket:
     return Ticket(Stops(body.stops, chat.decode), chat.verdicts[0], context, deadline)
 
 
+def check_logprobs(body: Request, raw: bool) -> None:
+    """Raises Refused if log-probs are asked for and the engine, a ``raw`` one, tells others than those sampled from."""
+    asked = body.logprobs if isinstance(body, ChatRequest) else isinstance(body, TextRequest) and body.logprobs == 0
+    plain = body.temperature == 0 or (body.temperature in (None, 1) and body.top_p in (None, 1))
+    if asked and raw and not plain:
+        message = "logprobs are told at temperature 1 and top_p 1, or 0: behind this server is one that tells no others"
+        raise Refused(400, message, param="logprobs")
+
+
 def _prompts(body: TextRequest, chat: Chat) -> list[list[int]]:
     """Token ids as they are; in text, the literal of a control token is text."""
     prompts: list[list[int]] = []

@@ -25,10 +25,14 @@ class Shape(Protocol):
     whole_kind: str
     chunk_kind: str
     planned: bool
+    wanted: bool
+    """Whether log-probs were asked for."""
 
     def choice(self, choice: Choice) -> dict[str, Any]: ...
     def delta(self, text: str | None, first: bool = False) -> dict[str, Any]: ...
-    def logprobs(self, choice: Choice) -> dict[str, Any] | None: ...
+    def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any] | None:
+        """Of the choice's tokens, None if nobody asked; its text begins with character ``start`` of the whole."""
+        ...
 
 
 class ChatShape:
@@ -43,7 +47,7 @@ class ChatShape:
     def delta(self, text: str | None, first: bool = False) -> dict[str, Any]:
         return {"delta": ({"role": "assistant"} if first else {}) | ({} if text is None else {"content": text})}
 
-    def logprobs(self, choice: Choice) -> dict[str, Any] | None:
+    def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any] | None:
         if not self.wanted:
             return None
         content = [
@@ -70,7 +74,7 @@ class TextShape:
     def delta(self, text: str | None, first: bool = False) -> dict[str, Any]:
         return {"text": text or ""}
 
-    def logprobs(self, choice: Choice) -> dict[str, Any] | None:
+    def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any] | None:
         if not self.wanted:
             return None
         told = zip(choice.tokens, choice.logprobs, choice.tops, strict=True)
@@ -79,7 +83,7 @@ class TextShape:
             "tokens": [self.written(t) for t in choice.tokens],
             "token_logprobs": [_finite(x) for x in choice.logprobs],
             "top_logprobs": tops if any(tops) else None,
-            "text_offset": [0, *accumulate(len(self.name(t)) for t in choice.tokens)][:-1],
+            "text_offset": list(accumulate((len(self.name(t)) for t in choice.tokens), initial=start))[:-1],
         }
 
     def _likeliest(self, logprobs: dict[int, float]) -> dict[str, float | None]:
@@ -115,11 +119,14 @@ class Chunks:
 
     def __init__(self, shape: Shape, identity: dict[str, Any], body: Request, client: Client) -> None:
         self.shape, self.identity, self.client = shape, {**identity, "object": shape.chunk_kind}, client
+        self.late = bool(body.top)  # the likeliest tokens are known at the end, and log-probs come with them
         self.usage = bool(body.stream_options and body.stream_options.include_usage)
         self.texts = body.progress == "samples"
         self.pause = PAUSE if shape.planned else 0.0
         self._readers: dict[tuple[int, int], Reader] = {}
         self._told: dict[tuple[int, int], float] = {}
+        self._tokens: dict[int, int] = {}  # of each choice, whose log-probs were told; and its characters
+        self._characters: dict[int, int] = {}
 
     def first(self) -> list[dict[str, Any]]:
         return [self._chunk(0, self.shape.delta("", first=True))] if self.shape.planned else []
@@ -132,8 +139,11 @@ class Chunks:
         found = []
         for batch in batches:
             for r, row in enumerate(batch.rows):
-                if piece := self._read(0, r, row):
-                    found.append(self._chunk(r, self.shape.delta(piece, first=(0, r) not in self._told)))
+                tokens = row[: batch.ready[r]]
+                piece = self._read(0, r, tokens)
+                told = None if self.late else self._logprobs(r, tokens, batch.logprobs[r], piece)
+                if piece or told:
+                    found.append(self._chunk(r, self.shape.delta(piece, (0, r) not in self._told), None, told))
                     self._told[0, r] = 1.0
         return found
 
@@ -142,10 +152,11 @@ class Chunks:
         found = [self._progress(tuple(self.client.batches))] if self.shape.planned else []
         for i, c in enumerate(answer.choices):
             text = c.text if self.shape.planned else self._read(0, i, c.tokens, final=True)
-            if text:
-                found.append(self._chunk(i, self.shape.delta(text)))
+            told = self._logprobs(i, c.tokens, c.logprobs, text, c.tops)
+            if text or told:
+                found.append(self._chunk(i, self.shape.delta(text), None, told))
         for i, c in enumerate(answer.choices):
-            chunk = self._chunk(i, self.shape.delta(None), c.finish, self.shape.logprobs(c))
+            chunk = self._chunk(i, self.shape.delta(None), c.finish)
             chunk["choices"][0] |= c.details
             if i + 1 == len(answer.choices):
                 chunk["twofold"] = _ours(answer)
@@ -157,6 +168,24 @@ class Chunks:
     def _read(self, batch: int, row: int, tokens: Sequence[int], final: bool = False) -> str:
         reader = self._readers.setdefault((batch, row), Reader(self.client.ticket.stops))
         return reader.more(tuple(tokens), final)
+
+    def _logprobs(
+        self,
+        i: int,
+        tokens: list[int],
+        logprobs: Sequence[float | None],
+        text: str,
+        tops: Sequence[dict[int, float]] = (),
+    ) -> dict[str, Any] | None:
+        """Of the tokens since the last call, which ``text`` goes with, if they are wanted."""
+        before, start = self._tokens.get(i, 0), self._characters.get(i, 0)
+        self._characters[i] = start + len(text)
+        if not self.shape.wanted or before == len(tokens):
+            return None
+        self._tokens[i] = len(tokens)
+        likeliest = list(tops[before:]) if tops else [{} for _ in tokens[before:]]
+        new = Choice("", "length", tokens[before:], list(logprobs[before : len(tokens)]), likeliest)
+        return self.shape.logprobs(new, start)
 
     def _progress(self, batches: Sequence[Batch]) -> dict[str, Any]:
         told: dict[str, Any] = {

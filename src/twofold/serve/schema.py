@@ -147,6 +147,9 @@ class TextRequest(Request):
     stop_token_ids: Annotated[list[Token], Field(max_length=64)] | None = Field(
         None, description="Tokens that end a completion (as in vLLM); they are the last of its tokens."
     )
+    top_k: Annotated[int, Field(ge=-1, le=0)] | None = Field(None, description="Not supported: all tokens.")
+    min_p: Neutral | None = None
+    repetition_penalty: Annotated[float, Field(ge=1, le=1)] | None = None
     ignore_eos: bool | None = Field(None, description="End at stop_token_ids and stop only (as in vLLM).")
     return_tokens_as_token_ids: bool | None = Field(None, description="Logprobs name tokens token_id:7 (as in vLLM).")
 
