@@ -34,7 +34,7 @@ test-slow: $(READY) ## the long checks too
 	$(BIN)/pytest -q -m slow
 
 bench: $(READY) ## ratios of speed, each from one run (needs no GPU)
-	cd bench && for b in limits overhead verify branch engine growth startup; do ../$(BIN)/python $$b.py || exit 1; done
+	cd bench && for b in limits overhead verify branch probe engine growth startup; do ../$(BIN)/python $$b.py || exit 1; done
 
 bench-trl: $(READY) .venv-trl/.ready ## a training step against TRL's
 	cd bench && ../$(BIN)/python against_trl.py --trl ../.venv-trl/bin/python
