@@ -23,13 +23,14 @@ from twofold.evals.plans import run as run_plans
 from twofold.evals.pools import read_header
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
-from twofold.recipes import base, mrt, rlv, sft
+from twofold.recipes import backtrack, base, mrt, rlv, sft
 from twofold.tasks.grading import equal
 from twofold.tasks.procedural import Countdown, Letters, Sums
 from twofold.text.chat import Chat
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner, Loss
 from twofold.trainer.log import Log
+from twofold.trainer.loop import Collects
 from twofold.trainer.loop import train as loop
 from twofold.trainer.model import Precision, load_model
 from twofold.trainer.optim import Optim
@@ -96,7 +97,7 @@ class Config:
 
     model: str = SHIPPED
     system: str | None = None
-    recipe: rlv.RLV | mrt.MRT | sft.SFT | base.Base = field(default_factory=rlv.RLV)
+    recipe: rlv.RLV | mrt.MRT | backtrack.MRTB | sft.SFT | base.Base = field(default_factory=rlv.RLV)
     task: TaskConfig = field(default_factory=Sums)
     rollout: Rollouts = field(default_factory=Rollouts)
     optim: Optim = field(default_factory=Optim)
@@ -327,7 +328,7 @@ def _zero_head(model: Any) -> Any:
     return head
 
 
-def _recipe(config: Config, task: Task, chat: Chat, model: Any) -> rlv.Recipe | mrt.Recipe | sft.Recipe | base.Recipe:
+def _recipe(config: Config, task: Task, chat: Chat, model: Any) -> Collects:
     sampling = Sampling(
         temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens, seed=config.train.seed
     )
@@ -338,6 +339,10 @@ def _recipe(config: Config, task: Task, chat: Chat, model: Any) -> rlv.Recipe | 
             start = _frozen(config, model) if chosen.source == "start" else None
             reference = _frozen(config, model) if config.loss.beta else None
             return mrt.Recipe(chosen, task, chat, sampling, start, reference)
+        case backtrack.MRTB() as chosen:
+            start = _frozen(config, model) if chosen.source == "start" else None
+            reference = _frozen(config, model) if config.loss.beta else None
+            return backtrack.Recipe(chosen, task, chat, sampling, start, reference)
         case base.Base() as chosen:
             return base.Recipe(chosen, chat, config.train.seed)
         case _:

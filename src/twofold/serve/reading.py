@@ -21,7 +21,8 @@ from twofold.types import Sampling
 COLDEST = 1e-3
 """Temperature, above 0, at which differences of logits are still finite."""
 BOUNDS = {
-    "rounds": 8, "times": 8, "simulations": 64, "width": 16, "children": 16, "depth": 64, "judge_tokens": 4096, "top": 64,
+    "rounds": 8, "times": 8, "windows": 8, "simulations": 64, "width": 16, "children": 16, "depth": 64, "judge_tokens": 4096,
+    "top": 64,
 }  # fmt: skip
 """The most that a plan may say of what multiplies its cost. Any other number: ``TOKENS``."""
 Job = Callable[[Client], Answer]
