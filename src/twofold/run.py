@@ -21,6 +21,7 @@ from twofold.engines.base import Engine
 from twofold.engines.native import NativeEngine
 from twofold.evals.plans import run as run_plans
 from twofold.evals.pools import read_header
+from twofold.evals.probes import run as run_probes
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
 from twofold.recipes import backtrack, base, mrt, rlv, sft
@@ -220,6 +221,7 @@ def evaluate(
     ``verifier`` is a second model that scores in its place (the separate-verifier ablation). ``plans`` are compared on
     these samples (those that draw independent ones) or run on the same problems; a short form samples and judges as
     ``config`` does where it does not say otherwise. What the plans read of the samples' certainty is recorded.
+    ``config.probe`` has thoughts of its own, sampled likewise, beside them.
     """
     config = config or Eval()
     chosen = make_task(task_named(task)) if isinstance(task, str) else task
@@ -242,8 +244,10 @@ def evaluate(
         verified_by=verifier.name if verifier else None,
         progress=progress or (lambda done, total: None),
     )
+    problems = [chosen.problem(config.split, i) for i in range(config.problems)]
+    if config.probe.thoughts:
+        run_probes(model.engine, model.chat, chosen, problems, config.probe, found, batch=config.batch)
     if parsed:
-        problems = [chosen.problem(config.split, i) for i in range(config.problems)]
         header = read_header(found)
         run_plans(model.engine, model.chat, chosen, problems, parsed, found, header, batch=config.batch, same=same)
     return found

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from twofold.evals import figures
+from twofold.evals.drawing import Colours, colours
 
 Record = Mapping[str, Any]
 
@@ -37,24 +38,28 @@ def html(result: Record) -> str:
         "p": p_value,
         "points": points,
     }
-    colour = figures.colours(result["labels"])
-    environment.globals["colours_of"] = figures.colours
+    colour = colours(result["labels"])
+    environment.globals |= {"colours_of": colours, "at_budgets": at_budgets}
     tasks = [task | {"figures": _figures(task, colour)} for task in result["tasks"]]
     training = Markup(figures.training(result["training"], colour)) if result["training"] else None
     template = environment.get_template("report.html.jinja")
     return template.render(result, tasks=tasks, training_figure=training, colour=colour, rule_names=RULE_NAMES)
 
 
-def _figures(task: Record, colour: figures.Colours) -> dict[str, Markup]:
+def _figures(task: Record, colour: Colours) -> dict[str, Markup]:
     judged = [e for e in task["evaluations"] if e["verifier"]]
     drawn = {"scaling": figures.scaling(task, colour), "cost": figures.cost(task, colour)}
     if judged:
         drawn["verifier"] = figures.verifier(judged, colour)
         drawn["histograms"] = figures.histograms(judged, colour)
+    if thinking := [e for e in task["evaluations"] if e["thinking"]]:
+        drawn["budgets"] = figures.budgets(thinking, colour)
+        drawn["progress"] = figures.progress(thinking, colour)
+        drawn |= {f"prefixes {e['label']}": figures.prefixes(e, colour[e["label"]]) for e in thinking}
     for e in task["evaluations"]:
         if found := e["strategies"]:
-            colours = figures.colours([row["plan"] for row in found["plans"]])
-            drawn[f"strategies {e['label']}"] = figures.strategies(found, colours)
+            of_plan = colours([row["plan"] for row in found["plans"]])
+            drawn[f"strategies {e['label']}"] = figures.strategies(found, of_plan)
     if any(e["levels"] for e in task["evaluations"]):
         drawn["levels"] = figures.levels(task, colour)
     return {name: Markup(svg) for name, svg in drawn.items()}
@@ -68,6 +73,7 @@ def print_table(result: Record, console: Console | None = None) -> None:
     for task in result["tasks"]:
         console.print(f"\n{escape(task['headline'])}\n", highlight=False)
         plans = [_strategies(e) for e in task["evaluations"] if e["strategies"]]
+        plans.append(_thinking(task))
         for table in (_accuracy(task), _verifiers(task), _comparisons(task), _efficiency(task), _cost(task), *plans):
             if table.row_count:
                 console.print(table)
@@ -129,6 +135,27 @@ def _strategies(run: Record) -> Table:
         accuracy = f"{percent(point['accuracy']['mean'])} {interval(point['accuracy'])}"
         cells = [row["how"], accuracy, *(f"{x:.1f}" for x in spent), f"{point['seconds']:.3f}"]
         table.add_row(escape(row["plan"]), *cells)
+    return table
+
+
+def at_budgets(found: Record) -> list[int]:
+    """Places in ``budgets`` of half the token limit, the limit, and twice the limit."""
+    last = len(found["budgets"]) - 1
+    return [(last + 1) // 4 - 1, (last + 1) // 2 - 1, last]
+
+
+def _thinking(task: Record) -> Table:
+    runs = [run for run in task["evaluations"] if run["thinking"]]
+    columns = ["run", "no thought", "whole thought", "natural", "progress", "negative", "episodes", "regret at"]
+    table = _table("thoughts stopped by force: means over problems, regret at half, one and two token limits", columns)
+    for run in runs:
+        found = run["thinking"]
+        cells = [f"{percent(found[name]['mean'])} {interval(found[name])}" for name in ("first", "last", "natural")]
+        gained = found["progress"]
+        cells += [f"{points(gained['mean'])} {interval(gained, signed=True)}", percent(gained["negative"])]
+        cells += [f"{found['episodes']:.1f}"]
+        cells += [" ".join(f"{found['budgets'][i]}: {percent(found['regret'][i]['mean'])}" for i in at_budgets(found))]
+        table.add_row(escape(run["label"]), *cells)
     return table
 
 

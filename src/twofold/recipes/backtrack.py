@@ -1,6 +1,6 @@
 """MRT-B: a stream of attempts, each but the first begun by taking back part of the one before (backtracking search).
 
-Paper: "Optimizing Test-Time Compute via Meta Reinforcement Fine-Tuning" (arXiv:2503.07572), section 6.3. z0 is a full attempt,
+Paper: "Optimizing Test-Time Compute via Meta Reinforcement Fine-Tuning" (arXiv:2503.07572). z0 is a full attempt,
 z1 says "Backtrack to line n", z2 goes on from the lines before n; and so on, until the model ends its turn. Every attempt
 ends in an answer, so the meta-prover is the policy itself: stopping after z0 is worth z0's own reward. Methods, in the
 order in which they are run:

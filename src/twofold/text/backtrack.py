@@ -1,4 +1,4 @@
-r"""A stream of attempts: "Backtrack to line n" takes back the lines from n on (MRT-B, arXiv:2503.07572, section 6.3).
+r"""A stream of attempts: "Backtrack to line n" takes back the lines from n on (MRT-B, arXiv:2503.07572).
 
 What follows the mark stands in their place, so lines before n are shared and not said again. Lines are counted from 1,
 those of the attempt so far, blank ones not. Released code and data name the beginning too, and write Line.
