@@ -42,7 +42,10 @@ def test_probes_of_a_thought_by_hand(chat):
     engine = Scripted(chat, script)
     config = Probing(thoughts=1, answers=2, prover=PLAIN, episodes=SHORT)
     (thought,) = probed(engine, chat, Words(), [Q], config, Sampling(max_tokens=30, stop=chat.stop, seed=3))
-    assert (thought.label, thought.tokens) == ("correct", len(chat.encode(TWO, tags=True)) + 1)
+    assert (thought.label, thought.tokens) == (
+        "correct",
+        len(chat.encode(f"<think>\n{TWO}", tags=True)) + len(chat.prompt("Q0")) + 1,
+    )
     assert [p.tokens for p in thought.prefixes] == [
         len(chat.prompt("Q0")) + len(chat.encode(ASKED[p].removeprefix("Q0"), tags=True)) for p in (P0, P1, P2)
     ]
@@ -139,9 +142,11 @@ SPEC = Thought([prefix(1000, 0), prefix(3000, 4), prefix(6000, 8)], "correct", 6
 FLAT = Thought([prefix(1000, 2), prefix(2000, 2)], "wrong", 2000)
 
 
-def write(directory: Path, thoughts: dict[str, list[Thought]], name: str = "e", limit: int = 4000) -> Path:
+def write(
+    directory: Path, thoughts: dict[str, list[Thought]], name: str = "e", limit: int = 4000, waits: int = 0
+) -> Path:
     save(directory, [make_pool(i, ["42", "7"], [None] * 2) for i in range(2)], name, max_tokens=limit)
-    (directory / "probes.json").write_text("{}")
+    (directory / "probes.json").write_text(json.dumps({"waits": waits, "each": 64}))
     with (directory / "probes.jsonl").open("w") as file:
         for problem, mine in thoughts.items():
             file.write(json.dumps({"id": problem, "thoughts": [asdict(t) for t in mine], "seconds": 1.0}) + "\n")
@@ -203,12 +208,18 @@ def test_what_thinking_on_loses(hand):
     assert two == {"budget": 2, "thoughts": 3, "value": pytest.approx(stop_regret(rows[0], 2))}
 
 
-def test_waiting_adds_points_to_the_curve(tmp_path):
-    """A thought right half the time at 100 tokens, and always at 300 once it was made to go on."""
+def test_waiting_is_measured_at_a_budget_of_its_own(tmp_path):
+    """A thought right half the time at 100 tokens, and always at 300 once it was made to go on. Without waits the curve
+    stays at 1/2 behind 100: up to 160 an area of 12.5 + 30. With one it rises to 1 at 300, in 224 tokens by 124 / 400 of it."""
     on = Thought([prefix(50, 0), prefix(100, 4), prefix(300, 8, waits=1)], "wrong", 100)
-    found = measure([write(tmp_path, {"p0": [on], "p1": [on]}, limit=160)])["tasks"][0]["evaluations"][0]["thinking"]
-    assert [(w["waits"], w["tokens"], w["mean"]) for w in found["waits"]] == [(0, 90, 0.5), (1, 290, 1.0)]
-    assert dict(zip(found["budgets"], (a["mean"] for a in found["accuracy"]), strict=True))[200] == pytest.approx(0.75)
+    directory = write(tmp_path, {"p0": [on], "p1": [on]}, limit=160, waits=1)
+    found = measure([directory])["tasks"][0]["evaluations"][0]["thinking"]
+    assert [(w["waits"], w["tokens"], w["budget"]) for w in found["waits"]] == [(0, 90, 160), (1, 290, 224)]
+    assert [w["accuracy"]["mean"] for w in found["waits"]] == [0.5, 1.0]
+    area = 12.5 + 124 * (0.5 + 0.5 + 124 / 400) / 2
+    expected = [1 - 42.5 / 160, 1 - area / 224]
+    assert [w["regret"]["mean"] for w in found["waits"]] == pytest.approx(expected)
+    assert {a["mean"] for b, a in zip(found["budgets"], found["accuracy"], strict=True) if b >= 100} == {0.5}
     assert found["progress"]["counts"][12] == 2 and found["last"]["mean"] == 0.5
 
 
@@ -226,7 +237,7 @@ def test_tokens_at_equal_accuracy(tmp_path):
 def test_prefixes_that_cost_no_more_than_the_one_before(tmp_path):
     """A longer prefix may have shorter answers: the curve goes by cost."""
     thought = Thought([prefix(100, 0), prefix(100, 2), prefix(80, 8)], "correct", 100)
-    assert thought.points == [(80, 1.0), (100, 0.25)]
+    assert thought.points() == [(80, 1.0), (100, 0.25)]
 
 
 def test_files_that_are_not_whole_are_refused(tmp_path):

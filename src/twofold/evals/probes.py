@@ -92,7 +92,7 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """A thought's prefixes, the empty one first, and how the rollout itself ended: label and tokens."""
+    """A thought's prefixes, the empty one first, and how the rollout itself ended: label and tokens, prompt included."""
 
     prefixes: list[Prefix]
     label: str
@@ -103,11 +103,13 @@ class Thought:
         """The prefixes of the thought as it was."""
         return [p for p in self.prefixes if p.waits == 0]
 
-    @property
-    def points(self) -> list[tuple[float, float]]:
-        """(tokens, J) by rising tokens, of equally long ones the later; prefixes without a value are passed over."""
-        found = {p.tokens + p.length: p.value for p in self.prefixes if not math.isnan(p.value)}
-        return sorted(found.items())
+    def points(self, waits: int = 0) -> list[tuple[float, float]]:
+        """(tokens, J) by rising tokens, made to go on so often at most; of equally many tokens the later.
+
+        Prefixes without a value are passed over.
+        """
+        known = [p for p in self.prefixes if p.waits <= waits and not math.isnan(p.value)]
+        return sorted({p.tokens + p.length: p.value for p in known}.items())
 
 
 def run(
@@ -171,7 +173,8 @@ def probed(
         ):
             prefixes.append(_prefix(p, len(r.prompt), w))
     return [
-        Thought(prefixes, r.grade.label, len(r.completion.tokens)) for r, prefixes in zip(thoughts, found, strict=True)
+        Thought(prefixes, r.grade.label, len(r.prompt) + len(r.completion.tokens))
+        for r, prefixes in zip(thoughts, found, strict=True)
     ]
 
 
@@ -192,9 +195,13 @@ def _prefix(found: Probe, prompt: int, waits: int) -> Prefix:
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """All saved thoughts of an evaluation, by problem, and their curves at the budgets, averaged per problem."""
+    """All saved thoughts of an evaluation, by problem, and their curves at the budgets, averaged per problem.
+
+    ``beyond``: the budget after each wait, the evaluation's token limit first.
+    """
 
     thoughts: dict[str, list[Thought]]
+    beyond: list[int]
     budgets: list[int]
     accuracy_P_B: Floats
     regret_P_B: Floats
@@ -205,7 +212,7 @@ def read(directory: Path, header: Header) -> Probed | None:
     if not (directory / HOW).exists():
         return None
     thoughts = {
-        row["id"]: [t for t in map(_thought, row["thoughts"]) if t.points] for row in read_lines(directory / PROBES)
+        row["id"]: [t for t in map(_thought, row["thoughts"]) if t.points()] for row in read_lines(directory / PROBES)
     }
     thoughts = {name: mine for name, mine in thoughts.items() if mine}
     if len(thoughts) < 2:
@@ -213,9 +220,11 @@ def read(directory: Path, header: Header) -> Probed | None:
     budgets = sorted({max(1, round(header.max_tokens * i / GRID)) for i in range(1, 2 * GRID + 1)})
 
     def curves(of: Callable[[regret.Points, float], float]) -> Floats:
-        return np.array([[np.mean([of(t.points, b) for t in mine]) for b in budgets] for mine in thoughts.values()])
+        return np.array([[np.mean([of(t.points(), b) for t in mine]) for b in budgets] for mine in thoughts.values()])
 
-    return Probed(thoughts, budgets, curves(regret.accuracy_at), curves(regret.normalised_regret))
+    how = json.loads((directory / HOW).read_text())
+    beyond = [header.max_tokens + waits * how["each"] for waits in range(how["waits"] + 1)]
+    return Probed(thoughts, beyond, budgets, curves(regret.accuracy_at), curves(regret.normalised_regret))
 
 
 def _thought(row: Record) -> Thought:
@@ -261,9 +270,11 @@ def measure(found: Probed) -> Record:
             {
                 "waits": waits,
                 "tokens": np.mean([_behind(t, waits).tokens for t in everyone]),
-                **_interval([[_behind(t, waits).value for t in mine] for mine in problems]),
+                "budget": budget,
+                "accuracy": over(lambda t, waits=waits: _behind(t, waits).value),
+                "regret": over(lambda t, waits=waits, b=budget: regret.normalised_regret(t.points(waits), b)),
             }
-            for waits in range(everyone[0].prefixes[-1].waits + 1)
+            for waits, budget in enumerate(found.beyond)
         ],
     }
 
@@ -288,15 +299,16 @@ def _votes(prefix: Prefix) -> dict[int, float]:
 
 
 def _buckets(thoughts: Sequence[Thought]) -> list[Record]:
-    """Thoughts of as many episodes (of about as many, where there are more than ``PANELS`` numbers): accuracy behind each.
+    """Thoughts by quarters of their numbers of episodes, equal numbers together: accuracy behind each episode.
 
     A bucket's points are the prefixes that all of its thoughts have, and the whole thoughts; a branch of p votes costs p answers.
     """
-    sizes = sorted({len(t.own) - 1 for t in thoughts})
-    parts = np.array_split(sizes, min(PANELS, len(sizes)))
+    sizes = sorted(len(t.own) - 1 for t in thoughts)
+    highs = sorted({sizes[max(0, len(sizes) * i // PANELS - 1)] for i in range(1, PANELS + 1)})
     found = []
-    for low, high in ((int(part[0]), int(part[-1])) for part in parts):
-        mine = [t for t in thoughts if low <= len(t.own) - 1 <= high]
+    for before, high in zip([-1, *highs], highs, strict=False):
+        mine = [t for t in thoughts if before < len(t.own) - 1 <= high]
+        low = min(len(t.own) - 1 for t in mine)
         points = []
         for j in [*range(low), -1]:
             here = [t.own[j] for t in mine]
