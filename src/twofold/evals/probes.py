@@ -245,6 +245,15 @@ def measure(found: Probed) -> Record:
     def over(of: Callable[[Thought], float]) -> Record:
         return _interval([[of(t) for t in mine] for mine in problems])
 
+    def beyond(waits: int, budget: int) -> Record:
+        return {
+            "waits": waits,
+            "tokens": np.mean([_behind(t, waits).tokens for t in everyone]),
+            "budget": budget,
+            "accuracy": over(lambda t: _behind(t, waits).value),
+            "regret": over(lambda t: regret.normalised_regret(t.points(waits), budget)),
+        }
+
     return {
         "problems": len(problems),
         "thoughts": len(everyone),
@@ -266,16 +275,7 @@ def measure(found: Probed) -> Record:
         },
         "buckets": _buckets(everyone),
         "stopping": _stopping(everyone),
-        "waits": [
-            {
-                "waits": waits,
-                "tokens": np.mean([_behind(t, waits).tokens for t in everyone]),
-                "budget": budget,
-                "accuracy": over(lambda t, waits=waits: _behind(t, waits).value),
-                "regret": over(lambda t, waits=waits, b=budget: regret.normalised_regret(t.points(waits), b)),
-            }
-            for waits, budget in enumerate(found.beyond)
-        ],
+        "waits": [beyond(waits, budget) for waits, budget in enumerate(found.beyond)],
     }
 
 
