@@ -1,7 +1,7 @@
 """Branching from prefixes of finished rollouts: the kept cache against prefilling each prefix anew.
 
-``vineppo`` are the values of RL^V's VinePPO (9 continuations of every step boundary); ``probe`` asks for a short forced
-answer behind every step, as MRT does. Both sides continue by equally many tokens.
+``vineppo`` are the values of RL^V's VinePPO (9 continuations of every step boundary). Both sides continue by equally many
+tokens. (``probe.py`` does the same for MRT's forced answers.)
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     branch("vineppo", steps=6, n=2, k=9, more=48, prompt_tokens=256, length=96, repeats=args.repeats)
-    branch("probe", steps=8, n=4, k=1, more=8, prompt_tokens=64, length=256, repeats=args.repeats)
 
 
 if __name__ == "__main__":

@@ -410,7 +410,7 @@ OPTIONS = [
     "recipe.method", "recipe.alpha", "recipe.source", "recipe.bonus", "recipe.branches", "recipe.where", "recipe.answers",
     "recipe.reward_to_go", "recipe.keep", "recipe.penalty", "recipe.prover.opening", "recipe.prover.hurry", "recipe.prover.end",
     "recipe.prover.answer", "recipe.prover.tokens", "recipe.episodes.shortest", "recipe.episodes.most", "recipe.episodes.group",
-    "recipe.episodes.marks",
+    "recipe.episodes.marks", "recipe.continuations", "recipe.learn",
     "recipe.hidden", "recipe.layers", "recipe.heads", "recipe.ffn",
     "recipe.vocabulary", "recipe.documents", "recipe.mix.countdown", "recipe.mix.letters", "recipe.mix.choice", "recipe.mix.think",
     "recipe.mix.critique", "recipe.mix.questions", "recipe.mix.judgement", 

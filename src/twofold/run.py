@@ -21,15 +21,17 @@ from twofold.engines.base import PolicyEngine
 from twofold.engines.native import NativeEngine
 from twofold.evals.plans import run as run_plans
 from twofold.evals.pools import read_header
+from twofold.evals.probes import run as run_probes
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
-from twofold.recipes import base, mrt, rlv, sft
+from twofold.recipes import backtrack, base, mrt, rlv, sft
 from twofold.tasks.grading import equal
 from twofold.tasks.procedural import Countdown, Letters, Sums
 from twofold.text.chat import CRITIQUE, Chat
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner, Loss
 from twofold.trainer.log import Log
+from twofold.trainer.loop import Collects
 from twofold.trainer.loop import train as loop
 from twofold.trainer.model import Precision, load_model, load_tokenizer
 from twofold.trainer.optim import Optim
@@ -97,7 +99,7 @@ class Config:
 
     model: str = SHIPPED
     system: str | None = None
-    recipe: rlv.RLV | mrt.MRT | sft.SFT | base.Base = field(default_factory=rlv.RLV)
+    recipe: rlv.RLV | mrt.MRT | backtrack.MRTB | sft.SFT | base.Base = field(default_factory=rlv.RLV)
     task: TaskConfig = field(default_factory=Sums)
     rollout: Rollouts = field(default_factory=Rollouts)
     optim: Optim = field(default_factory=Optim)
@@ -254,6 +256,7 @@ def evaluate(
     ``verifier`` is a second model that scores in its place (the separate-verifier ablation). ``plans`` are compared on
     these samples (those that draw independent ones) or run on the same problems; a short form samples and judges as
     ``config`` does where it does not say otherwise. What the plans read of the samples' certainty is recorded.
+    ``config.probe`` has thoughts of its own, sampled likewise, beside them.
     """
     config = config or Eval()
     chosen = make_task(task_named(task)) if isinstance(task, str) else task
@@ -278,8 +281,10 @@ def evaluate(
         verified_by=verifier.name if verifier else None,
         progress=progress or (lambda done, total: None),
     )
+    problems = [chosen.problem(config.split, i) for i in range(config.problems)]
+    if config.probe.thoughts:
+        run_probes(model.engine, model.chat, chosen, problems, config.probe, found, batch=config.batch)
     if parsed:
-        problems = [chosen.problem(config.split, i) for i in range(config.problems)]
         header = read_header(found)
         run_plans(model.engine, model.chat, chosen, problems, parsed, found, header, batch=config.batch, same=same)
     return found
@@ -363,7 +368,7 @@ def _zero_head(model: Any) -> Any:
     return head
 
 
-def _recipe(config: Config, task: Task, chat: Chat, model: Any) -> rlv.Recipe | mrt.Recipe | sft.Recipe | base.Recipe:
+def _recipe(config: Config, task: Task, chat: Chat, model: Any) -> Collects:
     sampling = Sampling(
         temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens, seed=config.train.seed
     )
@@ -374,6 +379,10 @@ def _recipe(config: Config, task: Task, chat: Chat, model: Any) -> rlv.Recipe | 
             start = _frozen(config, model) if chosen.source == "start" else None
             reference = _frozen(config, model) if config.loss.beta else None
             return mrt.Recipe(chosen, task, chat, sampling, start, reference)
+        case backtrack.MRTB() as chosen:
+            start = _frozen(config, model) if chosen.source == "start" else None
+            reference = _frozen(config, model) if config.loss.beta else None
+            return backtrack.Recipe(chosen, task, chat, sampling, start, reference)
         case base.Base() as chosen:
             return base.Recipe(chosen, chat, config.train.seed)
         case _:

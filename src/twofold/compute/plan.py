@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
+from twofold.compute.backtrack import Backtracking
 from twofold.compute.judge import Judge
 from twofold.compute.mcts import MCTS
 from twofold.compute.prune import DeepConf, Prune
@@ -31,7 +32,7 @@ class Independent:
     name: Literal["independent"] = "independent"
 
 
-Make = Independent | Prune | DeepConf | Forcing | Correction | Beam | DVTS | Rebase | Particles | MCTS
+Make = Independent | Prune | DeepConf | Forcing | Correction | Backtracking | Beam | DVTS | Rebase | Particles | MCTS
 
 
 @dataclass(frozen=True, slots=True)

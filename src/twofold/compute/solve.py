@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from twofold.compute.backtrack import backtracking
 from twofold.compute.cost import Cost, Made
 from twofold.compute.judge import verdicts
 from twofold.compute.mcts import mcts
@@ -22,8 +23,8 @@ from twofold.text.chat import Chat
 from twofold.types import Group
 
 MAKERS: dict[str, Callable[..., list[Made]]] = {
-    "prune": prune, "deepconf": deepconf, "forcing": forcing, "correction": correction, "beam": beam, "dvts": dvts,
-    "rebase": rebase, "particles": particles, "mcts": mcts,
+    "prune": prune, "deepconf": deepconf, "forcing": forcing, "correction": correction,
+    "backtracking": backtracking, "beam": beam, "dvts": dvts, "rebase": rebase, "particles": particles, "mcts": mcts,
 }  # fmt: skip
 """By the name of ``Plan.make``: (engine, chat, questions, n, sampling, config) -> one ``Made`` per question."""
 

@@ -117,6 +117,21 @@ def forcing(
     return made
 
 
+def prolonged(engine: Engine, chat: Chat, open_: Sequence[Rollout], words: str, sampling: Sampling) -> list[Rollout]:
+    """Thoughts that had ended, without their end, made to go on with ``words`` for at most ``sampling.max_tokens``.
+
+    What is cut by that limit goes back to whole paragraphs, which may leave the thought as it was. One engine call.
+    """
+    drafts = [Draft(r.problem.question, r.prompt, r.completion, start=len(r.completion.tokens)) for r in open_]
+    for d in drafts:
+        d.say(chat, words)
+    _go_on(engine, drafts, [sampling.max_tokens] * len(drafts), replace(sampling, n=1))
+    for d in drafts:
+        if not d.ended:
+            d.text, _ = split(d.text, d.start + _paragraphs(chat, d.text.tokens[d.start :]))
+    return [replace(r, completion=d.text, text=chat.decode(d.text.tokens)) for r, d in zip(open_, drafts, strict=True)]
+
+
 def _go_on(engine: Engine, drafts: Sequence[Draft], rooms: Sequence[int], sampling: Sampling) -> None:
     """More of every draft, up to ``rooms`` tokens or a stop token, which is set apart. One engine call."""
     if not drafts:

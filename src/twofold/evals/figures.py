@@ -1,79 +1,42 @@
-"""Figures of a report: the numbers of ``report.json`` in, SVG text out. matplotlib is imported only when one is drawn.
-
-The SVG is meant to stand inline in an HTML page that defines ``--ink``, ``--muted`` and ``--grid``: so one picture is
-right in a light and in a dark page. Text stays text, in the page's own font. One colour per run, everywhere; the page
-says which is whose.
-"""
+"""Figures of a report: the numbers of ``report.json`` in, SVG text out (see ``drawing``)."""
 
 from __future__ import annotations
 
-import io
 import itertools
-import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from twofold.evals.drawing import (
+    INK,
+    MUTED,
+    PALETTE,
+    RULES,
+    Colours,
+    band,
+    canvas,
+    end_labels,
+    percent,
+    rule_legend,
+    shares,
+    thousands,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Okabe & Ito (2008), safe for colour-blind readers; ordered so that neighbours differ most.
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-# Stand-ins that matplotlib accepts as colours; replaced by the page's CSS variables in the finished SVG.
-INK, MUTED, GRID = "#010101", "#020202", "#030303"
-_CSS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"}
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "twofold",
-    "font.size": 8.5,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.labelsize": 8.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.linewidth": 0.7,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "text.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-}
-_RULES = {"weighted": "-", "maj": (0, (4, 2)), "pass": (0, (1, 1.6))}
 TRAINING_METRICS = {
     "reward": "Mean reward",
     "verifier/balanced_accuracy": "Verifier balanced accuracy",
     "verifier/auroc": "Verifier AUROC",
     "completions/mean_length": "Mean completion length (tokens)",
+    "mrt/progress": "Progress of an episode",
+    "backtrack/progress": "Progress of the last attempt over the first",
 }
-
-Colours = Mapping[str, str]
-
-
-def colours(labels: Sequence[str]) -> dict[str, str]:
-    """One colour per run, in order; after six the palette starts again (lines are labelled by name as well)."""
-    return {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
 
 
 def scaling(task: Mapping[str, Any], colour: Colours) -> str:
     """Accuracy against the number of samples: weighted solid, majority dashed, pass@k (an oracle) thin dotted."""
-    with _drawing("Accuracy against number of samples", 4.6, right=2.6, top=0.4) as drawing:
+    with canvas("Accuracy against number of samples", 4.6, right=2.6, top=0.4) as drawing:
         ax = drawing.axes(1)[0]
         ends = []
         for run in task["evaluations"]:
@@ -86,16 +49,16 @@ def scaling(task: Mapping[str, Any], colour: Colours) -> str:
         ax.minorticks_off()
         ax.set_xlim(ks[0], ks[-1] * 1.02)
         ax.set_xlabel("samples per problem")
-        _percent(ax)
-        _end_labels(ax, ends)
-        _rule_legend(drawing.figure, ("weighted", "maj", "pass"))
+        percent(ax)
+        end_labels(ax, ends)
+        rule_legend(drawing.figure, ("weighted", "maj", "pass"))
     return drawing.svg
 
 
 def cost(task: Mapping[str, Any], colour: Colours) -> str:
     """Accuracy against what it costs: tokens (generated, plus those the judge reads) and seconds per problem."""
     runs = task["evaluations"]
-    with _drawing("Accuracy against tokens and seconds", 4.0) as drawing:
+    with canvas("Accuracy against tokens and seconds", 4.0) as drawing:
         tokens_ax, seconds_ax = drawing.axes(2)
         for run in runs:
             tokens, judge = run["tokens_per_sample"], run["judge_tokens_per_sample"]
@@ -112,16 +75,16 @@ def cost(task: Mapping[str, Any], colour: Colours) -> str:
         for ax in (tokens_ax, seconds_ax):
             ax.set_xscale("log")
             ax.minorticks_off()
-            _percent(ax)
-            _thousands(ax)
-        _rule_legend(drawing.figure, ("weighted", "maj"))
+            percent(ax)
+            thousands(ax)
+        rule_legend(drawing.figure, ("weighted", "maj"))
     return drawing.svg
 
 
 def strategies(found: Mapping[str, Any], colour: Colours) -> str:
     """Every plan's accuracy against tokens (generated and read to judge) and seconds: lines where it was replayed for
     every number of samples, a point with its interval where it was run; pass@k, an oracle, dotted."""
-    with _drawing("Accuracy of plans against tokens and seconds", 4.4, top=0.4) as drawing:
+    with canvas("Accuracy of plans against tokens and seconds", 4.4, top=0.4) as drawing:
         axes = drawing.axes(2)
         for ax, title in zip(axes, ("Tokens", "Seconds"), strict=True):
             for row in found["plans"]:
@@ -138,14 +101,14 @@ def strategies(found: Mapping[str, Any], colour: Colours) -> str:
             ax.minorticks_off()
         oracle = found["oracle"]
         axes[0].plot(
-            [p["generated"] for p in oracle], [p["accuracy"] for p in oracle], color=MUTED, linestyle=_RULES["pass"]
+            [p["generated"] for p in oracle], [p["accuracy"] for p in oracle], color=MUTED, linestyle=RULES["pass"]
         )
         axes[0].text(oracle[-1]["generated"], oracle[-1]["accuracy"], "oracle  ", color=MUTED, ha="right", va="bottom")
         axes[0].set_xlabel("tokens per problem (generated, and read to judge)")
         axes[1].set_xlabel("seconds per problem (share of the batch)")
         for ax in axes:
-            _percent(ax)
-            _thousands(ax)
+            percent(ax)
+            thousands(ax)
     return drawing.svg
 
 
@@ -157,7 +120,7 @@ def grid(found: Mapping[str, Any], colour: str) -> str:
     caps, ks = found["caps"], found["ks"]
     rows = [found["cells"][i * len(ks) : (i + 1) * len(ks)] for i in range(len(caps))]
     shades = LinearSegmentedColormap.from_list("shades", [to_rgba(colour, 0.03), to_rgba(colour, 0.6)])
-    with _drawing("Accuracy by token cap and number of samples", 1.6 + 0.4 * max(4, len(caps)), top=0.4) as drawing:
+    with canvas("Accuracy by token cap and number of samples", 1.6 + 0.4 * max(4, len(caps)), top=0.4) as drawing:
         table, lines = drawing.axes(2)
         means = [[cell["accuracy"]["mean"] for cell in row] for row in rows]
         table.pcolormesh(means, cmap=shades)
@@ -176,20 +139,20 @@ def grid(found: Mapping[str, Any], colour: str) -> str:
             lines.fill_between(tokens, low, high, color=c, alpha=0.08, linewidth=0)
             lines.plot(tokens, mean, "o-", color=c, markersize=3, linewidth=1.5, label=f"cap {cap}")
             if i:
-                lines.plot([cell["cumulated"] for cell in row], mean, color=c, linewidth=0.9, linestyle=_RULES["maj"])
+                lines.plot([cell["cumulated"] for cell in row], mean, color=c, linewidth=0.9, linestyle=RULES["maj"])
         lines.set_xscale("log")
         lines.minorticks_off()
         lines.set_xlabel("tokens per problem, in all (dashed: shorter caps drawn afresh before)")
         lines.set_title("The same against tokens")
         lines.legend(loc="best")
-        _percent(lines)
-        _thousands(lines)
+        percent(lines)
+        thousands(lines)
     return drawing.svg
 
 
 def verifier(runs: Sequence[Mapping[str, Any]], colour: Colours) -> str:
     """Calibration with the histogram of scores below it, and the ROC curve, of every run that was judged."""
-    with _drawing("Verifier: calibration and ROC", 4.6, top=0.4) as drawing:
+    with canvas("Verifier: calibration and ROC", 4.6, top=0.4) as drawing:
         grid = drawing.figure.add_gridspec(2, 2, height_ratios=[3.4, 1], hspace=0.12, wspace=0.2)
         calibration = drawing.figure.add_subplot(grid[0, 0])
         counts = drawing.figure.add_subplot(grid[1, 0], sharex=calibration)
@@ -201,7 +164,7 @@ def verifier(runs: Sequence[Mapping[str, Any]], colour: Colours) -> str:
             points = [(b["score"], b["accuracy"]) for b in run["calibration"]]
             calibration.plot(*zip(*points, strict=True), "o-", color=c, markersize=3.5, linewidth=1.4)
             both = [a + b for a, b in zip(histogram["correct"], histogram["wrong"], strict=True)]
-            counts.stairs(_shares(both), histogram["edges"], color=c, linewidth=1.4)
+            counts.stairs(shares(both), histogram["edges"], color=c, linewidth=1.4)
             roc.plot(run["roc"]["false_yes"], run["roc"]["true_yes"], color=c)
         calibration.set_title("Calibration: does P(Yes) mean what it says?")
         calibration.set_ylabel("share that is correct")
@@ -213,7 +176,7 @@ def verifier(runs: Sequence[Mapping[str, Any]], colour: Colours) -> str:
         roc.set_ylabel("correct solutions accepted")
         for ax in (calibration, counts, roc):
             ax.set_xlim(-0.01, 1.01)
-            _percent(ax, margin=False)
+            percent(ax, margin=False)
         for ax in (calibration, roc):
             ax.set_ylim(-0.01, 1.01)
         roc.xaxis.set_major_formatter(roc.yaxis.get_major_formatter())
@@ -227,16 +190,16 @@ def histograms(runs: Sequence[Mapping[str, Any]], colour: Colours) -> str:
     from matplotlib.patches import Patch
 
     rows = -(-len(runs) // 3)
-    with _drawing("Scores of correct and wrong samples", 0.7 + 2.1 * rows) as drawing:
+    with canvas("Scores of correct and wrong samples", 0.7 + 2.1 * rows) as drawing:
         axes = drawing.axes(min(3, max(2, len(runs))), rows, hspace=0.55)
         for ax, run in zip(axes, runs, strict=False):
             edges, c = run["histogram"]["edges"], colour[run["label"]]
-            ax.stairs(_shares(run["histogram"]["correct"]), edges, fill=True, color=c, alpha=0.75)
-            ax.stairs(_shares(run["histogram"]["wrong"]), edges, color=INK, linewidth=1.2)
+            ax.stairs(shares(run["histogram"]["correct"]), edges, fill=True, color=c, alpha=0.75)
+            ax.stairs(shares(run["histogram"]["wrong"]), edges, color=INK, linewidth=1.2)
             ax.set_title(f"{_short(run['label'])}: {_auroc(run)}", color=c)
             ax.set_xlim(0, 1)
             ax.set_xlabel("P(Yes)")
-            _percent(ax, margin=False)
+            percent(ax, margin=False)
             ax.set_ylim(bottom=0)
         keys = [Patch(color=MUTED), Line2D([], [], color=INK, linewidth=1.2)]
         names = ["correct samples", "wrong samples"]
@@ -252,7 +215,7 @@ def levels(task: Mapping[str, Any], colour: Colours) -> str:
     runs = [run for run in task["evaluations"] if run["levels"]]
     names = list(dict.fromkeys(level["level"] for run in runs for level in run["levels"]))
     width = 0.8 / len(runs)
-    with _drawing("Accuracy by level", 3.1, top=0.15) as drawing:
+    with canvas("Accuracy by level", 3.1, top=0.15) as drawing:
         ax = drawing.axes(1)[0]
         for i, run in enumerate(runs):
             c = colour[run["label"]]
@@ -270,8 +233,79 @@ def levels(task: Mapping[str, Any], colour: Colours) -> str:
         ax.set_xlabel("level (number of problems)")
         ax.xaxis.grid(False)
         ax.set_xlim(-0.6, len(names) - 0.4)
-        _percent(ax, margin=False)
+        percent(ax, margin=False)
         ax.set_ylim(0, 1.02)
+    return drawing.svg
+
+
+def budgets(runs: Sequence[Mapping[str, Any]], colour: Colours) -> str:
+    """Of thoughts stopped by force: accuracy, and regret against an oracle that is right at once, by token budget."""
+    with canvas("Accuracy and regret against the token budget", 3.6, top=0.4) as drawing:
+        axes = drawing.axes(2)
+        for run in runs:
+            found, c = run["thinking"], colour[run["label"]]
+            for ax, name in zip(axes, ("accuracy", "regret"), strict=True):
+                band(ax, found["budgets"], found[name], c)
+            axes[0].plot(found["tokens"], found["natural"]["mean"], "o", color=c, markersize=4.5)
+        axes[0].set_title("Accuracy when stopped")
+        axes[1].set_title("Normalised regret: the lower the better")
+        for ax in axes:
+            ax.set_xlabel("token budget (prompt, thought, closing and answer)")
+            ax.set_xlim(left=0)
+            percent(ax)
+    return drawing.svg
+
+
+def prefixes(run: Mapping[str, Any], c: str) -> str:
+    """[maj@p]_j: thoughts of like numbers of episodes; a line through stopping after 0, 1, ... of them with one answer, and
+    from each point a branch of 2, 4 and 8 answers that vote. Dotted: majority of independent samples."""
+    buckets = run["thinking"]["buckets"]
+    with canvas("Votes at each prefix", 3.4, top=0.4) as drawing:
+        axes = drawing.axes(max(2, len(buckets)))
+        low, high = 1.0, 0.0
+        for ax, bucket in zip(axes, buckets, strict=False):
+            for branch in bucket["points"]:
+                ax.plot(
+                    [p["tokens"] for p in branch], [p["accuracy"] for p in branch], "o--", color=INK, markersize=2,
+                    linewidth=0.9,
+                )  # fmt: skip
+            stops = [branch[0] for branch in bucket["points"]]
+            ax.plot([p["tokens"] for p in stops], [p["accuracy"] for p in stops], "o-", color=c, markersize=4)
+            ax.plot(
+                [k * run["tokens_per_sample"] for k in run["ks"]], [run["accuracy"][f"maj@{k}"]["mean"] for k in run["ks"]],
+                color=MUTED, linestyle=RULES["pass"], linewidth=1.2,
+            )  # fmt: skip
+            spent = [p["tokens"] for branch in bucket["points"] for p in branch]
+            ax.set_xscale("log")
+            ax.minorticks_off()
+            ax.set_xlim(min(spent) * 0.8, max(spent) * 1.25)
+            n = f"{bucket['low']}" if bucket["low"] == bucket["high"] else f"{bucket['low']}-{bucket['high']}"
+            ax.set_title(f"{n} episode{'s' if n != '1' else ''} ({bucket['thoughts']} thoughts)")
+            ax.set_xlabel("tokens")
+            reached = [p["accuracy"] for branch in bucket["points"] for p in branch]
+            low, high = min(low, *reached), max(high, *reached)
+        for ax in axes:
+            ax.set_ylim(low - 0.05, high + 0.05)
+            percent(ax)
+            thousands(ax)
+        for ax in axes[len(buckets) :]:
+            ax.set_visible(False)
+    return drawing.svg
+
+
+def progress(runs: Sequence[Mapping[str, Any]], colour: Colours) -> str:
+    """How much an episode changed the chance of a right answer: shares of all episodes, an outline per run."""
+    with canvas("Progress of episodes", 2.8, top=0.15) as drawing:
+        ax = drawing.axes(1)[0]
+        for run in runs:
+            found, c = run["thinking"]["progress"], colour[run["label"]]
+            ax.stairs(shares(found["counts"]), found["edges"], color=c, linewidth=1.6)
+            ax.axvline(found["mean"], color=c, linewidth=1.0, linestyle=RULES["maj"])
+        ax.set_xlim(-1.0625, 1.0625)
+        ax.set_xlabel("progress: J behind the episode less J before it (dashed: mean)")
+        ax.set_ylabel("share of episodes")
+        percent(ax, margin=False)
+        ax.set_ylim(bottom=0)
     return drawing.svg
 
 
@@ -279,7 +313,7 @@ def training(series: Sequence[Mapping[str, Any]], colour: Colours) -> str:
     """Training curves by step, one panel per metric that is present; thin line every step, thick line running mean."""
     metrics = [metric for metric in TRAINING_METRICS if any(metric in run["metrics"] for run in series)]
     rows = -(-len(metrics) // 2)
-    with _drawing("Training curves", 0.4 + 2.3 * rows, top=0.4) as drawing:
+    with canvas("Training curves", 0.4 + 2.3 * rows, top=0.4) as drawing:
         axes = drawing.axes(2, rows, hspace=0.5)
         for ax, metric in zip(axes, metrics, strict=False):
             for run in series:
@@ -294,46 +328,6 @@ def training(series: Sequence[Mapping[str, Any]], colour: Colours) -> str:
     return drawing.svg
 
 
-@dataclass
-class _Drawing:
-    figure: Figure
-    svg: str = ""
-
-    def axes(self, columns: int, rows: int = 1, hspace: float = 0.3) -> list[Axes]:
-        return list(
-            self.figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.2, "hspace": hspace}).flat
-        )
-
-
-@contextmanager
-def _drawing(title: str, height: float, right: float = 0.15, top: float = 0.7) -> Iterator[_Drawing]:
-    """A figure 10 inches wide, margins in inches too; on leaving the block ``.svg`` holds it as text."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(10, height))
-        figure.subplots_adjust(left=0.065, right=1 - right / 10, top=1 - top / height, bottom=0.5 / height)
-        drawing = _Drawing(figure)
-        yield drawing
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    drawing.svg = _inline(buffer.getvalue(), title)
-
-
-def _inline(svg: str, title: str) -> str:
-    """SVG for an HTML page: no prologue or metadata, colours from CSS, ids that cannot clash with another figure's."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r'(?<=<svg) |(?<= )(?:width|height)="[\d.]+pt" ?', " ", svg, count=3)
-    prefix = f"f{zlib.crc32(svg.encode()):08x}"
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    for colour, variable in _CSS.items():
-        svg = svg.replace(colour, variable)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1).strip()
-
-
 def _curves(
     ax: Axes, run: Mapping[str, Any], x: Sequence[float], c: str, judged_x: Sequence[float] | None, oracle: bool
 ) -> list[tuple[float, str, str]]:
@@ -345,7 +339,7 @@ def _curves(
             continue
         where = judged_x if judged_x is not None and rule == "weighted" else x
         mean = [point["mean"] for point in points]
-        ax.plot(where, mean, color=c, linestyle=_RULES[rule], linewidth=1.0 if rule == "pass" else 1.8)
+        ax.plot(where, mean, color=c, linestyle=RULES[rule], linewidth=1.0 if rule == "pass" else 1.8)
         if rule == run["rule"]:
             ax.fill_between(
                 where, [p["low"] for p in points], [p["high"] for p in points], color=c, alpha=0.1, linewidth=0
@@ -353,47 +347,6 @@ def _curves(
         name = {"pass": "oracle", "maj": "majority", "weighted": f"weighted, {_auroc(run)}"}[rule]
         ends.append((mean[-1], f"{_short(run['label'], 15)} {name}", c))
     return ends
-
-
-def _end_labels(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """Name lines at their right end; labels that would overlap are pushed apart and joined to their line by a rule."""
-    low, high = ax.get_ylim()
-    gap = 0.052
-    wanted = sorted(((y - low) / (high - low), text, c) for y, text, c in ends)
-    placed = [y for y, _, _ in wanted]
-    for _ in range(100):  # neighbours that are too close step apart, half the overlap each
-        for i in range(len(placed) - 1):
-            overlap = max(gap - (placed[i + 1] - placed[i]), 0.0)
-            placed[i], placed[i + 1] = placed[i] - overlap / 2, placed[i + 1] + overlap / 2
-    for (y, text, c), height in zip(wanted, placed, strict=True):
-        ax.plot([1.0, 1.02], [y, height], transform=ax.transAxes, color=c, linewidth=0.7, alpha=0.6, clip_on=False)
-        ax.text(1.026, height, text, color=c, transform=ax.transAxes, va="center", fontsize=8.5)
-
-
-def _rule_legend(figure: Figure, rules: Sequence[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    names = {"weighted": "weighted vote", "maj": "majority vote", "pass": "pass@k: oracle, not a strategy"}
-    lines = [Line2D([], [], color=MUTED, linestyle=_RULES[r], linewidth=1.0 if r == "pass" else 1.8) for r in rules]
-    names_of = [names[rule] for rule in rules]
-    figure.legend(lines, names_of, loc="upper left", bbox_to_anchor=(0.055, 1.0), ncols=3, labelcolor=MUTED)
-
-
-def _percent(ax: Axes, margin: bool = True) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    if margin:
-        low, high = ax.get_ylim()
-        ax.set_ylim(max(low, -0.01), min(high, 1.01))
-    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
-
-
-def _thousands(ax: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
-    ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=20))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
 
 
 def _auroc(run: Mapping[str, Any]) -> str:
@@ -405,10 +358,6 @@ def _auroc(run: Mapping[str, Any]) -> str:
 def _short(label: str, most: int = 20) -> str:
     """Both ends of a long name: what tells runs apart is often last."""
     return label if len(label) <= most else f"{label[: most // 2]}…{label[-most // 2 + 1 :]}"
-
-
-def _shares(counts: Sequence[int]) -> list[float]:
-    return [count / max(sum(counts), 1) for count in counts]
 
 
 def _running_mean(values: Sequence[float], share: float = 0.1) -> list[float]:

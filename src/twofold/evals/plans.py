@@ -22,7 +22,7 @@ from twofold.compute.rollout import Task
 from twofold.compute.select import Same, Seen, classes, select, settled
 from twofold.compute.solve import solve
 from twofold.engines.base import Engine
-from twofold.evals.pools import Header, PoolError
+from twofold.evals.pools import Header, PoolError, read_lines
 from twofold.maths import stats, votes
 from twofold.maths.stopping import Lengths, rounds
 from twofold.text.chat import Chat
@@ -133,7 +133,7 @@ def run(
     """Note the plans in ``out`` and run those that cannot be replayed; problems that are done already are not done again."""
     names = json.loads((out / NAMES).read_text()) if (out / NAMES).exists() else []
     (out / NAMES).write_text(json.dumps(list(dict.fromkeys([*names, *map(str, plans)]))) + "\n")
-    done = {(row["plan"], row["id"]) for row in _read(out / RUNS)}
+    done = {(row["plan"], row["id"]) for row in read_lines(out / RUNS)}
     todo = [
         (plan, p) for plan in plans if not replayable(plan, header) for p in problems if (str(plan), p.id) not in done
     ]
@@ -161,7 +161,7 @@ def measure(directory: Path, pools: Sequence[Pool], header: Header) -> Record | 
     if not (plans := noted(directory)):
         return None
     ran: dict[str, dict[str, Record]] = {}
-    for row in _read(directory / RUNS):
+    for row in read_lines(directory / RUNS):
         ran.setdefault(row["plan"], {})[row["id"]] = row
     rows: list[Record] = []
     for plan in plans:
@@ -213,14 +213,3 @@ def _points(replay: Replay) -> list[Record]:
         }
         for k, point, cost in zip(replay.ks, accuracy, zip(*means, strict=True), strict=True)
     ]
-
-
-def _read(path: Path) -> list[Record]:
-    if not path.exists():
-        return []
-    *lines, rest = path.read_text().split("\n")
-    if rest:
-        raise PoolError(
-            f"{path}:{len(lines) + 1}: truncated last line: the run was killed while writing; delete that line"
-        )
-    return [json.loads(line) for line in lines]

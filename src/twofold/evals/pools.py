@@ -128,6 +128,18 @@ def finished_ids(path: Path) -> set[str]:
     return ids
 
 
+def read_lines(path: Path) -> list[Any]:
+    """The JSON of every line of a file that is kept beside the pools; no file is no lines. Raises PoolError if one is cut off."""
+    if not path.exists():
+        return []
+    *lines, rest = path.read_text().split("\n")
+    if rest:
+        raise PoolError(
+            f"{path}:{len(lines) + 1}: truncated last line: the run was killed while writing; delete that line"
+        )
+    return [json.loads(line) for line in lines]
+
+
 def _parse_all(lines: list[bytes], path: Path) -> list[Pool]:
     pools, line_of = [], dict[str, int]()
     for number, line in enumerate(lines, start=1):

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from twofold.evals import figures
+from twofold.evals.drawing import Colours, colours
 
 Record = Mapping[str, Any]
 
@@ -38,24 +39,28 @@ def html(result: Record) -> str:
         "lengths": lengths,
         "points": points,
     }
-    colour = figures.colours(result["labels"])
-    environment.globals["colours_of"] = figures.colours
+    colour = colours(result["labels"])
+    environment.globals |= {"colours_of": colours, "at_budgets": at_budgets}
     tasks = [task | {"figures": _figures(task, colour)} for task in result["tasks"]]
     training = Markup(figures.training(result["training"], colour)) if result["training"] else None
     template = environment.get_template("report.html.jinja")
     return template.render(result, tasks=tasks, training_figure=training, colour=colour, rule_names=RULE_NAMES)
 
 
-def _figures(task: Record, colour: figures.Colours) -> dict[str, Markup]:
+def _figures(task: Record, colour: Colours) -> dict[str, Markup]:
     judged = [e for e in task["evaluations"] if e["verifier"]]
     drawn = {"scaling": figures.scaling(task, colour), "cost": figures.cost(task, colour)}
     if judged:
         drawn["verifier"] = figures.verifier(judged, colour)
         drawn["histograms"] = figures.histograms(judged, colour)
+    if thinking := [e for e in task["evaluations"] if e["thinking"]]:
+        drawn["budgets"] = figures.budgets(thinking, colour)
+        drawn["progress"] = figures.progress(thinking, colour)
+        drawn |= {f"prefixes {e['label']}": figures.prefixes(e, colour[e["label"]]) for e in thinking}
     for e in task["evaluations"]:
         if found := e["strategies"]:
-            colours = figures.colours([row["plan"] for row in found["plans"]])
-            drawn[f"strategies {e['label']}"] = figures.strategies(found, colours)
+            of_plan = colours([row["plan"] for row in found["plans"]])
+            drawn[f"strategies {e['label']}"] = figures.strategies(found, of_plan)
         if e["grid"]:
             drawn[f"grid {e['label']}"] = figures.grid(e["grid"], colour[e["label"]])
     if any(e["levels"] for e in task["evaluations"]):
@@ -73,7 +78,7 @@ def print_table(result: Record, console: Console | None = None) -> None:
         tables = [_accuracy(task), _verifiers(task), _comparisons(task), _efficiency(task), _cost(task)]
         for name, of_run in (("strategies", _strategies), ("grid", _grid), ("optimal", _optimal)):
             tables += [of_run(e) for e in task["evaluations"] if e[name]]
-        for table in tables:
+        for table in (*tables, _thinking(task)):
             if table.row_count:
                 console.print(table)
         for run in task["evaluations"]:
@@ -174,6 +179,27 @@ def _optimal(run: Record) -> Table:
         difference = f"{points(row['difference']['mean'])} {interval(row['difference'], signed=True)}"
         best = escape(", ".join(row["best"]))
         table.add_row(str(row["budget"]), best, *sides[0], escape(row["best_single"]), *sides[1], difference)
+    return table
+
+
+def at_budgets(found: Record) -> list[int]:
+    """Places in ``budgets`` of half the token limit, the limit, and twice the limit."""
+    last = len(found["budgets"]) - 1
+    return [(last + 1) // 4 - 1, (last + 1) // 2 - 1, last]
+
+
+def _thinking(task: Record) -> Table:
+    runs = [run for run in task["evaluations"] if run["thinking"]]
+    columns = ["run", "no thought", "whole thought", "natural", "progress", "negative", "episodes", "regret at"]
+    table = _table("thoughts stopped by force: means over problems, regret at half, one and two token limits", columns)
+    for run in runs:
+        found = run["thinking"]
+        cells = [f"{percent(found[name]['mean'])} {interval(found[name])}" for name in ("first", "last", "natural")]
+        gained = found["progress"]
+        cells += [f"{points(gained['mean'])} {interval(gained, signed=True)}", percent(gained["negative"])]
+        cells += [f"{found['episodes']:.1f}"]
+        cells += [" ".join(f"{found['budgets'][i]}: {percent(found['regret'][i]['mean'])}" for i in at_budgets(found))]
+        table.add_row(escape(run["label"]), *cells)
     return table
 
 

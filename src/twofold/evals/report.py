@@ -24,6 +24,10 @@ from numpy.typing import NDArray
 from twofold.evals import figures, grid, plans
 from twofold.evals import optimal as choice
 from twofold.evals.pools import HEADER, POOLS, Header, PoolError, read_header, read_pools
+from twofold.evals.probes import Probed
+from twofold.evals.probes import efficiency as tokens_saved
+from twofold.evals.probes import measure as measure_probes
+from twofold.evals.probes import read as read_probes
 from twofold.evals.render import html, interval, number, percent, points, print_table, times
 from twofold.maths import stats, votes
 from twofold.text.extract import canonical
@@ -57,6 +61,7 @@ class Evaluation:
     pools: list[Pool]
     ks: list[int]
     curves_P_K: dict[str, Floats]
+    probed: Probed | None
 
     @property
     def rule(self) -> str:
@@ -150,7 +155,7 @@ def _measure(label: str, run: Path, directory: Path, header: Header) -> Evaluati
         scores = [0.0 if score is None else score for score in pool.scores] if judged else None
         rows.append(votes.curves(_classes(pool), [g.label == "correct" for g in pool.grades], scores, ks))
     curves = {rule: np.array([row[name] for row in rows]) for rule, name in RULES.items() if name in rows[0]}
-    return Evaluation(label, run, directory, header, pools, ks, curves)
+    return Evaluation(label, run, directory, header, pools, ks, curves, read_probes(directory, header))
 
 
 def _task(section: list[Evaluation], baseline: str | None, caps: Sequence[int], optimal: bool) -> Record:
@@ -168,6 +173,7 @@ def _task(section: list[Evaluation], baseline: str | None, caps: Sequence[int], 
         "comparisons": [row for e in ordered for row in _within(e, at)]
         + [row for a, b in itertools.combinations(ordered, 2) for row in _between(a, b, at)],
         "efficiency": [row for e in ordered for row in _efficiency(base, e)],
+        "tokens_saved": [row for e in ordered[1:] for row in _tokens_saved(base, e)],
     }
     return task | {"headline": _headline(task)}
 
@@ -200,6 +206,7 @@ def _describe(e: Evaluation, at: int, caps: Sequence[int], optimal: bool) -> Rec
         "strategies": plans.measure(e.directory, e.pools, e.header),
         "grid": grid.measure(e.pools, e.header, caps, RULES[e.rule]) if caps else None,
         "optimal": choice.measure(e.pools, choice.candidates(e.directory, e.header)) if optimal else None,
+        "thinking": measure_probes(e.probed) if e.probed else None,
         **(_verifier(e) if e.rule == "weighted" else {"verifier": None}),
     }
 
@@ -340,6 +347,12 @@ def _efficiency(base: Evaluation, e: Evaluation) -> list[Record]:
             {**names, "is_best_rule": rule == best, "at_least": at_least, "max_k": ks[-1], **dataclasses.asdict(ratio)}
         )
     return rows
+
+
+def _tokens_saved(base: Evaluation, e: Evaluation) -> list[Record]:
+    """Tokens the baseline's probed thoughts need / tokens this run's need, for the same accuracy."""
+    row = tokens_saved(base.probed, e.probed) if base.probed and e.probed else None
+    return [{"run": e.label, "baseline": base.label, **row}] if row else []
 
 
 def _common(a: Evaluation, b: Evaluation) -> list[str]:

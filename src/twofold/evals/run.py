@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +15,7 @@ from twofold.compute.judge import verdicts
 from twofold.compute.rollout import Task, rollouts
 from twofold.engines.base import Engine
 from twofold.evals.pools import HEADER, POOLS, Header, finished_ids, read_header, write_header, write_pool
+from twofold.evals.probes import Probing
 from twofold.maths.confidence import Trace, trace
 from twofold.text.chat import Chat
 from twofold.text.extract import canonical
@@ -44,6 +45,8 @@ class Eval:
     batch: int = 8
     """Problems per engine call; each is written to disk as it is done."""
     seed: int = 0
+    probe: Probing = field(default_factory=Probing)
+    """Thoughts that are stopped behind each episode and made to answer, beside the samples (see ``evals.probes``)."""
 
 
 def evaluate(

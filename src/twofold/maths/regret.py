@@ -93,6 +93,17 @@ def maj_at_prefix(
     return curves(voted, correct, np.exp(logprobs).tolist(), ps)["weighted"]
 
 
+def accuracy_at(points: Points, budget: float) -> float:
+    """a(``budget``): accuracy if the thought is stopped so as to spend that much.
+
+    >>> accuracy_at([(100, 0.4), (200, 0.6)], 150)
+    0.5
+
+    Raises as ``normalised_regret``.
+    """
+    return float(np.interp(budget, *_line(points)))
+
+
 def tokens_at(points: Points, accuracy: float) -> float:
     """Tokens at which the line from (0, 0) through ``points`` first reaches ``accuracy``; infinity if it never does.
 

@@ -1,0 +1,85 @@
+"""Backtracking search, linearised: a stream of attempts that only ever remembers the latest (MRT-B, arXiv:2503.07572)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from twofold.compute.cost import Cost, Made
+from twofold.compute.rollout import forced, join, split, ungraded
+from twofold.engines.base import Engine
+from twofold.text.backtrack import attempts
+from twofold.text.chat import Chat
+from twofold.types import Completion, Finish, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Backtracking:
+    """``windows``: how often a stream may go on behind its first ``Sampling.max_tokens``, forgetting all but its latest attempt.
+
+    Episodes are Markov, so the window, which never holds more than the prompt and ``max_tokens``, slides along a stream
+    that may be longer than the model's context.
+    """
+
+    name: Literal["backtracking"] = "backtracking"
+    windows: int = 4
+
+    def __post_init__(self) -> None:
+        if self.windows < 0:
+            raise ValueError(f"windows must be at least 0, got {self}")
+
+
+def backtracking(
+    engine: Engine, chat: Chat, questions: Sequence[str], n: int, sampling: Sampling, config: Backtracking
+) -> list[Made]:
+    """``n`` streams, each up to where the model ends its turn or an attempt fills the window; one engine call per window.
+
+    A candidate is the last attempt of a stream that has an answer, with the lines it shares, as a solution of its own
+    (log-probs are those of where each token was drawn). No scores. What it does not contain counts as discarded.
+    """
+    began = time.monotonic()
+    owners = [q for q in questions for _ in range(n)]
+    prompts = [chat.prompt(q) for q in owners]
+    latest, generated = [forced([]) for _ in owners], [0] * len(owners)
+    candidates = [ungraded(chat, q, p, c) for q, p, c in zip(owners, prompts, latest, strict=True)]
+    going = list(range(len(owners)))
+    for _ in range(config.windows + 1):
+        rooms = [sampling.max_tokens - len(latest[i].tokens) for i in going]
+        limit = replace(sampling, n=1, max_tokens=max(rooms, default=1))
+        drawn = engine.generate([[*prompts[i], *latest[i].tokens] for i in going], limit) if going else []
+        for i, room, (c,) in zip(going, rooms, drawn, strict=True):
+            generated[i] += len(c.tokens)
+            found = tried(chat, join(latest[i], split(c, room)[0]))
+            latest[i] = found[-1]
+            for attempt in found:
+                rollout = ungraded(chat, owners[i], prompts[i], attempt)
+                if rollout.answer is not None or not candidates[i].completion.tokens:
+                    candidates[i] = rollout
+        going = [i for i in going if latest[i].finish == "length" and len(latest[i].tokens) < sampling.max_tokens]
+    share = (time.monotonic() - began) / max(1, len(questions))
+    made = []
+    for i in range(0, len(owners), n):
+        group = [r for r in candidates[i : i + n] if r.completion.tokens]  # a stream may be nothing but marks
+        spent = sum(generated[i : i + n])
+        kept = sum(len(r.completion.tokens) for r in group)
+        made.append(Made(group, None, Cost(len(prompts[i]), spent, 0, spent - kept, share)))
+    return made
+
+
+def tried(chat: Chat, stream: Completion) -> list[Completion]:
+    """Every attempt of a stream as a completion of its own. All but the last are without the line break before the mark."""
+    pieces = [chat.decode([t]) for t in stream.tokens]
+    *earlier, last = attempts(pieces)
+    for attempt in earlier:
+        while attempt and pieces[attempt[-1]].isspace():
+            attempt.pop()
+    return [*(_picked(stream, attempt, "length") for attempt in earlier), _picked(stream, last, stream.finish)]
+
+
+def _picked(c: Completion, places: Sequence[int], finish: Finish) -> Completion:
+    """Some of its tokens."""
+    confidence, certainty = (None if x is None else [x[t] for t in places] for x in (c.confidence, c.certainty))
+    tokens, logprobs = [c.tokens[t] for t in places], [c.logprobs[t] for t in places]
+    return Completion(tokens, logprobs, [c.sampled[t] for t in places], finish, confidence, certainty)

@@ -1,0 +1,155 @@
+"""How figures are drawn: one style, SVG text out. matplotlib is imported only when one is drawn.
+
+The SVG is meant to stand inline in an HTML page that defines ``--ink``, ``--muted`` and ``--grid``: so one picture is
+right in a light and in a dark page. Text stays text, in the page's own font. One colour per run, everywhere; the page
+says which is whose.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito (2008), safe for colour-blind readers; ordered so that neighbours differ most.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# Stand-ins that matplotlib accepts as colours; replaced by the page's CSS variables in the finished SVG.
+INK, MUTED, GRID = "#010101", "#020202", "#030303"
+_CSS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"}
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "twofold",
+    "font.size": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+RULES = {"weighted": "-", "maj": (0, (4, 2)), "pass": (0, (1, 1.6))}
+
+Colours = Mapping[str, str]
+
+
+def colours(labels: Sequence[str]) -> dict[str, str]:
+    """One colour per run, in order; after six the palette starts again (lines are labelled by name as well)."""
+    return {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
+
+
+@dataclass
+class Drawing:
+    figure: Figure
+    svg: str = ""
+
+    def axes(self, columns: int, rows: int = 1, hspace: float = 0.3) -> list[Axes]:
+        return list(
+            self.figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.2, "hspace": hspace}).flat
+        )
+
+
+@contextmanager
+def canvas(title: str, height: float, right: float = 0.15, top: float = 0.7) -> Iterator[Drawing]:
+    """A figure 10 inches wide, margins in inches too; on leaving the block ``.svg`` holds it as text."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10, height))
+        figure.subplots_adjust(left=0.065, right=1 - right / 10, top=1 - top / height, bottom=0.5 / height)
+        drawing = Drawing(figure)
+        yield drawing
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    drawing.svg = _inline(buffer.getvalue(), title)
+
+
+def _inline(svg: str, title: str) -> str:
+    """SVG for an HTML page: no prologue or metadata, colours from CSS, ids that cannot clash with another figure's."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r'(?<=<svg) |(?<= )(?:width|height)="[\d.]+pt" ?', " ", svg, count=3)
+    prefix = f"f{zlib.crc32(svg.encode()):08x}"
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    for colour, variable in _CSS.items():
+        svg = svg.replace(colour, variable)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1).strip()
+
+
+def band(ax: Axes, x: Sequence[float], points: Sequence[Mapping[str, Any]], c: str) -> None:
+    """A curve with its interval."""
+    ax.plot(x, [p["mean"] for p in points], color=c)
+    ax.fill_between(x, [p["low"] for p in points], [p["high"] for p in points], color=c, alpha=0.1, linewidth=0)
+
+
+def end_labels(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
+    """Name lines at their right end; labels that would overlap are pushed apart and joined to their line by a rule."""
+    low, high = ax.get_ylim()
+    gap = 0.052
+    wanted = sorted(((y - low) / (high - low), text, c) for y, text, c in ends)
+    placed = [y for y, _, _ in wanted]
+    for _ in range(100):  # neighbours that are too close step apart, half the overlap each
+        for i in range(len(placed) - 1):
+            overlap = max(gap - (placed[i + 1] - placed[i]), 0.0)
+            placed[i], placed[i + 1] = placed[i] - overlap / 2, placed[i + 1] + overlap / 2
+    for (y, text, c), height in zip(wanted, placed, strict=True):
+        ax.plot([1.0, 1.02], [y, height], transform=ax.transAxes, color=c, linewidth=0.7, alpha=0.6, clip_on=False)
+        ax.text(1.026, height, text, color=c, transform=ax.transAxes, va="center", fontsize=8.5)
+
+
+def rule_legend(figure: Figure, rules: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    names = {"weighted": "weighted vote", "maj": "majority vote", "pass": "pass@k: oracle, not a strategy"}
+    lines = [Line2D([], [], color=MUTED, linestyle=RULES[r], linewidth=1.0 if r == "pass" else 1.8) for r in rules]
+    names_of = [names[rule] for rule in rules]
+    figure.legend(lines, names_of, loc="upper left", bbox_to_anchor=(0.055, 1.0), ncols=3, labelcolor=MUTED)
+
+
+def percent(ax: Axes, margin: bool = True) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    if margin:
+        low, high = ax.get_ylim()
+        ax.set_ylim(max(low, -0.01), min(high, 1.01))
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+
+
+def thousands(ax: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=20))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
+
+
+def shares(counts: Sequence[int]) -> list[float]:
+    return [count / max(sum(counts), 1) for count in counts]
