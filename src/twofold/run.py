@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
@@ -17,19 +17,22 @@ from twofold.compute.plan import CERTAIN, Plan, parse
 from twofold.compute.rollout import Task
 from twofold.compute.solve import Solution
 from twofold.compute.solve import solve as solve_all
-from twofold.engines.base import Engine
 from twofold.engines.native import NativeEngine
 from twofold.evals.plans import run as run_plans
 from twofold.evals.pools import read_header
+from twofold.evals.process import Critic, score, tuned
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
-from twofold.recipes import base, mrt, rlv, sft
+from twofold.maths.process import ProcessScore
+from twofold.recipes import base, mrt, rlv, sft, tango
 from twofold.tasks.grading import equal
-from twofold.tasks.procedural import Countdown, Letters, Sums
+from twofold.tasks.procedural import Countdown, Letters, Split, Sums
+from twofold.tasks.processbench import Case, Planted, load_cases
 from twofold.text.chat import Chat
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner, Loss
 from twofold.trainer.log import Log
+from twofold.trainer.loop import Collects
 from twofold.trainer.loop import train as loop
 from twofold.trainer.model import Precision, load_model
 from twofold.trainer.optim import Optim
@@ -96,7 +99,7 @@ class Config:
 
     model: str = SHIPPED
     system: str | None = None
-    recipe: rlv.RLV | mrt.MRT | sft.SFT | base.Base = field(default_factory=rlv.RLV)
+    recipe: rlv.RLV | mrt.MRT | tango.Tango | sft.SFT | base.Base = field(default_factory=rlv.RLV)
     task: TaskConfig = field(default_factory=Sums)
     rollout: Rollouts = field(default_factory=Rollouts)
     optim: Optim = field(default_factory=Optim)
@@ -248,6 +251,25 @@ def evaluate(
     return found
 
 
+def criticise(
+    model: Model, source: str, critic: Critic | None = None, *, cases: int = 200, tune_on: str | None = None
+) -> ProcessScore:
+    """How well a model finds the first wrong step: of a procedural task's solutions with planted errors (``sums:level=3``), or of
+    a file or split of ProcessBench. ``tune_on``: where a critic by P(Yes) gets its threshold from (procedural: training side).
+    """
+    critic = critic or Critic()
+    if tune_on:
+        critic = tuned(model.engine, model.chat, _cases(tune_on, cases, "train"), critic)
+    return score(model.engine, model.chat, _cases(source, cases, "test"), critic)
+
+
+def _cases(source: str, n: int, split: Split) -> list[Case]:
+    task = task_named(source)
+    if isinstance(task, Sums | Countdown | Letters):
+        return [Planted(task, split=split).case(i) for i in range(n)]
+    return load_cases(source, n)
+
+
 def train(config: Config, out: str | Path, *, resume: bool = False, title: str = "training") -> Path:
     """Train into the run directory ``out``; returns its last checkpoint.
 
@@ -259,12 +281,12 @@ def train(config: Config, out: str | Path, *, resume: bool = False, title: str =
     found = checkpoint.latest(run)
     _refuse_to_mix(run, config, resume)
     model, tokenizer, chat = _policy(config)
-    engine: Engine = NativeEngine(model, precision=config.train.precision)
+    models = {"policy": model} | _second(config, tokenizer)
+    engines = {role: NativeEngine(m, precision=config.train.precision) for role, m in models.items()}
     task = make_task(config.task)
-    recipe = _recipe(config, task, chat, model)
-    learners = {"policy": _learner(config, model)}
-    if isinstance(config.recipe, rlv.RLV) and config.recipe.verify == "separate":
-        learners["verifier"] = _learner(config, load(config.model).engine.model)
+    memory = checkpoint.read_memory(found) if resume and found else {}
+    recipe = _recipe(config, task, chat, engines, memory)
+    learners = {role: _learner(config, m, role) for role, m in models.items()}
     start = 0
     if resume and found:
         for role, learner in learners.items():
@@ -276,7 +298,7 @@ def train(config: Config, out: str | Path, *, resume: bool = False, title: str =
             log.say(f"resuming {run} at step {start}")
         problems = _problems(config, task)
         reached = loop(
-            recipe, engine, learners, problems, run=run, tokenizer=tokenizer, start=start, steps=config.train.steps,
+            recipe, engines, learners, problems, memory=memory, run=run, tokenizer=tokenizer, start=start, steps=config.train.steps,
             save_every=config.train.save_every, log=log,
         )  # fmt: skip
     if reached < config.train.steps:
@@ -327,10 +349,28 @@ def _zero_head(model: Any) -> Any:
     return head
 
 
-def _recipe(config: Config, task: Task, chat: Chat, model: Any) -> rlv.Recipe | mrt.Recipe | sft.Recipe | base.Recipe:
+def _second(config: Config, tokenizer: Any) -> dict[str, Any]:
+    """The second model of the recipes that train one, by its role. Raises ValueError if its tokenizer is another."""
+    match config.recipe:
+        case rlv.RLV(verify="separate"):
+            return {"verifier": load(config.model).engine.model}
+        case tango.Tango(share=False, verifier=name):
+            second = load(name or config.model)
+            if second.tokenizer.get_vocab() != tokenizer.get_vocab():
+                raise ValueError(
+                    f"recipe.verifier {name} has another tokenizer than {config.model}: it could not read solutions"
+                )
+            return {"verifier": second.engine.model}
+    return {}
+
+
+def _recipe(
+    config: Config, task: Task, chat: Chat, engines: Mapping[str, NativeEngine], memory: dict[str, float]
+) -> Collects:
     sampling = Sampling(
         temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens, seed=config.train.seed
     )
+    model = engines["policy"].model
     match config.recipe:
         case rlv.RLV() as chosen:
             return rlv.Recipe(chosen, task, chat, sampling, _frozen(config, model) if config.loss.beta else None)
@@ -338,6 +378,10 @@ def _recipe(config: Config, task: Task, chat: Chat, model: Any) -> rlv.Recipe | 
             start = _frozen(config, model) if chosen.source == "start" else None
             reference = _frozen(config, model) if config.loss.beta else None
             return mrt.Recipe(chosen, task, chat, sampling, start, reference)
+        case tango.Tango() as chosen:
+            references = {role: _frozen(config, e.model) for role, e in engines.items()} if config.loss.beta else {}
+            steps, second = config.train.steps, engines.get("verifier")
+            return tango.Recipe(chosen, task, chat, sampling, steps, second, references, memory)
         case base.Base() as chosen:
             return base.Recipe(chosen, chat, config.train.seed)
         case _:
@@ -349,11 +393,14 @@ def _frozen(config: Config, model: Any) -> NativeEngine:
     return NativeEngine(copy.deepcopy(model), precision=config.train.precision)
 
 
-def _learner(config: Config, model: Any) -> Learner:
-    verify = getattr(config.recipe, "verify", None)
+def _learner(config: Config, model: Any, role: str) -> Learner:
+    """Its learning rate runs over its own updates, which are all steps unless models take turns."""
+    verify, steps = getattr(config.recipe, "verify", None), config.train.steps
+    if isinstance(config.recipe, tango.Tango):
+        steps = tango.planned(config.recipe, steps)[role]
     return Learner(
         model, config.optim, config.loss,
-        steps=config.train.steps, temperature=config.rollout.temperature, epochs=config.train.epochs,
+        steps=steps, temperature=config.rollout.temperature, epochs=config.train.epochs,
         minibatches=config.train.minibatches, precision=config.train.precision,
         micro_tokens=config.train.micro_tokens or (1024 if model.device.type == "cpu" else 16384),
         checkpointing=config.train.checkpointing, value="mse" if verify == "regression" else "bce",
