@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import twofold
+from twofold import cli, run
 from twofold.evals import process
 from twofold.evals.process import Critic, paragraphs, predict, prefix_values, said, score, solution, tuned
 from twofold.maths.process import (
@@ -331,3 +333,31 @@ def test_critics_with_the_shipped_model(model: Any) -> None:
     assert values[1][-1] == pytest.approx(
         process.p_yes(model.engine, model.chat, [whole], normalised=True)[0], abs=1e-4
     )
+
+
+def test_the_command(model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = ROW | {"id": "gsm8k-1", "label": -1, "final_answer_correct": True}
+    path = str(write(tmp_path / "cases.jsonl", ROW, other))
+    assert cli.main(["critic", "tiny", path, "--cut=lines", f"--question={CRITIQUE}", "--max_tokens=64"]) == 0
+    said = capsys.readouterr().out
+    assert re.fullmatch(
+        r"F1 [\d.]+% \[[\d.]+%, [\d.]+%\] on 2 cases\nwith an error, .*\ncould not be read: [\d.]+%\n", said
+    )
+    words = ["critic", "tiny", "letters", "--number=4", "--how", "p_yes", "--cut", "lines", "--tune-on", "letters"]
+    assert cli.main(words) == 0 and "on 4 cases" in capsys.readouterr().out
+    assert cli.main(["critic", "tiny", "letters", "--how", "guess"]) == 2
+    assert "how must be one of 'verifier', 'prompted', 'p_yes'" in capsys.readouterr().err
+
+
+def test_a_threshold_is_chosen_on_other_cases(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the training side of a procedural task, which shares no question with the test side."""
+    seen: list[set[str]] = []
+    for name in ("tuned", "score"):
+        plain = getattr(run, name)
+        monkeypatch.setattr(
+            run,
+            name,
+            lambda e, c, cases, critic, f=plain: seen.append({x.problem for x in cases}) or f(e, c, cases, critic),
+        )
+    run.criticise(model, "letters", Critic("p_yes", cut="lines"), cases=6, tune_on="letters")
+    assert len(seen) == 2 and not seen[0] & seen[1]
