@@ -18,6 +18,7 @@ import pytest
 import twofold
 from twofold import config as configs
 from twofold import run
+from twofold.engines.native import NativeEngine
 from twofold.maths.credit import grpo, standardise
 from twofold.recipes.tango import Recipe, Tango, monte_carlo, planned, turn
 from twofold.text.chat import Chat
@@ -470,11 +471,19 @@ def test_one_model_in_both_roles(settings: list[str], tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
 
 
-def test_two_models_learn_apart_and_resume_to_the_bit(tmp_path: Path) -> None:
+def test_two_models_learn_apart_and_resume_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has its own weights, moments and learning rate; what the recipe remembers is saved with them."""
+    loaded: list[bool] = []
+
+    def load(engine: NativeEngine, weights: Mapping[str, Any]) -> None:
+        name, own = next(iter(engine.model.named_parameters()))
+        loaded.append(weights[name].data_ptr() == own.data_ptr())
+
+    monkeypatch.setattr(NativeEngine, "load", load)
     config = small("recipe.share=false", "loss.beta=0.1", "optim.schedule=linear", "optim.warmup=0", "optim.final=0")
     straight = tmp_path / "straight"
     run.train(config, straight)
+    assert loaded == [True] * 8  # after every step, each engine the weights of its own role
     lines = metrics(straight)
     assert ["lr" in line for line in lines] == [False, True, False, True]
     assert ["verifier/lr" in line for line in lines] == [True, False, True, False]
