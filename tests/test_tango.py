@@ -18,9 +18,13 @@ import pytest
 import twofold
 from twofold import config as configs
 from twofold import run
+from twofold.compute.rollout import rollouts
+from twofold.compute.verify import step_ends
+from twofold.compute.verify import verify as verifications
 from twofold.engines.native import NativeEngine
 from twofold.maths.credit import grpo, standardise
 from twofold.recipes.tango import Recipe, Tango, monte_carlo, planned, turn
+from twofold.tasks.procedural import Sums
 from twofold.text.chat import Chat
 from twofold.text.steps import read
 from twofold.trainer import checkpoint
@@ -441,6 +445,22 @@ def test_roles_without_their_models_are_refused(chat: Chat) -> None:
 
 
 # ---------------------------------------------------------------- whole runs
+
+
+def test_one_model_reads_only_the_question(chat: Chat) -> None:
+    """The solutions' caches are still there: a verification costs what is behind the solution, and what is written."""
+    task, engine = Sums(), twofold.load("tiny").engine
+    problems = [task.problem("train", i) for i in range(2)]
+    groups = rollouts(engine, chat, task, problems, Sampling(n=2, max_tokens=40, stop=chat.stop))
+    everyone = [r for g in groups for r in g]
+    counts = [len(step_ends(chat, r, "lines")) for r in everyone]
+    before = engine.usage.computed
+    found = verifications(engine, chat, everyone, counts, ASK, Sampling(n=3, max_tokens=24, stop=chat.stop))
+    # the last token that was drawn is not in the cache, and that of a verification is never run
+    read = sum(
+        len(v[0].prompt) - len(r.prompt) - len(r.completion.tokens) + 1 for r, v in zip(everyone, found, strict=True)
+    )
+    assert engine.usage.computed - before == read + sum(len(x.completion.tokens) - 1 for v in found for x in v)
 
 
 def small(*settings: str) -> run.Config:
