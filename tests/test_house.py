@@ -29,11 +29,22 @@ cli demo run compute -> config
 recipes evals serve compute trainer tasks -> maths
 """
 WHOLE = {"__init__", "__main__"}  # the package's front doors may name every part, lazily
-CONCRETE = {"native", "vllm", "fleet", "hf"}  # engines that only run.py names
+CONCRETE = {"native", "vllm", "fleet", "hf", "remote"}  # engines that only run.py names
 
 HEAVY = {"torch", "vllm", "ray", "datasets", "wandb", "matplotlib", "sklearn", "scipy", "transformers", "math_verify"}
-HEAVY |= {"reasoning_gym", "fastapi", "uvicorn", "pydantic"}
-ONE_FILE = {"vllm", "ray", "datasets", "wandb", "reasoning_gym", "math_verify", "fastapi", "uvicorn", "pydantic"}
+HEAVY |= {"reasoning_gym", "fastapi", "uvicorn", "pydantic", "httpx2"}
+ONE_FILE = {
+    "httpx2",
+    "vllm",
+    "ray",
+    "datasets",
+    "wandb",
+    "reasoning_gym",
+    "math_verify",
+    "fastapi",
+    "uvicorn",
+    "pydantic",
+}
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
 UNSAFE_KEYWORDS = {("weights_only", False), ("allow_pickle", True), ("shell", True), ("trust_remote_code", True)}
 

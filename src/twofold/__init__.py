@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from twofold.evals.run import Eval as Eval
     from twofold.maths.votes import choose as choose
     from twofold.run import Config as Config
+    from twofold.run import connect as connect
     from twofold.run import evaluate as evaluate
     from twofold.run import load as load
     from twofold.run import solve as solve
@@ -28,7 +29,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Plan": "compute.plan", "report": "evals.report", "Eval": "evals.run", "choose": "maths.votes", "Config": "run",
-    "evaluate": "run", "load": "run", "solve": "run", "train": "run", "grade": "tasks.grading", "Grade": "types", "Stopped": "types",
+    "connect": "run", "evaluate": "run", "load": "run", "solve": "run", "train": "run",
+    "grade": "tasks.grading", "Grade": "types", "Stopped": "types",
 }  # fmt: skip
 __all__ = sorted(_HOMES)
 

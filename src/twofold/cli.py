@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -17,13 +18,27 @@ from twofold.types import Stopped
 
 if TYPE_CHECKING:
     from twofold.compute.solve import Solution
+    from twofold.run import Model
 
 SOLVED_AT_ONCE = 16
 """Problems of a file that share engine calls; their lines are printed when all of them are done."""
 
 
+def keep_memory() -> None:
+    """Have the C library keep what tensors free. Every step asks for the same large blocks again, and to get them fresh
+    from the system, page by page, is a tenth of a training step on a CPU. Only glibc lets itself be told."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, 2**31 - 1)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status. Errors a user can mend are one line on stderr, status 2."""
+    keep_memory()
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if not hasattr(args, "run"):
@@ -94,8 +109,10 @@ def _measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
         default=[],
         help="compare this plan, such as majority-16:stop=adaptive; may be repeated",
     )
+    _spending(sub)
     sub.add_argument("--verifier", help="another model that scores the samples (default: the model itself)")
     sub.add_argument("--system", help="system prompt")
+    _upstream(sub)
 
     sub = command(
         "critic",
@@ -113,11 +130,30 @@ def _measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("runs", nargs="+", type=Path, help="evaluation or run directories")
     sub.add_argument("--out", type=Path, help="where report.html and report.json go (default: the first directory)")
     sub.add_argument("--baseline", help="name of the evaluation to compare with (default: the first)")
+    _spending(sub)
 
     sub = command(
         "calibrate", _calibrate, "What verdicts and agreement are worth, for the rule and stop named posterior."
     )
     sub.add_argument("runs", nargs="+", type=Path, help="evaluation directories, of problems that no test uses")
+
+
+def _spending(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--caps", default="", help="show accuracy for every one of these token caps and number of samples: 64,128,256"
+    )
+    sub.add_argument(
+        "--optimal",
+        action="store_true",
+        help="choose a plan by how hard a pilot finds a problem: among those given, or the votes by count and by verdict",
+    )
+
+
+def _caps(text: str) -> list[int]:
+    try:
+        return [int(cap) for cap in text.split(",")] if text else []
+    except ValueError as error:
+        raise ValueError(f"--caps takes numbers of tokens, such as 64,128,256, got {text!r}") from error
 
 
 def _using(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -127,6 +163,7 @@ def _using(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--plan", help="such as weighted-16 or posterior-40:stop=posterior,confidence=0.95")
     sub.add_argument("--abstain", type=float, default=0.0, metavar="P", help='say "not sure" below this confidence')
     sub.add_argument("--system", help="system prompt")
+    _upstream(sub)
     sub.add_argument("--json", action="store_true", help="one JSON object per problem instead of text")
 
     sub = command("serve", _serve, "Serve a model over HTTP: OpenAI's API, and a page to try it.")
@@ -138,6 +175,27 @@ def _using(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--queue", type=int, default=64, help="requests that may wait beyond them (%(default)s)")
     sub.add_argument("--grace", type=float, default=30.0, help="seconds to finish in after SIGTERM (%(default)s)")
     sub.add_argument("--system", help="system prompt, where a conversation brings none")
+    _upstream(sub)
+
+
+def _upstream(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--upstream",
+        metavar="URL",
+        help="ask the model that this server has, such as vLLM's http://127.0.0.1:8000/v1 (key: TWOFOLD_UPSTREAM_KEY); "
+        "only the tokenizer of the model named here is loaded",
+    )
+    sub.add_argument("--upstream-model", metavar="NAME", help="what the server calls it, if not that")
+
+
+def _model(args: argparse.Namespace) -> Model:
+    from twofold import run
+
+    if args.upstream:
+        return run.connect(args.upstream, args.model, system=args.system, serves=args.upstream_model)
+    if args.upstream_model:
+        raise ValueError("--upstream-model names a model of --upstream URL: give both")
+    return run.load(args.model, system=args.system)
 
 
 def _options(module: str, name: str) -> str:
@@ -167,12 +225,15 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
 
     from twofold import config as configs
     from twofold import run
+    from twofold.evals.grid import check
     from twofold.evals.report import print_table, report
 
     chosen = run.task_named(args.task)
     if isinstance(chosen, run.Data):
         chosen = replace(chosen, prompt_column=args.prompt_column, answer_column=args.answer_column)
-    config = configs.override(run.Eval(), rest)
+    config, caps = configs.override(run.Eval(), rest), _caps(args.caps)
+    if caps:
+        check(caps, config.max_tokens)
     task = run.make_task(chosen)
     if isinstance(chosen, run.Data):
         size = len(task)  # type: ignore[arg-type]
@@ -180,7 +241,7 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
         config = replace(config, problems=min(config.problems, size))
     safe = f"eval-{Path(args.model).name}-{Path(args.task).stem}".replace(":", "-").replace("=", "-")
     out = args.out or Path("runs") / safe
-    model = run.load(args.model, system=args.system)
+    model = _model(args)
     with Progress() as bar:
         line = bar.add_task("evaluating", total=config.problems)
         run.evaluate(
@@ -193,7 +254,7 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
             plans=args.plan,
             progress=lambda done, total: bar.update(line, completed=done, total=total),
         )
-    print_table(report([out], out))
+    print_table(report([out], out, caps=caps, optimal=args.optimal))
     print(f"report: {out / 'report.html'}")
     return 0
 
@@ -201,10 +262,20 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
 def _critic(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import config as configs
     from twofold import run
+    from twofold.evals.process import Critic, score, tuned
+    from twofold.tasks.processbench import some_cases
 
-    critic = configs.override(run.Critic(), rest)
+    def source(name: str) -> run.Sums | run.Letters | run.Countdown | str:
+        task = run.task_named(name)
+        return name if isinstance(task, run.Data | run.Gym) else task
+
+    critic = configs.override(Critic(), rest)
+    cases = some_cases(source(args.cases), args.number)
+    others = some_cases(source(args.tune_on), args.number, "train") if args.tune_on else []
     model = run.load(args.model, system=args.system)
-    found = run.criticise(model, args.cases, critic, cases=args.number, tune_on=args.tune_on)
+    if others:
+        critic = tuned(model.engine, model.chat, others, critic)
+    found = score(model.engine, model.chat, cases, critic)
     print(f"F1 {found.f1:.1%} [{found.low:.1%}, {found.high:.1%}] on {found.cases} cases")
     print(f"with an error, its step found: {found.on_wrong:.1%}; without one, none found: {found.on_right:.1%}")
     print(f"could not be read: {found.unreadable:.1%}")
@@ -215,7 +286,7 @@ def _report(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold.evals.report import print_table, report
 
     out = args.out or args.runs[0]
-    print_table(report(args.runs, out, args.baseline))
+    print_table(report(args.runs, out, args.baseline, _caps(args.caps), args.optimal))
     print(f"report: {out / 'report.html'}")
     return 0
 
@@ -251,7 +322,7 @@ def _solve(args: argparse.Namespace, rest: list[str]) -> int:
     is_file = os.path.isfile(args.problem) or args.problem.endswith((".jsonl", ".txt"))
     problems = _problems(Path(args.problem)) if is_file else [args.problem]
     with _starting():
-        model = run.load(args.model, system=args.system)
+        model = _model(args)
     for i in range(0, len(problems), SOLVED_AT_ONCE):
         batch = problems[i : i + SOLVED_AT_ONCE]
         for j, solution in enumerate(run.solve_many(model, batch, plan)):
@@ -315,9 +386,10 @@ def _serve(args: argparse.Namespace, rest: list[str]) -> int:
         raise ValueError("--concurrent must be at least 1, --queue and --grace at least 0")
     key = read_key(args.api_key_file, args.host)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for name in ("uvicorn", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     limits = Limits(concurrent=args.concurrent, queue=args.queue, grace=args.grace)
-    serve(run.service(run.load(args.model, system=args.system), limits), args.host, args.port, key)
+    serve(run.service(_model(args), limits), args.host, args.port, key)
     return 0
 
 

@@ -20,25 +20,23 @@ from twofold.compute.solve import solve as solve_all
 from twofold.engines.native import NativeEngine
 from twofold.evals.plans import run as run_plans
 from twofold.evals.pools import read_header
-from twofold.evals.process import Critic, score, tuned
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
-from twofold.maths.process import ProcessScore
 from twofold.recipes import base, mrt, rlv, sft, tango
 from twofold.tasks.grading import equal
-from twofold.tasks.procedural import Countdown, Letters, Split, Sums
-from twofold.tasks.processbench import Case, Planted, load_cases
-from twofold.text.chat import Chat
+from twofold.tasks.procedural import Countdown, Letters, Sums
+from twofold.text.chat import CRITIQUE, Chat
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner, Loss
 from twofold.trainer.log import Log
 from twofold.trainer.loop import Collects
 from twofold.trainer.loop import train as loop
-from twofold.trainer.model import Precision, load_model
+from twofold.trainer.model import Precision, load_model, load_tokenizer
 from twofold.trainer.optim import Optim
 from twofold.types import Problem, Sampling, Stopped
 
 if TYPE_CHECKING:
+    from twofold.engines.remote import RemoteEngine
     from twofold.serve.service import Limits, Service
 
 SHIPPED = "tiny"
@@ -122,10 +120,10 @@ ALIASES = {
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A loaded model: ``engine`` generates, ``chat`` writes its prompts."""
+    """A model at hand: ``engine`` generates, ``chat`` writes its prompts."""
 
     name: str
-    engine: NativeEngine
+    engine: NativeEngine | RemoteEngine
     chat: Chat
     tokenizer: Any
 
@@ -140,12 +138,42 @@ def load(model: str | Path = SHIPPED, *, system: str | None = None, precision: P
 
     A run directory stands for its newest checkpoint. Raises OSError if there is no such model.
     """
+    weights, tokenizer = _weights(model)
+    return Model(str(model), NativeEngine(weights, precision=precision), Chat(tokenizer, system), tokenizer)
+
+
+def connect(
+    upstream: str, model: str | Path = SHIPPED, *, system: str | None = None, serves: str | None = None
+) -> Model:
+    """The model that a server with OpenAI's API, such as vLLM's, has at the URL ``upstream``; nothing of it is loaded here
+    but the tokenizer, that of ``model`` (named as for ``load``). ``serves`` is the server's name for it, if not this one.
+
+    Raises OSError if there is no such model or the server cannot be reached or lacks something, ValueError if it serves
+    another. See ``engines.remote.RemoteEngine``.
+    """
+    from twofold.engines.remote import RemoteEngine
+
+    path = _path(model)
+    tokenizer = load_tokenizer(path)
+    chat = Chat(tokenizer, system)
+    likely = (str(model), path.name)
+    engine = RemoteEngine(upstream, text=CRITIQUE, ids=chat.encode(CRITIQUE), model=serves, likely=likely)
+    return Model(str(model), engine, chat, tokenizer)
+
+
+def _weights(model: str | Path) -> tuple[Any, Any]:
+    """(module, tokenizer)."""
+    path = _path(model)
+    weights, tokenizer = load_model(path)
+    checkpoint.load_head(path, weights)
+    return weights, tokenizer
+
+
+def _path(model: str | Path) -> Path:
     path = shipped() if str(model) == SHIPPED else checkpoint.latest(Path(model)) or Path(model)
     if not path.is_dir() and (len(path.parts) != 2 or Path(path.parts[0]).is_dir()):
         raise FileNotFoundError(f"{model}: no such model directory, and not the name of one on a hub (OWNER/NAME)")
-    weights, tokenizer = load_model(path)
-    checkpoint.load_head(path, weights)
-    return Model(str(model), NativeEngine(weights, precision=precision), Chat(tokenizer, system), tokenizer)
+    return path
 
 
 def solve(model: Model, problem: str, plan: Plan | str | None = None) -> Solution:
@@ -170,11 +198,15 @@ def service(model: Model, limits: Limits | None = None) -> Service:
     from twofold.serve.loop import Loop
     from twofold.serve.service import Service
 
-    context = getattr(model.engine.model.config, "max_position_embeddings", None)
-    if context is None:
-        raise ValueError(f"{model.name}: its config does not say how long a text may be (max_position_embeddings)")
+    engine = model.engine
+    if engine.context is None:
+        where = "its config does not say (max_position_embeddings)"
+        if not isinstance(engine, NativeEngine):
+            where = f"the upstream's list of models does not say (max_model_len of {engine.model})"
+        raise ValueError(f"{model.name}: how long may a text be? {where}")
     _ = model.chat.verdicts
-    return Service(Path(model.name).name, model.chat, Loop(model.engine), context, same, limits)
+    raw = not isinstance(engine, NativeEngine) and engine.raw
+    return Service(Path(model.name).name, model.chat, Loop(engine), engine.context, same, limits, raw)
 
 
 def make_task(config: TaskConfig) -> Task:
@@ -230,6 +262,8 @@ def evaluate(
     parsed = [parse(plan, like) if isinstance(plan, str) else plan for plan in plans]
     if most := [plan for plan in parsed if plan.n > config.n]:
         raise ValueError(f"plan {most[0]}: the evaluation draws {config.n} samples: raise --n or lower the plan's")
+    if config.judge in ("bce", "regression") and not isinstance((verifier or model).engine, NativeEngine):
+        raise ValueError(f"judge {config.judge} reads a head that was trained here: an upstream has none")
     if certain := [plan.traces for plan in parsed if plan.rule in CERTAIN]:
         config = replace(config, confidence=certain[0].top, window=certain[0].window)
     found = evaluate_task(
@@ -249,25 +283,6 @@ def evaluate(
         header = read_header(found)
         run_plans(model.engine, model.chat, chosen, problems, parsed, found, header, batch=config.batch, same=same)
     return found
-
-
-def criticise(
-    model: Model, source: str, critic: Critic | None = None, *, cases: int = 200, tune_on: str | None = None
-) -> ProcessScore:
-    """How well a model finds the first wrong step: of a procedural task's solutions with planted errors (``sums:level=3``), or of
-    a file or split of ProcessBench. ``tune_on``: where a critic by P(Yes) gets its threshold from (procedural: training side).
-    """
-    critic = critic or Critic()
-    if tune_on:
-        critic = tuned(model.engine, model.chat, _cases(tune_on, cases, "train"), critic)
-    return score(model.engine, model.chat, _cases(source, cases, "test"), critic)
-
-
-def _cases(source: str, n: int, split: Split) -> list[Case]:
-    task = task_named(source)
-    if isinstance(task, Sums | Countdown | Letters):
-        return [Planted(task, split=split).case(i) for i in range(n)]
-    return load_cases(source, n)
 
 
 def train(config: Config, out: str | Path, *, resume: bool = False, title: str = "training") -> Path:
@@ -333,11 +348,10 @@ def _policy(config: Config) -> tuple[Any, Any, Chat]:
     if isinstance(config.recipe, base.Base):
         model, tokenizer = base.create(config.recipe, config.train.seed)
         return model, tokenizer, Chat(tokenizer)
-    loaded = load(config.model, system=config.system)
-    model = loaded.engine.model
+    model, tokenizer = _weights(config.model)
     if isinstance(config.recipe, rlv.RLV) and config.recipe.verify in ("bce", "regression"):
         model.value_head = _zero_head(model)
-    return model, loaded.tokenizer, loaded.chat
+    return model, tokenizer, Chat(tokenizer, config.system)
 
 
 def _zero_head(model: Any) -> Any:
@@ -353,14 +367,14 @@ def _second(config: Config, tokenizer: Any) -> dict[str, Any]:
     """The second model of the recipes that train one, by its role. Raises ValueError if its tokenizer is another."""
     match config.recipe:
         case rlv.RLV(verify="separate"):
-            return {"verifier": load(config.model).engine.model}
+            return {"verifier": _weights(config.model)[0]}
         case tango.Tango(share=False, verifier=name):
-            second = load(name or config.model)
-            if second.tokenizer.get_vocab() != tokenizer.get_vocab():
+            model, other = _weights(name or config.model)
+            if other.get_vocab() != tokenizer.get_vocab():
                 raise ValueError(
                     f"recipe.verifier {name} has another tokenizer than {config.model}: it could not read solutions"
                 )
-            return {"verifier": second.engine.model}
+            return {"verifier": model}
     return {}
 
 

@@ -1,4 +1,7 @@
-"""The engine protocol: four verbs, tokens in, tokens and log-probs out. No text, template or tool inside."""
+"""The engine protocol: tokens in, tokens and log-probs out. No text, template or tool inside.
+
+Whoever spends inference needs two verbs (``Engine``); the trainer two more (``PolicyEngine``).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from twofold.types import Completion, Sampling
+
+Scored = tuple[list[float], list[dict[int, float]]]
+"""Per token of a continuation: its log-prob, and the likeliest tokens in its place with theirs, likeliest first."""
 
 
 class Engine(Protocol):
@@ -25,6 +31,10 @@ class Engine(Protocol):
         """
         ...
 
+
+class PolicyEngine(Engine, Protocol):
+    """An engine of the policy in training."""
+
     def load(self, weights: Mapping[str, Any]) -> None:
         """Take a new policy; whatever was cached under the old one is dropped."""
         ...
@@ -32,6 +42,17 @@ class Engine(Protocol):
     def rest(self) -> None:
         """Give memory back to the trainer until the next call."""
         ...
+
+
+class UpstreamError(OSError):
+    """A server that an engine stands for cannot be reached, is too busy, or gave no answer that can be read.
+
+    ``status``: its HTTP status, or a gateway's for it (502 bad answer, 503 not reached, 504 too late).
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def check_prompts(prompts: Sequence[Sequence[int]]) -> None:

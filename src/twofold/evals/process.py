@@ -94,7 +94,7 @@ def most_frequent(votes: Sequence[int | None]) -> int | None:
 
 
 def prefix_values(engine: Engine, chat: Chat, cases: Sequence[Case], cut: Cut = "tags") -> list[list[float]]:
-    """P(Yes) of the solution up to each of its steps, the answer behind the last one, in one engine call for each word."""
+    """P(Yes) of the solution up to each of its steps, the answer behind the last one, in one engine call."""
     partial = []
     for c in cases:
         for k in range(1, len(c.steps) + 1):

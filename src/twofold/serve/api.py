@@ -74,6 +74,7 @@ def app(service: Service, key: str | None = None) -> Guard:
 
 
 async def _serve(service: Service, body: Body, job: Job, shape: Shape, request: Request) -> Response:
+    reading.check_logprobs(body, service.raw)
     work = service.begin(job, reading.ticket(body, service.chat, service.context, service.limits.seconds))
     identity = {"id": f"{shape.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
     if body.stream:

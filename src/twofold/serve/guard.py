@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from twofold.engines.base import UpstreamError
 from twofold.serve.loop import Cancelled
 from twofold.serve.metrics import Metrics
 from twofold.serve.schema import Refused
@@ -102,6 +103,13 @@ def failure(error: BaseException) -> Refused:
         return error
     if isinstance(error, Cancelled | asyncio.CancelledError):
         return Refused(503, "the server is shutting down", "shutting_down")
+    if isinstance(error, UpstreamError):
+        log.error("the upstream failed: status %d", error.status)
+        if error.status in (429, 503):
+            return Refused(503, "the server behind this one is away or too busy", "upstream_unavailable", retry_after=5)
+        late = error.status == 504
+        words = "did not answer in time" if late else f"failed on this request (status {error.status})"
+        return Refused(504 if late else 502, f"the server behind this one {words}", "upstream_failed")
     frames = "".join(traceback.format_tb(error.__traceback__))
     log.error("%s, message withheld, at\n%s", type(error).__name__, frames)
     return Refused(500, "the server failed on this request; its log says where", "internal_error")

@@ -1,4 +1,5 @@
-"""One thread owns the model. What all requests ask to generate becomes one forward pass per token."""
+"""One thread owns the engine. What all requests ask to generate becomes one forward pass per token, or goes to a server
+that sees to it (``engines/remote.py``)."""
 
 from __future__ import annotations
 
@@ -6,12 +7,12 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from twofold.engines.base import Engine
+from twofold.engines.base import Engine, Scored, UpstreamError
 from twofold.serve.text import Stops
 from twofold.types import Completion, Sampling
 
@@ -26,22 +27,29 @@ class Cancelled(Exception):
 
 
 class Run(Protocol):
-    """A generate call that is taken token by token."""
+    """A call that is taken step by step. ``tokens`` are its samples' so far (none, if it scores) and ``logprobs`` theirs, in
+    lists that grow; ``results`` raises what it failed with; ``leave`` ends it early."""
 
     @property
     def done(self) -> bool: ...
     @property
-    def tokens(self) -> list[list[int]]: ...
+    def tokens(self) -> Sequence[list[int]]: ...
     @property
-    def results(self) -> list[list[Completion]]: ...
+    def logprobs(self) -> Sequence[list[float]]: ...
+    @property
+    def results(self) -> Any: ...
     def leave(self) -> None: ...
 
 
 class Stepper(Engine, Protocol):
-    """An engine whose generate calls can be taken together, token by token (``engines/native.py``)."""
+    """An engine whose calls can be taken together: ``start`` is a generate call, ``score`` a logprobs call with the ``top``
+    likeliest tokens of each place (its results are ``Scored``), a ``step`` one more token, or a moment's wait for news."""
 
     def session(self) -> Stepper: ...
     def start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Run: ...
+    def score(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float, top: int
+    ) -> Run: ...
     def step(self, runs: Sequence[Any]) -> None: ...
 
 
@@ -65,15 +73,18 @@ class Ticket:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """``begin`` gives a Run of as many rows as there are ``prompts``, or the result if there are none."""
+    """``begin`` gives a Run of as many rows as there are ``prompts``; without any, it scores."""
 
     client: Client
-    begin: Callable[[], Any]
-    prompts: Sequence[list[int]]
+    begin: Callable[[], Run]
+    prompts: Sequence[list[int]] = ()
+    sampling: Sampling = field(default_factory=Sampling)
     result: Future[Any] = field(default_factory=Future)
     run: Any = None
     ends: dict[int, int] = field(default_factory=dict)
     """Row -> tokens until a stop string was complete."""
+    seen: dict[int, int] = field(default_factory=dict)
+    """Row that still grows -> tokens that stop strings have been looked for in."""
 
     @property
     def rows(self) -> int:
@@ -82,10 +93,14 @@ class Call:
 
 @dataclass(slots=True)
 class Batch:
-    """One generate call as it can be watched. The lists of ``rows`` are the tokens of every sample, and grow."""
+    """One generate call as it can be watched. The lists of ``rows`` are the tokens of every sample, and grow; those of
+    ``logprobs`` are theirs."""
 
     prompts: Sequence[list[int]]
-    rows: list[list[int]]
+    rows: Sequence[list[int]]
+    logprobs: Sequence[list[float]]
+    ready: list[int]
+    """Tokens of each row that are known to be in front of a stop string's end."""
     finished: int = 0
     """How many rows have ended."""
     verdicts: dict[int, float] = field(default_factory=dict)
@@ -125,23 +140,23 @@ class Client:
             )
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         rows = [list(p) for p in prompts for _ in range(sampling.n)]
-        return self.loop.do(Call(self, lambda: self.session.start(prompts, sampling), rows))
+        return self.loop.do(Call(self, lambda: self.session.start(prompts, sampling), rows, sampling))
 
     def logprobs(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float = 1.0
     ) -> list[list[float]]:
-        done = self.loop.do(Call(self, lambda: self.session.logprobs(prompts, continuations, temperature), []))
+        done = [values for values, _ in self.scored(prompts, continuations, temperature, 0)]
         for prompt, continuation, values in zip(prompts, continuations, done, strict=True):
             if list(continuation) == [self.ticket.yes] and self.batches:
                 self.batches[-1].note(list(prompt), math.exp(values[0]))
         self.ticket.watch()
         return done
 
-    def load(self, weights: Mapping[str, Any]) -> None:
-        raise NotImplementedError("a server's policy does not change")
-
-    def rest(self) -> None:
-        raise NotImplementedError("a server's model serves others too")
+    def scored(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float, top: int
+    ) -> list[Scored]:
+        """``logprobs``, and the ``top`` likeliest tokens of each place with theirs."""
+        return self.loop.do(Call(self, lambda: self.session.score(prompts, continuations, temperature, top)))
 
 
 class Loop:
@@ -189,6 +204,8 @@ class Loop:
             for call in ready:
                 self._begin(call)
             self._step()
+        for call in self._live:
+            call.run.leave()
         for call in (*self._live, *self._waiting):
             call.result.set_exception(Cancelled("the server is stopping"))
         self._live = []
@@ -213,20 +230,21 @@ class Loop:
             call.result.set_exception(Cancelled("the request was cancelled"))
             return
         try:
-            begun = call.begin()
+            call.run = call.begin()
         except Exception as error:  # it is the caller's, whatever it is; the others' calls go on
             call.result.set_exception(error)
             return
-        if call.rows == 0:
-            call.result.set_result(begun)
-            return
-        call.run = begun
-        client.batches.append(Batch(call.prompts, begun.tokens))
+        if call.rows:
+            client.batches.append(Batch(call.prompts, call.run.tokens, call.run.logprobs, [0] * call.rows))
+            call.seen = dict.fromkeys(range(call.rows), 0)
         self._live.append(call)
+        if call.run.done:
+            self._end(call)
 
     def _step(self) -> None:
         for call in [c for c in self._live if c.client.ticket.cancelled.is_set()]:
             self._live.remove(call)
+            call.run.leave()
             call.result.set_exception(Cancelled("the request was cancelled"))
         if not self._live:
             return
@@ -239,28 +257,52 @@ class Loop:
             return
         now = time.monotonic()
         for call in tuple(self._live):
-            client = call.client
-            ended = self._ended(call)
-            if call.run.done or ended or now >= client.ticket.deadline:
+            ticket = call.client.ticket
+            done = call.run.done  # asked first: then what there is to look at is all there will be
+            late = now - ticket.deadline
+            if done | self._look(call, done, late >= 0):
+                self._end(call)
+            elif late > LATE:
                 self._live.remove(call)
-                call.result.set_result(self._collect(call))
-            client.ticket.watch()
+                call.run.leave()
+                call.result.set_exception(UpstreamError(504, "the engine gave no answer, long after the deadline"))
 
-    def _ended(self, call: Call) -> bool:
-        """Look for stop strings in what is new; whether every row has ended."""
-        batch, stops = call.client.batches[-1], call.client.ticket.stops
-        steps = max(map(len, batch.rows))
-        growing = [r for r, row in enumerate(batch.rows) if len(row) == steps and r not in call.ends]
-        hits = [r for r in growing if stops.hit(batch.rows[r])]
-        call.ends |= dict.fromkeys(hits, steps)
-        batch.finished = len(batch.rows) if call.run.done else len(batch.rows) - len(growing) + len(hits)
-        return len(hits) == len(growing)
+    def _look(self, call: Call, done: bool, late: bool) -> bool:
+        """Find which rows have ended, in what is new. Whether that will do: all have, one by a stop string; or it is late
+        and all have begun."""
+        if not call.rows:
+            return False
+        batch, stops, sampling = call.client.batches[-1], call.client.ticket.stops, call.sampling
+        before = sum(batch.ready)
+        for r, seen in tuple(call.seen.items()):
+            row = batch.rows[r]
+            size = len(row)
+            if end := stops.first(row, seen, size):
+                call.ends[r] = end
+            if end or size >= sampling.max_tokens or (size and row[size - 1] in sampling.stop):
+                del call.seen[r]
+            else:
+                call.seen[r] = size
+            batch.ready[r] = end or size
+        batch.finished = call.rows if done else call.rows - len(call.seen)
+        if done or sum(batch.ready) > before:
+            call.client.ticket.watch()
+        return bool(call.ends and not call.seen) or (late and all(batch.rows))
 
-    def _collect(self, call: Call) -> list[list[Completion]]:
+    def _end(self, call: Call) -> None:
+        self._live.remove(call)
+        try:
+            call.result.set_result(self._collect(call))
+        except Exception as error:  # what the call failed with
+            call.result.set_exception(error)
+
+    def _collect(self, call: Call) -> Any:
         if not call.run.done:
             call.run.leave()
         groups = call.run.results
-        n = len(groups[0])
+        if not call.rows:
+            return groups
+        n = call.sampling.n
         for r, size in call.ends.items():
             whole = groups[r // n][r % n]
             call.client.dropped += len(whole.tokens) - size

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cache
+from itertools import accumulate
 from typing import Any, Protocol
 
 from twofold.serve.jobs import Answer, Choice
@@ -23,17 +25,21 @@ class Shape(Protocol):
     whole_kind: str
     chunk_kind: str
     planned: bool
+    wanted: bool
+    """Whether log-probs were asked for."""
 
     def choice(self, choice: Choice) -> dict[str, Any]: ...
     def delta(self, text: str | None, first: bool = False) -> dict[str, Any]: ...
-    def logprobs(self, choice: Choice) -> dict[str, Any] | None: ...
+    def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any] | None:
+        """Of the choice's tokens, None if nobody asked; its text begins with character ``start`` of the whole."""
+        ...
 
 
 class ChatShape:
     prefix, whole_kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def __init__(self, body: ChatRequest, chat: Chat, planned: bool) -> None:
-        self.wanted, self.chat, self.planned = bool(body.logprobs), chat, planned
+        self.wanted, self.planned, self.name = bool(body.logprobs), planned, _namer(chat)
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
@@ -41,22 +47,26 @@ class ChatShape:
     def delta(self, text: str | None, first: bool = False) -> dict[str, Any]:
         return {"delta": ({"role": "assistant"} if first else {}) | ({} if text is None else {"content": text})}
 
-    def logprobs(self, choice: Choice) -> dict[str, Any] | None:
+    def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any] | None:
         if not self.wanted:
             return None
-        names = [self.chat.tokenizer.decode([t]) for t in choice.tokens]
         content = [
-            {"token": name, "logprob": logprob, "bytes": list(name.encode()), "top_logprobs": []}
-            for name, logprob in zip(names, _finite(choice.logprobs), strict=True)
+            self._entry(t, x) | {"top_logprobs": [self._entry(*likely) for likely in top.items()]}
+            for t, x, top in zip(choice.tokens, choice.logprobs, choice.tops, strict=True)
         ]
         return {"content": content, "refusal": None}
+
+    def _entry(self, token: int, logprob: float | None) -> dict[str, Any]:
+        name = self.name(token)
+        return {"token": name, "logprob": _finite(logprob), "bytes": list(name.encode())}
 
 
 class TextShape:
     prefix, whole_kind, chunk_kind, planned = "cmpl", "text_completion", "text_completion", False
 
     def __init__(self, body: TextRequest, chat: Chat) -> None:
-        self.wanted, self.chat, self.by_id = body.logprobs is not None, chat, bool(body.return_tokens_as_token_ids)
+        self.wanted, self.name = body.logprobs is not None, _namer(chat)
+        self.written = "token_id:{}".format if body.return_tokens_as_token_ids else self.name
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         return {"text": choice.text}
@@ -64,19 +74,29 @@ class TextShape:
     def delta(self, text: str | None, first: bool = False) -> dict[str, Any]:
         return {"text": text or ""}
 
-    def logprobs(self, choice: Choice) -> dict[str, Any] | None:
+    def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any] | None:
         if not self.wanted:
             return None
-        names = [self.chat.tokenizer.decode([t]) for t in choice.tokens]
-        offsets = [0]
-        for name in names[:-1]:
-            offsets.append(offsets[-1] + len(name))
+        told = zip(choice.tokens, choice.logprobs, choice.tops, strict=True)
+        tops = [self._likeliest({**top, t: x}) if top and x is not None else None for t, x, top in told]
         return {
-            "tokens": [f"token_id:{t}" for t in choice.tokens] if self.by_id else names,
-            "token_logprobs": _finite(choice.logprobs),
-            "top_logprobs": None,
-            "text_offset": offsets,
+            "tokens": [self.written(t) for t in choice.tokens],
+            "token_logprobs": [_finite(x) for x in choice.logprobs],
+            "top_logprobs": tops if any(tops) else None,
+            "text_offset": list(accumulate((len(self.name(t)) for t in choice.tokens), initial=start))[:-1],
         }
+
+    def _likeliest(self, logprobs: dict[int, float]) -> dict[str, float | None]:
+        """By text, the likeliest first; halves of characters share one, which the likeliest has."""
+        named: dict[str, float | None] = {}
+        for token in sorted(logprobs, key=logprobs.__getitem__, reverse=True):
+            named.setdefault(self.written(token), _finite(logprobs[token]))
+        return named
+
+
+def _namer(chat: Chat) -> Callable[[int], str]:
+    """The text of a token."""
+    return cache(lambda token: chat.tokenizer.decode([token]))
 
 
 def whole(shape: Shape, identity: dict[str, Any], answer: Answer) -> dict[str, Any]:
@@ -99,11 +119,14 @@ class Chunks:
 
     def __init__(self, shape: Shape, identity: dict[str, Any], body: Request, client: Client) -> None:
         self.shape, self.identity, self.client = shape, {**identity, "object": shape.chunk_kind}, client
+        self.late = bool(body.top)  # the likeliest tokens are known at the end, and log-probs come with them
         self.usage = bool(body.stream_options and body.stream_options.include_usage)
         self.texts = body.progress == "samples"
         self.pause = PAUSE if shape.planned else 0.0
         self._readers: dict[tuple[int, int], Reader] = {}
         self._told: dict[tuple[int, int], float] = {}
+        self._tokens: dict[int, int] = {}  # of each choice, whose log-probs were told; and its characters
+        self._characters: dict[int, int] = {}
 
     def first(self) -> list[dict[str, Any]]:
         return [self._chunk(0, self.shape.delta("", first=True))] if self.shape.planned else []
@@ -116,8 +139,11 @@ class Chunks:
         found = []
         for batch in batches:
             for r, row in enumerate(batch.rows):
-                if piece := self._read(0, r, row):
-                    found.append(self._chunk(r, self.shape.delta(piece, first=(0, r) not in self._told)))
+                tokens = row[: batch.ready[r]]
+                piece = self._read(0, r, tokens)
+                told = None if self.late else self._logprobs(r, tokens, batch.logprobs[r], piece)
+                if piece or told:
+                    found.append(self._chunk(r, self.shape.delta(piece, (0, r) not in self._told), None, told))
                     self._told[0, r] = 1.0
         return found
 
@@ -126,10 +152,11 @@ class Chunks:
         found = [self._progress(tuple(self.client.batches))] if self.shape.planned else []
         for i, c in enumerate(answer.choices):
             text = c.text if self.shape.planned else self._read(0, i, c.tokens, final=True)
-            if text:
-                found.append(self._chunk(i, self.shape.delta(text)))
+            told = self._logprobs(i, c.tokens, c.logprobs, text, c.tops)
+            if text or told:
+                found.append(self._chunk(i, self.shape.delta(text), None, told))
         for i, c in enumerate(answer.choices):
-            chunk = self._chunk(i, self.shape.delta(None), c.finish, self.shape.logprobs(c))
+            chunk = self._chunk(i, self.shape.delta(None), c.finish)
             chunk["choices"][0] |= c.details
             if i + 1 == len(answer.choices):
                 chunk["twofold"] = _ours(answer)
@@ -141,6 +168,24 @@ class Chunks:
     def _read(self, batch: int, row: int, tokens: Sequence[int], final: bool = False) -> str:
         reader = self._readers.setdefault((batch, row), Reader(self.client.ticket.stops))
         return reader.more(tuple(tokens), final)
+
+    def _logprobs(
+        self,
+        i: int,
+        tokens: list[int],
+        logprobs: Sequence[float | None],
+        text: str,
+        tops: Sequence[dict[int, float]] = (),
+    ) -> dict[str, Any] | None:
+        """Of the tokens since the last call, which ``text`` goes with, if they are wanted."""
+        before, start = self._tokens.get(i, 0), self._characters.get(i, 0)
+        self._characters[i] = start + len(text)
+        if not self.shape.wanted or before == len(tokens):
+            return None
+        self._tokens[i] = len(tokens)
+        likeliest = list(tops[before:]) if tops else [{} for _ in tokens[before:]]
+        new = Choice("", "length", tokens[before:], list(logprobs[before : len(tokens)]), likeliest)
+        return self.shape.logprobs(new, start)
 
     def _progress(self, batches: Sequence[Batch]) -> dict[str, Any]:
         told: dict[str, Any] = {
@@ -184,6 +229,6 @@ def _ours(answer: Answer) -> dict[str, Any]:
     return {"cost": asdict(answer.cost), "timed_out": answer.timed_out}
 
 
-def _finite(logprobs: Sequence[float | None]) -> list[float | None]:
+def _finite(logprob: float | None) -> float | None:
     """JSON has no infinity."""
-    return [None if x is None else max(x, -9999.0) for x in logprobs]
+    return None if logprob is None else max(logprob, -9999.0)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,12 +46,19 @@ class Work:
 
 class Service:
     """The model as the routes see it. ``context`` is the most tokens of a prompt with its solution and judgement;
-    ``same`` tells whether two answers are equal."""
+    ``same`` tells whether two answers are equal; ``raw``: log-probs are those at temperature 1, whatever is sampled from."""
 
     def __init__(
-        self, name: str, chat: Chat, loop: Loop, context: int, same: Same, limits: Limits | None = None
+        self,
+        name: str,
+        chat: Chat,
+        loop: Loop,
+        context: int,
+        same: Same,
+        limits: Limits | None = None,
+        raw: bool = False,
     ) -> None:
-        self.name, self.chat, self.loop, self.context, self.same = name, chat, loop, context, same
+        self.name, self.chat, self.loop, self.context, self.same, self.raw = name, chat, loop, context, same, raw
         self.limits = limits or Limits()
         self.metrics = Metrics()
         self.began = int(time.time())
@@ -86,7 +94,7 @@ class Service:
     def hurry(self) -> None:
         """Have every request answered with what it has."""
         for work in self.works:
-            work.ticket.deadline = 0.0
+            work.ticket.deadline = min(work.ticket.deadline, time.monotonic())
 
     def close(self) -> None:
         """Cancel what is left and end every thread."""
@@ -116,4 +124,5 @@ class Service:
 def _tell(loop: asyncio.AbstractEventLoop, work: Work) -> None:
     """From the loop's thread: at most one wake-up is under way."""
     if not work.news.is_set():
-        loop.call_soon_threadsafe(work.news.set)
+        with suppress(RuntimeError):  # a second SIGTERM has closed it: nobody waits for news
+            loop.call_soon_threadsafe(work.news.set)

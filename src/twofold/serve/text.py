@@ -15,12 +15,19 @@ class Stops:
     strings: tuple[str, ...]
     decode: Decode
 
-    def hit(self, tokens: Sequence[int]) -> bool:
-        """Whether the newest token completes a stop string. Every token is at least a byte, so few have to be read."""
+    def first(self, tokens: Sequence[int], seen: int, size: int) -> int | None:
+        """How many of the first ``size`` tokens there are when a stop string is complete, if one is behind ``seen`` of them.
+
+        Every token is at least a byte, so few have to be read.
+        """
         if not self.strings:
-            return False
-        text = self.decode(tokens[-max(len(s.encode()) for s in self.strings) :])
-        return any(s in text for s in self.strings)
+            return None
+        most = max(len(s.encode()) for s in self.strings)
+        for end in range(seen + 1, size + 1):
+            text = self.decode(tokens[max(0, end - most) : end])
+            if any(s in text for s in self.strings):
+                return end
+        return None
 
     def cut(self, text: str) -> str:
         """What stands before the stop string that was complete first.

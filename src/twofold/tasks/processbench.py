@@ -38,6 +38,14 @@ class Case:
     answer: str = ""
 
 
+def some_cases(source: Sums | Letters | Countdown | str | Path, n: int, split: Split = "test") -> list[Case]:
+    """``n`` cases of a procedural task, with planted errors, or the first n (if there are so many) of what ``load_cases`` loads."""
+    if isinstance(source, str | Path):
+        return load_cases(source, n)
+    twin = Planted(source, split=split)
+    return [twin.case(i) for i in range(n)]
+
+
 def load_cases(source: str | Path, limit: int | None = None) -> list[Case]:
     """Cases of a .jsonl, .json, .csv or .parquet file with the published fields, or of a published split by its name.
 

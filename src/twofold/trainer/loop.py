@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from twofold.engines.base import Engine
+from twofold.engines.base import Engine, PolicyEngine
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner
 from twofold.trainer.log import Log
@@ -26,7 +26,7 @@ class Collects(Protocol):
 
 def train(
     recipe: Collects,
-    engines: Mapping[str, Engine],
+    engines: Mapping[str, PolicyEngine],
     learners: Mapping[str, Learner],
     problems: Callable[[int], list[Problem]],
     *,
