@@ -219,6 +219,11 @@ def test_planted_errors_are_where_the_label_says(task: Any) -> None:
             assert not right[case.label] or isinstance(task, Countdown)
 
 
+def test_a_twin_that_could_plant_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="no case would get its error"):
+        Planted(Sums(), slip=0.0)
+
+
 def holds(line: str, asked: tuple[str, int] | None) -> bool:
     """Whether a line is true by itself, and does what was asked for if that is known."""
     if ":" in line:

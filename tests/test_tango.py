@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,16 @@ import pytest
 import twofold
 from twofold import config as configs
 from twofold import run
-from twofold.compute.rollout import rollouts
-from twofold.compute.verify import step_ends
+from twofold.compute.rollout import forced, rollouts, ungraded
+from twofold.compute.search import Beam, beam
+from twofold.compute.verify import step_ends, step_value
 from twofold.compute.verify import verify as verifications
 from twofold.engines.native import NativeEngine
 from twofold.maths.credit import grpo, standardise
 from twofold.recipes.tango import Recipe, Tango, monte_carlo, planned, turn
 from twofold.tasks.procedural import Sums
 from twofold.text.chat import Chat
-from twofold.text.steps import read
+from twofold.text.steps import SOLVE, read
 from twofold.trainer import checkpoint
 from twofold.types import Completion, Grade, Problem, Sample, Sampling
 
@@ -444,9 +445,6 @@ def test_roles_without_their_models_are_refused(chat: Chat) -> None:
         Recipe(Tango(), Words(), chat, Sampling(top_p=0.9), 10)
 
 
-# ---------------------------------------------------------------- whole runs
-
-
 def test_one_model_reads_only_the_question(chat: Chat) -> None:
     """The solutions' caches are still there: a verification costs what is behind the solution, and what is written."""
     task, engine = Sums(), twofold.load("tiny").engine
@@ -461,6 +459,45 @@ def test_one_model_reads_only_the_question(chat: Chat) -> None:
         len(v[0].prompt) - len(r.prompt) - len(r.completion.tokens) + 1 for r, v in zip(everyone, found, strict=True)
     )
     assert engine.usage.computed - before == read + sum(len(x.completion.tokens) - 1 for v in found for x in v)
+
+
+# ---------------------------------------------------------------- at test time
+
+
+def test_verdicts_as_a_value_by_hand(chat: Chat) -> None:
+    """Of two steps + + | + - | + alone: the second step is right by one of two. The whole: right by two of three."""
+    drawn = [
+        [critique("++"), critique("+-"), critique("+", "-")],
+        ["", critique("-", "-"), critique("+")],
+        ["", "", ""],
+    ]
+    partials = [
+        ungraded(chat, "Q0", chat.prompt("Q0"), forced(chat.encode(solution(k, "yes"), tags=True))) for k in (2, 1, 1)
+    ]
+    sampling = Sampling(n=3, max_tokens=9)
+    for of, expected in (("steps", [0.5, 0.5, 0.0]), ("final", [2 / 3, 1 / 3, 0.0])):
+        engine = Scripted(chat, [drawn])
+        found = step_value(ASK, sampling, of=of)(engine, chat, partials)  # type: ignore[arg-type]
+        assert [v for v, _ in found] == pytest.approx(expected)
+        assert engine.calls[0][1] == replace(sampling, stop=chat.stop)
+    texts = [engine.completion(t).tokens for t in drawn[2]]
+    asked = len(chat.ask([5], "Check 1.")) - 1
+    assert found[2][1] == asked + sum(map(len, texts))
+
+
+def test_search_led_by_written_verdicts() -> None:
+    """A process verifier takes the place of P(Yes) in a beam; what its verifications cost is counted."""
+    model = twofold.load("tiny")
+    problem = Sums().problem("test", 3)
+    value = step_value(
+        "Check each step, then the whole solution.", Sampling(n=1, temperature=0, max_tokens=64), "lines"
+    )
+    [made] = beam(model.engine, model.chat, [problem.question], 4, Sampling(max_tokens=40, seed=1), Beam(), value)
+    assert made.candidates and made.scores is not None and set(made.scores) <= {0.0, 1.0}
+    assert made.cost.verified > 20
+
+
+# ---------------------------------------------------------------- whole runs
 
 
 def small(*settings: str) -> run.Config:
@@ -525,6 +562,26 @@ def test_two_models_learn_apart_and_resume_to_the_bit(tmp_path: Path, monkeypatc
     memory = checkpoint.read_memory(policy)
     assert memory.keys() == {"right", "wrong"} and sum(memory.values()) == pytest.approx(3)
     assert twofold.load(verifier).chat.verdicts  # a model as any other
+
+
+def test_the_published_config_trains_two_models(tiny_qwen: Path, tmp_path: Path) -> None:
+    """On random weights with that model's chat format: bfloat16, checkpointing, KL to two references, tagged steps."""
+    rows = [{"problem": f"What is {i} + {i}?", "solution": f"It is $\\boxed{{{2 * i}}}$."} for i in range(4)]
+    (tmp_path / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = configs.load(run.Config, ROOT / "configs" / "tango-qwen2.5-math-1.5b.toml")
+    assert base.system == SOLVE and base.recipe == Tango(
+        share=False, verifier="Qwen/Qwen2.5-1.5B", verifier_tokens=4096
+    )
+    config = configs.override(
+        base,
+        [f"model={tiny_qwen}", f"recipe.verifier={tiny_qwen}", f"task.source={tmp_path / 'math.jsonl'}", "train.steps=2",
+         "rollout.problems=2", "rollout.max_tokens=12", "recipe.verifier_tokens=12", "recipe.verifier_warmup=1",
+         "recipe.rollouts=2"],
+    )  # fmt: skip
+    run.train(config, tmp_path / "run")
+    first, second = metrics(tmp_path / "run")
+    assert (first["verifier/skipped"], second["skipped"]) == (0, 0)
+    assert (first["verifier/kl"], second["kl"]) == (pytest.approx(0, abs=1e-3), pytest.approx(0, abs=1e-3))
 
 
 def test_a_verifier_with_another_tokenizer_is_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ reward belongs to the token with its last character (the paper's I(k); the code 
 every step block has one and there is one for each step; REINFORCE++ has its step term (in the released code an indexing
 defect makes it 0); verifications of the same solution are averaged before they are normalised; a group with one judged step in
 all has no step credit; rollouts that could not be graded are left out; no entropy bonus. ``loss.beta`` (published: 0.001) weighs
-the KL to each role's starting model. The generator's warm-up on the form is a run of its own, of the ``sft`` recipe.
+the KL to each role's starting model, by k3 for every estimator (the code has half the squared log-ratio for REINFORCE++). The
+generator's warm-up on the form is a run of its own, of the ``sft`` recipe.
 """
 
 from __future__ import annotations

@@ -104,6 +104,12 @@ class Planted:
     seed: int = 0
     split: Split = "test"
 
+    def __post_init__(self) -> None:
+        if not 0 < self.slip <= 1 or not 0 <= self.wrong_guess <= 1:
+            raise ValueError(
+                f"slip must be in (0, 1], or no case would get its error, wrong_guess in [0, 1]; got {self}"
+            )
+
     def case(self, i: int) -> Case:
         name = self.task.name
         problem = self.task.problem(self.split, i)
