@@ -1,4 +1,4 @@
-"""The command line: ``twofold train | eval | report | calibrate | solve | serve | demo``."""
+"""The command line: ``twofold train | eval | critic | report | calibrate | solve | serve | demo``."""
 
 from __future__ import annotations
 
@@ -113,6 +113,18 @@ def _measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--verifier", help="another model that scores the samples (default: the model itself)")
     sub.add_argument("--system", help="system prompt")
     _upstream(sub)
+
+    sub = command(
+        "critic",
+        _critic,
+        f"Find the first wrong step of solutions. Options: {_options('evals.process', 'Critic')}.",
+        True,
+    )
+    sub.add_argument("model", help="as for eval; of a run with two models the verifier's checkpoint")
+    sub.add_argument("cases", help="sums, letters, countdown (errors are planted), a file or a split of ProcessBench")
+    sub.add_argument("--number", type=int, default=200, help="of cases (%(default)s)")
+    sub.add_argument("--tune-on", metavar="CASES", help="for how=p_yes: choose the threshold on these, other ones")
+    sub.add_argument("--system", help="system prompt")
 
     sub = command("report", _report, "Tables and figures from saved evaluations; needs no model.")
     sub.add_argument("runs", nargs="+", type=Path, help="evaluation or run directories")
@@ -244,6 +256,29 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
         )
     print_table(report([out], out, caps=caps, optimal=args.optimal))
     print(f"report: {out / 'report.html'}")
+    return 0
+
+
+def _critic(args: argparse.Namespace, rest: list[str]) -> int:
+    from twofold import config as configs
+    from twofold import run
+    from twofold.evals.process import Critic, score, tuned
+    from twofold.tasks.processbench import some_cases
+
+    def source(name: str) -> run.Sums | run.Letters | run.Countdown | str:
+        task = run.task_named(name)
+        return name if isinstance(task, run.Data | run.Gym) else task
+
+    critic = configs.override(Critic(), rest)
+    cases = some_cases(source(args.cases), args.number)
+    others = some_cases(source(args.tune_on), args.number, "train") if args.tune_on else []
+    model = run.load(args.model, system=args.system)
+    if others:
+        critic = tuned(model.engine, model.chat, others, critic)
+    found = score(model.engine, model.chat, cases, critic)
+    print(f"F1 {found.f1:.1%} [{found.low:.1%}, {found.high:.1%}] on {found.cases} cases")
+    print(f"with an error, its step found: {found.on_wrong:.1%}; without one, none found: {found.on_right:.1%}")
+    print(f"could not be read: {found.unreadable:.1%}")
     return 0
 
 

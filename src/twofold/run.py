@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
@@ -17,14 +17,13 @@ from twofold.compute.plan import CERTAIN, Plan, parse
 from twofold.compute.rollout import Task
 from twofold.compute.solve import Solution
 from twofold.compute.solve import solve as solve_all
-from twofold.engines.base import PolicyEngine
 from twofold.engines.native import NativeEngine
 from twofold.evals.plans import run as run_plans
 from twofold.evals.pools import read_header
 from twofold.evals.probes import run as run_probes
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
-from twofold.recipes import backtrack, base, mrt, rlv, sft
+from twofold.recipes import backtrack, base, mrt, rlv, sft, tango
 from twofold.tasks.grading import equal
 from twofold.tasks.procedural import Countdown, Letters, Sums
 from twofold.text.chat import CRITIQUE, Chat
@@ -99,7 +98,7 @@ class Config:
 
     model: str = SHIPPED
     system: str | None = None
-    recipe: rlv.RLV | mrt.MRT | backtrack.MRTB | sft.SFT | base.Base = field(default_factory=rlv.RLV)
+    recipe: rlv.RLV | mrt.MRT | backtrack.MRTB | tango.Tango | sft.SFT | base.Base = field(default_factory=rlv.RLV)
     task: TaskConfig = field(default_factory=Sums)
     rollout: Rollouts = field(default_factory=Rollouts)
     optim: Optim = field(default_factory=Optim)
@@ -301,12 +300,12 @@ def train(config: Config, out: str | Path, *, resume: bool = False, title: str =
     found = checkpoint.latest(run)
     _refuse_to_mix(run, config, resume)
     model, tokenizer, chat = _policy(config)
-    engine: PolicyEngine = NativeEngine(model, precision=config.train.precision)
+    models = {"policy": model} | _second(config, tokenizer)
+    engines = {role: NativeEngine(m, precision=config.train.precision) for role, m in models.items()}
     task = make_task(config.task)
-    recipe = _recipe(config, task, chat, model)
-    learners = {"policy": _learner(config, model)}
-    if isinstance(config.recipe, rlv.RLV) and config.recipe.verify == "separate":
-        learners["verifier"] = _learner(config, _weights(config.model)[0])
+    memory = checkpoint.read_memory(found) if resume and found else {}
+    recipe = _recipe(config, task, chat, engines, memory)
+    learners = {role: _learner(config, m, role) for role, m in models.items()}
     start = 0
     if resume and found:
         for role, learner in learners.items():
@@ -318,7 +317,7 @@ def train(config: Config, out: str | Path, *, resume: bool = False, title: str =
             log.say(f"resuming {run} at step {start}")
         problems = _problems(config, task)
         reached = loop(
-            recipe, engine, learners, problems, run=run, tokenizer=tokenizer, start=start, steps=config.train.steps,
+            recipe, engines, learners, problems, memory=memory, run=run, tokenizer=tokenizer, start=start, steps=config.train.steps,
             save_every=config.train.save_every, log=log,
         )  # fmt: skip
     if reached < config.train.steps:
@@ -368,10 +367,28 @@ def _zero_head(model: Any) -> Any:
     return head
 
 
-def _recipe(config: Config, task: Task, chat: Chat, model: Any) -> Collects:
+def _second(config: Config, tokenizer: Any) -> dict[str, Any]:
+    """The second model of the recipes that train one, by its role. Raises ValueError if its tokenizer is another."""
+    match config.recipe:
+        case rlv.RLV(verify="separate"):
+            return {"verifier": _weights(config.model)[0]}
+        case tango.Tango(share=False, verifier=name):
+            model, other = _weights(name or config.model)
+            if other.get_vocab() != tokenizer.get_vocab():
+                raise ValueError(
+                    f"recipe.verifier {name} has another tokenizer than {config.model}: it could not read solutions"
+                )
+            return {"verifier": model}
+    return {}
+
+
+def _recipe(
+    config: Config, task: Task, chat: Chat, engines: Mapping[str, NativeEngine], memory: dict[str, float]
+) -> Collects:
     sampling = Sampling(
         temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens, seed=config.train.seed
     )
+    model = engines["policy"].model
     match config.recipe:
         case rlv.RLV() as chosen:
             return rlv.Recipe(chosen, task, chat, sampling, _frozen(config, model) if config.loss.beta else None)
@@ -383,6 +400,10 @@ def _recipe(config: Config, task: Task, chat: Chat, model: Any) -> Collects:
             start = _frozen(config, model) if chosen.source == "start" else None
             reference = _frozen(config, model) if config.loss.beta else None
             return backtrack.Recipe(chosen, task, chat, sampling, start, reference)
+        case tango.Tango() as chosen:
+            references = {role: _frozen(config, e.model) for role, e in engines.items()} if config.loss.beta else {}
+            steps, second = config.train.steps, engines.get("verifier")
+            return tango.Recipe(chosen, task, chat, sampling, steps, second, references, memory)
         case base.Base() as chosen:
             return base.Recipe(chosen, chat, config.train.seed)
         case _:
@@ -394,11 +415,14 @@ def _frozen(config: Config, model: Any) -> NativeEngine:
     return NativeEngine(copy.deepcopy(model), precision=config.train.precision)
 
 
-def _learner(config: Config, model: Any) -> Learner:
-    verify = getattr(config.recipe, "verify", None)
+def _learner(config: Config, model: Any, role: str) -> Learner:
+    """Its learning rate runs over its own updates, which are all steps unless models take turns."""
+    verify, steps = getattr(config.recipe, "verify", None), config.train.steps
+    if isinstance(config.recipe, tango.Tango):
+        steps = tango.planned(config.recipe, steps)[role]
     return Learner(
         model, config.optim, config.loss,
-        steps=config.train.steps, temperature=config.rollout.temperature, epochs=config.train.epochs,
+        steps=steps, temperature=config.rollout.temperature, epochs=config.train.epochs,
         minibatches=config.train.minibatches, precision=config.train.precision,
         micro_tokens=config.train.micro_tokens or (1024 if model.device.type == "cpu" else 16384),
         checkpointing=config.train.checkpointing, value="mse" if verify == "regression" else "bce",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol
@@ -62,6 +63,31 @@ def extend(engine: Engine, chat: Chat, cut: Sequence[Rollout], sampling: Samplin
     return [
         ungraded(chat, r.problem.question, r.prompt, join(r.completion, m)) for r, (m,) in zip(cut, more, strict=True)
     ]
+
+
+def continued_values(
+    engine: Engine,
+    chat: Chat,
+    task: Task,
+    rollouts: Sequence[Rollout],
+    ends: Sequence[Sequence[int]],
+    sampling: Sampling,
+) -> list[list[float]]:
+    """Mean reward of ``sampling.n`` continuations from each end of each rollout (VinePPO, arXiv:2410.01679), in one call.
+
+    ``ends[i]`` are token counts of rollout i's completion. NaN where no continuation could be graded.
+    """
+    owners = [(r, end) for r, own in zip(rollouts, ends, strict=True) for end in own]
+    prefixes = [[*r.prompt, *r.completion.tokens[:end]] for r, end in owners]
+    values = []
+    drawn = engine.generate(prefixes, sampling) if prefixes else []
+    for (r, end), completions in zip(owners, drawn, strict=True):
+        texts = [chat.decode([*r.completion.tokens[:end], *c.tokens]) for c in completions]
+        rewards = [task.grade(r.problem, text)[1].reward for text in texts]
+        known = [x for x in rewards if x is not None]
+        values.append(sum(known) / len(known) if known else math.nan)
+    found = iter(values)
+    return [[next(found) for _ in own] for own in ends]
 
 
 def forced(tokens: list[int]) -> Completion:

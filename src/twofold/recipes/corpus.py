@@ -18,7 +18,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from twofold.tasks.procedural import Countdown, Letters, Sums, apply
+from twofold.tasks.procedural import Countdown, Letters, Sums
+from twofold.tasks.worked import Attempt, attempt_countdown, attempt_letters, attempt_sums
 from twofold.text.chat import CRITIQUE, JUDGE, Turn
 from twofold.types import Problem
 
@@ -45,94 +46,6 @@ class Mix:
     """Per step, where the solution is learnt."""
     planted_guess: float = 0.50
     planted_slip: float = 0.10
-
-
-@dataclass(slots=True)
-class Attempt:
-    """A worked attempt: its lines, which of them are right, the answer, and whether that is right."""
-
-    lines: list[str]
-    right: list[bool]
-    answer: str
-    correct: bool
-    reached: int | None = None
-
-    def text(self) -> str:
-        return "\n".join([*self.lines, f"\\boxed{{{self.answer}}}"])
-
-
-def slipped(rng: random.Random, value: int) -> int:
-    """A wrong result near ``value``: off by one, a carry missed, or two digits swapped."""
-    wrong = rng.choice(
-        [value + 1, value - 1, value + 10, value - 10, int(str(abs(value))[::-1]), value + rng.randint(2, 9)]
-    )
-    return wrong if wrong != value else value + 1
-
-
-def chain(
-    rng: random.Random, start: int, steps: list[tuple[str, int]], slip: float
-) -> tuple[list[str], list[bool], int]:
-    """Lines "a op b=c" of a chain, which of them are right, and where it ends."""
-    lines, right, value = [], [], start
-    for op, asked in steps:
-        operand = asked
-        kind = rng.random()
-        if kind < slip / 4:  # copied wrongly from the question
-            operand = max(2, asked + rng.choice([-1, 1, 10]))
-        result = apply(value, op, operand)
-        if slip / 4 <= kind < slip:
-            result = slipped(rng, result)
-        lines.append(f"{value}{op}{operand}={result}")
-        right.append(operand == asked and result == apply(value, op, operand))
-        value = result
-    return lines, right, value
-
-
-def attempt_sums(rng: random.Random, problem: Problem, wrong: float, slip: float) -> Attempt:
-    """A start is chosen, the chain run from it, and where that leads set beside what was asked."""
-    meta = problem.meta
-    start, starts, goal = meta["start"], meta["starts"], meta["result"]
-    choice = len(starts) > 1
-    if choice and rng.random() < wrong:
-        start = rng.choice([s for s in starts if s != start])
-    lines, right, value = chain(rng, start, meta["steps"], slip)
-    if choice:
-        lines.append(f"{value} vs {goal}")
-        right.append(value == goal)
-    answer = str(start if choice else value)
-    return Attempt(lines, right, answer, answer == problem.answer, value)
-
-
-def attempt_countdown(rng: random.Random, problem: Problem, wrong: float, slip: float) -> Attempt:
-    numbers, target = list(problem.meta["numbers"]), problem.meta["target"]
-    if rng.random() < wrong:
-        rng.shuffle(numbers)
-        ops = [rng.choice("+-*") for _ in numbers[1:]]
-    else:
-        flat = problem.answer.replace("(", "").replace(")", "")
-        ops = [c for c in flat if c in "+-*"]
-        numbers = [int(x) for x in flat.replace("-", "+").replace("*", "+").split("+")]
-    steps = list(zip(ops, numbers[1:], strict=True))
-    text = str(numbers[0])
-    for j, (op, operand) in enumerate(steps):
-        text = f"{'(' + text + ')' if j else text}{op}{operand}"
-    lines, right, value = chain(rng, numbers[0], steps, slip)
-    lines.append(f"{value} vs {target}")
-    right.append(value == target)
-    _, grade = Countdown().grade(problem, f"\\boxed{{{text}}}")
-    return Attempt(lines, right, text, grade.label == "correct", value)
-
-
-def attempt_letters(rng: random.Random, problem: Problem, slip: float) -> Attempt:
-    lines, right, joined = [], [], ""
-    for word in problem.meta["words"]:
-        letter = word[-1]
-        if rng.random() < slip:
-            letter = rng.choice([c for c in word if c != word[-1]] or ["x"])
-        joined += letter
-        lines.append(f"{word}: {letter}, {joined}")
-        right.append(letter == word[-1])
-    return Attempt(lines, right, joined, joined == problem.answer)
 
 
 def critique(attempt: Attempt) -> str:

@@ -12,6 +12,7 @@ Deviation: rollouts whose reward could not be computed (grader timeout or error)
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from twofold.compute.judge import p_yes, question
-from twofold.compute.rollout import Task, rollouts
+from twofold.compute.rollout import Task, continued_values, rollouts
 from twofold.engines.base import Engine
 from twofold.maths.credit import differences, grpo, rloo, spread
 from twofold.maths.stats import verifier_quality
@@ -115,27 +116,14 @@ class Recipe:
         """VinePPO: the value of every step boundary from ``vine_k`` continuations, all in one engine call."""
         everyone = [r for g in groups for r in g]
         ends = [step_ends([self.chat.decode([t]) for t in r.completion.tokens]) for r in everyone]
-        prefixes = [
-            [*r.prompt, *r.completion.tokens[:end]]
-            for r, es in zip(everyone, ends, strict=True)
-            for end in [0, *es[:-1]]
-        ]
-        owners = [r for r, es in zip(everyone, ends, strict=True) for _ in es]
         # a seed of its own: with the rollouts' the continuations of a bare prompt would be the rollouts over again
-        branches = engine.generate(prefixes, replace(sampling, n=self.config.vine_k, seed=sampling.seed + 1))
-        values: list[float] = []
-        for rollout, prefix, completions in zip(owners, prefixes, branches, strict=True):
-            so_far = prefix[len(rollout.prompt) :]
-            grades = [
-                self.task.grade(rollout.problem, self.chat.decode([*so_far, *c.tokens]))[1].reward for c in completions
-            ]
-            known = [g for g in grades if g is not None]
-            values.append(sum(known) / len(known) if known else 0.0)
-        out, start = [], 0
-        for rollout, es in zip(everyone, ends, strict=True):
-            steps = differences(values[start : start + len(es)], final=rollout.grade.reward or 0.0)
-            out.append(spread(steps, es, len(rollout.completion.tokens)))
-            start += len(es)
+        more = replace(sampling, n=self.config.vine_k, seed=sampling.seed + 1)
+        starts = [[0, *es[:-1]] for es in ends]
+        values = continued_values(engine, self.chat, self.task, everyone, starts, more)
+        out = []
+        for r, es, row in zip(everyone, ends, values, strict=True):
+            steps = differences([0.0 if math.isnan(v) else v for v in row], final=r.grade.reward or 0.0)
+            out.append(spread(steps, es, len(r.completion.tokens)))
         return out
 
     def _judged(self, everyone: list[Rollout], step: int) -> set[int]:

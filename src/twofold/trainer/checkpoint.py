@@ -1,13 +1,14 @@
 """Checkpoints: a plain Hugging Face model directory plus the trainer's state. Only safetensors and JSON.
 
 ``checkpoints/step-40/`` loads with ``from_pretrained`` and ``vllm serve`` as it is. Randomness and data order are
-functions of (seed, step), so the optimiser's moments and the step number are all the state there is.
+functions of (seed, step), so the optimiser's moments, the step number and a recipe's few numbers are all the state there is.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ OPTIMIZER = "optimizer.safetensors"
 HEAD = "value_head.safetensors"
 
 
-def save(run: Path, step: int, learner: Learner, tokenizer: Any, role: str = "policy") -> Path:
+def save(
+    run: Path,
+    step: int,
+    learner: Learner,
+    tokenizer: Any,
+    role: str = "policy",
+    memory: Mapping[str, float] | None = None,
+) -> Path:
     """Write ``run/checkpoints/step-N`` (``step-N-ROLE`` for other roles) under a draft name, then rename it."""
     final = run / "checkpoints" / (f"step-{step}" if role == "policy" else f"step-{step}-{role}")
     draft = final.with_name(final.name + ".draft")
@@ -33,7 +41,9 @@ def save(run: Path, step: int, learner: Learner, tokenizer: Any, role: str = "po
         for name, value in state.items()
     }
     save_file({k: v.contiguous() for k, v in moments.items()}, draft / OPTIMIZER)
-    (draft / STATE).write_text(json.dumps({"step": step, "learner_step": learner.step}) + "\n")
+    (draft / STATE).write_text(
+        json.dumps({"step": step, "learner_step": learner.step, "memory": dict(memory or {})}) + "\n"
+    )
     shutil.rmtree(final, ignore_errors=True)
     draft.rename(final)
     return final
@@ -64,6 +74,11 @@ def latest(run: Path) -> Path | None:
     """The newest complete policy checkpoint of a run, or None."""
     found = [p for p in (run / "checkpoints").glob("step-*") if p.name[5:].isdigit() and (p / STATE).is_file()]
     return max(found, key=lambda p: int(p.name[5:]), default=None)
+
+
+def read_memory(directory: Path) -> dict[str, float]:
+    """What the recipe remembered when this checkpoint was written; nothing before there was such a thing."""
+    return json.loads((directory / STATE).read_text()).get("memory", {})
 
 
 def restore(directory: Path, learner: Learner) -> int:

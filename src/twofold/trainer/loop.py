@@ -26,10 +26,11 @@ class Collects(Protocol):
 
 def train(
     recipe: Collects,
-    engine: PolicyEngine,
+    engines: Mapping[str, PolicyEngine],
     learners: Mapping[str, Learner],
     problems: Callable[[int], list[Problem]],
     *,
+    memory: Mapping[str, float],
     run: Path,
     tokenizer: Any,
     start: int,
@@ -37,20 +38,23 @@ def train(
     save_every: int,
     log: Log,
 ) -> int:
-    """Run steps ``start`` .. ``steps - 1``; returns the number of the next step (less than ``steps`` if asked to stop).
+    """Run steps ``start`` .. ``steps - 1`` with an engine and a learner per role; ``memory``, the recipe's, is saved with the
+    weights. Returns the number of the next step (less than ``steps`` if asked to stop).
 
     Ctrl-C or SIGTERM finishes the step, saves, and returns; a second one stops at once.
     """
     with _Stop() as stop:
         for step in range(start, steps):
             began = time.monotonic()
-            samples, stats = recipe.collect(engine, problems(step), step)
+            samples, stats = recipe.collect(engines["policy"], problems(step), step)
             collected = time.monotonic()
-            engine.rest()
+            for engine in engines.values():
+                engine.rest()
             for role, learner in learners.items():
                 prefix = "" if role == "policy" else f"{role}/"
                 stats |= {prefix + k: v for k, v in learner.update(samples.get(role, [])).items()}
-            engine.load(learners["policy"].weights())
+            for role, engine in engines.items():
+                engine.load(learners[role].weights())
             ended = time.monotonic()
             log.step(
                 step,
@@ -61,7 +65,7 @@ def train(
             if done == steps or stop.asked or (save_every and done % save_every == 0):
                 # the policy's last: its presence says that the step is whole
                 for role, learner in reversed(list(learners.items())):
-                    checkpoint.save(run, done, learner, tokenizer, role)
+                    checkpoint.save(run, done, learner, tokenizer, role, memory)
             if stop.asked:
                 return done
     return steps

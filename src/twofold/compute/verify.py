@@ -1,0 +1,78 @@
+"""Ask a model to check a solution in writing, step by step (Tango's verifier, arXiv:2505.15034)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from twofold.compute.value import Value
+from twofold.engines.base import Engine
+from twofold.text.chat import Chat
+from twofold.text.steps import Critique, Cut, read, token_ends
+from twofold.types import Completion, Rollout, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """One verification as it was drawn, and what it says."""
+
+    prompt: list[int]
+    completion: Completion
+    critique: Critique
+
+
+def step_ends(chat: Chat, rollout: Rollout, cut: Cut) -> list[int]:
+    """Tokens of the completion up to the end of each of its steps."""
+    return token_ends([chat.decode([t]) for t in rollout.completion.tokens], cut)
+
+
+def asked(chat: Chat, tokens: Sequence[int], question: str, steps: int) -> list[int]:
+    """The verifier's prompt: prompt and solution as they are, then the question, with ``{steps}`` in it filled in."""
+    return chat.ask(tokens, question.replace("{steps}", str(steps)))
+
+
+def verify(
+    engine: Engine, chat: Chat, rollouts: Sequence[Rollout], steps: Sequence[int], question: str, sampling: Sampling
+) -> list[list[Verification]]:
+    """``sampling.n`` verifications of each rollout, whose number of steps is in ``steps``; all in one engine call.
+
+    An engine that kept the rollouts' caches reads only the question and writes.
+    """
+    prompts = [
+        asked(chat, [*r.prompt, *r.completion.tokens], question, k) for r, k in zip(rollouts, steps, strict=True)
+    ]
+    drawn = engine.generate(prompts, sampling) if prompts else []
+    return [
+        [Verification(p, c, read(chat.decode(c.tokens))) for c in completions]
+        for p, completions in zip(prompts, drawn, strict=True)
+    ]
+
+
+def mean_verdicts(verifications: Sequence[Verification], steps: int) -> list[float] | None:
+    """Mean verdict of each step, +1 right, -1 wrong, over the verifications that judge each step once; None if none does."""
+    known = [v for x in verifications if (v := x.critique.verdicts(steps)) is not None]
+    return [sum(2.0 * ok - 1 for ok in column) / len(known) for column in zip(*known, strict=True)] if known else None
+
+
+def step_value(question: str, sampling: Sampling, cut: Cut = "tags", of: Literal["steps", "final"] = "steps") -> Value:
+    """A solution's value by ``sampling.n`` written verifications, for votes, search and whatever else takes a ``Value``.
+
+    ``steps``: the least share, over its steps, of verifications that call the step right, among those that judge each step once
+    (0 if none does). ``final``: the share that calls the whole right. Verdicts + + | + - | ? of two steps: 1/2.
+    """
+
+    def value(engine: Engine, chat: Chat, partials: Sequence[Rollout]) -> list[tuple[float, int]]:
+        counts = [len(step_ends(chat, r, cut)) for r in partials]
+        found = verify(engine, chat, partials, counts, question, replace(sampling, stop=chat.stop))
+        values = []
+        for r, k, drawn in zip(partials, counts, found, strict=True):
+            if of == "steps":
+                score = (1 + min(mean_verdicts(drawn, k) or [-1.0])) / 2
+            else:
+                score = sum(v.critique.final is True for v in drawn) / len(drawn)
+            read = len(drawn[0].prompt) - len(r.prompt) - len(r.completion.tokens)
+            values.append((score, read + sum(len(v.completion.tokens) for v in drawn)))
+        return values
+
+    return value

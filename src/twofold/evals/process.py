@@ -1,0 +1,161 @@
+"""ProcessBench with a model as the critic: three ways to find the first wrong step, one score (``maths.process``)."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from twofold.compute.judge import p_yes
+from twofold.compute.rollout import forced, ungraded
+from twofold.compute.verify import verify
+from twofold.engines.base import Engine
+from twofold.maths.process import ProcessScore, best_threshold, first_error, process_score
+from twofold.tasks.processbench import Case
+from twofold.text.chat import Chat
+from twofold.text.extract import last_boxed
+from twofold.text.steps import VERIFY, Critique, Cut, written
+from twofold.types import Rollout, Sampling
+
+PROMPT = r"""Here are a mathematical problem and a solution, cut into paragraphs that are counted from 0.
+
+Problem:
+{problem}
+
+Solution:
+{solution}
+
+Check the solution paragraph by paragraph. If there is an error, find the paragraph in which the earliest error is, and give \
+its index. If there is no error, give -1. Put the index alone into \boxed{}."""
+"""Our words for the task that ProcessBench sets to a prompted model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Critic:
+    """``how`` a model finds the first wrong step:
+
+    * ``verifier``: it writes a verdict on each step, as Tango's verifier does; the first INCORRECT counts. A verification
+      without one verdict for each step cannot be read. ``whole``: the final verdict must be CORRECT for "no error", else the
+      prediction cannot be read.
+    * ``prompted``: it is given the problem and the numbered steps, and boxes an index.
+    * ``p_yes``: P(Yes) of the solution up to each step; the first under ``threshold`` counts.
+
+    ``votes`` predictions are drawn of each case, at ``temperature`` if there are several, and the most frequent one counts.
+    """
+
+    how: Literal["verifier", "prompted", "p_yes"] = "verifier"
+    votes: int = 1
+    temperature: float = 1.0
+    max_tokens: int = 1024
+    cut: Cut = "tags"
+    question: str = VERIFY
+    whole: bool = False
+    threshold: float = 0.5
+    batch: int = 32
+    """Cases per engine call."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.votes < 1 or self.batch < 1:
+            raise ValueError(f"votes and batch must be at least 1, got {self}")
+
+
+def score(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> ProcessScore:
+    """How well the critic finds first wrong steps."""
+    return process_score([c.label for c in cases], predict(engine, chat, cases, critic))
+
+
+def predict(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> list[int | None]:
+    """The predicted first wrong step of each case, -1 for none, None where nothing could be read."""
+    found: list[int | None] = []
+    for i in range(0, len(cases), critic.batch):
+        part = cases[i : i + critic.batch]
+        if critic.how == "p_yes":
+            found += [
+                first_error([v >= critic.threshold for v in row])
+                for row in prefix_values(engine, chat, part, critic.cut)
+            ]
+        else:
+            how = _verified if critic.how == "verifier" else _prompted
+            found += [most_frequent(votes) for votes in how(engine, chat, part, critic)]
+    return found
+
+
+def most_frequent(votes: Sequence[int | None]) -> int | None:
+    """Of the votes that could be read; the first cast of equals.
+
+    >>> most_frequent([None, 2, -1, -1]), most_frequent([None])
+    (-1, None)
+    """
+    counts = Counter(v for v in votes if v is not None)
+    return max(counts, key=lambda v: counts[v], default=None)
+
+
+def prefix_values(engine: Engine, chat: Chat, cases: Sequence[Case], cut: Cut = "tags") -> list[list[float]]:
+    """P(Yes) of the solution up to each of its steps, the answer behind the last one, in one engine call."""
+    partial = []
+    for c in cases:
+        for k in range(1, len(c.steps) + 1):
+            cut_off = replace(c, steps=c.steps[:k], answer=c.answer if k == len(c.steps) else "")
+            partial.append(solution(chat, cut_off, cut))
+    values = iter(p_yes(engine, chat, partial, normalised=True))
+    return [[next(values) for _ in c.steps] for c in cases]
+
+
+def tuned(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> Critic:
+    """The critic with the ``threshold`` that is best on these cases, which no score may then be taken on."""
+    parts = [cases[i : i + critic.batch] for i in range(0, len(cases), critic.batch)]
+    values = [row for part in parts for row in prefix_values(engine, chat, part, critic.cut)]
+    return replace(critic, threshold=best_threshold(values, [c.label for c in cases]))
+
+
+def solution(chat: Chat, case: Case, cut: Cut) -> Rollout:
+    """The case as if the model had written it."""
+    text = written(case.steps, case.answer, cut)
+    return ungraded(chat, case.problem, chat.prompt(case.problem), forced(chat.encode(text, tags=True)))
+
+
+def _sampling(chat: Chat, critic: Critic) -> Sampling:
+    temperature = critic.temperature if critic.votes > 1 else 0.0
+    return Sampling(critic.votes, temperature, max_tokens=critic.max_tokens, stop=chat.stop, seed=critic.seed)
+
+
+def _verified(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> list[list[int | None]]:
+    rollouts = [solution(chat, c, critic.cut) for c in cases]
+    counts = [len(c.steps) for c in cases]
+    found = verify(engine, chat, rollouts, counts, critic.question, _sampling(chat, critic))
+    return [[said(v.critique, k, critic.whole) for v in drawn] for drawn, k in zip(found, counts, strict=True)]
+
+
+def said(critique: Critique, steps: int, whole: bool) -> int | None:
+    """The first step that a verification calls INCORRECT, -1 for none, None if it cannot be read."""
+    verdicts = critique.verdicts(steps)
+    if verdicts is None:
+        return None
+    first = first_error(verdicts)
+    return None if whole and first < 0 and not critique.final else first
+
+
+def _prompted(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> list[list[int | None]]:
+    prompts = [chat.prompt(paragraphs(c)) for c in cases]
+    drawn = engine.generate(prompts, _sampling(chat, critic))
+    return [[index(chat.decode(c.tokens), len(case.steps)) for c in cs] for cs, case in zip(drawn, cases, strict=True)]
+
+
+def paragraphs(case: Case) -> str:
+    """The prompt with the case filled in, each of its steps between tags with its number."""
+    steps = "\n\n".join(f"<paragraph_{i}>\n{s}\n</paragraph_{i}>" for i, s in enumerate(case.steps))
+    before, between, after = re.split(r"\{problem\}|\{solution\}", PROMPT)
+    return before + case.problem + between + steps + after
+
+
+def index(text: str, steps: int) -> int | None:
+    r"""The index that a text boxes last, None if it is not one of -1 .. ``steps`` - 1.
+
+    >>> index(r"so \boxed{2}", 3), index(r"\boxed{-1}", 3), index(r"\boxed{3}", 3), index("2", 3)
+    (2, -1, None, None)
+    """
+    boxed = last_boxed(text) or ""
+    return int(boxed) if re.fullmatch(r"-1|[0-9]{1,4}", boxed) and int(boxed) < steps else None

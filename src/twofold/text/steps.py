@@ -1,0 +1,214 @@
+r"""Steps and verdicts on them: what Tango's generator and verifier write (arXiv:2505.15034), read strictly, in linear time.
+
+The generator writes its steps between tags, or, as the shipped model does, one on a line::
+
+    <think>                                      47+38=85
+    <step>47+38=85</step>                        85-9=76
+    <step>85-9=76</step>                         \boxed{76}
+    </think>
+    <answer>\boxed{76}</answer>
+
+The verifier writes a verdict for each step and one for the whole::
+
+    <step_verification>
+    <step>... \boxed{CORRECT}</step>
+    <step>... \boxed{CORRECT}</step>
+    </step_verification>
+    <final_verification>\boxed{CORRECT}</final_verification>
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+
+from twofold.text.extract import last_boxed
+
+Cut = Literal["tags", "lines"]
+"""How a solution is cut into steps: at its tags, or at the ends of its lines."""
+
+SOLVE = r"""Solve the problem step by step. Write nothing outside of these tags:
+<think>
+<step>one step of the reasoning</step>
+<step>the next step</step>
+</think>
+<answer>\boxed{the final answer}</answer>
+All reasoning belongs inside steps. The answer must be boxed."""
+"""A system prompt that asks for tagged steps."""
+
+VERIFY = r"""Check the solution above, which has {steps} steps. Write one verification for each step, in order, {steps} in all: \
+think the step through yourself instead of repeating it, and end with \boxed{CORRECT} or \boxed{INCORRECT}. Then judge the \
+whole solution with its answer. Write nothing outside of these tags. For a solution of two steps, the second of them wrong:
+<step_verification>
+<step>Three boxes of 4 hold 3*4=12. \boxed{CORRECT}</step>
+<step>12 less 5 is 7, not 8. \boxed{INCORRECT}</step>
+</step_verification>
+<final_verification>\boxed{INCORRECT}</final_verification>"""
+"""The question to a verifier; ``{steps}`` stands for their number."""
+
+_STEP = re.compile(r"<(/?)step>")
+_VERDICT = re.compile(r"\\box(?:ed)?\{(CORRECT|INCORRECT)\}", re.IGNORECASE)
+
+
+def spans(text: str, cut: Cut = "tags") -> list[tuple[int, int]]:
+    r"""Where each step begins and ends, in characters, its tags or its line break included.
+
+    A step in tags goes from a ``<step>`` to the next ``</step>``, wherever it stands; one that is never closed is none. By
+    lines, every line that is not blank is a step, up to the one with the answer in a box.
+
+    >>> spans("<step>1</step> so <step>2</step><step>3")
+    [(0, 14), (18, 32)]
+    >>> spans("1+1=2\n\n2+2=4\n\\boxed{4}", "lines")
+    [(0, 6), (7, 13)]
+    """
+    found: list[tuple[int, int]] = []
+    if cut == "lines":
+        start = 0
+        for line in re.findall(r"[^\n]*\n|[^\n]+", text):
+            if "\\boxed{" in line:
+                break
+            if line.strip():
+                found.append((start, start + len(line)))
+            start += len(line)
+        return found
+    opened: int | None = None
+    for tag in _STEP.finditer(text):
+        if not tag[1]:
+            opened = tag.start() if opened is None else opened
+        elif opened is not None:
+            found.append((opened, tag.end()))
+            opened = None
+    return found
+
+
+def token_ends(pieces: Sequence[str], cut: Cut = "tags") -> list[int]:
+    r"""Token index behind each step: behind the token with its last character. ``pieces[t]`` is the text of token t.
+
+    This is the paper's I(k), plus one; the released code pays one token later.
+
+    >>> token_ends(["<think>", "<step>", "1+1", "=2", "</", "step>\n", "<step>", "4", "</step>", "."])
+    [6, 9]
+    """
+    starts = [0, *accumulate(map(len, pieces))]
+    return [bisect_left(starts, end) for _, end in spans("".join(pieces), cut)]
+
+
+def written(steps: Sequence[str], answer: str, cut: Cut = "tags") -> str:
+    r"""A solution of these steps as the generator should write it; an empty answer is left out.
+
+    >>> written(["1+1=2"], "2")
+    '<think>\n<step>1+1=2</step>\n</think>\n<answer>\\boxed{2}</answer>'
+    """
+    if cut == "lines":
+        return "\n".join([*steps, *([f"\\boxed{{{answer}}}"] if answer else [])])
+    thought = "\n".join(["<think>", *(f"<step>{s}</step>" for s in steps), "</think>"])
+    return thought + (f"\n<answer>\\boxed{{{answer}}}</answer>" if answer else "")
+
+
+def solution_format(text: str, cut: Cut = "tags") -> float:
+    r"""How well a solution keeps to its form, 0 to 1: whether its steps can be counted on.
+
+    In tags: 0 without an ``<answer>`` block; else 1, less 0.8 if nothing is boxed in it, less 0.8 without steps or 0.4 with
+    fewer than three. By lines: 1 with a boxed answer and a step before it, else 0.
+
+    >>> solution_format(written(["1+1=2"], "2"))
+    0.6
+    """
+    steps = len(spans(text, cut))
+    if cut == "lines":
+        return float(steps > 0 and last_boxed(text) is not None)
+    answer = _between(text, "answer")
+    if answer is None:
+        return 0.0
+    score = 1 - 0.8 * (last_boxed(answer) is None) - (0.8 if not steps else 0.4 if steps < 3 else 0.0)
+    return max(0.0, score)
+
+
+@dataclass(frozen=True, slots=True)
+class Critique:
+    """What a verifier wrote. ``steps``: the verdict of each step block, None where it does not end with one.
+
+    ``final``: the verdict on the whole, None if there is none. ``shape``: the text is nothing but the two blocks.
+    ``closed``: the final block ends with its verdict. ``loose``: there is text between the step blocks.
+    """
+
+    steps: list[bool | None]
+    final: bool | None
+    shape: bool
+    closed: bool
+    loose: bool
+
+    def verdicts(self, count: int) -> list[bool] | None:
+        """The verdicts on a solution of ``count`` steps, if there is exactly one for each."""
+        known = [v for v in self.steps if v is not None]
+        return known if len(known) == len(self.steps) == count > 0 else None
+
+    def format(self, count: int, counted: bool = True) -> float:
+        """The format score of the released code, 0 to 1, for a solution of ``count`` steps.
+
+        0 unless the text is one step-verification block and one final-verification block; else 1, less 0.8 if the final
+        block does not end with its verdict, 0.8 if there are no step blocks or (if ``counted``) not ``count`` that end
+        with a verdict, 0.4 for text between step blocks.
+        """
+        if not self.shape:
+            return 0.0
+        miscounted = counted and sum(v is not None for v in self.steps) != count
+        return max(0.0, 1 - 0.8 * (not self.closed) - 0.8 * (not self.steps or miscounted) - 0.4 * self.loose)
+
+
+def read(text: str) -> Critique:
+    r"""What a verifier wrote, verdicts on steps from inside of the first ``<step_verification>`` block only.
+
+    ``\box{}`` counts as ``\boxed{}``, small letters as capitals; a full stop and spaces may follow a verdict.
+
+    >>> c = read(r"<step_verification><step>\boxed{correct}. </step><step>\boxed{CORRECT} or not</step></step_verification>")
+    >>> c.steps, c.final
+    ([True, None], None)
+    """
+    body, final = _between(text, "step_verification"), _between(text, "final_verification")
+    blocks = spans(body or "")
+    outside = _without(body or "", blocks)
+    judged = _VERDICT.findall(final or "")
+    return Critique(
+        steps=[_ending((body or "")[a:b].removesuffix("</step>")) for a, b in blocks],
+        final=_right(judged[-1]) if judged else None,
+        shape=_is_two_blocks(text),
+        closed=_ending(final or "") is not None,
+        loose=bool(outside.strip()),
+    )
+
+
+def _is_two_blocks(text: str) -> bool:
+    tags = [f"<{slash}{name}_verification>" for name in ("step", "final") for slash in ("", "/")]
+    if any(text.count(tag) != 1 for tag in tags):
+        return False
+    places = [text.index(tag) for tag in tags]
+    between = text[places[1] + len(tags[1]) : places[2]]
+    return places == sorted(places) and not (text[: places[0]] + between + text[places[3] + len(tags[3]) :]).strip()
+
+
+def _between(text: str, name: str) -> str | None:
+    """What the first block of this name holds, None if there is none or it is never closed."""
+    _, opened, rest = text.partition(f"<{name}>")
+    inside, closed, _ = rest.partition(f"</{name}>")
+    return inside if opened and closed else None
+
+
+def _without(text: str, blocks: Sequence[tuple[int, int]]) -> str:
+    starts, ends = [a for a, _ in blocks], [b for _, b in blocks]
+    return "".join(text[a:b] for a, b in zip([0, *ends], [*starts, len(text)], strict=True))
+
+
+def _ending(block: str) -> bool | None:
+    """The verdict that a block ends with."""
+    block = block.rstrip().removesuffix(".").rstrip()
+    found = _VERDICT.search(block, max(0, len(block) - 20))
+    return _right(found[1]) if found and found.end() == len(block) else None
+
+
+def _right(word: str) -> bool:
+    return word.upper() == "CORRECT"
