@@ -16,6 +16,7 @@ from twofold import config as configs
 from twofold import run
 from twofold.compute.backtrack import Backtracking, backtracking, tried
 from twofold.compute.rollout import rollouts
+from twofold.options import Config
 from twofold.recipes.backtrack import MRTB, Recipe
 from twofold.tasks.procedural import Sums
 from twofold.text.backtrack import MARK, attempts, line_starts
@@ -281,7 +282,7 @@ def test_continuations_are_computed_from_the_attempts_own_cache(model, chat):
     [["recipe.method=rl", "recipe.source=start", "loss.beta=0.1"], ["recipe.method=warm"], ["recipe.method=rise"]],
 )
 def test_the_config_in_the_repository_runs(settings, tmp_path):
-    base = configs.load(run.Config, ROOT / "configs" / "backtrack-sums.toml")
+    base = configs.load(Config, ROOT / "configs" / "backtrack-sums.toml")
     config = configs.override(base, [*settings, "train.steps=2", "rollout.problems=2", "rollout.max_tokens=40"])
     run.train(config, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -10,19 +10,20 @@ from transformers import AutoModelForCausalLM
 from twofold import cli, config, demo, run
 from twofold.compute.rollout import rollouts
 from twofold.evals.pools import read_pools
+from twofold.options import ALIASES, Config
 from twofold.types import Sampling
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_the_demo_trains_what_the_config_file_says():
-    assert config.load(run.Config, ROOT / "configs" / "rlv-sums.toml", run.ALIASES) == demo.CONFIG
+    assert config.load(Config, ROOT / "configs" / "rlv-sums.toml", ALIASES) == demo.CONFIG
 
 
 def test_every_config_file_is_valid():
     for path in (ROOT / "configs").glob("*.toml"):
-        loaded = config.load(run.Config, path, run.ALIASES)
-        assert config.from_dict(run.Config, __import__("tomllib").loads(config.to_toml(loaded))) == loaded
+        loaded = config.load(Config, path, ALIASES)
+        assert config.from_dict(Config, __import__("tomllib").loads(config.to_toml(loaded))) == loaded
 
 
 def test_the_shipped_model_is_small_standard_and_solves_some():

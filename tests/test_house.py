@@ -20,12 +20,12 @@ PACKAGE = ROOT / "src" / "twofold"
 # A part may import what stands to the right of it on any line, and itself. `engines` is a concrete engine and its
 # helpers, `engines.base` the protocol. A new part needs a place here.
 ORDER = """
-cli -> demo -> run -> recipes evals serve -> compute -> engines.base -> types
-run -> trainer -> engines.base
+cli -> demo -> run -> options -> recipes evals serve -> compute -> engines.base -> types
+run options -> trainer -> engines.base
 run -> engines -> engines.base maths
 recipes evals -> tasks -> text -> types
 compute -> text
-cli demo run compute -> config
+cli demo run options compute -> config
 recipes evals serve compute trainer tasks -> maths
 """
 WHOLE = {"__init__", "__main__"}  # the package's front doors may name every part, lazily

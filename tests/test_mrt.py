@@ -23,6 +23,7 @@ from twofold.compute.cost import Cost
 from twofold.compute.probe import Probe, Prover, boundaries, probe
 from twofold.compute.rollout import rollouts
 from twofold.maths.credit import grpo
+from twofold.options import Config
 from twofold.recipes.mrt import MRT, Recipe, best_prefix, branch_advantages, penalised
 from twofold.tasks.procedural import Sums
 from twofold.text.chat import Chat
@@ -452,7 +453,7 @@ def test_bad_options_are_refused(wrong):
     ],
 )
 def test_the_config_in_the_repository_runs(settings, tmp_path):
-    base = configs.load(run.Config, ROOT / "configs" / "mrt-sums.toml")
+    base = configs.load(Config, ROOT / "configs" / "mrt-sums.toml")
     config = configs.override(base, [*settings, "train.steps=2", "rollout.problems=2", "rollout.max_tokens=60"])
     run.train(config, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -24,6 +24,7 @@ from twofold.compute.verify import step_ends, step_value
 from twofold.compute.verify import verify as verifications
 from twofold.engines.native import NativeEngine
 from twofold.maths.credit import grpo, standardise
+from twofold.options import Config
 from twofold.recipes.tango import Recipe, Tango, monte_carlo, planned, turn
 from twofold.tasks.procedural import Sums
 from twofold.text.chat import Chat
@@ -500,8 +501,8 @@ def test_search_led_by_written_verdicts() -> None:
 # ---------------------------------------------------------------- whole runs
 
 
-def small(*settings: str) -> run.Config:
-    base = configs.load(run.Config, ROOT / "configs" / "tango-sums.toml")
+def small(*settings: str) -> Config:
+    base = configs.load(Config, ROOT / "configs" / "tango-sums.toml")
     fast = ["recipe.verifier_warmup=1", "recipe.generator_updates=1", "recipe.rollouts=3", "train.steps=4"]
     return configs.override(base, [*fast, "rollout.problems=3", "train.save_every=2", *settings])
 
@@ -568,7 +569,7 @@ def test_the_published_config_trains_two_models(tiny_qwen: Path, tmp_path: Path)
     """On random weights with that model's chat format: bfloat16, checkpointing, KL to two references, tagged steps."""
     rows = [{"problem": f"What is {i} + {i}?", "solution": f"It is $\\boxed{{{2 * i}}}$."} for i in range(4)]
     (tmp_path / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    base = configs.load(run.Config, ROOT / "configs" / "tango-qwen2.5-math-1.5b.toml")
+    base = configs.load(Config, ROOT / "configs" / "tango-qwen2.5-math-1.5b.toml")
     assert base.system == SOLVE and base.recipe == Tango(
         share=False, verifier="Qwen/Qwen2.5-1.5B", verifier_tokens=4096
     )

@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from twofold import cli, run
 from twofold import config as configs
+from twofold.options import ALIASES, Config, Data, Rollouts, Train
 from twofold.recipes.base import Base
 from twofold.recipes.rlv import RLV
 from twofold.recipes.sft import SFT
-from twofold.run import Config, Data, Rollouts, Train
 from twofold.tasks.procedural import Sums
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner, Loss
@@ -332,7 +332,7 @@ def test_an_existing_run_is_a_one_line_error(toml, finished, capsys):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
 def test_shipped_configs_fit(path):
-    assert configs.load(Config, path, run.ALIASES)
+    assert configs.load(Config, path, ALIASES)
 
 
 def test_the_qwen_config_trains_a_qwen(tiny_qwen, tmp_path, monkeypatch):
@@ -366,7 +366,7 @@ def test_the_qwen_config_trains_a_qwen(tiny_qwen, tmp_path, monkeypatch):
 
 
 def test_aliases_lead_to_options_that_exist():
-    assert {name for name in run.ALIASES.values() if not name.startswith("--")} <= set(configs.options(Config))
+    assert {name for name in ALIASES.values() if not name.startswith("--")} <= set(configs.options(Config))
 
 
 @pytest.mark.timeout(300)  # a process of its own, which on a busy machine takes its time to start
@@ -404,28 +404,21 @@ def test_options_change_only_on_purpose():
 
 
 OPTIONS = [
-    "model", "system",
-    "recipe.name", "recipe.estimator", "recipe.verify", "recipe.lam", "recipe.lam_warmup", "recipe.balance", "recipe.truncated",
-    "recipe.rollouts", "recipe.vine_k", "recipe.score_every",
-    "recipe.method", "recipe.alpha", "recipe.source", "recipe.bonus", "recipe.branches", "recipe.where", "recipe.answers",
-    "recipe.reward_to_go", "recipe.keep", "recipe.penalty", "recipe.prover.opening", "recipe.prover.hurry", "recipe.prover.end",
-    "recipe.prover.answer", "recipe.prover.tokens", "recipe.episodes.shortest", "recipe.episodes.most", "recipe.episodes.group",
-    "recipe.episodes.marks", "recipe.learn",
-    "recipe.share", "recipe.verifier", "recipe.generator_updates", "recipe.verifier_updates", "recipe.verifier_warmup",
-    "recipe.alpha_min", "recipe.credit", "recipe.verifications", "recipe.format", "recipe.class_weights", "recipe.ema",
-    "recipe.consistency", "recipe.step_labels", "recipe.continuations", "recipe.label_ratio", "recipe.cut", "recipe.question",
-    "recipe.verifier_tokens",
-    "recipe.hidden", "recipe.layers", "recipe.heads", "recipe.ffn",
-    "recipe.vocabulary", "recipe.documents", "recipe.mix.countdown", "recipe.mix.letters", "recipe.mix.choice", "recipe.mix.think",
-    "recipe.mix.critique", "recipe.mix.questions", "recipe.mix.judgement", 
-    "recipe.mix.wrong_guess", "recipe.mix.slip", "recipe.mix.planted_guess",
-    "recipe.mix.planted_slip",
-    "task.level", "task.choice", "task.choices", "task.seed", "task.name", "task.source", "task.split",
-    "task.prompt_column", "task.answer_column", "task.task",
-    "rollout.problems", "rollout.temperature", "rollout.max_tokens",
-    "optim.name", "optim.lr", "optim.schedule", "optim.warmup", "optim.hold", "optim.final", "optim.beta1", "optim.beta2",
-    "optim.weight_decay", "optim.clip",
-    "loss.normalise", "loss.constant", "loss.clip_low", "loss.clip_high", "loss.beta",
-    "train.steps", "train.seed", "train.epochs", "train.minibatches", "train.micro_tokens", "train.precision", "train.checkpointing",
-    "train.save_every",
+    "model", "system", "recipe.name", "recipe.estimator", "recipe.verify", "recipe.lam", "recipe.lam_warmup", "recipe.balance",
+    "recipe.truncated", "recipe.rollouts", "recipe.vine_k", "recipe.score_every", "recipe.method", "recipe.alpha", "recipe.source",
+    "recipe.bonus", "recipe.branches", "recipe.where", "recipe.answers", "recipe.reward_to_go", "recipe.keep", "recipe.penalty",
+    "recipe.prover.opening", "recipe.prover.hurry", "recipe.prover.end", "recipe.prover.answer", "recipe.prover.tokens",
+    "recipe.episodes.shortest", "recipe.episodes.most", "recipe.episodes.group", "recipe.episodes.marks", "recipe.continuations",
+    "recipe.learn", "recipe.share", "recipe.verifier", "recipe.generator_updates", "recipe.verifier_updates",
+    "recipe.verifier_warmup", "recipe.alpha_min", "recipe.credit", "recipe.verifications", "recipe.format", "recipe.class_weights",
+    "recipe.ema", "recipe.consistency", "recipe.step_labels", "recipe.label_ratio", "recipe.cut", "recipe.question",
+    "recipe.verifier_tokens", "recipe.hidden", "recipe.layers", "recipe.heads", "recipe.ffn", "recipe.vocabulary",
+    "recipe.documents", "recipe.mix.countdown", "recipe.mix.letters", "recipe.mix.choice", "recipe.mix.think",
+    "recipe.mix.critique", "recipe.mix.questions", "recipe.mix.judgement", "recipe.mix.wrong_guess", "recipe.mix.slip",
+    "recipe.mix.planted_guess", "recipe.mix.planted_slip", "task.level", "task.choice", "task.choices", "task.seed", "task.name",
+    "task.source", "task.split", "task.prompt_column", "task.answer_column", "task.task", "rollout.problems", "rollout.temperature",
+    "rollout.max_tokens", "optim.name", "optim.lr", "optim.schedule", "optim.warmup", "optim.hold", "optim.final", "optim.beta1",
+    "optim.beta2", "optim.weight_decay", "optim.clip", "loss.normalise", "loss.constant", "loss.clip_low", "loss.clip_high",
+    "loss.beta", "train.steps", "train.seed", "train.epochs", "train.minibatches", "train.micro_tokens", "train.precision",
+    "train.checkpointing", "train.save_every",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from twofold.evals.report import report as report
     from twofold.evals.run import Eval as Eval
     from twofold.maths.votes import choose as choose
-    from twofold.run import Config as Config
+    from twofold.options import Config as Config
     from twofold.run import connect as connect
     from twofold.run import evaluate as evaluate
     from twofold.run import load as load
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Plan": "compute.plan", "report": "evals.report", "Eval": "evals.run", "choose": "maths.votes", "Config": "run",
+    "Plan": "compute.plan", "report": "evals.report", "Eval": "evals.run", "choose": "maths.votes", "Config": "options",
     "connect": "run", "evaluate": "run", "load": "run", "solve": "run", "train": "run",
     "grade": "tasks.grading", "Grade": "types", "Stopped": "types",
 }  # fmt: skip

@@ -208,8 +208,9 @@ def _options(module: str, name: str) -> str:
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import config as configs
     from twofold import run
+    from twofold.options import ALIASES, Config
 
-    config = configs.override(configs.load(run.Config, args.config, run.ALIASES), rest, run.ALIASES)
+    config = configs.override(configs.load(Config, args.config, ALIASES), rest, ALIASES)
     if args.dry_run:
         print(configs.to_toml(config), end="")
         return 0
@@ -227,15 +228,16 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import run
     from twofold.evals.grid import check
     from twofold.evals.report import print_table, report
+    from twofold.options import Data, task_named
 
-    chosen = run.task_named(args.task)
-    if isinstance(chosen, run.Data):
+    chosen = task_named(args.task)
+    if isinstance(chosen, Data):
         chosen = replace(chosen, prompt_column=args.prompt_column, answer_column=args.answer_column)
     config, caps = configs.override(run.Eval(), rest), _caps(args.caps)
     if caps:
         check(caps, config.max_tokens)
     task = run.make_task(chosen)
-    if isinstance(chosen, run.Data):
+    if isinstance(chosen, Data):
         size = len(task)  # type: ignore[arg-type]
         print(f"{args.task}: {size} problems; {task.columns}")  # type: ignore[attr-defined]
         config = replace(config, problems=min(config.problems, size))
@@ -263,15 +265,17 @@ def _critic(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import config as configs
     from twofold import run
     from twofold.evals.process import Critic, score, tuned
-    from twofold.tasks.processbench import some_cases
+    from twofold.options import Data, Gym, task_named
+    from twofold.tasks.procedural import Split
+    from twofold.tasks.processbench import Case, some_cases
 
-    def source(name: str) -> run.Sums | run.Letters | run.Countdown | str:
-        task = run.task_named(name)
-        return name if isinstance(task, run.Data | run.Gym) else task
+    def cases_of(name: str, split: Split) -> list[Case]:
+        task = task_named(name)
+        return some_cases(name if isinstance(task, Data | Gym) else task, args.number, split)
 
     critic = configs.override(Critic(), rest)
-    cases = some_cases(source(args.cases), args.number)
-    others = some_cases(source(args.tune_on), args.number, "train") if args.tune_on else []
+    cases = cases_of(args.cases, "test")
+    others = cases_of(args.tune_on, "train") if args.tune_on else []
     model = run.load(args.model, system=args.system)
     if others:
         critic = tuned(model.engine, model.chat, others, critic)

@@ -12,23 +12,24 @@ from rich.progress import Progress, TaskID
 
 from twofold import run
 from twofold.evals.report import print_table, report
+from twofold.options import Config, Rollouts, Train
 from twofold.recipes.rlv import RLV
 from twofold.tasks.procedural import Sums
 from twofold.trainer.optim import Optim
 
-CONFIG = run.Config(
+CONFIG = Config(
     recipe=RLV(estimator="rloo", verify="generative", lam=0.03, rollouts=8),
     task=Sums(),
-    rollout=run.Rollouts(problems=16, max_tokens=40),
+    rollout=Rollouts(problems=16, max_tokens=40),
     optim=Optim(lr=3e-4, schedule="cosine", warmup=0.1, final=0.1),
-    train=run.Train(steps=40, save_every=0),
+    train=Train(steps=40, save_every=0),
 )
 """Leave-one-out PPO^V on ``sums``; also ``configs/rlv-sums.toml``."""
 
 EVAL = run.Eval(problems=120, n=64, max_tokens=40, batch=15)
 
 
-def demo(out: Path, seed: int = 0, config: run.Config = CONFIG, evaluation: run.Eval = EVAL) -> Path:
+def demo(out: Path, seed: int = 0, config: Config = CONFIG, evaluation: run.Eval = EVAL) -> Path:
     """Runs ``rl`` and ``rlv``, the evaluations of these and of ``base``, and the report that is returned, all under ``out``.
 
     Both runs see the same problems with the same seed for as many steps; they differ in the verdict term alone.
