@@ -11,6 +11,7 @@ from twofold import cli, config, demo, run
 from twofold.compute.rollout import rollouts
 from twofold.evals.pools import read_pools
 from twofold.options import ALIASES, Config
+from twofold.tasks.procedural import Sums
 from twofold.types import Sampling
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +35,7 @@ def test_the_shipped_model_is_small_standard_and_solves_some():
     assert 1_000_000 < size < 3_000_000
     assert AutoModelForCausalLM.from_pretrained(run.shipped()).config.model_type == "llama"
     model = run.load("tiny")
-    task = run.Sums()
+    task = Sums()
     groups = rollouts(
         model.engine,
         model.chat,
