@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
@@ -22,7 +23,7 @@ class Task(Protocol):
     def problem(self, split: Any, i: int) -> Problem: ...
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
-        """(extracted answer, grade) of a solution's text."""
+        """(extracted answer, grade) of a solution's text. Called from several threads at once."""
         ...
 
 
@@ -32,15 +33,23 @@ def rollouts(
     """``sampling.n`` graded rollouts of every problem; ``opening`` is put at the end of their prompts."""
     begin = chat.encode(opening, tags=True)
     prompts = [[*chat.prompt(p.question), *begin] for p in problems]
-    groups = []
-    for problem, prompt, completions in zip(problems, prompts, engine.generate(prompts, sampling), strict=True):
-        group = []
-        for completion in completions:
-            text = chat.decode(completion.tokens)
-            answer, grade = task.grade(problem, text)
-            group.append(Rollout(problem, prompt, completion, text, answer, grade))
-        groups.append(group)
-    return groups
+    drawn = zip(problems, prompts, engine.generate(prompts, sampling), strict=True)
+    everyone = iter(graded(chat, task, [(problem, prompt, c) for problem, prompt, group in drawn for c in group]))
+    return [[next(everyone) for _ in range(sampling.n)] for _ in problems]
+
+
+def graded(chat: Chat, task: Task, solutions: Sequence[tuple[Problem, list[int], Completion]]) -> list[Rollout]:
+    """Rollouts of (problem, prompt, completion). Side by side: an answer that needs mathematics waits for a process of
+    the grader's."""
+
+    def one(solution: tuple[Problem, list[int], Completion]) -> Rollout:
+        problem, prompt, completion = solution
+        text = chat.decode(completion.tokens)
+        answer, grade = task.grade(problem, text)
+        return Rollout(problem, prompt, completion, text, answer, grade)
+
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(one, solutions))
 
 
 def draw(engine: Engine, chat: Chat, questions: Sequence[str], sampling: Sampling) -> list[Group]:
@@ -79,15 +88,15 @@ def continued_values(
     """
     owners = [(r, end) for r, own in zip(rollouts, ends, strict=True) for end in own]
     prefixes = [[*r.prompt, *r.completion.tokens[:end]] for r, end in owners]
-    values = []
-    drawn = engine.generate(prefixes, sampling) if prefixes else []
-    for (r, end), completions in zip(owners, drawn, strict=True):
-        texts = [chat.decode([*r.completion.tokens[:end], *c.tokens]) for c in completions]
-        rewards = [task.grade(r.problem, text)[1].reward for text in texts]
-        known = [x for x in rewards if x is not None]
-        values.append(sum(known) / len(known) if known else math.nan)
-    found = iter(values)
-    return [[next(found) for _ in own] for own in ends]
+    drawn = zip(owners, engine.generate(prefixes, sampling) if prefixes else [], strict=True)
+    whole = [(r.problem, r.prompt, join(split(r.completion, end)[0], c)) for (r, end), group in drawn for c in group]
+    everyone = iter(graded(chat, task, whole))
+
+    def value() -> float:
+        known = [x for x in (next(everyone).grade.reward for _ in range(sampling.n)) if x is not None]
+        return sum(known) / len(known) if known else math.nan
+
+    return [[value() for _ in own] for own in ends]
 
 
 def forced(tokens: list[int]) -> Completion:

@@ -28,7 +28,7 @@ from typing import Literal
 
 from twofold.compute.backtrack import tried
 from twofold.compute.probe import extended
-from twofold.compute.rollout import Task, forced, join, rollouts, split
+from twofold.compute.rollout import Task, forced, graded, join, rollouts, split
 from twofold.engines.base import Engine
 from twofold.recipes.mrt import branch_advantages, credited, relative
 from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer
@@ -115,7 +115,7 @@ class Recipe:
         first = tried(self.chat, rollout.completion)[0]
         if first.finish == "stop":
             first, _ = split(first, len(first.tokens) - 1)
-        return extended(self.task, self.chat, replace(rollout, completion=first), forced([]))
+        return graded(self.chat, self.task, [(rollout.problem, rollout.prompt, first)])[0]
 
     def _described(self, groups: Sequence[Group]) -> Stats:
         """How the streams of a step backtrack; progress is the last attempt's reward less the first one's."""
@@ -148,8 +148,7 @@ class Recipe:
         samples: list[Sample] = []
         gains: list[float] = []
         for r, completions in zip(begun, drawn, strict=True):
-            on = [extended(self.task, self.chat, r, c) for c in completions]
-            on = [o for o in on if o.grade.reward is not None]
+            on = [o for o in extended(self.task, self.chat, r, completions) if o.grade.reward is not None]
             direct, rewards = r.grade.reward or 0.0, [o.grade.reward or 0.0 for o in on]
             numbers = branch_advantages([direct] * len(on), rewards, config.bonus)[len(on) :] if on else []
             samples += [
@@ -210,10 +209,12 @@ class Recipe:
             best, found = 0.0, None
             for line, end in enumerate(own, 1):
                 begun = replace(r, completion=forced(r.completion.tokens[:end]))
-                tries = [(c, extended(self.task, self.chat, begun, c).grade.reward) for c in next(drawn)]
-                known = [reward for _, reward in tries if reward is not None]
+                tries = next(drawn)
+                rewards = [on.grade.reward for on in extended(self.task, self.chat, begun, tries)]
+                known = [reward for reward in rewards if reward is not None]
                 success = sum(known) / len(known) if known else 0.0
-                whole = next((c for c, reward in tries if reward == 1 and c.finish == "stop"), None)
+                right = (c for c, reward in zip(tries, rewards, strict=True) if reward == 1 and c.finish == "stop")
+                whole = next(right, None)
                 if whole is not None and success >= best:
                     best, found = success, (line, whole)
             if found is not None:

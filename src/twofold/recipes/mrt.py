@@ -165,7 +165,7 @@ class Recipe:
         for i in range(len(thoughts)):
             room = max(1, sampling.max_tokens - cuts[i])
             halves = [
-                [extended(self.task, self.chat, begun, split(c, size)[0]) for c in branches[row]]
+                extended(self.task, self.chat, begun, [split(c, size)[0] for c in branches[row]])
                 for begun, row, size in ((off[i], i, prover.tokens), (on[i], len(thoughts) + i, room))
             ]
             t, y = ([r for r in half if r.grade.reward is not None] for half in halves)
