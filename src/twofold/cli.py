@@ -227,6 +227,7 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import config as configs
     from twofold import run
     from twofold.evals.grid import check
+    from twofold.evals.optimal import enough
     from twofold.evals.report import print_table, report
     from twofold.options import Data, task_named
 
@@ -241,6 +242,8 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
         size = len(task)  # type: ignore[arg-type]
         print(f"{args.task}: {size} problems; {task.columns}")  # type: ignore[attr-defined]
         config = replace(config, problems=min(config.problems, size))
+    if args.optimal:
+        enough(config.problems)
     safe = f"eval-{Path(args.model).name}-{Path(args.task).stem}".replace(":", "-").replace("=", "-")
     out = args.out or Path("runs") / safe
     model = _model(args)

@@ -27,6 +27,8 @@ from twofold.types import Pool
 Floats = NDArray[np.float64]
 Record = dict[str, Any]
 
+BINS = 3
+"""Of difficulty."""
 RULES: tuple[Rule, ...] = ("majority", "best", "weighted", "posterior")
 
 
@@ -47,7 +49,7 @@ def compute_optimal(
     plans: Sequence[Plan],
     budgets: Sequence[int],
     pilot: int = 4,
-    bins: int = 3,
+    bins: int = BINS,
     orders: int = 8,
     seed: int = 0,
 ) -> Optimal:
@@ -59,8 +61,9 @@ def compute_optimal(
     """
     if any(not isinstance(plan.stop, Fixed) for plan in plans):
         raise ValueError("plans are compared at equal budgets: without a stopping rule")
-    if min(budgets) < pilot or len(pools) < 4 * bins:
-        raise ValueError(f"budgets must be at least the pilot's {pilot}, and problems at least {4 * bins}")
+    if min(budgets) < pilot:
+        raise ValueError(f"budgets must be at least the pilot's {pilot}, got {min(budgets)}")
+    enough(len(pools), bins)
     if any(s is None and a is not None for p in pools for s, a in zip(p.scores, p.answers, strict=True)):
         raise ValueError("the pilot reads verdicts, and these pools were not judged: evaluate with a judge")
     for pool in pools:
@@ -92,7 +95,15 @@ def candidates(directory: Path, header: Header) -> list[Plan]:
     return found or [Plan(header.n, rule) for rule in RULES]
 
 
-def measure(pools: Sequence[Pool], plans: Sequence[Plan], pilot: int = 4, bins: int = 3) -> Record:
+def enough(problems: int, bins: int = BINS) -> None:
+    """Raises ValueError for too few problems."""
+    if problems < 4 * bins:
+        raise ValueError(
+            f"choosing by difficulty takes at least {4 * bins} problems ({bins} bins), there are {problems}"
+        )
+
+
+def measure(pools: Sequence[Pool], plans: Sequence[Plan], pilot: int = 4, bins: int = BINS) -> Record:
     """The table and what it is worth, as a report shows it; budgets are the powers of two from the pilot up.
 
     Raises ValueError as ``compute_optimal``, for a single plan, and for one of fewer samples than the pilot.
