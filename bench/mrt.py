@@ -40,6 +40,8 @@ METHODS = {
     "rl": "MRT (RL)",
     "online": "MRT-online",
 }
+BASELINES = ("star", "grpo", "length")
+"""Drawn without probes or branches, so they have six rollouts per problem where MRT has four: about as many tokens."""
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 1, 1.25, 1.5, 2)
 BATCH = 50
 SLACK = 0.005
@@ -80,7 +82,8 @@ def one(method: str, seed: int, base: run.Config, args: argparse.Namespace) -> N
     folder, model = args.out / f"{method}-{seed}", base.model
     began = time.monotonic()
     if method != "base":
-        config = configs.override(base, [f"recipe.method={method}", f"train.seed={seed}"])
+        more = ["recipe.rollouts=6"] if method in BASELINES else []
+        config = configs.override(base, [f"recipe.method={method}", f"train.seed={seed}", *more])
         model = str(run.train(config, folder, resume=(folder / "config.toml").exists(), title=f"{method} {seed}"))
     trained = time.monotonic()
     thoughts = look(model, base, args, seed)
@@ -115,7 +118,7 @@ def read(path: Path) -> list[Thought]:
 class Arm:
     """One method, seeds and thoughts averaged per problem: P problems, B budgets (SHARES), C = 1 and 2 times the budget.
 
-    ``natural_P``: right within the budget by itself, nothing forced. ``cost``: (tokens trained on or drawn, seconds).
+    ``natural_P``: right within the budget by itself, nothing forced. ``seconds`` and ``tokens`` (in updates): of one training.
     """
 
     natural_P: Floats
@@ -126,6 +129,7 @@ class Arm:
     each: list[tuple[float, float, float]]
     """Per seed: right within the budget, J at the budget, regret at the budget."""
     seconds: float
+    tokens: float
 
     @classmethod
     def read(cls, out: Path, method: str, seeds: Sequence[int], budget: int) -> Arm:
@@ -135,10 +139,11 @@ class Arm:
         at = 1 + SHARES.index(1)
         each = [(float(r[:, 0].mean()), float(r[:, at].mean()), float(r[:, 1 + 2 * size].mean())) for r in rows]
         logs = [out / f"{method}-{seed}" / "metrics.jsonl" for seed in seeds]
-        steps = [json.loads(line)["step_time"] for log in logs if log.exists() for line in log.read_text().splitlines()]
+        steps = [json.loads(line) for log in logs if log.exists() for line in log.read_text().splitlines()]
+        seconds, tokens = (sum(s.get(name, 0) for s in steps) / len(seeds) for name in ("step_time", "num_tokens"))
         return cls(
             mean[:, 0], mean[:, 1 : 1 + size], mean[:, 1 + size : 1 + 2 * size],
-            mean[:, 1 + 2 * size : 3 + 2 * size], mean[:, -1], each, sum(steps) / len(seeds),
+            mean[:, 1 + 2 * size : 3 + 2 * size], mean[:, -1], each, seconds, tokens,
         )  # fmt: skip
 
     def curve(self, weights_P: Floats) -> list[tuple[float, float]]:
@@ -164,12 +169,13 @@ def by_problem(thoughts: list[Thought], budget: int) -> Floats:
 
 def table(arms: dict[str, Arm], budget: int) -> None:
     head = ["method", "pass@1, nothing forced", *(f"{s}x budget" for s in (0.5, 1, 2))]
-    head += ["regret at 1x", "at 2x", "thought, tokens", "training, s"]
+    head += ["regret at 1x", "at 2x", "thought, tokens", "training, s", "tokens learnt from"]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for method, arm in arms.items():
         cells = [interval(arm.natural_P), *(interval(arm.correct_P_B[:, SHARES.index(s)]) for s in (0.5, 1, 2))]
         cells += [interval(arm.regret_P_C[:, c], 1, 3) for c in (0, 1)]
-        print("| " + " | ".join([METHODS[method], *cells, f"{arm.length_P.mean():.0f}", f"{arm.seconds:.0f}"]) + " |")
+        cells += [f"{arm.length_P.mean():.0f}", f"{arm.seconds:.0f}", f"{arm.tokens / 1000:.0f}k"]
+        print("| " + " | ".join([METHODS[method], *cells]) + " |")
 
 
 def interval(values_P: Floats, scale: float = 100, digits: int = 1) -> str:
