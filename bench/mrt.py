@@ -187,7 +187,7 @@ def against(arms: dict[str, Arm], other: str, budget: int) -> None:
     """Paired differences to ``other``, gains over the base as a multiple of its gain, and tokens at its accuracy."""
     theirs = arms[other]
     head = [f"minus {METHODS[other]}", "pass@1", *(f"{s}x budget" for s in (0.5, 1, 2)), "regret at 1x"]
-    head += ["gain over base / its gain (1x)", "tokens, times fewer", "per seed: pass@1", "1x", "regret"]
+    head += ["gain in pass@1 over its gain", "tokens, times fewer", "per seed: pass@1", "1x", "regret"]
     print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for method, arm in arms.items():
         if method == other:
@@ -210,19 +210,18 @@ def difference(a_P: Floats, b_P: Floats, scale: float = 100, digits: int = 1) ->
 
 
 def resampled(problems: int, ratio: Callable[[Floats], float]) -> str:
-    """A ratio of means and its interval; where a resample has none, it has no interval."""
+    """A ratio of means and its interval. ``ratio`` takes the problems' weights."""
     counts = np.random.default_rng(0).multinomial(problems, np.full(problems, 1 / problems), size=1000)
-    mean = ratio(np.ones(problems))
     low, high = np.quantile([ratio(c.astype(float)) for c in counts], [0.025, 0.975])
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]" if math.isfinite(mean) else "not reached"
+    return f"{ratio(np.ones(problems)):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def gains(arm: Arm, theirs: Arm, base: Arm) -> str:
-    i = SHARES.index(1)
+    """Our gain in pass@1 over the base as a multiple of theirs; infinite where they have gained nothing."""
 
     def ratio(w_P: Floats) -> float:
-        a, b, start = (w_P @ x.correct_P_B[:, i] for x in (arm, theirs, base))
-        return float((a - start) / (b - start))
+        a, b, start = (float(w_P @ x.natural_P) for x in (arm, theirs, base))
+        return (a - start) / (b - start) if b > start else math.inf
 
     return resampled(len(base.natural_P), ratio)
 
