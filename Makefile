@@ -16,10 +16,10 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench bench-trl clean
+.PHONY: help demo test test-slow test-interop bench bench-trl bench-gpu clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(READY) ## the main job on 2 CPU cores: RL^V on procedural maths, then a report
 	@$(BIN)/twofold demo
@@ -33,11 +33,17 @@ test: $(READY) ## what has to pass: format, lint, types, tests
 test-slow: $(READY) ## the long checks too
 	$(BIN)/pytest -q -m slow
 
+test-interop: $(VENV)/.interop ## other people's clients against the server
+	$(BIN)/pytest -q -m 'slow or not slow' tests/test_interop.py
+
 bench: $(READY) ## ratios of speed, each from one run (needs no GPU)
 	cd bench && for b in limits overhead verify branch engine growth startup; do ../$(BIN)/python $$b.py || exit 1; done
 
 bench-trl: $(READY) .venv-trl/.ready ## a training step against TRL's
 	cd bench && ../$(BIN)/python against_trl.py --trl ../.venv-trl/bin/python
+
+bench-gpu: $(READY) ## the same at Qwen2.5's shapes, on a CUDA device
+	cd bench && ../$(BIN)/python gpu.py
 
 clean: ## remove the virtual environment and every cache
 	rm -rf $(VENV) .venv-trl .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
@@ -56,6 +62,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) --editable '.[dev]'
 	@touch $(READY)
 	@echo "ready"
+
+$(VENV)/.interop: $(READY)
+	@$(PIP) --editable '.[dev,interop]'
+	@touch $@
 
 .venv-trl/.ready:
 	@$(PYTHON) -m venv .venv-trl

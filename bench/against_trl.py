@@ -13,7 +13,6 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, SMALL, question, qwen2, record, timed, tokenizer, with_lengths
+from common import SMALL, Worker, question, qwen2, record, timed, tokenizer, with_lengths
 
+from twofold.cli import keep_memory
 from twofold.engines.native import NativeEngine
 from twofold.maths.credit import grpo
 from twofold.recipes.rlv import RLV, Recipe
@@ -32,6 +32,7 @@ from twofold.trainer.model import load_model
 from twofold.trainer.optim import Optim
 from twofold.types import Grade, Problem, Sample, Sampling
 
+SCRIPT = "trl_worker.py"
 CASES: dict[str, dict[str, int]] = {
     "a": {"prompts": 32, "n": 8, "prompt_tokens": 32, "shortest": 96, "longest": 96},
     "b": {"prompts": 32, "n": 8, "prompt_tokens": 32, "shortest": 16, "longest": 96},
@@ -102,62 +103,34 @@ class Ours:
         return {"seconds": seconds, "tokens": sum(sum(s.sampled) for s in samples["policy"]), **self.spent}
 
 
-class Theirs:
-    """A TRL trainer in a process of its own."""
-
-    def __init__(self, python: str, **asked: Any) -> None:
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [python, str(ROOT / "bench" / "trl_worker.py"), json.dumps(asked)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
-        )  # fmt: skip
-
-    def ask(self, line: str) -> dict[str, float]:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            self.errors.seek(0)
-            raise RuntimeError(f"TRL's process ended:\n{self.errors.read()[-2000:]}")
-        return json.loads(answer)
-
-    def step(self) -> dict[str, float]:
-        return self.ask("go")
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
 def rate(report: dict[str, float]) -> float:
     return report["tokens"] / report["seconds"]
 
 
-def best_of_ours(trials: int, **fixed: Any) -> tuple[Ours, dict[str, Any]]:
-    found: list[tuple[float, Ours, dict[str, Any]]] = []
+def best_of_ours(trials: int, **fixed: Any) -> dict[str, Any]:
+    found: list[tuple[float, dict[str, Any]]] = []
     for precision in ("float32", "bfloat16"):
         for micro in (1024, 4096, 16384):
             side = Ours(micro_tokens=micro, precision=precision, **fixed)
             side.step()
             speed = max(rate(side.step()) for _ in range(trials))
             print(f"  twofold {precision} micro_tokens {micro}: {speed:.0f} tokens/s", file=sys.stderr)
-            found.append((speed, side, {"precision": precision, "micro_tokens": micro}))
-    _, side, how = max(found, key=lambda f: f[0])
-    return side, how
+            found.append((speed, {"precision": precision, "micro_tokens": micro}))
+    return max(found, key=lambda f: f[0])[1]
 
 
-def best_of_theirs(trials: int, **fixed: Any) -> tuple[Theirs, dict[str, Any]]:
+def best_of_theirs(trials: int, python: str, **fixed: Any) -> dict[str, Any]:
     """Coordinate search: precision and generation at one micro-batch size, then the sizes."""
     tried: dict[tuple[bool, bool, int], float] = {}
 
     def speed(bf16: bool, paged: bool, micro: int) -> float:
         key = (bf16, paged, micro)
         if key not in tried:
-            side = Theirs(bf16=bf16, paged=paged, micro=micro, **fixed)
+            side = Worker(python, SCRIPT, bf16=bf16, paged=paged, micro=micro, **fixed)
             try:
-                side.step()
-                tried[key] = max(rate(side.step()) for _ in range(trials))
+                first = rate(side.step())
+                hopeless = 3 * first < max(tried.values(), default=0.0)  # a first step is slow, but not that slow
+                tried[key] = first if hopeless else max(rate(side.step()) for _ in range(trials))
                 print(f"  TRL bf16 {bf16} paged {paged} micro {micro}: {tried[key]:.0f} tokens/s", file=sys.stderr)
             except RuntimeError as error:
                 tried[key] = 0.0
@@ -172,7 +145,7 @@ def best_of_theirs(trials: int, **fixed: Any) -> tuple[Theirs, dict[str, Any]]:
     for micro in (8, 16, 64):
         speed(bf16, paged, micro)
     bf16, paged, micro = max(tried, key=lambda k: tried[k])
-    return Theirs(bf16=bf16, paged=paged, micro=micro, **fixed), {"bf16": bf16, "paged": paged, "micro": micro}
+    return {"bf16": bf16, "paged": paged, "micro": micro}
 
 
 def losses(python: str, where: Path) -> tuple[float, float]:
@@ -199,7 +172,9 @@ def losses(python: str, where: Path) -> tuple[float, float]:
     }
     (where / "batch.json").write_text(json.dumps(batch))
     fixed = {"model": str(where / "random"), "out": str(where / "out"), "questions": ["1"] * 4}
-    theirs = Theirs(python, algorithm="grpo", bf16=False, paged=False, micro=32, batch=32, n=8, max_tokens=96, **fixed)
+    theirs = Worker(
+        python, SCRIPT, algorithm="grpo", bf16=False, paged=False, micro=32, batch=32, n=8, max_tokens=96, **fixed
+    )
     their_loss = theirs.ask(str(where / "batch.json"))["loss"]
     theirs.close()
     model, _ = load_model(where / "random")
@@ -221,6 +196,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--trials", type=int, default=2)
     args = parser.parse_args()
+    keep_memory()  # as the command line does for its users
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
         for name, model in (("random", qwen2(**SMALL)), ("equal", with_lengths(qwen2(**SMALL), 96, 96)),
@@ -230,32 +206,37 @@ def main() -> None:
         ours, theirs = losses(args.trl, where)
         record("trl-loss", ours=ours, theirs=theirs, difference=abs(ours - theirs))
         for case in args.only:
-            for algorithm in args.algorithms.split(","):
-                compare(args, where, case, algorithm)
+            compare(args, where, case)
 
 
-def compare(args: argparse.Namespace, where: Path, case: str, algorithm: str) -> None:
+def compare(args: argparse.Namespace, where: Path, case: str) -> None:
+    """The best settings of each side are looked for with GRPO."""
     sizes = CASES[case]
     prompts, task = sizes["prompts"], Odd(sizes["prompt_tokens"])
     model = where / ("ragged" if sizes["shortest"] < sizes["longest"] else "equal")
-    print(f"case {case}, {algorithm}", file=sys.stderr)
-    ours, how = best_of_ours(
-        args.trials,
-        model=model,
-        prompt_tokens=sizes["prompt_tokens"],
-        prompts=prompts,
-        n=sizes["n"],
-        max_tokens=sizes["longest"],
-        algorithm=algorithm,
-    )
-    theirs, their_how = best_of_theirs(
-        args.trials, python=args.trl, model=str(model), out=str(where / "out"), n=sizes["n"],
-        questions=[task.problem("train", i).question for i in range(prompts)],
-        max_tokens=sizes["longest"], batch=prompts * sizes["n"], algorithm=algorithm,
-    )  # fmt: skip
+    common = {"n": sizes["n"], "max_tokens": sizes["longest"]}
+    ours = common | {"model": model, "prompt_tokens": sizes["prompt_tokens"], "prompts": prompts}
+    theirs = common | {
+        "model": str(model), "out": str(where / "out"), "batch": prompts * sizes["n"],
+        "questions": [task.problem("train", i).question for i in range(prompts)],
+    }  # fmt: skip
+    print(f"case {case}", file=sys.stderr)
+    how = best_of_ours(args.trials, algorithm="grpo", **ours)
+    their_how = best_of_theirs(args.trials, args.trl, algorithm="grpo", **theirs)
+    for algorithm in args.algorithms.split(","):
+        take_turns(
+            case, algorithm, args.repeats, Ours(algorithm=algorithm, **ours, **how), how,
+            Worker(args.trl, SCRIPT, algorithm=algorithm, **theirs, **their_how), their_how,
+        )  # fmt: skip
+
+
+def take_turns(
+    case: str, algorithm: str, repeats: int, ours: Ours, how: dict[str, Any], theirs: Worker, their_how: dict[str, Any]
+) -> None:
+    ours.step()
     theirs.step()
     reports: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
-    for _ in range(args.repeats):
+    for _ in range(repeats):
         reports["ours"].append(ours.step())
         reports["theirs"].append(theirs.step())
     theirs.close()

@@ -10,6 +10,8 @@ import json
 import platform
 import random
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -111,6 +113,36 @@ def with_lengths(model: Any, shortest: int, longest: int) -> Any:
 def question(prompt_tokens: int, i: int) -> str:
     """Question ``i``, whose prompt has ``prompt_tokens`` tokens: one per digit, and three that the template adds."""
     return "".join(random.Random(i).choices("0123456789", k=prompt_tokens - 3))
+
+
+class Worker:
+    """``bench/SCRIPT`` in the environment of another ``python``; it answers lines with lines of JSON."""
+
+    def __init__(self, python: str, script: str, **asked: Any) -> None:
+        self.script = script
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [python, str(ROOT / "bench" / script), json.dumps(asked)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+        )  # fmt: skip
+
+    def ask(self, line: str) -> dict[str, float]:
+        """Raises RuntimeError with the end of what it complained of, if it has ended."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            self.errors.seek(0)
+            raise RuntimeError(f"{self.script} ended:\n{self.errors.read()[-2000:]}")
+        return json.loads(answer)
+
+    def step(self) -> dict[str, float]:
+        return self.ask("go")
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 def timed(owner: Any, method: str, spent: dict[str, float], name: str) -> None:

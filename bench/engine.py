@@ -1,4 +1,6 @@
-"""Decoding: the native engine against ``transformers.generate``, tokens per second of completions.
+"""Decoding: the native engine against ``transformers.generate`` and vLLM on CPUs, tokens per second of completions.
+
+    python bench/engine.py [--vllm PATH/TO/VLLM/ENV/bin/python]
 
 Equal lengths and ragged ones (16 to 96 tokens), short and long prompts, batches of 1, 16 and 256. Each side runs in fp32 and
 in bfloat16 and the better one counts; ``generate`` gets left-padded prompts, SDPA attention and a cache, as its documentation advises.
@@ -7,23 +9,27 @@ in bfloat16 and the better one counts; ``generate`` gets left-padded prompts, SD
 from __future__ import annotations
 
 import argparse
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
-from common import SMALL, interleaved, question, qwen2, record, tokenizer, with_lengths
+from common import SMALL, Worker, interleaved, question, qwen2, record, tokenizer, with_lengths
 
+from twofold.cli import keep_memory
 from twofold.engines.native import NativeEngine
 from twofold.maths.attention import install
 from twofold.text.chat import Chat
 from twofold.types import Sampling
 
 
-def compare(rows: int, prompt_tokens: int, shortest: int, longest: int, repeats: int) -> None:
+def compare(rows: int, prompt_tokens: int, shortest: int, longest: int, repeats: int, vllm: str | None) -> None:
     chat = Chat(tokenizer())
     n = min(8, rows)
     prompts = [chat.prompt(question(prompt_tokens, i)) for i in range(rows // n)]
     sides: dict[str, Any] = {}
     counts: dict[str, list[int]] = {}
+    workers: list[Worker] = []
     for precision in ("float32", "bfloat16"):
         engine = NativeEngine(install(with_lengths(qwen2(**SMALL), shortest, longest)), precision=precision)
         theirs = with_lengths(qwen2(**SMALL), shortest, longest).to(getattr(torch, precision))
@@ -38,7 +44,7 @@ def compare(rows: int, prompt_tokens: int, shortest: int, longest: int, repeats:
             counts.setdefault(name, []).append(sum(len(c.tokens) for g in groups for c in g))
 
         @torch.inference_mode()
-        def generate(model: Any = theirs, ids: torch.Tensor = ids, name: str = f"theirs/{precision}") -> None:
+        def generate(model: Any = theirs, ids: torch.Tensor = ids, name: str = f"transformers/{precision}") -> None:
             mask = torch.ones_like(ids)
             out = model.generate(
                 ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=longest, use_cache=True
@@ -47,25 +53,49 @@ def compare(rows: int, prompt_tokens: int, shortest: int, longest: int, repeats:
             ended = (new == model.config.eos_token_id).cumsum(1) - (new == model.config.eos_token_id).long()
             counts.setdefault(name, []).append(int((ended == 0).sum()))
 
-        sides |= {f"ours/{precision}": native, f"theirs/{precision}": generate}
+        sides |= {f"ours/{precision}": native, f"transformers/{precision}": generate}
+        if vllm:
+            worker = Worker(
+                vllm, "vllm_worker.py", model=saved(shortest, longest), dtype=precision, prompts=prompts, n=n,
+                max_tokens=longest, rows=rows,
+            )  # fmt: skip
+            workers.append(worker)
+
+            def served(worker: Worker = worker, name: str = f"vllm/{precision}") -> None:
+                counts.setdefault(name, []).append(int(worker.step()["tokens"]))
+
+            sides[f"vllm/{precision}"] = served
     seconds = interleaved(sides, repeats)
+    for worker in workers:
+        worker.close()
     rates = {name: sum(c) / len(c) / seconds[name] for name, c in counts.items()}
-    ours, theirs_ = (max(r for name, r in rates.items() if name.startswith(who)) for who in ("ours", "theirs"))
+    best = {
+        who: max(r for name, r in rates.items() if name.startswith(who)) for who in {n.split("/")[0] for n in rates}
+    }
     record(
-        "engine", rows=rows, prompt=prompt_tokens, lengths=f"{shortest}-{longest}", ratio=ours / theirs_,
+        "engine", rows=rows, prompt=prompt_tokens, lengths=f"{shortest}-{longest}",
+        **{f"over {who}": best["ours"] / r for who, r in sorted(best.items()) if who != "ours"},
         **{f"{name} tokens/s": round(r) for name, r in rates.items()},
     )  # fmt: skip
+
+
+def saved(shortest: int, longest: int) -> str:
+    """A directory of the model, as any other library loads it."""
+    folder = Path(tempfile.gettempdir()) / f"twofold-bench-{shortest}-{longest}"
+    with_lengths(qwen2(**SMALL), shortest, longest).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return str(folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--vllm", help="python of an environment with vLLM for CPUs")
     args = parser.parse_args()
-    for rows in (1, 16, 256):
-        for prompt_tokens in (32, 256):
-            compare(rows, prompt_tokens, 96, 96, args.repeats)
+    keep_memory()
     for prompt_tokens in (32, 256):
-        compare(256, prompt_tokens, 16, 96, args.repeats)
+        for rows, shortest in ((256, 16), (256, 96), (16, 96), (1, 96)):
+            compare(rows, prompt_tokens, shortest, 96, args.repeats, args.vllm)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Does the calibrated posterior stop sooner than the published rules, at equal accuracy? And what is each rule worth?
+"""Does the calibrated posterior stop sooner than the published rules, at equal accuracy? And what is each rule worth,
+what is gained by choosing it by difficulty, and what by longer samples?
 
     for s in 0 1 2; do
         twofold train configs/rlv-sums.toml --train.seed $s --out runs/rlv-$s
@@ -20,6 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from twofold.compute.plan import Plan, parse
+from twofold.evals.grid import under
+from twofold.evals.optimal import compute_optimal
 from twofold.evals.plans import Replay, replay
 from twofold.evals.pools import POOLS, read_header, read_pools
 from twofold.maths import stats
@@ -30,6 +33,7 @@ CAP = 40  # of both published rules
 PUBLISHED = {"adaptive consistency": "stop=adaptive,confidence=0.95", "ESC": "stop=windows,size=5"}
 CHOICES = ("majority", "weighted", "posterior")
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
+CAPS = (16, 20, 24, 28, 32, 40)
 RULES = ("majority", "certain", "borda", "deepconf", "best", "weighted", "posterior")
 
 
@@ -43,6 +47,8 @@ def main() -> None:
     print(f"{len(seeds)} seeds, {len(seeds[0].test)} test problems, {args.held_out} to calibrate\n")
     stopping(seeds)
     rules(seeds)
+    choice(seeds)
+    lengths(seeds)
 
 
 class Seed:
@@ -119,13 +125,65 @@ def rules(seeds: list[Seed]) -> None:
         r = np.mean([f.correct_P_K for f in found], axis=0)
         cells = []
         for k in ks:
-            mean, low, high = stats.cluster_bootstrap(r[:, found[0].ks.index(k)])
-            cells.append(f"{100 * mean:.1f}% [{100 * low:.1f}, {100 * high:.1f}]")
+            cells.append(interval(r[:, found[0].ks.index(k)]))
         tokens = np.mean([f.generated_P_K[:, -1].mean() / 64 for f in found])
         judge = np.mean([f.verified_P_K[:, -1].mean() / 64 for f in found])
         print("| " + " | ".join([rule, *cells, f"{tokens:.1f} (+ {judge:.1f})"]) + " |")
     oracle = [np.mean([np.mean([any(g.label == "correct" for g in p.grades) for p in s.test]) for s in seeds])]
     print(f"\npass@64, an oracle: {100 * oracle[0]:.1f}%")
+
+
+def choice(seeds: list[Seed]) -> None:
+    """The compute-optimal table: a rule for every bin of how hard a pilot finds a problem, against one rule for all."""
+    budgets = [4, 8, 16, 32, 64]
+    head = [
+        "among",
+        "n",
+        "by difficulty",
+        "all tokens",
+        "one for all",
+        "all tokens",
+        "difference, points",
+        "one; by bin",
+    ]
+    print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for name, among in (("published", RULES[:-1]), ("all", RULES)):
+        found = []
+        for seed in seeds:
+            plans = [parse(f"{rule}-64:window=8", seed.like) for rule in among]
+            found.append(compute_optimal(seed.test, plans, budgets, orders=seed.orders))
+        a, b = (np.mean(x, axis=0) for x in zip(*((f.adaptive_P_B_2, f.single_P_B_2) for f in found), strict=True))
+        for i, n in enumerate(budgets):
+            d = stats.paired_bootstrap(a[:, i, 0], b[:, i, 0])
+            tables = "; ".join(
+                f"{among[f.single[i]]}: {', '.join(among[of_bin[i]] for of_bin in f.best)}" for f in found
+            )
+            cells = [name, str(n)]
+            for side in (a, b):
+                cells += [interval(side[:, i, 0]), f"{side[:, i, 1].mean():.0f}"]
+            cells.append(f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]")
+            print("| " + " | ".join([*cells, tables]) + " |")
+
+
+def lengths(seeds: list[Seed]) -> None:
+    """The joint grid: the weighted vote by token cap and number of samples."""
+    ks = (1, 4, 16, 64)
+    head = ["token cap", *(f"n = {k}" for k in ks), "generated", "all tokens", "shorter caps too"]
+    print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    cumulated = 0.0
+    for cap in CAPS:
+        rows = [under(seed.test, cap, "weighted", ks) for seed in seeds]
+        correct_P_K = np.mean([r[0] for r in rows], axis=0)
+        generated, verified = (np.mean([r[i] for r in rows]) for i in (1, 2))
+        cumulated += generated + verified
+        cells = [interval(column) for column in correct_P_K.T]
+        cells += [f"{x:.1f}" for x in (generated, generated + verified, cumulated)]
+        print("| " + " | ".join([str(cap), *cells]) + " |")
+
+
+def interval(values_P: np.ndarray) -> str:
+    mean, low, high = stats.cluster_bootstrap(values_P)
+    return f"{100 * mean:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from twofold.maths.attention import Packing, install
 from twofold.maths.decoder import Decoder
 from twofold.maths.logprobs import token_logprobs
 from twofold.trainer.model import load_model
-from twofold.types import Completion, Sampling
+from twofold.types import COLDEST, Completion, Sampling
 
 torch.set_num_threads(1)
 
@@ -271,11 +271,39 @@ def test_logprobs_of_ragged_pairs(pair: Pair, engine: Engine, temperature: float
         assert score == near(full_forward(pair.plain, prompt, continuation, temperature))
 
 
+def test_the_likeliest_tokens_of_each_place(pair: Pair, native: NativeEngine) -> None:
+    """Two continuations of different lengths, one of them from a kept cache; a top of the whole vocabulary sums to 1."""
+    (group,) = native.generate(PROMPTS[:1], Sampling(max_tokens=3))
+    tokens = group[0].tokens
+    prompts, continuations = [PROMPTS[0], [*PROMPTS[0], *tokens]], [tokens, [9, 8, 7, 6]]
+    found = native.scored(prompts, continuations, 0.7, top=5)
+    assert [logprobs for logprobs, _ in found] == native.logprobs(prompts, continuations, 0.7)
+    for prompt, continuation, (logprobs, tops) in zip(prompts, continuations, found, strict=True):
+        for t, (token, logprob, top) in enumerate(zip(continuation, logprobs, tops, strict=True)):
+            logits = pair.plain(torch.tensor([[*prompt, *continuation[:t]]])).logits[0, -1]
+            best = (logits / 0.7).log_softmax(-1).topk(5)
+            assert [*top] == best.indices.tolist()
+            assert [*top.values()] == near(best.values.tolist())
+            assert top.get(token, logprob) == logprob, "one number, not two that differ by a rounding"
+    ((_, (everything,)),) = native.scored([[5]], [[6]], top=1000)
+    assert len(everything) == 512 and sum(map(math.exp, everything.values())) == pytest.approx(1, abs=1e-5)
+
+
 def test_scores_of_what_was_sampled_are_its_logprobs(engine: Engine) -> None:
     """The gap that the trainer prints at step 0 is nothing but rounding."""
     (group,) = engine.generate(PROMPTS[:1], replace(ROLLOUT, temperature=0.8))
     scores = engine.logprobs(PROMPTS[:1] * 3, [c.tokens for c in group], 0.8)
     assert [x for row in scores for x in row] == near(logprobs_of([group]))
+
+
+def test_continuations_that_differ_in_their_last_token_are_one_pass(pair: Pair, native: NativeEngine) -> None:
+    """What has to be run for them is the same: (5 7) 1 and (5 7) 2 and nothing behind (5 7) once, (5 7) 1 4 apart."""
+    prompts = [[5, 7], [9, 8, 7], [5, 7], [5, 7], [5, 7]]
+    continuations = [[1], [3], [2], [1, 4], []]
+    scores, computed, _ = spent(native, lambda: native.logprobs(prompts, continuations, 0.7))
+    assert computed == 2 + 3 + 3
+    for found, prompt, continuation in zip(scores, prompts, continuations, strict=True):
+        assert found == near(full_forward(pair.plain, prompt, continuation, 0.7))
 
 
 def test_nothing_asked_nothing_answered(engine: Engine) -> None:
@@ -548,6 +576,20 @@ def test_top_p_by_hand(top_p: float, kept: list[int]) -> None:
     drawn, logp = counts(P, top_p=top_p)
     assert drawn == pytest.approx([1000 * P[i] / mass if i in kept else 0 for i in range(4)], abs=1)
     assert float(logp.exp().max()) == pytest.approx(0.4 / mass)
+
+
+@pytest.mark.parametrize(
+    "field", [{"temperature": 1e-40}, {"temperature": math.nan}, {"top_p": 1e-7}, {"top_p": math.nan}]
+)
+def test_what_single_precision_cannot_hold_is_refused(field: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(field))):
+        Sampling(**field)  # type: ignore[arg-type]
+
+
+def test_the_coldest_temperature_draws_the_likeliest_token() -> None:
+    tokens, logp = draw(torch.tensor([[5.0, 900.0, -900.0, 899.0]]), torch.tensor([0.999]), COLDEST, 1.0)
+    assert tokens.tolist() == [1]
+    assert logp.tolist() == [0.0]
 
 
 def test_greedy_reports_the_untempered_logprob() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from words import Words
 
 import twofold
 from twofold import config as configs
@@ -26,7 +27,7 @@ from twofold.recipes.mrt import MRT, Recipe, best_prefix, branch_advantages, pen
 from twofold.tasks.procedural import Sums
 from twofold.text.chat import Chat
 from twofold.text.episodes import Episodes
-from twofold.types import Completion, Grade, Problem, Rollout, Sample, Sampling
+from twofold.types import Completion, Grade, Rollout, Sample, Sampling
 
 ROOT = Path(__file__).parents[1]
 PLAIN = Prover(opening="<think>\n", hurry="", answer="\n", tokens=8)
@@ -70,20 +71,6 @@ class Scripted:
     def load(self, weights: Mapping[str, Any]) -> None: ...
 
     def rest(self) -> None: ...
-
-
-class Words:
-    """Right is what ends in "yes"; what ends in "late" cannot be graded in time."""
-
-    name = "words"
-
-    def problem(self, split: str, i: int) -> Problem:
-        return Problem(f"{split}-{i}", f"Q{i}", "yes")
-
-    def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
-        if text.endswith("late"):
-            return text, Grade(None, "timeout")
-        return text, Grade(1.0, "correct") if text.endswith("yes") else Grade(0.0, "wrong")
 
 
 Q = Words().problem("train", 0)

@@ -11,6 +11,7 @@ import pytest
 
 from twofold import cli, run
 from twofold.compute.plan import parse
+from twofold.evals import optimal
 from twofold.evals.optimal import compute_optimal
 from twofold.evals.plans import measure, replay, replayable
 from twofold.evals.pools import PoolError, read_header, read_pools
@@ -94,6 +95,9 @@ def test_plans_are_replayed_or_run_and_never_done_twice(evaluated: Path):
     point = found["plans"][3]["points"][0]
     assert point["accuracy"]["mean"] == np.mean([row["label"] == "correct" for row in rows])
     assert point["generated"] == np.mean([row["cost"]["generated"] for row in rows])
+    reached = [row["length"] for row in rows]
+    assert found["plans"][3]["lengths"]["reached"] == np.mean(reached)
+    assert found["plans"][3]["lengths"]["cumulated"] == 2 * np.mean([{12: 12, 24: 36}[cap] for cap in reached])
     assert [p["k"] for p in found["oracle"]] == [1, 2, 4]
     before = (evaluated / "plans.jsonl").read_text()
     again = Eval(problems=4, n=4, max_tokens=24, batch=4, confidence=20)
@@ -108,6 +112,7 @@ def test_the_report_shows_plans_and_the_oracle(evaluated: Path, tmp_path: Path, 
     assert "posterior-4:stop=posterior,max_tokens=24" in capsys.readouterr().out
     page = (tmp_path / "report.html").read_text()
     assert "weighted-2:stop=lengths,caps=[12,24],max_tokens=24" in page and "an oracle, no strategy" in page
+    assert "every cap anew: at most" in page
     assert json.loads((tmp_path / "report.json").read_text())["tasks"][0]["evaluations"][0]["strategies"]["oracle"]
 
 
@@ -159,8 +164,19 @@ def test_each_difficulty_gets_the_plan_that_suits_it():
     pools = [replace(two_kinds(i), problem=Problem(f"p{i}", "?", "r", {})) for i in range(24)]
     found = compute_optimal(pools, [parse("majority-8"), parse("best-8")], [8], pilot=2, bins=2)
     assert found.best == [[1], [0]]  # the hard half by the best score, the easy half by majority
-    assert found.adaptive_P_B.mean() == 1.0
-    assert found.single_P_B.mean() == 0.5
+    assert found.adaptive_P_B_2[..., 0].mean() == 1.0
+    assert found.single_P_B_2[..., 0].mean() == 0.5
+
+
+def test_a_pilot_pays_for_its_verdicts_whatever_it_chooses():
+    """8 samples of 10 tokens; 8 verdicts of 3 where the best score answers, and the pilot's 2 where the majority does."""
+    pools = [replace(two_kinds(i), problem=Problem(f"p{i}", "?", "r", {})) for i in range(24)]
+    found = compute_optimal(pools, [parse("majority-8"), parse("best-8")], [8], pilot=2, bins=2)
+    assert found.adaptive_P_B_2[:, 0, 1].tolist() == [80 + 2 * 3, 80 + 8 * 3] * 12
+    assert set(found.single_P_B_2[:, 0, 1].tolist()) <= {80, 80 + 8 * 3}
+    mute = [make_pool("........", [0.9] * 8) for _ in range(24)]  # nothing to ask about
+    found = compute_optimal(mute, [parse("majority-8"), parse("best-8")], [8], pilot=2, bins=2)
+    assert found.adaptive_P_B_2[:, 0].tolist() == found.single_P_B_2[:, 0].tolist() == [[0, 80]] * 24
 
 
 def test_the_table_is_measured_on_problems_it_was_not_chosen_on():
@@ -169,10 +185,42 @@ def test_the_table_is_measured_on_problems_it_was_not_chosen_on():
     pools = [make_pool("ra" * 4, rng.random(8).tolist()) for _ in range(200)]
     plans = [parse("majority-8"), parse("best-8"), parse("weighted-8")]
     found = compute_optimal(pools, plans, [4, 8], bins=4)
-    assert found.adaptive_P_B.mean() == pytest.approx(0.5, abs=0.06)
+    assert found.adaptive_P_B_2[..., 0].mean() == pytest.approx(0.5, abs=0.06)
 
 
 @pytest.mark.parametrize(("plan", "budget"), [("majority-8:stop=windows", 8), ("majority-8", 2)])
 def test_unequal_budgets_are_refused(plan, budget):
     with pytest.raises(ValueError, match="budgets"):
         compute_optimal([random_pool(i) for i in range(16)], [parse(plan)], [budget])
+
+
+def test_a_choice_needs_verdicts_problems_and_plans():
+    pools = [random_pool(i) for i in range(12)]
+    unjudged = [replace(pool, scores=[None] * 16) for pool in pools]
+    with pytest.raises(ValueError, match="not judged: evaluate with a judge"):
+        compute_optimal(unjudged, [parse("majority-8")], [8])
+    with pytest.raises(ValueError, match="problems at least 12"):
+        compute_optimal(pools[:11], [parse("majority-8")], [8])
+    with pytest.raises(ValueError, match="at least two plans of at least 4 samples, got majority-8"):
+        optimal.measure(pools, [parse("majority-8")])
+    with pytest.raises(ValueError, match="at least 4 samples, got majority-8, weighted-2"):
+        optimal.measure(pools, [parse("majority-8"), parse("weighted-2")])
+    with pytest.raises(ValueError, match="--confidence 20"):
+        optimal.measure(pools, [parse("majority-8"), parse("borda-8")])
+
+
+def test_the_choice_is_among_the_plans_that_were_given(evaluated: Path, tmp_path: Path):
+    header = read_header(evaluated)
+    assert [plan.rule for plan in optimal.candidates(evaluated, header)][:2] == ["majority", "borda"]
+    assert [str(p) for p in optimal.candidates(tmp_path, header)] == [
+        "majority-4",
+        "best-4",
+        "weighted-4",
+        "posterior-4",
+    ]
+    found = optimal.measure([random_pool(i) for i in range(40)], [parse("majority-8"), parse("weighted-16")])
+    assert [row["budget"] for row in found["rows"]] == [4, 8] and found["plans"] == ["majority-8", "weighted-16"]
+    for row in found["rows"]:
+        assert row["difference"]["mean"] == pytest.approx(row["adaptive"]["mean"] - row["single"]["mean"])
+        assert {*row["best"], row["best_single"]} <= {"majority", "weighted"} and len(row["best"]) == 3
+        assert row["adaptive_tokens"] >= 10 * row["budget"] + 4  # of a pilot of 4, some 5 in 6 have an answer

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from words import Words
 
 from twofold.compute.judge import question
 from twofold.compute.rollout import rollouts
@@ -24,7 +25,7 @@ from twofold.recipes.rlv import RLV
 from twofold.tasks.procedural import Countdown, Letters, Sums, apply, evaluate
 from twofold.text.chat import CRITIQUE, JUDGE, Chat, Turn
 from twofold.trainer.model import load_model
-from twofold.types import Completion, Grade, Problem, Sample, Sampling
+from twofold.types import Completion, Problem, Sample, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +63,6 @@ class Scripted:
     def load(self, weights: Mapping[str, Any]) -> None: ...
 
     def rest(self) -> None: ...
-
-
-class Words:
-    """Right is what ends in "yes"; what ends in "late" cannot be graded in time."""
-
-    name = "words"
-
-    def problem(self, split: str, i: int) -> Problem:
-        return Problem(f"{split}-{i}", f"Q{i}", "yes")
-
-    def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
-        if text.endswith("late"):
-            return text, Grade(None, "timeout")
-        return text, Grade(1.0, "correct") if text.endswith("yes") else Grade(0.0, "wrong")
 
 
 PROBLEMS = [Words().problem("train", 0), Words().problem("train", 1)]

@@ -147,6 +147,44 @@ def test_echo_scores_the_prompt(client: openai.OpenAI, model: Model) -> None:
     assert longer.choices[0].text == model.chat.decode([*tokens, *sampled(model, tokens, max_tokens=6)[0].tokens])
 
 
+def test_the_likeliest_tokens_of_a_reply(client: openai.OpenAI, model: Model) -> None:
+    """As many as were asked for, likeliest first; the token itself has one and the same log-prob wherever it stands."""
+    asked: dict[str, Any] = dict(model="tiny", messages=MESSAGES, seed=7, max_tokens=12, temperature=0.8, logprobs=True)
+    reply = client.chat.completions.create(**asked, top_logprobs=3)
+    (want,) = sampled(model, max_tokens=12, temperature=0.8)
+    content = reply.choices[0].logprobs and reply.choices[0].logprobs.content
+    assert content is not None and len(content) == len(want.tokens)
+    assert [c.logprob for c in content] == pytest.approx(want.logprobs, abs=1e-4)
+    ((_, tops),) = model.engine.session().scored([model.chat.prompt(PUZZLE)], [want.tokens], 0.8, 3)
+    for entry, top in zip(content, tops, strict=True):
+        assert [x.token for x in entry.top_logprobs] == [model.tokenizer.decode([t]) for t in top]
+        assert [x.logprob for x in entry.top_logprobs] == pytest.approx([*top.values()], abs=1e-5)
+        assert {x.logprob for x in entry.top_logprobs if x.token == entry.token} <= {entry.logprob}
+    *_, last = client.chat.completions.create(**asked, top_logprobs=3, stream=True)
+    told = [choice.logprobs and choice.logprobs.model_dump() for choice in (last.choices[0], reply.choices[0])]
+    assert told[0] == told[1]
+
+
+def test_the_likeliest_tokens_of_a_prompt(client: openai.OpenAI, model: Model) -> None:
+    """The request with which evaluation harnesses score texts: is each token the likeliest in its place?"""
+    greedy = sampled(model, temperature=0, max_tokens=8)[0].tokens
+    start = model.chat.prompt(PUZZLE)
+    other = [t if i != 3 else model.chat.verdicts[0] for i, t in enumerate(greedy)]
+    done = client.completions.create(
+        model="tiny", prompt=[[*start, *greedy], [*start, *other]], max_tokens=1, echo=True, logprobs=1, temperature=0
+    )
+    found = []
+    for choice in done.choices:
+        told = choice.logprobs
+        assert told is not None and told.token_logprobs and told.top_logprobs
+        assert told.top_logprobs[0] is None and len(told.top_logprobs) == len(told.token_logprobs)
+        pairs = [*zip(told.token_logprobs, told.top_logprobs, strict=True)][len(start) : -1]
+        assert all(x in top.values() for x, top in pairs)  # the token itself is always told
+        found.append([x == max(top.values()) for x, top in pairs])
+    assert found[0] == [True] * 8
+    assert found[1][:4] == [True, True, True, False]
+
+
 def test_stop_tokens(client: openai.OpenAI, model: Model) -> None:
     """As vLLM names them: the tokenizer's own end unless it is to be ignored, and any other."""
     tokens = model.chat.prompt(PUZZLE)

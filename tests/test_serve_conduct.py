@@ -76,7 +76,11 @@ REFUSED = {
         None,
     ),
     "tools": (CHAT, chat_body(tools=[{"type": "function"}]), 400, "tools"),
-    "top_logprobs": (CHAT, chat_body(logprobs=True, top_logprobs=3), 400, "top_logprobs"),
+    "top_logprobs beyond their limit": (CHAT, chat_body(logprobs=True, top_logprobs=21), 400, "top_logprobs"),
+    "top_logprobs alone": (CHAT, chat_body(top_logprobs=3), 400, "top_logprobs"),
+    "top_logprobs of a plan": (CHAT, {**WITH_PLAN, "top_logprobs": 3}, 400, "logprobs"),
+    "top_logprobs of a part": (CHAT, chat_body(logprobs=True, top_logprobs=3, top_p=0.9), 400, "top_p"),
+    "top_logprobs of too much": (CHAT, chat_body(logprobs=True, top_logprobs=20, n=4), 400, "max_tokens"),
     "a penalty": (CHAT, chat_body(presence_penalty=0.5), 400, "presence_penalty"),
     "stop strings": (CHAT, chat_body(stop=["x"] * 17), 400, None),
     "an empty stop string": (CHAT, chat_body(stop=""), 400, None),
@@ -89,7 +93,8 @@ REFUSED = {
     "a plan for a text": (TEXTS, {"model": "tiny:best-4", "prompt": "x"}, 400, "plan"),
     "nothing to do": (TEXTS, {"model": "tiny", "prompt": "x", "max_tokens": 0}, 400, "max_tokens"),
     "an echo in a stream": (TEXTS, {"model": "tiny", "prompt": "x", "echo": True, "stream": True}, 400, "echo"),
-    "logprobs of other tokens": (TEXTS, {"model": "tiny", "prompt": "x", "logprobs": 5}, 400, "logprobs"),
+    "logprobs beyond their limit": (TEXTS, {"model": "tiny", "prompt": "x", "logprobs": 21}, 400, "logprobs"),
+    "fields that are meant for a client": (CHAT, chat_body(extra_body={"n": 2}), 400, "extra_body"),
     "a text beyond its limit": (TEXTS, {"model": "tiny", "prompt": "x" * (TEXT + 1)}, 400, None),
     "no such path": ("/v1/embeddings", {}, 404, None),
 }
@@ -112,6 +117,7 @@ def test_what_is_at_its_limit_is_served(served: Served) -> None:
     assert served.ask(CHAT, chat_body(temperature=2, stop=["q" * 64] * 16, max_tokens=1))[0] == 200
     assert served.ask(TEXTS, {"model": "tiny", "prompt": [5] * 2047, "max_tokens": 1})[0] == 200
     neutral = dict(presence_penalty=0, frequency_penalty=0.0, logit_bias={}, tools=[], user="me", store=False)
+    neutral |= dict(extra_body={})
     assert served.ask(CHAT, chat_body(max_tokens=1, **neutral, response_format={"type": "text"}))[0] == 200
 
 
@@ -288,6 +294,7 @@ def test_a_second_sigterm_ends_it_at_once(processes: list[tuple[subprocess.Popen
     until(lambda: served.ask("/health")[0] == 503)
     one.send_signal(signal.SIGTERM)
     one.wait(timeout=3)  # the interpreter takes most of it
+    assert connection.recv(1 << 16).startswith(b"HTTP/1.1 50")  # an error, no answer
     connection.close()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from twofold import cli, run
-from twofold.compute.judge import judge_cost, p_yes
+from twofold.compute.judge import judge_cost, p_yes, verdicts
 from twofold.compute.plan import Independent, Plan, parse
 from twofold.compute.prune import DeepConf, Prune
 from twofold.compute.rollout import draw
@@ -24,6 +24,7 @@ from twofold.maths.confidence import trace
 from twofold.maths.posterior import Calibration, posterior
 from twofold.maths.stopping import Adaptive, Fixed, Lengths, Posterior, Windows, verdict
 from twofold.tasks.procedural import Sums
+from twofold.text.chat import CRITIQUE
 from twofold.types import Completion, Sampling
 
 QUESTIONS = [Sums().problem("test", i).question for i in range(5)]
@@ -260,12 +261,35 @@ def test_rules_of_certainty_need_no_verdict(model, rule):
 
 
 def test_written_and_normalised_verdicts_are_paid_for(model):
-    for judge, calls in (("normalised", 2), ("written", 0)):
+    for judge, calls in (("normalised", 1), ("written", 0)):
         engine = Counting(model.engine)
         plan = parse(f"weighted-3:judge={judge},max_tokens=40")
         solutions = solve(engine, model.chat, QUESTIONS, plan)
         assert sum(verb == "logprobs" for verb, _ in engine.calls) == calls
         assert [s.cost.verified > 0 for s in solutions] == [any(s.answers) for s in solutions]
+
+
+def test_both_words_are_read_from_one_pass_over_the_question(model):
+    """P(Yes) alone, and P(Yes) with P(No), compute as many tokens, as the costs say: those of the question."""
+    sampling = Sampling(max_tokens=40, stop=model.chat.stop)
+    group = [r for (r,) in draw(model.engine, model.chat, QUESTIONS, sampling)]
+    computed = []
+    for judge in ("p_yes", "normalised"):
+        before = model.engine.usage.computed
+        judged = verdicts(model.engine, model.chat, group, judge)
+        computed.append(model.engine.usage.computed - before)
+        assert [tokens for _, tokens in judged] == [judge_cost(model.chat, r) for r in group]
+    assert computed == [sum(judge_cost(model.chat, r) for r in group)] * 2
+
+
+def test_a_critique_costs_its_request_and_itself(model):
+    group = draw(model.engine, model.chat, QUESTIONS[:1], Sampling(n=4, max_tokens=40, stop=model.chat.stop))[0]
+    asked = [model.chat.ask([*r.prompt, *r.completion.tokens], CRITIQUE) for r in group]
+    written = model.engine.generate(asked, Sampling(temperature=0, max_tokens=24, stop=model.chat.stop))
+    judged = verdicts(model.engine, model.chat, group, "written", 24)
+    for (_, tokens), prompt, r, (critique,) in zip(judged, asked, group, written, strict=True):
+        request = len(prompt) - len(r.prompt) - len(r.completion.tokens)
+        assert request > 5 and tokens == request + len(critique.tokens)
 
 
 def test_no_problems_no_calls(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -22,8 +23,21 @@ SOLVED_AT_ONCE = 16
 """Problems of a file that share engine calls; their lines are printed when all of them are done."""
 
 
+def keep_memory() -> None:
+    """Have the C library keep what tensors free. Every step asks for the same large blocks again, and to get them fresh
+    from the system, page by page, is a tenth of a training step on a CPU. Only glibc lets itself be told."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, 2**31 - 1)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status. Errors a user can mend are one line on stderr, status 2."""
+    keep_memory()
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if not hasattr(args, "run"):
@@ -94,6 +108,7 @@ def _measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
         default=[],
         help="compare this plan, such as majority-16:stop=adaptive; may be repeated",
     )
+    _spending(sub)
     sub.add_argument("--verifier", help="another model that scores the samples (default: the model itself)")
     sub.add_argument("--system", help="system prompt")
 
@@ -101,11 +116,30 @@ def _measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("runs", nargs="+", type=Path, help="evaluation or run directories")
     sub.add_argument("--out", type=Path, help="where report.html and report.json go (default: the first directory)")
     sub.add_argument("--baseline", help="name of the evaluation to compare with (default: the first)")
+    _spending(sub)
 
     sub = command(
         "calibrate", _calibrate, "What verdicts and agreement are worth, for the rule and stop named posterior."
     )
     sub.add_argument("runs", nargs="+", type=Path, help="evaluation directories, of problems that no test uses")
+
+
+def _spending(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--caps", default="", help="show accuracy for every one of these token caps and number of samples: 64,128,256"
+    )
+    sub.add_argument(
+        "--optimal",
+        action="store_true",
+        help="choose a plan by how hard a pilot finds a problem: among those given, or the votes by count and by verdict",
+    )
+
+
+def _caps(text: str) -> list[int]:
+    try:
+        return [int(cap) for cap in text.split(",")] if text else []
+    except ValueError as error:
+        raise ValueError(f"--caps takes numbers of tokens, such as 64,128,256, got {text!r}") from error
 
 
 def _using(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -155,12 +189,15 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
 
     from twofold import config as configs
     from twofold import run
+    from twofold.evals.grid import check
     from twofold.evals.report import print_table, report
 
     chosen = run.task_named(args.task)
     if isinstance(chosen, run.Data):
         chosen = replace(chosen, prompt_column=args.prompt_column, answer_column=args.answer_column)
-    config = configs.override(run.Eval(), rest)
+    config, caps = configs.override(run.Eval(), rest), _caps(args.caps)
+    if caps:
+        check(caps, config.max_tokens)
     task = run.make_task(chosen)
     if isinstance(chosen, run.Data):
         size = len(task)  # type: ignore[arg-type]
@@ -181,7 +218,7 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
             plans=args.plan,
             progress=lambda done, total: bar.update(line, completed=done, total=total),
         )
-    print_table(report([out], out))
+    print_table(report([out], out, caps=caps, optimal=args.optimal))
     print(f"report: {out / 'report.html'}")
     return 0
 
@@ -190,7 +227,7 @@ def _report(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold.evals.report import print_table, report
 
     out = args.out or args.runs[0]
-    print_table(report(args.runs, out, args.baseline))
+    print_table(report(args.runs, out, args.baseline, _caps(args.caps), args.optimal))
     print(f"report: {out / 'report.html'}")
     return 0
 

@@ -28,11 +28,16 @@ class Problem:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
+COLDEST = 1e-3
+"""The lowest temperature but 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How to sample. ``stop`` are token ids; the stop token is kept in the completion.
 
-    ``temperature = 0`` is greedy. Every random draw is a pure function of
+    ``temperature = 0`` is greedy; between 0 and ``COLDEST``, and of ``top_p`` below its square, single precision says
+    nothing, and such numbers are refused (ValueError). Every random draw is a pure function of
     (seed, prompt, sample index, position), so company in the batch cannot change it.
     """
 
@@ -46,9 +51,14 @@ class Sampling:
     """k > 0: record each step's ``confidence`` (of the k likeliest tokens) and ``certainty`` in the completion."""
 
     def __post_init__(self) -> None:
-        if self.n < 1 or self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+        if self.n < 1 or self.max_tokens < 1 or not self.temperature >= 0 or not 0 < self.top_p <= 1:
             raise ValueError(
                 f"n and max_tokens must be at least 1, temperature at least 0, top_p in (0, 1]; got {self}"
+            )
+        if 0 < self.temperature < COLDEST or self.top_p < COLDEST**2:
+            raise ValueError(
+                f"temperature must be 0 or at least {COLDEST}, top_p at least {COLDEST**2}: single precision has no less;"
+                f" got {self}"
             )
 
 

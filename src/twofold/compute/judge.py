@@ -13,6 +13,8 @@ from twofold.types import Rollout, Sampling
 
 Judge = Literal["p_yes", "normalised", "written"]
 """How the model judges: P(Yes) as published, P(Yes) / (P(Yes) + P(No)), or a written critique."""
+Head = Literal["bce", "regression"]
+"""A trained scalar head that judges in the words' place."""
 
 
 def question(chat: Chat, rollout: Rollout) -> list[int]:
@@ -23,18 +25,17 @@ def question(chat: Chat, rollout: Rollout) -> list[int]:
 def p_yes(engine: Engine, chat: Chat, rollouts: Sequence[Rollout], normalised: bool = False) -> list[float]:
     """P(Yes) per rollout (RL^V's score). ``normalised`` divides by P(Yes) + P(No); the published score does not.
 
-    On an engine that kept the rollouts' caches this computes the question's tokens only.
+    On an engine that kept the rollouts' caches this computes the question's tokens only, once for both words.
     """
-    yes, no = chat.verdicts
-    prompts = [question(chat, r) for r in rollouts]
-    scores = [math.exp(lp) for (lp,) in engine.logprobs(prompts, [[yes]] * len(prompts))]
+    words = chat.verdicts if normalised else chat.verdicts[:1]
+    prompts = [question(chat, r) for r in rollouts for _ in words]
+    scores = [math.exp(lp) for (lp,) in engine.logprobs(prompts, [[word] for _ in rollouts for word in words])]
     if not normalised:
         return scores
-    against = [math.exp(lp) for (lp,) in engine.logprobs(prompts, [[no]] * len(prompts))]
-    return [y / (y + n) for y, n in zip(scores, against, strict=True)]
+    return [yes / (yes + no) for yes, no in zip(scores[::2], scores[1::2], strict=True)]
 
 
-def by_head(engine: Any, chat: Chat, rollouts: Sequence[Rollout], kind: Literal["bce", "regression"]) -> list[float]:
+def by_head(engine: Any, chat: Chat, rollouts: Sequence[Rollout], kind: Head) -> list[float]:
     """Scores of a trained scalar head (an ablation of RL^V), as probabilities. Needs the native engine."""
     outputs = engine.values([question(chat, r) for r in rollouts])
     if kind == "bce":
@@ -50,30 +51,32 @@ def judge_cost(chat: Chat, rollout: Rollout) -> int:
 def written(
     engine: Engine, chat: Chat, rollouts: Sequence[Rollout], sampling: Sampling
 ) -> list[tuple[float | None, int]]:
-    """LLM-as-a-judge: (share of ``sampling.n`` written critiques that end in CORRECT, tokens written) per rollout.
-
-    The share is None where no verdict could be read.
+    """LLM-as-a-judge: (share of ``sampling.n`` written critiques that end in CORRECT, tokens of the request and of the
+    critiques) per rollout. The share is None where no verdict could be read.
     """
-    prompts = [chat.ask([*r.prompt, *r.completion.tokens], CRITIQUE) for r in rollouts]
+    own = [[*r.prompt, *r.completion.tokens] for r in rollouts]
+    prompts = [chat.ask(tokens, CRITIQUE) for tokens in own]
     judged: list[tuple[float | None, int]] = []
-    for critiques in engine.generate(prompts, sampling):
+    for tokens, prompt, critiques in zip(own, prompts, engine.generate(prompts, sampling), strict=True):
         votes = [v for c in critiques if (v := verdict(chat.decode(c.tokens))) is not None]
-        judged.append((sum(votes) / len(votes) if votes else None, sum(len(c.tokens) for c in critiques)))
+        spent = len(prompt) - len(tokens) + sum(len(c.tokens) for c in critiques)
+        judged.append((sum(votes) / len(votes) if votes else None, spent))
     return judged
 
 
 def verdicts(
-    engine: Engine, chat: Chat, rollouts: Sequence[Rollout], judge: Judge, tokens: int = 128, seed: int = 0
+    engine: Engine, chat: Chat, rollouts: Sequence[Rollout], judge: Judge | Head, tokens: int = 128, seed: int = 0
 ) -> list[tuple[float, int]]:
-    """(score, tokens read and written for it) of every rollout. ``tokens`` limits a written critique; one without a
-    readable verdict is not an acceptance: 0."""
+    """(score, tokens read and written for it beyond the rollout's own) of every rollout. ``tokens`` limits a written
+    critique; one without a readable verdict is not an acceptance: 0. A head needs the native engine."""
     if judge == "written":
         sampling = Sampling(temperature=0, max_tokens=tokens, stop=chat.stop, seed=seed)
-        asked = len(chat.follow_up(CRITIQUE))
-        return [(score or 0.0, asked + length) for score, length in written(engine, chat, rollouts, sampling)]
-    scores = p_yes(engine, chat, rollouts, normalised=judge == "normalised")
-    reads = 1 + (judge == "normalised")  # Yes and No are asked for apart
-    return [(s, reads * judge_cost(chat, r)) for s, r in zip(scores, rollouts, strict=True)]
+        return [(score or 0.0, spent) for score, spent in written(engine, chat, rollouts, sampling)]
+    if judge in ("bce", "regression"):
+        scores = by_head(engine, chat, rollouts, judge)
+    else:
+        scores = p_yes(engine, chat, rollouts, normalised=judge == "normalised")
+    return [(s, judge_cost(chat, r)) for s, r in zip(scores, rollouts, strict=True)]
 
 
 def verdict(text: str) -> bool | None:

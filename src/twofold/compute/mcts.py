@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from twofold.compute.cost import Made
-from twofold.compute.tree import Node, Search, Steps, grow_all, unique
-from twofold.compute.value import VALUES, Value, ValueName
-from twofold.engines.base import Engine
+from twofold.compute.tree import Node, Search, Start, Steps, maker, unique
+from twofold.compute.value import ValueName
 from twofold.maths.search import puct
-from twofold.text.chat import Chat
-from twofold.types import Completion, Sampling
+from twofold.types import Completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +46,13 @@ class Branch:
         return self.total / self.visits if self.visits else self.node.value
 
 
-def mcts(
-    engine: Engine,
-    chat: Chat,
-    questions: Sequence[str],
-    n: int,
-    sampling: Sampling,
-    config: MCTS,
-    value: Value | None = None,
-) -> list[Made]:
+@maker
+def mcts(n: int, config: MCTS) -> Start:
     """PUCT descents from the root until n finished solutions were visited (TS-LLM, arXiv:2309.17179, MCTS-Rollout).
 
     A branch is expanded on its second visit: ``children`` steps, equal ones once, with priors exp(mean log-prob) that
     are normalised over them; the descent ends at the best of these. Its value is added to every branch on the way.
-    At most n candidates in the order of their first visits; fewer when the descents are spent. ``value`` takes the
-    place of ``config.value``.
+    At most n candidates in the order of their first visits; fewer when the descents are spent.
     """
 
     def search(root: Node, rng: random.Random) -> Search:
@@ -86,7 +75,7 @@ def mcts(
                 break
         return done
 
-    return grow_all(engine, chat, questions, sampling, config.steps, value or VALUES[config.value], search)
+    return search
 
 
 def _select(parent: Branch, config: MCTS) -> Branch:

@@ -1,23 +1,18 @@
 """Search over steps, led by a value of partial solutions: beam, DVTS, REBASE, particles. (``mcts`` has a file of its own.)
 
-Each is a few lines about one question; ``tree.grow_all`` does the rest. ``n`` is the budget: about the tokens of n
-solutions. Candidates carry the value of the whole solution as their score.
+Each is a few lines about one question; ``tree.maker`` does the rest. ``n`` is the budget: about the tokens of n
+solutions.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from twofold.compute.cost import Made
-from twofold.compute.tree import Node, Search, Steps, best, grow_all, unique
-from twofold.compute.value import VALUES, Value, ValueName
-from twofold.engines.base import Engine
+from twofold.compute.tree import Node, Search, Start, Steps, best, maker, unique
+from twofold.compute.value import ValueName
 from twofold.maths.search import particle_probabilities, rebase_allocation
-from twofold.text.chat import Chat
-from twofold.types import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +25,12 @@ class Beam:
     steps: Steps = field(default_factory=Steps)
 
 
-def beam(
-    engine: Engine,
-    chat: Chat,
-    questions: Sequence[str],
-    n: int,
-    sampling: Sampling,
-    config: Beam,
-    value: Value | None = None,
-) -> list[Made]:
+@maker
+def beam(n: int, config: Beam) -> Start:
     """Beam search as in search-and-learn: finished solutions leave the beam, and do not compete with unfinished ones.
 
     At most n candidates, the best first; fewer are not filled up with copies, and equal partial solutions live once.
-    ``value`` takes the place of ``config.value``. Raises ValueError if ``config.width`` does not divide ``n``.
+    Raises ValueError if ``config.width`` does not divide ``n``.
     """
     kept = _groups(n, config.width)
 
@@ -54,7 +42,7 @@ def beam(
             active = best(unique(c for c in children if not c.done), kept)
         return best(done, n)
 
-    return grow_all(engine, chat, questions, sampling, config.steps, value or VALUES[config.value], search)
+    return search
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +55,12 @@ class DVTS:
     steps: Steps = field(default_factory=Steps)
 
 
-def dvts(
-    engine: Engine,
-    chat: Chat,
-    questions: Sequence[str],
-    n: int,
-    sampling: Sampling,
-    config: DVTS,
-    value: Value | None = None,
-) -> list[Made]:
+@maker
+def dvts(n: int, config: DVTS) -> Start:
     """Diverse verifier tree search as in search-and-learn: n / width greedy searches that do not see each other.
 
     n candidates: of each tree all the ``width`` ends of its last step, unfinished ones (which have no answer) included.
-    ``value`` takes the place of ``config.value``. Raises ValueError if ``config.width`` does not divide ``n``.
+    Raises ValueError if ``config.width`` does not divide ``n``.
     """
     trees = _groups(n, config.width)
 
@@ -92,7 +73,7 @@ def dvts(
                 (heads[t],) = best(tried[t], 1)
         return [c for group in tried for c in group]
 
-    return grow_all(engine, chat, questions, sampling, config.steps, value or VALUES[config.value], search)
+    return search
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +86,12 @@ class Rebase:
     steps: Steps = field(default_factory=lambda: Steps(depth=25))
 
 
-def rebase(
-    engine: Engine,
-    chat: Chat,
-    questions: Sequence[str],
-    n: int,
-    sampling: Sampling,
-    config: Rebase,
-    value: Value | None = None,
-) -> list[Made]:
+@maker
+def rebase(n: int, config: Rebase) -> Start:
     """Reward-balanced search (arXiv:2408.00724): children in proportion to exp(value / temperature), n leaves in all.
 
-    Exactly n candidates; each finished one takes one from the width of what follows. ``value`` takes the place of
-    ``config.value``. Raises ValueError unless ``config.temperature`` > 0.
+    Exactly n candidates; each finished one takes one from the width of what follows. Raises ValueError unless
+    ``config.temperature`` > 0.
     """
 
     def search(root: Node, rng: random.Random) -> Search:
@@ -129,7 +103,7 @@ def rebase(
             counts = rebase_allocation([c.value for c in level], n - len(done), config.temperature)
         return done
 
-    return grow_all(engine, chat, questions, sampling, config.steps, value or VALUES[config.value], search)
+    return search
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,20 +116,12 @@ class Particles:
     steps: Steps = field(default_factory=Steps)
 
 
-def particles(
-    engine: Engine,
-    chat: Chat,
-    questions: Sequence[str],
-    n: int,
-    sampling: Sampling,
-    config: Particles,
-    value: Value | None = None,
-) -> list[Made]:
+@maker
+def particles(n: int, config: Particles) -> Start:
     """Particle filter (arXiv:2502.01618): extend all, draw n anew by weight; finished ones keep theirs and take part.
 
     n candidates, copies among them: how often a solution is there is part of what the filter says about it. No drawing
-    after the last step, when the scores themselves are at hand. ``value`` takes the place of ``config.value``.
-    Raises ValueError unless ``config.temperature`` > 0.
+    after the last step, when the scores themselves are at hand. Raises ValueError unless ``config.temperature`` > 0.
     """
 
     def search(root: Node, rng: random.Random) -> Search:
@@ -168,7 +134,7 @@ def particles(
                 cloud = rng.choices(cloud, weights, k=n)
         return cloud
 
-    return grow_all(engine, chat, questions, sampling, config.steps, value or VALUES[config.value], search)
+    return search
 
 
 def _groups(n: int, width: int) -> int:

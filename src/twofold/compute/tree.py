@@ -11,11 +11,12 @@ import random
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import wraps
+from typing import Literal, Protocol, TypeVar
 
 from twofold.compute.cost import Cost, Made
 from twofold.compute.rollout import forced, join, split, ungraded
-from twofold.compute.value import Value
+from twofold.compute.value import VALUES, Value, ValueName
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
 from twofold.text.extract import last_boxed
@@ -65,6 +66,43 @@ class Node:
 
 
 Search = Generator[list[Node], list[Node], list[Node]]
+Start = Callable[[Node, random.Random], Search]
+"""Begins the search of one question at its root. The random draws depend on (seed, question)."""
+
+
+class Searching(Protocol):
+    """What the options of every search have."""
+
+    @property
+    def steps(self) -> Steps: ...
+
+    @property
+    def value(self) -> ValueName: ...
+
+
+C = TypeVar("C", bound=Searching)
+
+
+def maker(build: Callable[[int, C], Start]) -> Callable[..., list[Made]]:
+    """Of (n, options) -> search a maker: (engine, chat, questions, n, sampling, options) -> one ``Made`` per question.
+
+    Candidates carry the value of the whole solution as their score. A keyword ``value`` takes the place of ``options.value``.
+    """
+
+    @wraps(build)
+    def make(
+        engine: Engine,
+        chat: Chat,
+        questions: Sequence[str],
+        n: int,
+        sampling: Sampling,
+        options: C,
+        value: Value | None = None,
+    ) -> list[Made]:
+        search = build(n, options)
+        return grow_all(engine, chat, questions, sampling, options.steps, value or VALUES[options.value], search)
+
+    return make
 
 
 def grow_all(
@@ -74,10 +112,9 @@ def grow_all(
     sampling: Sampling,
     steps: Steps,
     value: Value,
-    search: Callable[[Node, random.Random], Search],
+    search: Start,
 ) -> list[Made]:
-    """What the search of each question returned; scores are values of whole solutions. The search's own random draws
-    depend on (seed, question)."""
+    """What the search of each question returned; scores are values of whole solutions."""
     began = time.monotonic()
     nothing = forced([])
     roots = [Node(ungraded(chat, q, chat.prompt(q), nothing), None, nothing) for q in questions]

@@ -24,6 +24,9 @@ from twofold.maths.attention import install
 from twofold.maths.decoder import Decoder, Module, network
 from twofold.types import Completion, Finish, Sampling
 
+Scored = tuple[list[float], list[dict[int, float]]]
+"""Per token of a continuation: its log-prob, and the likeliest tokens in its place with theirs, likeliest first."""
+
 
 @dataclass(slots=True)
 class Usage:
@@ -253,18 +256,34 @@ class NativeEngine:
             if run.done:
                 run.leave()
 
-    @torch.inference_mode()
     def logprobs(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float = 1.0
     ) -> list[list[float]]:
+        return [logprobs for logprobs, _ in self.scored(prompts, continuations, temperature)]
+
+    @torch.inference_mode()
+    def scored(
+        self,
+        prompts: Sequence[Sequence[int]],
+        continuations: Sequence[Sequence[int]],
+        temperature: float = 1.0,
+        top: int = 0,
+    ) -> list[Scored]:
+        """``logprobs``, and in each place the ``top`` likeliest tokens with theirs."""
         if len(prompts) != len(continuations):
             raise ValueError(f"{len(prompts)} prompts but {len(continuations)} continuations")
         check_prompts(prompts)
-        results: dict[int, list[float]] = {}
+        alike: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
+        for i, (p, c) in enumerate(zip(prompts, continuations, strict=True)):
+            alike[tuple(p), tuple(c[:-1])].append(i)  # what is run: the last token is only asked about
+        groups = list(alike.values())
+        results: dict[int, Scored] = {}
         with self._autocast():
-            for part in self._parts(prompts, self._kept, 1 if self.exact else self.max_rows):
-                chosen = [continuations[i] for i in part.indices]
-                results |= zip(part.indices, self._logprobs(part, chosen, temperature), strict=True)
+            firsts = [prompts[group[0]] for group in groups]
+            for part in self._parts(firsts, self._kept, 1 if self.exact else self.max_rows):
+                chosen = [[continuations[i] for i in groups[j]] for j in part.indices]
+                for j, found in zip(part.indices, self._scored(part, chosen, temperature, top), strict=True):
+                    results |= zip(groups[j], found, strict=True)
         return [results[i] for i in range(len(prompts))]
 
     @torch.inference_mode()
@@ -281,19 +300,27 @@ class NativeEngine:
             results |= zip(part.indices, scores, strict=True)
         return [results[i] for i in range(len(prompts))]
 
-    def _logprobs(self, part: Part, continuations: Sequence[Sequence[int]], temperature: float) -> list[list[float]]:
-        """All pairs at once, each from where the kept prefix of its prompt ends."""
-        if not any(map(len, continuations)):
-            return [[] for _ in continuations]
+    def _scored(
+        self, part: Part, continuations: Sequence[Sequence[Sequence[int]]], temperature: float, top: int
+    ) -> list[list[Scored]]:
+        """Of every prompt its continuations, which differ in their last token alone: each prompt is run once, from where
+        its kept prefix ends."""
+        if not any(c for group in continuations for c in group):
+            return [[([], []) for _ in group] for group in continuations]
         # at least the last prompt token is run again: its logits predict the first token asked about
         own = part.pieces()
-        pieces = [[*p, *c][:-1] if c else [*p] for p, c in zip(own, continuations, strict=True)]
+        pieces = [[*p, *group[0][:-1]] for p, group in zip(own, continuations, strict=True)]
         hidden = self._extend(part.begin(max(map(len, pieces)), self.model.device), pieces)
         results = []
-        for row, (p, c) in enumerate(zip(own, continuations, strict=True)):
-            logp = (self._head(hidden[row, len(p) - 1 : len(p) - 1 + len(c)]).float() / temperature).log_softmax(-1)
-            ids = torch.tensor(list(c), dtype=torch.long, device=logp.device)
-            results.append(logp.gather(1, ids[:, None])[:, 0].tolist())
+        for row, (p, group) in enumerate(zip(own, continuations, strict=True)):
+            most = max(map(len, group))
+            logp = (self._head(hidden[row, len(p) - 1 : len(p) - 1 + most]).float() / temperature).log_softmax(-1)
+            best = logp.topk(min(top, logp.shape[1]))
+            tops = [
+                dict(zip(i, x, strict=True)) for i, x in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ]
+            ids = [torch.tensor([*c], dtype=torch.long, device=logp.device) for c in group]
+            results.append([(logp[: len(i)].gather(1, i[:, None])[:, 0].tolist(), tops[: len(i)]) for i in ids])
         return results
 
     def _take(self, prompts: Sequence[Sequence[int]], sampling: Sampling, size: int) -> Iterator[tuple[Part, Tensor]]:

@@ -10,7 +10,9 @@ from hashlib import blake2b
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold
 
+from twofold.maths.logprobs import LEAST, shifted
 from twofold.types import Sampling
 
 
@@ -37,13 +39,12 @@ def draw(logits_A_V: Tensor, uniforms_A: Tensor, temperature: float, top_p: floa
     """One token per row by inversion of the cumulative distribution, and its log-prob.
 
     ``temperature = 0`` takes the argmax and reports its untempered log-prob. With ``top_p < 1`` the log-prob is
-    that of the truncated, renormalised distribution, the one actually sampled from.
+    that of the truncated, renormalised distribution, the one actually sampled from. Tokens below ``LEAST`` are never drawn.
     """
-    logits_A_V = logits_A_V.float()
+    logp_A_V = threshold(shifted(logits_A_V, temperature or 1.0), LEAST, float("-inf")).log_softmax(-1)
     if temperature == 0:
         tokens_A = logits_A_V.argmax(-1)
-        return tokens_A, logits_A_V.log_softmax(-1).gather(1, tokens_A[:, None])[:, 0]
-    logp_A_V = (logits_A_V / temperature).log_softmax(-1)
+        return tokens_A, logp_A_V.gather(1, tokens_A[:, None])[:, 0]
     if top_p < 1:
         order = logp_A_V.argsort(-1, descending=True)
         sorted_p = logp_A_V.gather(1, order).exp()

@@ -8,6 +8,7 @@ says which is whose.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -145,6 +146,44 @@ def strategies(found: Mapping[str, Any], colour: Colours) -> str:
         for ax in axes:
             _percent(ax)
             _thousands(ax)
+    return drawing.svg
+
+
+def grid(found: Mapping[str, Any], colour: str) -> str:
+    """Left: accuracy at every token cap (rows) and number of samples. Right: the same against tokens in all, a line per
+    cap with its 95% band; dashed, if every shorter cap had been drawn afresh before."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgba
+
+    caps, ks = found["caps"], found["ks"]
+    rows = [found["cells"][i * len(ks) : (i + 1) * len(ks)] for i in range(len(caps))]
+    shades = LinearSegmentedColormap.from_list("shades", [to_rgba(colour, 0.03), to_rgba(colour, 0.6)])
+    with _drawing("Accuracy by token cap and number of samples", 1.6 + 0.4 * max(4, len(caps)), top=0.4) as drawing:
+        table, lines = drawing.axes(2)
+        means = [[cell["accuracy"]["mean"] for cell in row] for row in rows]
+        table.pcolormesh(means, cmap=shades)
+        for y, x in itertools.product(range(len(caps)), range(len(ks))):
+            table.text(x + 0.5, y + 0.5, f"{100 * means[y][x]:.0f}", ha="center", va="center")
+        table.set_xticks([x + 0.5 for x in range(len(ks))], [str(k) for k in ks])
+        table.set_yticks([y + 0.5 for y in range(len(caps))], [str(cap) for cap in caps])
+        table.grid(False)
+        table.tick_params(length=0)
+        table.set_xlabel("samples per problem")
+        table.set_ylabel("token cap")
+        table.set_title(f"Accuracy of the {found['rule']} vote, per cent")
+        for i, (cap, row) in enumerate(zip(caps, rows, strict=True)):
+            c, tokens = PALETTE[i % len(PALETTE)], [cell["generated"] + cell["verified"] for cell in row]
+            low, mean, high = ([cell["accuracy"][name] for cell in row] for name in ("low", "mean", "high"))
+            lines.fill_between(tokens, low, high, color=c, alpha=0.08, linewidth=0)
+            lines.plot(tokens, mean, "o-", color=c, markersize=3, linewidth=1.5, label=f"cap {cap}")
+            if i:
+                lines.plot([cell["cumulated"] for cell in row], mean, color=c, linewidth=0.9, linestyle=_RULES["maj"])
+        lines.set_xscale("log")
+        lines.minorticks_off()
+        lines.set_xlabel("tokens per problem, in all (dashed: shorter caps drawn afresh before)")
+        lines.set_title("The same against tokens")
+        lines.legend(loc="best")
+        _percent(lines)
+        _thousands(lines)
     return drawing.svg
 
 

@@ -70,10 +70,9 @@ def replay(pools: Sequence[Pool], plan: Plan, orders: int = ORDERS, seed: int = 
     return Replay(ks, *columns)
 
 
-def _replay(pool: Pool, plan: Plan, ks: list[int], orders: int, seed: int) -> list[list[float]]:
-    """(correct, samples, generated, verified, seconds) per k, for one pool."""
-    size = len(pool.answers)
-    if plan.n > size:
+def check(pool: Pool, plan: Plan) -> None:
+    """Raises ValueError for a pool that lacks scores, certainty or samples that the plan reads."""
+    if plan.n > (size := len(pool.answers)):
         raise ValueError(
             f"plan {plan}: the pool of {pool.problem.id!r} has {size} samples: raise --n or lower the plan's"
         )
@@ -81,17 +80,22 @@ def _replay(pool: Pool, plan: Plan, ks: list[int], orders: int, seed: int) -> li
         raise ValueError(f"plan {plan} needs verdicts, and the pool of {pool.problem.id!r} was not judged")
     if plan.rule in CERTAIN and (pool.certainty is None or pool.traces is None):
         raise ValueError(f"plan {plan} needs the samples' certainty: evaluate with --confidence {plan.traces.top}")
-    forms = classes(pool.answers)
+
+
+def _replay(pool: Pool, plan: Plan, ks: list[int], orders: int, seed: int) -> list[list[float]]:
+    """(correct, samples, generated, verified, seconds) per k, for one pool."""
+    check(pool, plan)
+    size, forms = len(pool.answers), classes(pool.answers)
     right = {a for a, g in zip(forms, pool.grades, strict=True) if g.label == "correct"}
     assert not isinstance(plan.stop, Lengths)
     totals = np.zeros((len(ks), 5))
     rng = np.random.default_rng(seed)
     for _ in range(orders):
         order = rng.permutation(size)[: plan.n].tolist()
-        at = next((t for t in rounds(plan.stop, plan.n) if settled(plan, _seen(pool, forms, plan, order[:t]))), plan.n)
+        at = next((t for t in rounds(plan.stop, plan.n) if settled(plan, seen(pool, forms, plan, order[:t]))), plan.n)
         for row, k in zip(totals, ks, strict=True):
             used = order[: min(at, k)]
-            answer = select(plan, _seen(pool, forms, plan, used))[0]
+            answer = select(plan, seen(pool, forms, plan, used))[0]
             read = sum(pool.judge_tokens[i] for i in used if forms[i] is not None) if plan.judged else 0
             row += (
                 answer in right,
@@ -103,7 +107,8 @@ def _replay(pool: Pool, plan: Plan, ks: list[int], orders: int, seed: int) -> li
     return (totals / orders).tolist()
 
 
-def _seen(pool: Pool, forms: Sequence[str | None], plan: Plan, order: Sequence[int]) -> Seen:
+def seen(pool: Pool, forms: Sequence[str | None], plan: Plan, order: Sequence[int]) -> Seen:
+    """What the plan reads of these samples of a pool, in this order; ``forms`` are the pool's answers as voting classes."""
     certainty, confidence = [], []
     if plan.rule in CERTAIN:
         assert pool.certainty is not None and pool.traces is not None
@@ -146,16 +151,21 @@ def run(
                 progress(min(i + batch, len(mine)), len(mine))
 
 
+def noted(directory: Path) -> list[Plan]:
+    """The plans that ``run`` noted in an evaluation's directory."""
+    return [parse(name) for name in json.loads((directory / NAMES).read_text())] if (directory / NAMES).exists() else []
+
+
 def measure(directory: Path, pools: Sequence[Pool], header: Header) -> Record | None:
     """The noted plans' points (at most this many samples: accuracy, tokens, seconds) and the oracle's; None if none were."""
-    if not (directory / NAMES).exists():
+    if not (plans := noted(directory)):
         return None
     ran: dict[str, dict[str, Record]] = {}
     for row in _read(directory / RUNS):
         ran.setdefault(row["plan"], {})[row["id"]] = row
-    rows = []
-    for name in json.loads((directory / NAMES).read_text()):
-        plan = parse(name)
+    rows: list[Record] = []
+    for plan in plans:
+        name = str(plan)
         if replayable(plan, header):
             rows.append({"plan": name, "how": "replayed", "points": _points(replay(pools, plan))})
         elif missing := [pool.problem.id for pool in pools if pool.problem.id not in ran.get(name, {})]:
@@ -164,6 +174,9 @@ def measure(directory: Path, pools: Sequence[Pool], header: Header) -> Record | 
             )
         else:
             rows.append({"plan": name, "how": "run", "points": _points(_ran(ran[name], pools, plan))})
+            if isinstance(plan.stop, Lengths):
+                reached = [ran[name][pool.problem.id]["length"] for pool in pools]
+                rows[-1]["lengths"] = _lengths(reached, plan.n, plan.stop)
     correct = [[g.label == "correct" for g in pool.grades] for pool in pools]
     tokens = float(np.mean([np.mean(pool.tokens) for pool in pools]))
     oracle = [
@@ -171,6 +184,12 @@ def measure(directory: Path, pools: Sequence[Pool], header: Header) -> Record | 
         for k in votes.ks(header.n)
     ]
     return {"plans": rows, "oracle": oracle}
+
+
+def _lengths(reached: Sequence[int], n: int, stop: Lengths) -> Record:
+    """Means per problem of the two ways to count growing lengths that the points' exact tokens are not: the cap that was
+    ``reached``, as RL^V draws it, and ``cumulated`` tokens, n samples of every cap up to it drawn afresh, at most."""
+    return {"reached": np.mean(reached), "cumulated": n * np.mean([stop.cumulated(cap) for cap in reached])}
 
 
 def _ran(rows: dict[str, Record], pools: Sequence[Pool], plan: Plan) -> Replay:

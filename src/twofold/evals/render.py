@@ -35,6 +35,7 @@ def html(result: Record) -> str:
         "interval": interval,
         "times": times,
         "p": p_value,
+        "lengths": lengths,
         "points": points,
     }
     colour = figures.colours(result["labels"])
@@ -55,6 +56,8 @@ def _figures(task: Record, colour: figures.Colours) -> dict[str, Markup]:
         if found := e["strategies"]:
             colours = figures.colours([row["plan"] for row in found["plans"]])
             drawn[f"strategies {e['label']}"] = figures.strategies(found, colours)
+        if e["grid"]:
+            drawn[f"grid {e['label']}"] = figures.grid(e["grid"], colour[e["label"]])
     if any(e["levels"] for e in task["evaluations"]):
         drawn["levels"] = figures.levels(task, colour)
     return {name: Markup(svg) for name, svg in drawn.items()}
@@ -67,8 +70,10 @@ def print_table(result: Record, console: Console | None = None) -> None:
         console.width = 160
     for task in result["tasks"]:
         console.print(f"\n{escape(task['headline'])}\n", highlight=False)
-        plans = [_strategies(e) for e in task["evaluations"] if e["strategies"]]
-        for table in (_accuracy(task), _verifiers(task), _comparisons(task), _efficiency(task), _cost(task), *plans):
+        tables = [_accuracy(task), _verifiers(task), _comparisons(task), _efficiency(task), _cost(task)]
+        for name, of_run in (("strategies", _strategies), ("grid", _grid), ("optimal", _optimal)):
+            tables += [of_run(e) for e in task["evaluations"] if e[name]]
+        for table in tables:
             if table.row_count:
                 console.print(table)
         for run in task["evaluations"]:
@@ -128,7 +133,47 @@ def _strategies(run: Record) -> Table:
         spent = [point["samples"], point["generated"], point["verified"], point["generated"] + point["verified"]]
         accuracy = f"{percent(point['accuracy']['mean'])} {interval(point['accuracy'])}"
         cells = [row["how"], accuracy, *(f"{x:.1f}" for x in spent), f"{point['seconds']:.3f}"]
-        table.add_row(escape(row["plan"]), *cells)
+        table.add_row(escape(row["plan"]) + lengths(row), *cells)
+    return table
+
+
+def _grid(run: Record) -> Table:
+    found = run["grid"]
+    columns = [
+        "token cap",
+        "ended",
+        "samples",
+        "accuracy",
+        "generated",
+        "to judge",
+        "tokens in all",
+        "shorter caps too",
+    ]
+    table = _table(f"{found['rule']} vote on {run['label']}'s problems, by token cap: means per problem", columns)
+    ended = dict(zip(found["caps"], found["ended"], strict=True))
+    for cell in found["cells"]:
+        accuracy = f"{percent(cell['accuracy']['mean'])} {interval(cell['accuracy'])}"
+        spent = [cell["generated"], cell["verified"], cell["generated"] + cell["verified"], cell["cumulated"]]
+        cells = [percent(ended[cell["cap"]]), str(cell["k"]), accuracy, *(f"{x:.1f}" for x in spent)]
+        table.add_row(str(cell["cap"]), *cells)
+    return table
+
+
+def _optimal(run: Record) -> Table:
+    found = run["optimal"]
+    columns = ["samples", "best rule, hard to easy", "accuracy", "tokens", "best single", "its accuracy", "its tokens"]
+    title = (
+        f"compute-optimal on {run['label']}'s problems: a pilot of {found['pilot']} samples chooses, cross-validated"
+    )
+    table = _table(title, [*columns, "difference, points"])
+    for row in found["rows"]:
+        sides = [
+            (f"{percent(row[side]['mean'])} {interval(row[side])}", f"{row[f'{side}_tokens']:.0f}")
+            for side in ("adaptive", "single")
+        ]
+        difference = f"{points(row['difference']['mean'])} {interval(row['difference'], signed=True)}"
+        best = escape(", ".join(row["best"]))
+        table.add_row(str(row["budget"]), best, *sides[0], escape(row["best_single"]), *sides[1], difference)
     return table
 
 
@@ -196,6 +241,13 @@ def _table(title: str, columns: list[str]) -> Table:
 def _bounds(quality: Record, name: str) -> str:
     low, high = quality[f"{name}_interval"]
     return f"{number(quality[name])} [{number(low)}, {number(high)}]"
+
+
+def lengths(row: Record) -> str:
+    """What else is to be known of the cost of a plan whose lengths grow; of others nothing."""
+    if not (found := row.get("lengths")):
+        return ""
+    return f" (cap reached {found['reached']:.1f}; every cap anew: at most {found['cumulated']:.0f} tokens)"
 
 
 def percent(x: float | None) -> str:

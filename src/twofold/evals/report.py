@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twofold.evals import figures, plans
+from twofold.evals import figures, grid, plans
+from twofold.evals import optimal as choice
 from twofold.evals.pools import HEADER, POOLS, Header, PoolError, read_header, read_pools
 from twofold.evals.render import html, interval, number, percent, points, print_table, times
 from twofold.maths import stats, votes
@@ -68,26 +69,35 @@ class Evaluation:
         return self.curves_P_K[rule][np.ix_([row[i] for i in ids], [self.ks.index(k) for k in ks])]
 
 
-def report(runs: list[Path], out: Path, baseline: str | None = None) -> Record:
+def report(
+    runs: list[Path],
+    out: Path,
+    baseline: str | None = None,
+    caps: Sequence[int] = (),
+    optimal: bool = False,
+) -> Record:
     """Write ``out/report.html`` and ``out/report.json`` about the evaluations found in ``runs``; returns the numbers.
 
     See ``measure`` for the arguments, the numbers and the errors.
     """
-    result = measure(runs, baseline)
+    result = measure(runs, baseline, caps, optimal)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     (out / "report.html").write_text(html(result), encoding="utf-8")
     return result
 
 
-def measure(runs: list[Path], baseline: str | None = None) -> Record:
+def measure(runs: list[Path], baseline: str | None = None, caps: Sequence[int] = (), optimal: bool = False) -> Record:
     """Everything a report says, as plain numbers and strings (undefined, such as an AUROC of one class: None).
 
     Each path is an evaluation directory or holds some under ``evals/*/``. Evaluations of one task and split are
     compared with each other; ``baseline`` names the one that efficiency is measured against (default: the first).
     An accuracy is found as ``result["tasks"][i]["evaluations"][j]["accuracy"]["weighted@16"]["mean"]``.
+    ``caps`` (numbers of tokens) ask for each evaluation's grid of caps and samples (``grid``), ``optimal`` for its
+    compute-optimal choice (``optimal``).
 
-    Raises PoolError for missing or malformed files and ValueError for a baseline that is not among the evaluations.
+    Raises PoolError for missing or malformed files and ValueError for a baseline that is not among the evaluations, and
+    for a grid or a choice that cannot be had.
     """
     evaluations = load(runs)
     labels = list(dict.fromkeys(e.label for e in evaluations))
@@ -96,7 +106,7 @@ def measure(runs: list[Path], baseline: str | None = None) -> Record:
     sections: dict[tuple[str, str], list[Evaluation]] = {}
     for evaluation in evaluations:
         sections.setdefault((evaluation.header.task, evaluation.header.split), []).append(evaluation)
-    tasks = [_task(section, baseline) for section in sections.values()]
+    tasks = [_task(section, baseline, caps, optimal) for section in sections.values()]
     training = _training(evaluations)
     result: Record = _plain({"headline": tasks[0]["headline"], "labels": labels, "tasks": tasks, "training": training})
     return result
@@ -143,7 +153,7 @@ def _measure(label: str, run: Path, directory: Path, header: Header) -> Evaluati
     return Evaluation(label, run, directory, header, pools, ks, curves)
 
 
-def _task(section: list[Evaluation], baseline: str | None) -> Record:
+def _task(section: list[Evaluation], baseline: str | None, caps: Sequence[int], optimal: bool) -> Record:
     """Everything about the evaluations of one task and split."""
     base = next((e for e in section if e.label == baseline), section[0])
     ordered = [base, *(e for e in section if e is not base)]
@@ -154,7 +164,7 @@ def _task(section: list[Evaluation], baseline: str | None) -> Record:
         "split": base.header.split,
         "baseline": base.label,
         "at": at,
-        "evaluations": [_describe(e, at) for e in section],
+        "evaluations": [_describe(e, at, caps, optimal) for e in section],
         "comparisons": [row for e in ordered for row in _within(e, at)]
         + [row for a, b in itertools.combinations(ordered, 2) for row in _between(a, b, at)],
         "efficiency": [row for e in ordered for row in _efficiency(base, e)],
@@ -162,7 +172,7 @@ def _task(section: list[Evaluation], baseline: str | None) -> Record:
     return task | {"headline": _headline(task)}
 
 
-def _describe(e: Evaluation, at: int) -> Record:
+def _describe(e: Evaluation, at: int, caps: Sequence[int], optimal: bool) -> Record:
     """The numbers of one evaluation."""
     accuracy: Record = {}
     for rule, curve_P_K in e.curves_P_K.items():
@@ -188,6 +198,8 @@ def _describe(e: Evaluation, at: int) -> Record:
         "seconds": e.header.seconds,
         "levels": _levels(e, at),
         "strategies": plans.measure(e.directory, e.pools, e.header),
+        "grid": grid.measure(e.pools, e.header, caps, RULES[e.rule]) if caps else None,
+        "optimal": choice.measure(e.pools, choice.candidates(e.directory, e.header)) if optimal else None,
         **(_verifier(e) if e.rule == "weighted" else {"verifier": None}),
     }
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from twofold.compute.judge import by_head, judge_cost, p_yes, written
+from twofold.compute.judge import verdicts
 from twofold.compute.rollout import Task, rollouts
 from twofold.engines.base import Engine
 from twofold.evals.pools import HEADER, POOLS, Header, finished_ids, read_header, write_header, write_pool
@@ -149,13 +149,5 @@ def _scores(engine: Engine, chat: Chat, rollouts: list[Rollout], config: Eval) -
     """Score of every rollout, and the tokens read or written for it beyond its own."""
     if config.judge == "none":
         return [None] * len(rollouts), [0] * len(rollouts)
-    if config.judge == "written":
-        sampling = Sampling(temperature=0, max_tokens=config.judge_tokens, stop=chat.stop, seed=config.seed)
-        judged = written(engine, chat, rollouts, sampling)
-        # an unreadable verdict is not an acceptance
-        return [0.0 if score is None else score for score, _ in judged], [tokens for _, tokens in judged]
-    if config.judge in ("bce", "regression"):
-        scores = by_head(engine, chat, rollouts, config.judge)
-    else:
-        scores = p_yes(engine, chat, rollouts, normalised=config.judge == "normalised")
-    return list(scores), [judge_cost(chat, r) for r in rollouts]
+    judged = verdicts(engine, chat, rollouts, config.judge, config.judge_tokens, config.seed)
+    return [score for score, _ in judged], [tokens for _, tokens in judged]

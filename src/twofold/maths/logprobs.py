@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 4096
+LEAST = -80.0
+"""Where a logit is so far below the row's greatest, its probability counts as exp(-80): below that CPUs' exponentials
+are several times slower, and no sum notices."""
 
 
 def token_logprobs(
@@ -20,14 +24,38 @@ def token_logprobs(
     """
 
     def part(hidden: Tensor, tokens: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-        logp = (head(hidden).float() / temperature[:, None]).log_softmax(-1)
-        with torch.no_grad():
-            # softmax again, and not exp(), which is slow at tiny probabilities on CPUs
-            entropy = -(logp.softmax(-1) * logp).sum(-1)
-        return logp.gather(1, tokens[:, None])[:, 0], entropy
+        return _Chosen.apply(head(hidden), tokens[:, None], temperature[:, None])
 
     if len(tokens_N) <= CHUNK:
         return part(hidden_N_D, tokens_N, temperature_N)
     chunks = zip(hidden_N_D.split(CHUNK), tokens_N.split(CHUNK), temperature_N.split(CHUNK), strict=True)
     logps, entropies = zip(*(checkpoint(part, *c, use_reentrant=False) for c in chunks), strict=True)
     return torch.cat(logps), torch.cat(entropies)
+
+
+def shifted(logits: Tensor, temperature: Tensor | float) -> Tensor:
+    """Logits / temperature, less each row's greatest, in fp32."""
+    x = logits.float()
+    return (x - x.amax(-1, keepdim=True)).div_(temperature)
+
+
+class _Chosen(torch.autograd.Function):
+    """One softmax serves the log-probs, the entropies and the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_N_V: Tensor, tokens_N_1: Tensor, temperature_N_1: Tensor) -> tuple[Tensor, Tensor]:
+        x_N_V = shifted(logits_N_V, temperature_N_1)
+        mine_N = x_N_V.gather(1, tokens_N_1)[:, 0]
+        p_N_V = x_N_V.clamp_(min=LEAST).softmax(-1)
+        total_N = -p_N_V.amax(-1).log()  # log of the sum of exp(x): the greatest x is 0
+        entropy_N = total_N - torch.linalg.vecdot(p_N_V, x_N_V)
+        ctx.save_for_backward(p_N_V, tokens_N_1, temperature_N_1)
+        ctx.dtype = logits_N_V.dtype
+        ctx.mark_non_differentiable(entropy_N)
+        return mine_N - total_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        p_N_V, tokens_N_1, temperature_N_1 = ctx.saved_tensors
+        g_N_1 = gradients[0][:, None] / temperature_N_1
+        return (p_N_V * -g_N_1).scatter_add_(1, tokens_N_1, g_N_1).to(ctx.dtype), None, None

@@ -126,16 +126,21 @@ def _vector(c: Calibration) -> Floats:
 
 def _log_weights(n_M_K: Floats, sum_M_K: Floats, x: Floats) -> Floats:
     """ln w of every answer (-inf where n = 0) and, in the last column, of "none of these", [M, K + 1]."""
-    from scipy.special import betaln, gammaln
-
     slope, intercept, alpha, beta, spread, overlap = *x[:2], *np.exp(x[2:5]), x[5]
     N_M = n_M_K.sum(axis=1, keepdims=True)
-    n = np.maximum(n_M_K, 1)
+    n, others = np.maximum(n_M_K, 1), np.maximum(N_M - n_M_K, 0)
+    both = _log_gamma(alpha + beta, N_M)  # of the two Beta functions
     evidence = (slope * sum_M_K + intercept * n) * n**-overlap
-    partition = math.log(spread) + gammaln(n) + gammaln(spread + np.maximum(N_M - n, 0))
-    seen = betaln(alpha + n, beta + np.maximum(N_M - n, 0)) - partition + evidence
-    unseen = betaln(alpha, beta + N_M) - gammaln(spread + N_M)
+    partition = math.log(spread) + _log_gamma(1, n - 1) + _log_gamma(spread, others)
+    seen = _log_gamma(alpha, n) + _log_gamma(beta, others) - both - partition + evidence
+    unseen = math.lgamma(alpha) + _log_gamma(beta, N_M) - both - _log_gamma(spread, N_M)
     return np.hstack([np.where(n_M_K > 0, seen, -np.inf), unseen])
+
+
+def _log_gamma(base: float, counts: Floats) -> Floats:
+    """ln Gamma(base + count): counts are whole and few, so a table will do."""
+    table = np.array([math.lgamma(base + k) for k in range(int(counts.max()) + 1)])
+    return table[counts.astype(int)]
 
 
 def _log_sum(logs_M_K: Floats) -> Floats:

@@ -19,12 +19,14 @@ from twofold.types import Sampling
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """``tokens`` with ``logprobs`` (None for a first token of a prompt) if they can be told."""
+    """``tokens`` with ``logprobs`` (None for a first token of a prompt) and the likeliest tokens of each place (none if they
+    were not asked for), if these can be told."""
 
     text: str
     finish: Literal["stop", "length"]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float | None] = field(default_factory=list)
+    tops: list[dict[int, float]] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
 
 
@@ -35,29 +37,36 @@ class Answer:
     timed_out: bool
 
 
-def sample(client: Client, chat: Chat, prompts: Sequence[Sequence[int]], sampling: Sampling, echo: bool) -> Answer:
-    """``sampling.n`` choices for each prompt; ``echo`` puts the prompt, with its log-probs, in front."""
+def sample(
+    client: Client, chat: Chat, prompts: Sequence[Sequence[int]], sampling: Sampling, echo: bool = False, top: int = 0
+) -> Answer:
+    """``sampling.n`` choices for each prompt; ``echo`` puts the prompt, with its log-probs, in front. With ``top``, the
+    completions are scored once they are there, so that a token's log-prob is the one it has among the likeliest."""
     began = time.monotonic()
     choices = []
-    heads = _scored(client, prompts, sampling.temperature) if echo else [[] for _ in prompts]
-    for prompt, head, group in zip(prompts, heads, client.generate(prompts, sampling), strict=True):
-        for c in group:
-            text = client.ticket.stops.cut(chat.decode(c.tokens))
-            if echo:
-                text, tokens = chat.decode(prompt) + text, [*prompt, *c.tokens]
-            else:
-                tokens = c.tokens
-            choices.append(Choice(text, c.finish, tokens, [*head, *c.logprobs]))
+    heads = _scored(client, prompts, sampling.temperature, top) if echo else [([], []) for _ in prompts]
+    groups = client.generate(prompts, sampling)
+    rows = [(prompt, head, c) for prompt, head, group in zip(prompts, heads, groups, strict=True) for c in group]
+    if top:
+        heat = sampling.temperature or 1.0
+        tails = client.scored([p for p, _, _ in rows], [c.tokens for _, _, c in rows], heat, top)
+    else:
+        tails = [(c.logprobs, [{} for _ in c.tokens]) for _, _, c in rows]
+    for (prompt, head, c), tail in zip(rows, tails, strict=True):
+        text, tokens = client.ticket.stops.cut(chat.decode(c.tokens)), c.tokens
+        if echo:
+            text, tokens = chat.decode(prompt) + text, [*prompt, *c.tokens]
+        choices.append(Choice(text, c.finish, tokens, [*head[0], *tail[0]], [*head[1], *tail[1]]))
     generated = sum(len(row) for batch in client.batches for row in batch.rows)
     cost = Cost(sum(map(len, prompts)), generated, 0, client.dropped, time.monotonic() - began)
     return Answer(choices, cost, time.monotonic() >= client.ticket.deadline)
 
 
-def score(client: Client, chat: Chat, prompts: Sequence[Sequence[int]], temperature: float) -> Answer:
+def score(client: Client, chat: Chat, prompts: Sequence[Sequence[int]], temperature: float, top: int) -> Answer:
     """The prompts themselves with their log-probs: nothing is generated."""
     began = time.monotonic()
-    heads = _scored(client, prompts, temperature)
-    choices = [Choice(chat.decode(p), "length", list(p), head) for p, head in zip(prompts, heads, strict=True)]
+    heads = _scored(client, prompts, temperature, top)
+    choices = [Choice(chat.decode(p), "length", list(p), *head) for p, head in zip(prompts, heads, strict=True)]
     return Answer(choices, Cost(prompt=sum(map(len, prompts)), seconds=time.monotonic() - began), False)
 
 
@@ -75,7 +84,13 @@ def plan(client: Client, chat: Chat, question: str, chosen: Plan, same: Same) ->
     return Answer([Choice(client.ticket.stops.cut(s.text), "length" if late else "stop", details=details)], cost, late)
 
 
-def _scored(client: Client, prompts: Sequence[Sequence[int]], temperature: float) -> list[list[float | None]]:
-    """Log-prob of every token of a text but the first, which nothing predicts."""
-    rest = client.logprobs([p[:1] for p in prompts], [p[1:] for p in prompts], temperature or 1.0)
-    return [[None, *values] for values in rest]
+def _scored(
+    client: Client, prompts: Sequence[Sequence[int]], temperature: float, top: int
+) -> list[tuple[list[float | None], list[dict[int, float]]]]:
+    """Log-prob and likeliest of every token of a text but the first, which nothing predicts."""
+    firsts, rests, heat = [p[:1] for p in prompts], [p[1:] for p in prompts], temperature or 1.0
+    if top:
+        scored = client.scored(firsts, rests, heat, top)
+    else:
+        scored = [(values, [{} for _ in values]) for values in client.logprobs(firsts, rests, heat)]
+    return [([None, *values], [{}, *tops]) for values, tops in scored]

@@ -43,6 +43,9 @@ class Stepper(Engine, Protocol):
     def session(self) -> Stepper: ...
     def start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Run: ...
     def step(self, runs: Sequence[Any]) -> None: ...
+    def scored(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float, top: int
+    ) -> list[tuple[list[float], list[dict[int, float]]]]: ...
 
 
 @dataclass(slots=True)
@@ -136,6 +139,12 @@ class Client:
                 self.batches[-1].note(list(prompt), math.exp(values[0]))
         self.ticket.watch()
         return done
+
+    def scored(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float, top: int
+    ) -> list[tuple[list[float], list[dict[int, float]]]]:
+        """Log-probs, and the ``top`` likeliest tokens of each place with theirs."""
+        return self.loop.do(Call(self, lambda: self.session.scored(prompts, continuations, temperature, top), []))
 
     def load(self, weights: Mapping[str, Any]) -> None:
         raise NotImplementedError("a server's policy does not change")

@@ -16,14 +16,14 @@ from twofold.serve.loop import Client, Ticket
 from twofold.serve.schema import SAMPLES, TOKENS, ChatRequest, Refused, Request, TextRequest
 from twofold.serve.text import Stops
 from twofold.text.chat import JUDGE, Chat
-from twofold.types import Sampling
+from twofold.types import COLDEST, Sampling
 
-COLDEST = 1e-3
-"""Temperature, above 0, at which differences of logits are still finite."""
 BOUNDS = {
     "rounds": 8, "times": 8, "simulations": 64, "width": 16, "children": 16, "depth": 64, "judge_tokens": 4096, "top": 64,
 }  # fmt: skip
 """The most that a plan may say of what multiplies its cost. Any other number: ``TOKENS``."""
+LIKELIEST = 131_072
+"""Most likeliest tokens in one reply: as many as ``SAMPLES`` of 2,048 tokens have log-probs."""
 Job = Callable[[Client], Answer]
 
 
@@ -41,11 +41,13 @@ def read_chat(body: ChatRequest, name: str, chat: Chat, context: int, same: Same
         raise Refused(400, str(error), param="messages") from error
     chosen = _plan(body, name)
     if chosen is None:
+        if body.top and not body.logprobs:
+            raise Refused(400, "top_logprobs stand beside logprobs: ask for both", param="top_logprobs")
         sampling = _sampling(body, chat.stop, [prompt], context)
-        return partial(jobs.sample, chat=chat, prompts=[prompt], sampling=sampling, echo=False), None
+        return partial(jobs.sample, chat=chat, prompts=[prompt], sampling=sampling, top=body.top), None
     if body.n not in (None, 1):
         raise Refused(400, "a plan gives one choice, from as many samples as it says: leave n out", param="n")
-    if body.logprobs:
+    if body.logprobs or body.top:
         raise Refused(400, "the choice of a plan has no logprobs: ask without a plan", param="logprobs")
     chosen = _fitted(body, chosen, len(prompt), context - len(chat.follow_up(JUDGE)) - 1)
     return partial(jobs.plan, chat=chat, question=question, chosen=chosen, same=same), chosen
@@ -63,10 +65,11 @@ def read_text(body: TextRequest, name: str, chat: Chat, context: int) -> Job:
             raise Refused(400, "max_tokens 0 only scores a prompt: with echo", param="max_tokens")
         _check_heat(body.temperature or 0.0, 1.0)
         _check_length(max(map(len, prompts)), 0, context)
-        return partial(jobs.score, chat=chat, prompts=prompts, temperature=body.temperature or 1.0)
+        _check_top(body, sum(map(len, prompts)))
+        return partial(jobs.score, chat=chat, prompts=prompts, temperature=body.temperature or 1.0, top=body.top)
     ends = () if body.ignore_eos else chat.stop
     sampling = _sampling(body, (*ends, *(body.stop_token_ids or ())), prompts, context)
-    return partial(jobs.sample, chat=chat, prompts=prompts, sampling=sampling, echo=bool(body.echo))
+    return partial(jobs.sample, chat=chat, prompts=prompts, sampling=sampling, echo=bool(body.echo), top=body.top)
 
 
 def ticket(body: Request, chat: Chat, context: int, seconds: float) -> Ticket:
@@ -127,13 +130,12 @@ def read_plan(spec: str) -> Plan:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and not abs(number) <= most:  # NaN neither
                 raise Refused(400, f"{place} may be at most {most} here, not {number}", "invalid_plan", "plan")
-    _check_heat(plan.temperature, plan.top_p)
     return plan
 
 
 def _check_heat(temperature: float, top_p: float) -> None:
     if 0 < temperature < COLDEST or not COLDEST**2 <= top_p <= 1:
-        message = f"temperature must be 0 or at least {COLDEST}, top_p {COLDEST**2} to 1: single precision has no less"
+        message = f"temperature must be 0 or at least {COLDEST}, top_p {COLDEST**2} to 1"
         raise Refused(400, message, param="temperature")
 
 
@@ -145,9 +147,9 @@ def _fitted(body: Request, chosen: Plan, prompt: int, context: int) -> Plan:
         "max_tokens": body.limit,
         "seed": body.seed,
     }
+    _check_heat(body.temperature or 0.0, body.top_p or 1.0)
     chosen = replace(chosen, **{k: v for k, v in said.items() if v is not None})
     given = body.limit is not None or chosen.max_tokens != Plan().max_tokens
-    _check_heat(chosen.temperature, chosen.top_p)
     if chosen.max_tokens < 1:
         raise Refused(400, "a plan needs max_tokens of at least 1", param="max_tokens")
     _check_length(prompt, chosen.max_tokens if given else 1, context)
@@ -165,7 +167,7 @@ def _sampling(body: Request, stop: Sequence[int], prompts: Sequence[Sequence[int
         raise Refused(400, "max_tokens must be at least 1", param="max_tokens")
     if body.progress is not None:
         raise Refused(400, "progress is told of plans", param="progress")
-    return Sampling(
+    sampling = Sampling(
         n=n,
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
@@ -173,11 +175,21 @@ def _sampling(body: Request, stop: Sequence[int], prompts: Sequence[Sequence[int
         stop=tuple(stop),
         seed=_seed() if body.seed is None else body.seed,
     )
+    _check_top(body, n * sum(len(p) + sampling.max_tokens for p in prompts))
+    return sampling
 
 
 def _seed() -> int:
     """Without a seed, every request draws anew."""
     return time.time_ns()
+
+
+def _check_top(body: Request, tokens: int) -> None:
+    if body.top * tokens > LIKELIEST:
+        message = f"{body.top} likeliest of up to {tokens} tokens: at most {LIKELIEST} in all; lower max_tokens"
+        raise Refused(400, message, param="max_tokens")
+    if body.top and body.top_p not in (None, 1):
+        raise Refused(400, "the likeliest tokens are told of the whole distribution: leave top_p out", param="top_p")
 
 
 def _check_length(prompt: int, tokens: int, context: int) -> None:

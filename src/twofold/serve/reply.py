@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cache
+from itertools import accumulate
 from typing import Any, Protocol
 
 from twofold.serve.jobs import Answer, Choice
@@ -33,7 +35,7 @@ class ChatShape:
     prefix, whole_kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def __init__(self, body: ChatRequest, chat: Chat, planned: bool) -> None:
-        self.wanted, self.chat, self.planned = bool(body.logprobs), chat, planned
+        self.wanted, self.planned, self.name = bool(body.logprobs), planned, _namer(chat)
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
@@ -44,19 +46,23 @@ class ChatShape:
     def logprobs(self, choice: Choice) -> dict[str, Any] | None:
         if not self.wanted:
             return None
-        names = [self.chat.tokenizer.decode([t]) for t in choice.tokens]
         content = [
-            {"token": name, "logprob": logprob, "bytes": list(name.encode()), "top_logprobs": []}
-            for name, logprob in zip(names, _finite(choice.logprobs), strict=True)
+            self._entry(t, x) | {"top_logprobs": [self._entry(*likely) for likely in top.items()]}
+            for t, x, top in zip(choice.tokens, choice.logprobs, choice.tops, strict=True)
         ]
         return {"content": content, "refusal": None}
+
+    def _entry(self, token: int, logprob: float | None) -> dict[str, Any]:
+        name = self.name(token)
+        return {"token": name, "logprob": _finite(logprob), "bytes": list(name.encode())}
 
 
 class TextShape:
     prefix, whole_kind, chunk_kind, planned = "cmpl", "text_completion", "text_completion", False
 
     def __init__(self, body: TextRequest, chat: Chat) -> None:
-        self.wanted, self.chat, self.by_id = body.logprobs is not None, chat, bool(body.return_tokens_as_token_ids)
+        self.wanted, self.name = body.logprobs is not None, _namer(chat)
+        self.written = "token_id:{}".format if body.return_tokens_as_token_ids else self.name
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         return {"text": choice.text}
@@ -67,16 +73,26 @@ class TextShape:
     def logprobs(self, choice: Choice) -> dict[str, Any] | None:
         if not self.wanted:
             return None
-        names = [self.chat.tokenizer.decode([t]) for t in choice.tokens]
-        offsets = [0]
-        for name in names[:-1]:
-            offsets.append(offsets[-1] + len(name))
+        told = zip(choice.tokens, choice.logprobs, choice.tops, strict=True)
+        tops = [self._likeliest({**top, t: x}) if top and x is not None else None for t, x, top in told]
         return {
-            "tokens": [f"token_id:{t}" for t in choice.tokens] if self.by_id else names,
-            "token_logprobs": _finite(choice.logprobs),
-            "top_logprobs": None,
-            "text_offset": offsets,
+            "tokens": [self.written(t) for t in choice.tokens],
+            "token_logprobs": [_finite(x) for x in choice.logprobs],
+            "top_logprobs": tops if any(tops) else None,
+            "text_offset": [0, *accumulate(len(self.name(t)) for t in choice.tokens)][:-1],
         }
+
+    def _likeliest(self, logprobs: dict[int, float]) -> dict[str, float | None]:
+        """By text, the likeliest first; halves of characters share one, which the likeliest has."""
+        named: dict[str, float | None] = {}
+        for token in sorted(logprobs, key=logprobs.__getitem__, reverse=True):
+            named.setdefault(self.written(token), _finite(logprobs[token]))
+        return named
+
+
+def _namer(chat: Chat) -> Callable[[int], str]:
+    """The text of a token."""
+    return cache(lambda token: chat.tokenizer.decode([token]))
 
 
 def whole(shape: Shape, identity: dict[str, Any], answer: Answer) -> dict[str, Any]:
@@ -184,6 +200,6 @@ def _ours(answer: Answer) -> dict[str, Any]:
     return {"cost": asdict(answer.cost), "timed_out": answer.timed_out}
 
 
-def _finite(logprobs: Sequence[float | None]) -> list[float | None]:
+def _finite(logprob: float | None) -> float | None:
     """JSON has no infinity."""
-    return [None if x is None else max(x, -9999.0) for x in logprobs]
+    return None if logprob is None else max(logprob, -9999.0)

@@ -11,6 +11,8 @@ TEXT = 131_072
 TOKENS = 65_536
 SAMPLES = 64
 """Most samples of one prompt, asked for as ``n`` or by a plan."""
+TOP = 20
+"""Most likeliest tokens of one place."""
 
 
 class Strict(BaseModel):
@@ -93,6 +95,7 @@ class Request(Strict):
     presence_penalty: Neutral | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     user: Annotated[str, Field(max_length=256)] | None = None
+    extra_body: Annotated[dict[str, Any], Field(max_length=0)] | None = None  # its_hub sends an empty one
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -102,12 +105,17 @@ class Request(Strict):
     def limit(self) -> int | None:
         return self.max_tokens
 
+    @property
+    def top(self) -> int:
+        """How many of the likeliest tokens are to be told in each place."""
+        raise NotImplementedError
+
 
 class ChatRequest(Request):
     messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=TOKENS)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=TOP)] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
@@ -118,9 +126,13 @@ class ChatRequest(Request):
     def limit(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
+    @property
+    def top(self) -> int:
+        return self.top_logprobs or 0
+
 
 class TextRequest(Request):
-    """``logprobs = 0`` gives those of the tokens themselves; more would be of tokens that were not drawn."""
+    """``logprobs = 0`` gives those of the tokens themselves, more those of the likeliest in their places too."""
 
     prompt: (
         Text
@@ -128,7 +140,7 @@ class TextRequest(Request):
         | Tokens
         | Annotated[list[Tokens], Field(min_length=1, max_length=SAMPLES)]
     )
-    logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=TOP)] | None = None
     echo: bool | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
@@ -137,6 +149,10 @@ class TextRequest(Request):
     )
     ignore_eos: bool | None = Field(None, description="End at stop_token_ids and stop only (as in vLLM).")
     return_tokens_as_token_ids: bool | None = Field(None, description="Logprobs name tokens token_id:7 (as in vLLM).")
+
+    @property
+    def top(self) -> int:
+        return self.logprobs or 0
 
 
 class ErrorBody(BaseModel):

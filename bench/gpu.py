@@ -1,0 +1,154 @@
+"""A CUDA device at Qwen2.5's shapes, random weights, bfloat16: decoding, learning and verification against their limits.
+
+    python bench/gpu.py [--shapes 0.5B 1.5B] [--prompts 64] [--completions 16] [--length 512]
+
+* decode: the share of what the memory's bandwidth allows (every step reads the weights once, and the cache), and tokens
+  per second over those of ``transformers.generate`` with the same weights;
+* learner: model FLOPs (2 P forward and 4 P backward per token, and attention's products) per second over those of one
+  large matrix product, and the seconds of a whole step of RL^V over a step without verification;
+* peak memory of each. TRL's step is for ``against_trl.py``, which needs an environment of its own.
+
+Without a device it runs on the CPU, which tries the program and measures nothing: take ``--shapes tiny``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from against_trl import Odd
+from common import interleaved, question, qwen2, record, tokenizer, with_lengths
+
+from twofold.engines.native import NativeEngine
+from twofold.maths.attention import install
+from twofold.recipes.rlv import RLV, Recipe
+from twofold.text.chat import Chat
+from twofold.trainer.learner import Learner, Loss
+from twofold.trainer.optim import Optim
+from twofold.types import Sample, Sampling
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 128},
+    "0.5B": {"hidden": 896, "layers": 24, "heads": 14, "kv_heads": 2, "ffn": 4864, "vocabulary": 151_936, "tied": True},
+    "1.5B": {
+        "hidden": 1536,
+        "layers": 28,
+        "heads": 12,
+        "kv_heads": 2,
+        "ffn": 8960,
+        "vocabulary": 151_936,
+        "tied": True,
+    },
+}
+PROMPT = 64
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+
+
+def seconds(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Medians of each side's seconds, the device's work included."""
+
+    def waited(side: Callable[[], Any]) -> None:
+        side()
+        if CUDA:
+            torch.cuda.synchronize()
+
+    return interleaved({name: partial(waited, side) for name, side in sides.items()}, repeats)
+
+
+def peak(side: Callable[[], Any]) -> float:
+    """GiB; NaN without a device."""
+    if not CUDA:
+        return float("nan")
+    torch.cuda.reset_peak_memory_stats()
+    side()
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
+def model_of(shape: str, length: int) -> Any:
+    return with_lengths(qwen2(**SHAPES[shape]), length, length).to(DEVICE)
+
+
+def decode(shape: str, groups: int, n: int, length: int, repeats: int) -> None:
+    chat, model = Chat(tokenizer()), install(model_of(shape, length))
+    engine, theirs = NativeEngine(model, precision="bfloat16"), model_of(shape, length).to(torch.bfloat16)
+    prompts = [chat.prompt(question(PROMPT, i)) for i in range(groups)]
+    ids = torch.tensor([p for p in prompts for _ in range(n)], device=DEVICE)
+    block = torch.ones(2**28 if CUDA else 2**22, device=DEVICE)
+
+    def ours() -> None:
+        engine.load({})
+        engine.generate(prompts, Sampling(n=n, max_tokens=length, stop=chat.stop))
+
+    @torch.inference_mode()
+    def generate() -> None:
+        theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, max_new_tokens=length)
+
+    took = seconds({"ours": ours, "theirs": generate, "read": block.sum}, repeats)
+    config = model.config
+    token = 2 * 2 * config.num_key_value_heads * config.hidden_size // config.num_attention_heads  # bytes in a layer
+    cache = token * config.num_hidden_layers * (groups * PROMPT + groups * n * length / 2)
+    weights = 2 * sum(p.numel() for p in model.parameters())
+    floor = length * (weights + cache) / (block.numel() * 4) * took["read"]
+    record(
+        "gpu-decode", shape=shape, fraction=floor / took["ours"], ratio=took["theirs"] / took["ours"],
+        tokens_per_s=groups * n * length / took["ours"], peak_gib=peak(ours),
+    )  # fmt: skip
+
+
+def learn(shape: str, groups: int, n: int, length: int, repeats: int) -> None:
+    chat, model = Chat(tokenizer()), install(model_of(shape, length))
+    engine, task = NativeEngine(model, precision="bfloat16"), Odd(PROMPT)
+    options: dict[str, Any] = {"precision": "bfloat16", "norms_every": 10**6, "checkpointing": CUDA}
+    learner = Learner(model, Optim(lr=1e-6, clip=1e9), Loss(), steps=10**6, **options)
+    problems = [task.problem("train", i) for i in range(groups)]
+
+    def collect(verify: Literal["generative", "none"]) -> list[Sample]:
+        engine.load({})
+        recipe = Recipe(RLV(verify=verify, rollouts=n, score_every=0), task, chat, Sampling(max_tokens=length))
+        samples = recipe.collect(engine, problems, 0)[0]["policy"]
+        engine.rest()
+        return samples
+
+    def update(samples: list[Sample]) -> None:
+        learner.step = 1  # a step that does not measure the streams' norms
+        learner.update(samples)
+
+    plain = collect("none")
+    square = torch.randn(8192 if CUDA else 512, 8192 if CUDA else 512, device=DEVICE, dtype=torch.bfloat16)
+    took = seconds(
+        {
+            "update": lambda: update(plain),
+            "product": lambda: square @ square,
+            "rl": lambda: update(collect("none")),
+            "rlv": lambda: update(collect("generative")),
+        },
+        repeats,
+    )
+    config = model.config
+    matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    tokens = groups * PROMPT + groups * n * length  # a prompt runs once
+    seen = groups * n * length * (PROMPT + length / 2) + groups * PROMPT**2 / 2
+    flops = 6 * matrices * tokens + 12 * config.num_hidden_layers * config.hidden_size * seen
+    record(
+        "gpu-learner", shape=shape, mfu=flops / took["update"] / (2 * len(square) ** 3 / took["product"]),
+        tflops=flops / took["update"] / 1e12, rlv=took["rlv"] / took["rl"], peak_gib=peak(lambda: update(plain)),
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["0.5B", "1.5B"])
+    for option, value in (("--prompts", 64), ("--completions", 16), ("--length", 512), ("--repeats", 3)):
+        parser.add_argument(option, type=int, default=value)
+    args = parser.parse_args()
+    for shape in args.shapes:
+        decode(shape, args.prompts, args.completions, args.length, args.repeats)
+        learn(shape, args.prompts, args.completions, args.length, args.repeats)
+
+
+if __name__ == "__main__":
+    main()
