@@ -4,9 +4,9 @@
     python bench/mrt.py configs/mrt-sums.toml --methods grpo rl --seeds 7 --set optim.lr=2e-4 --split train --out runs/try
 
 The budget is ``rollout.max_tokens`` of the config. For every method and seed a model is trained and measured
-(``evals/thoughts.py``): thoughts may be twice the budget long, and each is stopped at every budget of SHARES and behind every
-episode. OUT/METHOD-SEED.jsonl has a line per thought; what is there is not done again. Seeds are averaged per problem, and
-intervals (95%) resample problems.
+(``evals/thoughts.py``), all from one start (``warm.py``): thoughts may be twice the budget long, and each is stopped at every
+budget of SHARES and behind every episode. OUT/METHOD-SEED.jsonl has a line per thought; what is there is not done again.
+Seeds are averaged per problem, and intervals (95%) resample problems.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import warm
 from numpy.typing import NDArray
 
 from twofold import config as configs
@@ -32,7 +33,7 @@ from twofold.types import Sampling
 Floats = NDArray[np.float64]
 
 METHODS = {
-    "base": "the shipped model",
+    "base": "the start",
     "star": "STaR",
     "grpo": "GRPO",
     "length": "GRPO + length penalty",
@@ -40,6 +41,8 @@ METHODS = {
     "rl": "MRT (RL)",
     "online": "MRT-online",
 }
+ORDER = ("base", "grpo", "rl", "online", "mrt_star", "star", "length")
+"""Of the runs of a seed: what is compared most first."""
 BASELINES = ("star", "grpo", "length")
 """Drawn without probes or branches, so they have six rollouts per problem where MRT has four: about as many tokens."""
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 1, 1.25, 1.5, 2)
@@ -54,6 +57,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], help="options changed for all methods, such as optim.lr=2e-4")
+    parser.add_argument(
+        "--warm", type=int, default=100, help="steps of the common start (warm.py); 0: the model as it is"
+    )
     parser.add_argument("--problems", type=int, default=300)
     parser.add_argument("--thoughts", type=int, default=2, help="per problem")
     parser.add_argument("--answers", type=int, default=2, help="forced at each end of a thought")
@@ -62,9 +68,11 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     base = configs.override(configs.load(run.Config, args.config), args.set)
+    if args.warm:
+        base = configs.override(base, [f"model={warm.start(base, args.warm, args.out / 'warm')}"])
     budget = base.rollout.max_tokens
     for seed in args.seeds:
-        for method in args.methods:
+        for method in sorted(args.methods, key=ORDER.index):
             if not (args.out / f"{method}-{seed}.jsonl").exists():
                 one(method, seed, base, args)
     arms = {m: Arm.read(args.out, m, args.seeds, budget) for m in args.methods}
@@ -212,7 +220,7 @@ def difference(a_P: Floats, b_P: Floats, scale: float = 100, digits: int = 1) ->
 def resampled(problems: int, ratio: Callable[[Floats], float]) -> str:
     """A ratio of means and its interval. ``ratio`` takes the problems' weights."""
     counts = np.random.default_rng(0).multinomial(problems, np.full(problems, 1 / problems), size=1000)
-    low, high = np.quantile([ratio(c.astype(float)) for c in counts], [0.025, 0.975])
+    low, high = np.quantile([ratio(c.astype(float)) for c in counts], [0.025, 0.975], method="nearest")
     return f"{ratio(np.ones(problems)):.2f} [{low:.2f}, {high:.2f}]"
 
 

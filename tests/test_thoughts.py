@@ -48,15 +48,15 @@ def test_a_thought_at_budgets_by_hand(model):
 
 def test_a_budget_is_that_of_budget_forcing(model):
     """Greedy: a thought stopped at a budget answers as it does when it may not be longer."""
-    task = Sums(choice=1.0)
+    task = Sums(level=1, choice=1.0)
     problems = [task.problem("train", i) for i in range(8)]
     thoughts = measure(
-        model.engine, model.chat, task, problems, Sampling(temperature=0), SHIPPED, SHORT, [20, 45, 120], 1
+        model.engine, model.chat, task, problems, Sampling(temperature=0), SHIPPED, SHORT, [30, 45, 120], 1
     )
     questions = [p.question for p in problems]
-    for budget in (20, 45, 120):
+    for budget in (30, 45, 120):
         config = Forcing(opening="<think>\n", end="</think>", answer_tokens=8)
         made = forcing(model.engine, model.chat, questions, 1, Sampling(temperature=0, max_tokens=budget), config)
         rewards = [task.grade(p, m.candidates[0].text)[1].reward for p, m in zip(problems, made, strict=True)]
         assert [t.value(budget) for t in thoughts] == rewards
-    assert len({t.value(20) for t in thoughts}) == 2 and sum(t.ends[-1] > 45 for t in thoughts) >= 2
+    assert len({t.value(30) for t in thoughts}) == 2 and sum(t.ends[-1] > 45 for t in thoughts) >= 2
