@@ -256,7 +256,7 @@ def episodes(out: Path, methods: Sequence[str], seeds: Sequence[int]) -> None:
         longest = max(map(len, rows))
         behind = [[r[j] for r in rows if len(r) > j] for j in range(longest)]
         js = ", ".join(f"{np.mean(b):.2f} ({len(b)})" for b in behind if len(b) >= 20)
-        steps = np.array([g for r in rows for g in progress(r)])
+        steps = np.array([g for r in rows if len(r) > 1 for g in progress(r)])
         shares = ", ".join(f"{100 * np.mean(x):.0f}%" for x in (steps > 0, steps == 0, steps < 0))
         size = sum(t.ends[-1] for t in thoughts) / len(steps)
         print(f"| {METHODS[method]} | {len(steps) / len(rows):.2f} | {js} | {shares} | {size:.0f} |")

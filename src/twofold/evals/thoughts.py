@@ -81,7 +81,7 @@ def measure(
                 problem=rollout.problem.id,
                 ends=[p.end for p in row],
                 values=[p.value for p in row],
-                episodes=mark,
+                episodes=list(dict.fromkeys(mark)),  # an empty thought has one end
                 closing=sum(closings) / len(closings),
                 reward=rollout.grade.reward,
                 tokens=len(rollout.completion.tokens),
