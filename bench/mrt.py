@@ -124,7 +124,8 @@ def read(path: Path) -> list[Thought]:
 
 @dataclass(frozen=True)
 class Arm:
-    """One method, seeds and thoughts averaged per problem: P problems, B budgets (SHARES), C = 1 and 2 times the budget.
+    """One method, seeds and thoughts averaged per problem: P problems, B budgets (SHARES), C curves for the
+    regret: through the ends of episodes, as published, and through the budgets, which no marker moves.
 
     ``natural_P``: right within the budget by itself, nothing forced. ``seconds`` and ``tokens`` (in updates): of one training.
     """
@@ -163,13 +164,14 @@ class Arm:
 
 
 def by_problem(thoughts: list[Thought], budget: int) -> Floats:
-    """[problems, numbers]: natural, J at each budget, spent at each budget, regret at one and two budgets, length."""
+    """[problems, numbers]: natural, J at each budget, spent at each budget, both regrets, length."""
     budgets = [round(share * budget) for share in SHARES]
     rows: dict[str, list[list[float]]] = {}
     for t in thoughts:
         assert t.reward is not None  # procedural tasks grade everything
         natural = t.reward if t.tokens <= budget else 0.0
-        regret = [normalised_regret(t.points, c * budget) for c in (1, 2)]
+        cuts = sorted({min(b, t.ends[-1]) for b in budgets})
+        regret = [normalised_regret(points, budget) for points in (t.points, [(t.spent(b), t.value(b)) for b in cuts])]
         numbers = [natural, *map(t.value, budgets), *map(t.spent, budgets), *regret, float(t.ends[-1])]
         rows.setdefault(t.problem, []).append(numbers)
     return np.array([np.mean(rows[p], axis=0) for p in sorted(rows)])
@@ -177,7 +179,7 @@ def by_problem(thoughts: list[Thought], budget: int) -> Floats:
 
 def table(arms: dict[str, Arm], budget: int) -> None:
     head = ["method", "pass@1, nothing forced", *(f"{s}x budget" for s in (0.5, 1, 2))]
-    head += ["regret at 1x", "at 2x", "thought, tokens", "training, s", "tokens learnt from"]
+    head += ["regret, episodes", "regret, budgets", "thought, tokens", "training, s", "tokens learnt from"]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for method, arm in arms.items():
         cells = [interval(arm.natural_P), *(interval(arm.correct_P_B[:, SHARES.index(s)]) for s in (0.5, 1, 2))]
@@ -194,8 +196,15 @@ def interval(values_P: Floats, scale: float = 100, digits: int = 1) -> str:
 def against(arms: dict[str, Arm], other: str, budget: int) -> None:
     """Paired differences to ``other``, gains over the base as a multiple of its gain, and tokens at its accuracy."""
     theirs = arms[other]
-    head = [f"minus {METHODS[other]}", "pass@1", *(f"{s}x budget" for s in (0.5, 1, 2)), "regret at 1x"]
-    head += ["gain in pass@1 over its gain", "tokens, times fewer", "per seed: pass@1", "1x", "regret"]
+    head = [f"minus {METHODS[other]}", "pass@1", *(f"{s}x budget" for s in (0.5, 1, 2)), "regret, episodes"]
+    head += [
+        "regret, budgets",
+        "gain in pass@1 over its gain",
+        "tokens, times fewer",
+        "per seed: pass@1",
+        "1x",
+        "regret",
+    ]
     print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for method, arm in arms.items():
         if method == other:
@@ -203,7 +212,7 @@ def against(arms: dict[str, Arm], other: str, budget: int) -> None:
         at = [SHARES.index(s) for s in (0.5, 1, 2)]
         pairs = [(arm.natural_P, theirs.natural_P), *((arm.correct_P_B[:, i], theirs.correct_P_B[:, i]) for i in at)]
         cells = [difference(a, b) for a, b in pairs]
-        cells.append(difference(arm.regret_P_C[:, 0], theirs.regret_P_C[:, 0], 1, 3))
+        cells += [difference(arm.regret_P_C[:, c], theirs.regret_P_C[:, c], 1, 3) for c in (0, 1)]
         cells.append(gains(arm, theirs, arms["base"]) if "base" in arms and method != "base" else "")
         cells.append(efficiency(arm, theirs))
         for i, (scale, digits) in enumerate([(100, 1), (100, 1), (1, 3)]):
