@@ -227,9 +227,14 @@ class Recipe:
         return [target(r) for r in learnt], stats | {"mrt/kept": len(learnt) / len(everyone)}
 
     def _solution(self, kept: Probe) -> Rollout:
-        """The thought up to there, closed as a whole thought is, and the first right answer."""
+        """The thought up to there, closed as a whole thought is, and the first right answer.
+
+        Blank lines at its end go: they come before another episode, and learnt before the end they breed.
+        """
         right = next(r for r in kept.answers if r.grade.reward == 1)
         thought, rest = split(right.completion, kept.end)
+        while len(thought.tokens) > 1 and self.chat.decode(thought.tokens[-2:]).isspace():
+            thought, _ = split(thought, len(thought.tokens) - 1)
         answer = [t for t, drawn in zip(rest.tokens, rest.sampled, strict=True) if drawn]
         end = closing(self.chat, thought.tokens, self.config.prover, cut=False)
         return replace(right, completion=join(thought, forced([*end, *answer])))

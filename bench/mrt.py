@@ -1,0 +1,298 @@
+"""Does paying for progress pay? MRT beside its baselines: accuracy at token budgets, regret, tokens at equal accuracy.
+
+    python bench/mrt.py configs/mrt-sums.toml                                     # every method, three seeds; then the tables
+    python bench/mrt.py configs/mrt-sums.toml --methods grpo rl --seeds 7 --set optim.lr=2e-4 --split train --out runs/try
+
+The budget is ``rollout.max_tokens`` of the config. For every method and seed a model is trained and measured
+(``evals/thoughts.py``), all from one start (``warm.py``): thoughts may be twice the budget long, and each is stopped at every
+budget of SHARES and behind every episode. OUT/METHOD-SEED.jsonl has a line per thought; what is there is not done again.
+Seeds are averaged per problem, and intervals (95%) resample problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import warm
+from numpy.typing import NDArray
+
+from twofold import config as configs
+from twofold import run
+from twofold.evals.thoughts import Thought, measure
+from twofold.maths.regret import normalised_regret, progress, tokens_at
+from twofold.maths.stats import cluster_bootstrap, paired_bootstrap
+from twofold.types import Sampling
+
+Floats = NDArray[np.float64]
+
+METHODS = {
+    "base": "the start",
+    "star": "STaR",
+    "grpo": "GRPO",
+    "length": "GRPO + length penalty",
+    "mrt_star": "MRT (STaR)",
+    "rl": "MRT (RL)",
+    "online": "MRT-online",
+}
+ORDER = ("base", "grpo", "rl", "online", "mrt_star", "star", "length")
+"""Of the runs of a seed: what is compared most first."""
+BASELINES = ("star", "grpo", "length")
+"""Drawn without probes or branches, so they have six rollouts per problem where MRT has four: about as many tokens."""
+SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 1, 1.25, 1.5, 2)
+BATCH = 50
+SLACK = 0.005
+"""Tokens are compared at GRPO's best accuracy less half a point: on a plateau the very best point is luck."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--set", nargs="*", default=[], help="options changed for all methods, such as optim.lr=2e-4")
+    parser.add_argument(
+        "--warm", type=int, default=100, help="steps of the common start (warm.py); 0: the model as it is"
+    )
+    parser.add_argument("--problems", type=int, default=300)
+    parser.add_argument("--thoughts", type=int, default=2, help="per problem")
+    parser.add_argument("--answers", type=int, default=2, help="forced at each end of a thought")
+    parser.add_argument("--split", default="test", help="train: to choose settings, with seeds other than 0")
+    parser.add_argument("--out", type=Path, default=Path("runs/mrt"))
+    parser.add_argument("--figure", type=Path)
+    args = parser.parse_args()
+    base = configs.override(configs.load(run.Config, args.config), args.set)
+    if args.warm:
+        base = configs.override(base, [f"model={warm.start(base, args.warm, args.out / 'warm')}"])
+    budget = base.rollout.max_tokens
+    for seed in args.seeds:
+        for method in sorted(args.methods, key=ORDER.index):
+            if not (args.out / f"{method}-{seed}.jsonl").exists():
+                one(method, seed, base, args)
+    arms = {m: Arm.read(args.out, m, args.seeds, budget) for m in args.methods}
+    print(f"\n{len(args.seeds)} seeds, {len(next(iter(arms.values())).natural_P)} problems, budget {budget} tokens\n")
+    table(arms, budget)
+    if "grpo" in arms:
+        against(arms, "grpo", budget)
+    episodes(args.out, args.methods, args.seeds)
+    if args.figure:
+        draw(arms, args.figure, budget)
+
+
+def one(method: str, seed: int, base: run.Config, args: argparse.Namespace) -> None:
+    """Train and measure; the file appears when all of it is there."""
+    folder, model = args.out / f"{method}-{seed}", base.model
+    began = time.monotonic()
+    if method != "base":
+        more = ["recipe.rollouts=6"] if method in BASELINES else []
+        config = configs.override(base, [f"recipe.method={method}", f"train.seed={seed}", *more])
+        model = str(run.train(config, folder, resume=(folder / "config.toml").exists(), title=f"{method} {seed}"))
+    trained = time.monotonic()
+    thoughts = look(model, base, args, seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    part = args.out / f"{method}-{seed}.part"
+    part.write_text("".join(json.dumps(asdict(t)) + "\n" for t in thoughts))
+    part.rename(part.with_suffix(".jsonl"))
+    print(
+        f"{method} {seed}: {trained - began:.0f} s to train, {time.monotonic() - trained:.0f} s to measure", flush=True
+    )
+
+
+def look(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> list[Thought]:
+    model, recipe, task = run.load(name), config.recipe, run.make_task(config.task)
+    budgets = [round(share * config.rollout.max_tokens) for share in SHARES]
+    sampling = Sampling(n=args.thoughts, temperature=config.rollout.temperature, seed=seed)
+    problems = [task.problem(args.split, i) for i in range(args.problems)]
+    found: list[Thought] = []
+    for i in range(0, len(problems), BATCH):
+        some = problems[i : i + BATCH]
+        found += measure(
+            model.engine, model.chat, task, some, sampling, recipe.prover, recipe.episodes, budgets, args.answers
+        )
+    return found
+
+
+def read(path: Path) -> list[Thought]:
+    return [Thought(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method, seeds and thoughts averaged per problem: P problems, B budgets (SHARES), C curves for the
+    regret: through the ends of episodes, as published, and through the budgets, which no marker moves.
+
+    ``natural_P``: right within the budget by itself, nothing forced. ``seconds`` and ``tokens`` (in updates): of one training.
+    """
+
+    natural_P: Floats
+    correct_P_B: Floats
+    spent_P_B: Floats
+    regret_P_C: Floats
+    length_P: Floats
+    each: list[tuple[float, float, float]]
+    """Per seed: right within the budget, J at the budget, regret at the budget."""
+    seconds: float
+    tokens: float
+
+    @classmethod
+    def read(cls, out: Path, method: str, seeds: Sequence[int], budget: int) -> Arm:
+        rows = [by_problem(read(out / f"{method}-{seed}.jsonl"), budget) for seed in seeds]
+        mean = np.mean(rows, axis=0)
+        size = len(SHARES)
+        at = 1 + SHARES.index(1)
+        each = [(float(r[:, 0].mean()), float(r[:, at].mean()), float(r[:, 1 + 2 * size].mean())) for r in rows]
+        logs = [out / f"{method}-{seed}" / "metrics.jsonl" for seed in seeds]
+        steps = [json.loads(line) for log in logs if log.exists() for line in log.read_text().splitlines()]
+        seconds, tokens = (sum(s.get(name, 0) for s in steps) / len(seeds) for name in ("step_time", "num_tokens"))
+        return cls(
+            mean[:, 0], mean[:, 1 : 1 + size], mean[:, 1 + size : 1 + 2 * size],
+            mean[:, 1 + 2 * size : 3 + 2 * size], mean[:, -1], each, seconds, tokens,
+        )  # fmt: skip
+
+    def curve(self, weights_P: Floats) -> list[tuple[float, float]]:
+        """(tokens spent, accuracy) by budget; where no thought is longer nothing changes any more."""
+        total = weights_P.sum()
+        spent, correct = weights_P @ self.spent_P_B / total, weights_P @ self.correct_P_B / total
+        points = list(zip(spent.tolist(), correct.tolist(), strict=True))
+        return [p for i, p in enumerate(points) if i == 0 or p[0] > points[i - 1][0] + 1e-9]
+
+
+def by_problem(thoughts: list[Thought], budget: int) -> Floats:
+    """[problems, numbers]: natural, J at each budget, spent at each budget, both regrets, length."""
+    budgets = [round(share * budget) for share in SHARES]
+    rows: dict[str, list[list[float]]] = {}
+    for t in thoughts:
+        assert t.reward is not None  # procedural tasks grade everything
+        natural = t.reward if t.tokens <= budget else 0.0
+        cuts = sorted({min(b, t.ends[-1]) for b in budgets})
+        regret = [normalised_regret(points, budget) for points in (t.points, [(t.spent(b), t.value(b)) for b in cuts])]
+        numbers = [natural, *map(t.value, budgets), *map(t.spent, budgets), *regret, float(t.ends[-1])]
+        rows.setdefault(t.problem, []).append(numbers)
+    return np.array([np.mean(rows[p], axis=0) for p in sorted(rows)])
+
+
+def table(arms: dict[str, Arm], budget: int) -> None:
+    head = ["method", "pass@1, nothing forced", *(f"{s}x budget" for s in (0.5, 1, 2))]
+    head += ["regret, episodes", "regret, budgets", "thought, tokens", "training, s", "tokens learnt from"]
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for method, arm in arms.items():
+        cells = [interval(arm.natural_P), *(interval(arm.correct_P_B[:, SHARES.index(s)]) for s in (0.5, 1, 2))]
+        cells += [interval(arm.regret_P_C[:, c], 1, 3) for c in (0, 1)]
+        cells += [f"{arm.length_P.mean():.0f}", f"{arm.seconds:.0f}", f"{arm.tokens / 1000:.0f}k"]
+        print("| " + " | ".join([METHODS[method], *cells]) + " |")
+
+
+def interval(values_P: Floats, scale: float = 100, digits: int = 1) -> str:
+    mean, low, high = (scale * float(x) for x in cluster_bootstrap(values_P))
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def against(arms: dict[str, Arm], other: str, budget: int) -> None:
+    """Paired differences to ``other``, gains over the base as a multiple of its gain, and tokens at its accuracy."""
+    theirs = arms[other]
+    head = [f"minus {METHODS[other]}", "pass@1", *(f"{s}x budget" for s in (0.5, 1, 2)), "regret, episodes"]
+    head += [
+        "regret, budgets",
+        "gain in pass@1 over its gain",
+        "tokens, times fewer",
+        "per seed: pass@1",
+        "1x",
+        "regret",
+    ]
+    print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for method, arm in arms.items():
+        if method == other:
+            continue
+        at = [SHARES.index(s) for s in (0.5, 1, 2)]
+        pairs = [(arm.natural_P, theirs.natural_P), *((arm.correct_P_B[:, i], theirs.correct_P_B[:, i]) for i in at)]
+        cells = [difference(a, b) for a, b in pairs]
+        cells += [difference(arm.regret_P_C[:, c], theirs.regret_P_C[:, c], 1, 3) for c in (0, 1)]
+        cells.append(gains(arm, theirs, arms["base"]) if "base" in arms and method != "base" else "")
+        cells.append(efficiency(arm, theirs))
+        for i, (scale, digits) in enumerate([(100, 1), (100, 1), (1, 3)]):
+            deltas = [scale * (a[i] - b[i]) for a, b in zip(arm.each, theirs.each, strict=True)]
+            cells.append(", ".join(f"{d:+.{digits}f}" for d in deltas))
+        print("| " + " | ".join([METHODS[method], *cells]) + " |")
+
+
+def difference(a_P: Floats, b_P: Floats, scale: float = 100, digits: int = 1) -> str:
+    d = paired_bootstrap(a_P, b_P)
+    return f"{scale * d.mean:+.{digits}f} [{scale * d.low:+.{digits}f}, {scale * d.high:+.{digits}f}]"
+
+
+def resampled(problems: int, ratio: Callable[[Floats], float]) -> str:
+    """A ratio of means and its interval. ``ratio`` takes the problems' weights."""
+    counts = np.random.default_rng(0).multinomial(problems, np.full(problems, 1 / problems), size=1000)
+    low, high = np.quantile([ratio(c.astype(float)) for c in counts], [0.025, 0.975], method="nearest")
+    return f"{ratio(np.ones(problems)):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def gains(arm: Arm, theirs: Arm, base: Arm) -> str:
+    """Our gain in pass@1 over the base as a multiple of theirs; infinite where they have gained nothing."""
+
+    def ratio(w_P: Floats) -> float:
+        a, b, start = (float(w_P @ x.natural_P) for x in (arm, theirs, base))
+        return (a - start) / (b - start) if b > start else math.inf
+
+    return resampled(len(base.natural_P), ratio)
+
+
+def efficiency(arm: Arm, theirs: Arm) -> str:
+    """How many times fewer tokens reach the other's best accuracy less SLACK; 0 in a resample that does not."""
+
+    def ratio(w_P: Floats) -> float:
+        ours, other = arm.curve(w_P), theirs.curve(w_P)
+        target = max(a for _, a in other) - SLACK
+        return tokens_at(other, target) / tokens_at(ours, target)
+
+    text = resampled(len(arm.natural_P), ratio)
+    return "not reached" if text.startswith("0.00 ") else text
+
+
+def episodes(out: Path, methods: Sequence[str], seeds: Sequence[int]) -> None:
+    """Mean J behind 0, 1, 2 ... episodes, of the thoughts that have so many; progress."""
+    print("\n| method | episodes | J behind 0, 1, 2 ... (thoughts) | progress > 0, = 0, < 0 | tokens per episode |")
+    print("|---|---|---|---|---|")
+    for method in methods:
+        thoughts = [t for seed in seeds for t in read(out / f"{method}-{seed}.jsonl")]
+        rows = [t.progress_values for t in thoughts]
+        longest = max(map(len, rows))
+        behind = [[r[j] for r in rows if len(r) > j] for j in range(longest)]
+        js = ", ".join(f"{np.mean(b):.2f} ({len(b)})" for b in behind if len(b) >= 20)
+        steps = np.array([g for r in rows if len(r) > 1 for g in progress(r)])
+        shares = ", ".join(f"{100 * np.mean(x):.0f}%" for x in (steps > 0, steps == 0, steps < 0))
+        size = sum(t.ends[-1] for t in thoughts) / len(steps)
+        print(f"| {METHODS[method]} | {len(steps) / len(rows):.2f} | {js} | {shares} | {size:.0f} |")
+
+
+def draw(arms: dict[str, Arm], path: Path, budget: int) -> None:
+    """Accuracy against the tokens spent, budget by budget; the large mark is the budget of training."""
+    from matplotlib.figure import Figure
+
+    from twofold.evals.figures import PALETTE
+
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for (method, arm), colour in zip(arms.items(), ["#888888", *PALETTE], strict=False):
+        points = arm.curve(np.ones(len(arm.natural_P)))
+        x, y = zip(*points, strict=True)
+        axes.plot(x, [100 * v for v in y], color=colour, marker=".", markersize=4, linewidth=1.4, label=METHODS[method])
+        i = min(SHARES.index(1), len(x) - 1)
+        axes.plot(x[i], 100 * y[i], color=colour, marker="o", markersize=6)
+    axes.set(
+        xlabel="tokens spent per answer", ylabel="accuracy, %", title=f"Thoughts stopped by force (training: {budget})"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=160)
+
+
+if __name__ == "__main__":
+    main()
