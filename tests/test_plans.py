@@ -199,7 +199,7 @@ def test_a_choice_needs_verdicts_problems_and_plans():
     unjudged = [replace(pool, scores=[None] * 16) for pool in pools]
     with pytest.raises(ValueError, match="not judged: evaluate with a judge"):
         compute_optimal(unjudged, [parse("majority-8")], [8])
-    with pytest.raises(ValueError, match="problems at least 12"):
+    with pytest.raises(ValueError, match="at least 12 problems"):
         compute_optimal(pools[:11], [parse("majority-8")], [8])
     with pytest.raises(ValueError, match="at least two plans of at least 4 samples, got majority-8"):
         optimal.measure(pools, [parse("majority-8")])

@@ -49,7 +49,7 @@ def test_no_request_breaks_the_server(document: Any, path: str) -> None:
     served: list[bool] = []
 
     @given(case=requests)
-    @settings(max_examples=CASES if post else 200, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
     def check(case: Any) -> None:
         if isinstance(case.body, dict):
             settle(case.body)
