@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from words import credit
 
 import twofold
 from twofold import config as configs
@@ -110,18 +111,6 @@ def collect(
     samples, stats = recipe.collect(engine, problems, step)
     assert len(engine.calls) == len(script)
     return samples["policy"], stats, engine
-
-
-def credit(chat: Chat, sample: Sample) -> list[tuple[str, float]]:
-    """Runs of sampled tokens of one advantage, as text."""
-    assert not any(a for a, s in zip(sample.advantages, sample.sampled, strict=True) if not s)
-    runs: list[tuple[list[int], float]] = []
-    for t, a, s in zip(sample.tokens, sample.advantages, sample.sampled, strict=True):
-        if s and (not runs or runs[-1][1] != a):
-            runs.append(([], a))
-        if s:
-            runs[-1][0].append(t)
-    return [(chat.decode(tokens), a) for tokens, a in runs]
 
 
 def numbers(chat: Chat, sample: Sample) -> list[float]:

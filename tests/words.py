@@ -1,8 +1,9 @@
-"""A task whose right answers anybody can see."""
+"""A task whose right answers anybody can see, and what its samples are credited with."""
 
 from __future__ import annotations
 
-from twofold.types import Grade, Problem
+from twofold.text.chat import Chat
+from twofold.types import Grade, Problem, Sample
 
 
 class Words:
@@ -17,3 +18,15 @@ class Words:
         if text.endswith("late"):
             return text, Grade(None, "timeout")
         return text, Grade(1.0, "correct") if text.endswith("yes") else Grade(0.0, "wrong")
+
+
+def credit(chat: Chat, sample: Sample) -> list[tuple[str, float]]:
+    """Runs of sampled tokens of one advantage, as text."""
+    assert not any(a for a, s in zip(sample.advantages, sample.sampled, strict=True) if not s)
+    runs: list[tuple[list[int], float]] = []
+    for t, a, s in zip(sample.tokens, sample.advantages, sample.sampled, strict=True):
+        if s and (not runs or runs[-1][1] != a):
+            runs.append(([], a))
+        if s:
+            runs[-1][0].append(t)
+    return [(chat.decode(tokens), a) for tokens, a in runs]

@@ -299,13 +299,11 @@ def _recipe(
     match config.recipe:
         case rlv.RLV() as chosen:
             return rlv.Recipe(chosen, task, chat, sampling, _frozen(config, model) if config.loss.beta else None)
-        case mrt.MRT() as chosen:
+        case mrt.MRT() | backtrack.MRTB() as chosen:
             start = _frozen(config, model) if chosen.source == "start" else None
             reference = _frozen(config, model) if config.loss.beta else None
-            return mrt.Recipe(chosen, task, chat, sampling, start, reference)
-        case backtrack.MRTB() as chosen:
-            start = _frozen(config, model) if chosen.source == "start" else None
-            reference = _frozen(config, model) if config.loss.beta else None
+            if isinstance(chosen, mrt.MRT):
+                return mrt.Recipe(chosen, task, chat, sampling, start, reference)
             return backtrack.Recipe(chosen, task, chat, sampling, start, reference)
         case tango.Tango() as chosen:
             references = {role: _frozen(config, e.model) for role, e in engines.items()} if config.loss.beta else {}

@@ -28,12 +28,11 @@ from typing import Literal
 
 from twofold.compute.backtrack import tried
 from twofold.compute.probe import extended
-from twofold.compute.rollout import Task, forced, graded, join, rollouts, split
+from twofold.compute.rollout import forced, graded, join, rollouts, split
 from twofold.engines.base import Engine
-from twofold.recipes.mrt import branch_advantages, credited, relative
+from twofold.recipes.mrt import Sourced, branch_advantages, credited, relative
 from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer
 from twofold.text.backtrack import MARK, line_starts
-from twofold.text.chat import Chat
 from twofold.types import Completion, Group, Problem, Rollout, Sample, Sampling
 
 Stats = dict[str, float]
@@ -64,31 +63,13 @@ class MRTB:
             raise ValueError(f"rollouts, branches and continuations must be at least 1, got {self}")
 
 
-class Recipe:
-    """``start`` is the starting model, for ``source = "start"``; ``reference`` is asked for the KL stream if given."""
-
-    def __init__(
-        self,
-        config: MRTB,
-        task: Task,
-        chat: Chat,
-        sampling: Sampling,
-        start: Engine | None = None,
-        reference: Engine | None = None,
-    ) -> None:
-        if sampling.top_p != 1:
-            raise ValueError("top_p must be 1 while training: the learner scores the full distribution")
-        if config.source == "start" and start is None:
-            raise ValueError('source = "start" needs an engine of the starting model')
-        self.config, self.task, self.chat, self.start, self.reference = config, task, chat, start, reference
-        self.sampling = replace(sampling, n=config.rollouts, stop=chat.stop)
-
+class Recipe(Sourced[MRTB]):
     def collect(
         self, engine: Engine, problems: Sequence[Problem], step: int
     ) -> tuple[dict[str, list[Sample]], dict[str, float]]:
         config = self.config
         sampling = replace(self.sampling, seed=hash_seed(self.sampling.seed, step))
-        source = self.start if config.source == "start" and self.start is not None else engine
+        source = self._source(engine)
         if config.method in ("warm", "rise", "star"):
             samples, stats = self._supervised(source, problems, sampling)
             return {"policy": samples}, stats

@@ -26,7 +26,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Generic, Literal, Protocol, TypeVar
 
 from twofold.compute.probe import Probe, Prover, boundaries, closing, extended, probe, stopped
 from twofold.compute.rollout import Task, forced, join, rollouts, split
@@ -77,12 +77,25 @@ class MRT:
             raise ValueError(f"rollouts and answers must be at least 1, penalty in [0, 1], got {self}")
 
 
-class Recipe:
+class Options(Protocol):
+    """What ``Sourced`` reads of a recipe's options."""
+
+    @property
+    def rollouts(self) -> int: ...
+
+    @property
+    def source(self) -> Literal["policy", "start"]: ...
+
+
+C = TypeVar("C", bound=Options)
+
+
+class Sourced(Generic[C]):
     """``start`` is the starting model, for ``source = "start"``; ``reference`` is asked for the KL stream if given."""
 
     def __init__(
         self,
-        config: MRT,
+        config: C,
         task: Task,
         chat: Chat,
         sampling: Sampling,
@@ -96,6 +109,11 @@ class Recipe:
         self.config, self.task, self.chat, self.start, self.reference = config, task, chat, start, reference
         self.sampling = replace(sampling, n=config.rollouts, stop=chat.stop)
 
+    def _source(self, engine: Engine) -> Engine:
+        return self.start if self.config.source == "start" and self.start is not None else engine
+
+
+class Recipe(Sourced[MRT]):
     def collect(
         self, engine: Engine, problems: Sequence[Problem], step: int
     ) -> tuple[dict[str, list[Sample]], dict[str, float]]:
@@ -117,9 +135,6 @@ class Recipe:
         if self.reference is not None:
             refer(samples, self.reference, self.sampling.temperature)
         return {"policy": samples}, stats | more
-
-    def _source(self, engine: Engine) -> Engine:
-        return self.start if self.config.source == "start" and self.start is not None else engine
 
     def _rollouts(self, engine: Engine, problems: Sequence[Problem], sampling: Sampling) -> list[Group]:
         return rollouts(engine, self.chat, self.task, problems, sampling, self.config.prover.opening)

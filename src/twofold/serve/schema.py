@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -106,9 +107,9 @@ class Request(Strict):
         return self.max_tokens
 
     @property
+    @abstractmethod
     def top(self) -> int:
         """How many of the likeliest tokens are to be told in each place."""
-        raise NotImplementedError
 
 
 class ChatRequest(Request):
