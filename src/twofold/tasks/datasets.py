@@ -245,8 +245,8 @@ def choose_columns(row: Row, prompt: str | None, answer: str | None, where: str)
     for kind, asked, usual in (("prompt", prompt, PROMPTS), ("answer", answer, ANSWERS)):
         name = next((name for name in ([asked] if asked else usual) if field(row, name) is not None), None)
         if name is None:
-            tried = repr(asked) if asked else f"any of {', '.join(usual)}"
-            raise ValueError(f"{where} has no {tried}; it has {', '.join(row)}. Name it with {kind}_column=...")
+            missing = f"no {asked!r}" if asked else f"none of {', '.join(usual)}"
+            raise ValueError(f"{where} has {missing}; it has {', '.join(row)}. Name it with {kind}_column=...")
         found.append(name)
     return found[0], found[1]
 
