@@ -220,12 +220,17 @@ def test_fast_answers_behind_slow_ones_do_not_time_out() -> None:
         thread.join()
 
 
-def test_a_deadline_counts_the_workers_own_time() -> None:
-    """A worker that has to stand still for longer than the deadline is not late."""
+def processes() -> tuple[int, list[int]]:
+    """The process that starts workers, and the workers."""
     warm()
     assert grading._workers is not None
     nursery = grading._workers.process.pid
-    workers = [int(pid) for pid in Path(f"/proc/{nursery}/task/{nursery}/children").read_text().split()]
+    return nursery, [int(pid) for pid in Path(f"/proc/{nursery}/task/{nursery}/children").read_text().split()]
+
+
+def test_a_deadline_counts_the_workers_own_time() -> None:
+    """A worker that has to stand still for longer than the deadline is not late."""
+    _, workers = processes()
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     with ThreadPoolExecutor() as threads:
@@ -238,15 +243,12 @@ def test_a_deadline_counts_the_workers_own_time() -> None:
 
 
 def test_workers_that_were_killed_are_replaced() -> None:
-    warm()
-    assert grading._workers is not None
-    nursery = grading._workers.process.pid
-    workers = [int(pid) for pid in Path(f"/proc/{nursery}/task/{nursery}/children").read_text().split()]
+    nursery, workers = processes()
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
     time.sleep(0.5)
     assert [equal(gold, answer, deadline=10.0) for gold, answer, _ in KNOWN] == [label for *_, label in KNOWN]
-    workers = [int(pid) for pid in Path(f"/proc/{nursery}/task/{nursery}/children").read_text().split()]
+    nursery, workers = processes()
     for pid in [nursery, *workers]:
         os.kill(pid, signal.SIGKILL)
     time.sleep(0.5)

@@ -15,16 +15,15 @@ import flaky
 import openai
 import pytest
 from flaky import Proxy, proxied
-from serving import PUZZLE, Served, chat_body, events, serving, until
+from serving import PUZZLE, Served, chat_body, events, exact, serving, until
 
 from twofold.cli import main
 from twofold.compute.judge import p_yes
 from twofold.compute.rollout import draw
 from twofold.engines import wire
 from twofold.engines.base import UpstreamError
-from twofold.engines.native import NativeEngine
 from twofold.evals.pools import read_header, read_pools
-from twofold.run import Eval, Model, connect, evaluate, load, service, solve_many
+from twofold.run import Eval, Model, connect, evaluate, service, solve_many
 from twofold.serve import loop
 from twofold.types import Completion, Sampling
 
@@ -35,9 +34,7 @@ SLOW = {"prompt": [5, 9, 40], "max_tokens": 1500, "ignore_eos": True}
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    """In exact mode, so that company changes no bit."""
-    tiny = load("tiny")
-    return Model("tiny", NativeEngine(tiny.engine.model, exact=True), tiny.chat, tiny.tokenizer)
+    return exact()
 
 
 @pytest.fixture(scope="module")

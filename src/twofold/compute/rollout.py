@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -10,6 +9,7 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 from twofold.engines.base import Engine
+from twofold.maths.credit import mean
 from twofold.text.chat import Chat
 from twofold.text.extract import final_answer
 from twofold.types import Completion, Finish, Grade, Group, Problem, Rollout, Sampling
@@ -109,12 +109,7 @@ def continued_values(
         (r.problem, r.prompt, split(r.completion, end)[0]) for r, own in zip(rollouts, ends, strict=True) for end in own
     ]
     groups = iter(continued(engine, chat, task, starts, sampling))
-
-    def value(group: Group) -> float:
-        known = [r.grade.reward for r in group if r.grade.reward is not None]
-        return sum(known) / len(known) if known else math.nan
-
-    return [[value(next(groups)) for _ in own] for own in ends]
+    return [[mean([r.grade.reward for r in next(groups) if r.grade.reward is not None]) for _ in own] for own in ends]
 
 
 def forced(tokens: list[int]) -> Completion:
