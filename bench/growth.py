@@ -23,7 +23,7 @@ SIZES = {
 MIDDLE = {"hidden": 256, "layers": 6, "heads": 4, "kv_heads": 2, "ffn": 768}
 AXES: dict[str, list[dict[str, Any]]] = {
     "completions": [{"completions": n} for n in (64, 256, 1024, 4096)],
-    "length": [{"length": t, "completions": 16} for t in (64, 256, 1024, 4096)],
+    "length": [{"length": t, "completions": 8} for t in (64, 256, 1024, 4096)],
     "model": [{"model": shape, "completions": 32} for shape in SIZES.values()],
     "vocabulary": [{"vocabulary": v} for v in (512, 15_000, 150_000)],
 }
