@@ -20,7 +20,9 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +50,17 @@ CASES: dict[str, dict[str, int]] = {
 
 @dataclass
 class Odd:
-    """Prompts of so many tokens; the reward is whether the text has an odd number of characters."""
+    """Prompts of so many tokens; every other text is right, whatever it says, as texts of equal length are all the same."""
 
     prompt_tokens: int
     name: str = "odd"
+    graded: Iterator[int] = field(default_factory=count)
 
     def problem(self, split: str, i: int) -> Problem:
         return Problem(str(i), question(self.prompt_tokens, i), "")
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
-        reward = float(len(text) % 2)
+        reward = float(next(self.graded) % 2)
         return str(reward), Grade(reward, "correct" if reward else "wrong")
 
 

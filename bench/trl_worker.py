@@ -30,7 +30,7 @@ tokens = 0
 def reward(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
     global tokens
     tokens = sum(map(len, completion_ids))
-    return [float(len(c[0]["content"]) % 2) for c in completions]
+    return [float(i % 2) for i in range(len(completions))]
 
 
 class OneByOne(TrainerCallback):
