@@ -50,7 +50,7 @@ CASES: dict[str, dict[str, int]] = {
 
 @dataclass
 class Odd:
-    """Prompts of so many tokens; every other text is right, whatever it says, as texts of equal length are all the same."""
+    """Prompts of so many tokens; every other text is right, whatever it says."""
 
     prompt_tokens: int
     name: str = "odd"

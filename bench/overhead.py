@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    for length, prompts in ((96, 8), (512, 4)):
+    for length, prompts in ((96, 8), (512, 2)):
         training(length, prompts, 8, args.repeats)
 
 

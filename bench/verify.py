@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    for prompts, n, length in ((4, 16, 512), (4, 16, 96)):
+    for prompts, n, length in ((2, 16, 512), (4, 16, 96)):
         compare(prompts, n, length, 64, args.repeats)
 
 
