@@ -178,13 +178,17 @@ def test_token_logprobs_equal_log_softmax(case):
 def test_chunks_change_neither_values_nor_gradients(case, chunk, monkeypatch):
     head, hidden, tokens, temperature = case
     results = []
+    rows: list[int] = []
+    head.register_forward_hook(lambda module, args, logits: rows.append(len(logits)))
     for size in (4096, chunk):
-        monkeypatch.setattr(logprobs, "CHUNK", size)
+        monkeypatch.setattr(logprobs, "LOGITS", size * 20)
+        rows.clear()
         x = hidden.clone().requires_grad_()
         logp, entropy = logprobs.token_logprobs(head, x, tokens, temperature)
         head.zero_grad()
         (logp * torch.arange(12)).sum().backward()
         results.append((logp.detach(), entropy, x.grad, head.weight.grad.clone()))
+        assert max(rows) <= size, "the backward pass has more logits at once"
     for whole, chunked in zip(*results, strict=True):
         assert torch.allclose(whole, chunked, atol=1e-5)
 

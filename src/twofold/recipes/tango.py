@@ -27,6 +27,7 @@ from twofold.compute.rollout import Task, continued_values, rollouts
 from twofold.compute.verify import Verification, mean_verdicts, step_ends, verify
 from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, rloo, spread, standardise, to_go
+from twofold.maths.credit import mean as _mean
 from twofold.maths.process import StepCredit, class_weights, decayed, grpo_steps, pooled, rloo_steps, step_rewards
 from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer
 from twofold.text.chat import Chat
@@ -333,7 +334,3 @@ def verifier_stats(rated: Sequence[Rollout], counts: Sequence[int], found: Seque
         "verifier/mean_length": _mean([len(v.completion.tokens) for _, _, v in everything]),
         "verifier/clipped_ratio": _mean([v.completion.finish == "length" for _, _, v in everything]),
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
