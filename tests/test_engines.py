@@ -369,7 +369,8 @@ def test_bfloat16_samples_what_a_bfloat16_learner_scores(pair: Pair) -> None:
             hidden = pair.ours.base_model(
                 input_ids=ids[None], position_ids=layout.positions, use_cache=False, layout=layout
             ).last_hidden_state[0]
-            return token_logprobs(pair.ours.get_output_embeddings(), hidden[at - 1], ids[at], torch.ones(len(at)))[0]
+            head = pair.ours.get_output_embeddings()
+            return token_logprobs(head, len(head.weight), hidden[at - 1], ids[at], torch.ones(len(at)))[0]
 
     sampled = torch.tensor(logprobs_of(done))
     gap, rounding = ((sampled - packed(enabled)).abs().mean() for enabled in (True, False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,17 +17,18 @@ are several times slower, and no sum notices."""
 
 
 def token_logprobs(
-    head: torch.nn.Linear, hidden_N_D: Tensor, tokens_N: Tensor, temperature_N: Tensor
+    head: Callable[[Tensor], Tensor], vocabulary: int, hidden_N_D: Tensor, tokens_N: Tensor, temperature_N: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(log p of each token, entropy of each distribution), both [N] in fp32 nats; entropy carries no gradient.
 
-    At most ``LOGITS`` logits exist at a time; those of the other tokens are computed again in the backward pass.
+    ``head`` makes logits [n, ``vocabulary``] of hidden states [n, D]. At most ``LOGITS`` of them exist at a time; those of
+    the other tokens are computed again in the backward pass.
     """
 
     def part(hidden: Tensor, tokens: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
         return _Chosen.apply(head(hidden), tokens[:, None], temperature[:, None])
 
-    size = max(1, LOGITS // len(head.weight))
+    size = max(1, LOGITS // vocabulary)
     if len(tokens_N) <= size:
         return part(hidden_N_D, tokens_N, temperature_N)
     chunks = zip(hidden_N_D.split(size), tokens_N.split(size), temperature_N.split(size), strict=True)

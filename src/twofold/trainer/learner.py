@@ -166,7 +166,8 @@ class Learner:
             hidden = run(batch.tokens, batch.layout.positions, batch.layout)[0]
             # what is sampled is what is scored: policy tokens at the run's temperature, targets at 1
             temperature = torch.where(batch.policy > 0, self.temperature, 1.0)
-            logp, entropy = token_logprobs(run.head, hidden[batch.at], batch.ids, temperature)
+            vocabulary = len(self.model.get_output_embeddings().weight)
+            logp, entropy = token_logprobs(run.head, vocabulary, hidden[batch.at], batch.ids, temperature)
         mine = batch.policy > 0  # ratios are formed at the policy's tokens alone: at a target 1 / p may overflow
         weights, advantages = batch.policy[mine], batch.advantages[mine]
         new, old = logp[mine], batch.logprobs[mine]
