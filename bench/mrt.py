@@ -4,8 +4,8 @@
     python bench/mrt.py configs/mrt-sums.toml --methods grpo rl --seeds 7 --set optim.lr=2e-4 --split train --out runs/try
 
 The budget is ``rollout.max_tokens`` of the config. For every method and seed a model is trained and measured
-(``evals/thoughts.py``), all from one start (``warm.py``): thoughts may be twice the budget long, and each is stopped at every
-budget of SHARES and behind every episode. OUT/METHOD-SEED.jsonl has a line per thought; what is there is not done again.
+(``evals/probes.py``), all from one start (``warm.py``): thoughts may be twice the budget long, and each is stopped at every
+budget of SHARES and behind every episode. OUT/METHOD-SEED.jsonl has a line per problem; what is there is not done again.
 Seeds are averaged per problem, and intervals (95%) resample problems.
 """
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from twofold import config as configs
 from twofold import run
-from twofold.evals.thoughts import Thought, measure
+from twofold.evals.probes import Prefix, Probing, Thought, probed, read_thoughts
 from twofold.maths.regret import normalised_regret, progress, tokens_at
 from twofold.maths.stats import cluster_bootstrap, paired_bootstrap
 from twofold.types import Sampling
@@ -97,29 +97,31 @@ def one(method: str, seed: int, base: run.Config, args: argparse.Namespace) -> N
     thoughts = look(model, base, args, seed)
     args.out.mkdir(parents=True, exist_ok=True)
     part = args.out / f"{method}-{seed}.part"
-    part.write_text("".join(json.dumps(asdict(t)) + "\n" for t in thoughts))
+    rows = ({"id": problem, "thoughts": list(map(asdict, mine))} for problem, mine in thoughts.items())
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
     part.rename(part.with_suffix(".jsonl"))
     print(
         f"{method} {seed}: {trained - began:.0f} s to train, {time.monotonic() - trained:.0f} s to measure", flush=True
     )
 
 
-def look(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> list[Thought]:
+def look(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> dict[str, list[Thought]]:
     model, recipe, task = run.load(name), config.recipe, run.make_task(config.task)
-    budgets = [round(share * config.rollout.max_tokens) for share in SHARES]
-    sampling = Sampling(n=args.thoughts, temperature=config.rollout.temperature, seed=seed)
+    budgets = budgets_of(config.rollout.max_tokens)
+    temperature, n = config.rollout.temperature, args.thoughts
+    sampling = Sampling(n, temperature, max_tokens=max(budgets), stop=model.chat.stop, seed=seed)
+    probing = Probing(answers=args.answers, budgets=budgets, prover=recipe.prover, episodes=recipe.episodes)
     problems = [task.problem(args.split, i) for i in range(args.problems)]
-    found: list[Thought] = []
+    found: dict[str, list[Thought]] = {}
     for i in range(0, len(problems), BATCH):
         some = problems[i : i + BATCH]
-        found += measure(
-            model.engine, model.chat, task, some, sampling, recipe.prover, recipe.episodes, budgets, args.answers
-        )
+        thoughts = probed(model.engine, model.chat, task, some, probing, sampling)
+        found |= {p.id: thoughts[j * n : (j + 1) * n] for j, p in enumerate(some)}
     return found
 
 
-def read(path: Path) -> list[Thought]:
-    return [Thought(**json.loads(line)) for line in path.read_text().splitlines()]
+def budgets_of(most: int) -> tuple[int, ...]:
+    return tuple(round(share * most) for share in SHARES)
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Arm:
 
     @classmethod
     def read(cls, out: Path, method: str, seeds: Sequence[int], budget: int) -> Arm:
-        rows = [by_problem(read(out / f"{method}-{seed}.jsonl"), budget) for seed in seeds]
+        rows = [by_problem(read_thoughts(out / f"{method}-{seed}.jsonl"), budget) for seed in seeds]
         mean = np.mean(rows, axis=0)
         size = len(SHARES)
         at = 1 + SHARES.index(1)
@@ -163,18 +165,21 @@ class Arm:
         return [p for i, p in enumerate(points) if i == 0 or p[0] > points[i - 1][0] + 1e-9]
 
 
-def by_problem(thoughts: list[Thought], budget: int) -> Floats:
+def by_problem(thoughts: dict[str, list[Thought]], budget: int) -> Floats:
     """[problems, numbers]: natural, J at each budget, spent at each budget, both regrets, length."""
-    budgets = [round(share * budget) for share in SHARES]
-    rows: dict[str, list[list[float]]] = {}
-    for t in thoughts:
-        assert t.reward is not None  # procedural tasks grade everything
-        natural = t.reward if t.tokens <= budget else 0.0
-        cuts = sorted({min(b, t.ends[-1]) for b in budgets})
-        regret = [normalised_regret(points, budget) for points in (t.points, [(t.spent(b), t.value(b)) for b in cuts])]
-        numbers = [natural, *map(t.value, budgets), *map(t.spent, budgets), *regret, float(t.ends[-1])]
-        rows.setdefault(t.problem, []).append(numbers)
-    return np.array([np.mean(rows[p], axis=0) for p in sorted(rows)])
+
+    def numbers(t: Thought) -> list[float]:
+        def spent(p: Prefix) -> float:  # beyond the prompt
+            return p.tokens + p.length - t.prompt
+
+        natural = float(t.label == "correct" and t.tokens - t.prompt <= budget)
+        stops = [t.at(b) for b in budgets_of(budget)]
+        regret = [
+            normalised_regret(sorted({spent(p): p.value for p in some}.items()), budget) for some in (t.own, stops)
+        ]
+        return [natural, *(p.value for p in stops), *map(spent, stops), *regret, float(t.own[-1].end)]
+
+    return np.array([np.mean([numbers(t) for t in thoughts[name]], axis=0) for name in sorted(thoughts)])
 
 
 def table(arms: dict[str, Arm], budget: int) -> None:
@@ -260,14 +265,15 @@ def episodes(out: Path, methods: Sequence[str], seeds: Sequence[int]) -> None:
     print("\n| method | episodes | J behind 0, 1, 2 ... (thoughts) | progress > 0, = 0, < 0 | tokens per episode |")
     print("|---|---|---|---|---|")
     for method in methods:
-        thoughts = [t for seed in seeds for t in read(out / f"{method}-{seed}.jsonl")]
-        rows = [t.progress_values for t in thoughts]
+        read = [read_thoughts(out / f"{method}-{seed}.jsonl") for seed in seeds]
+        thoughts = [t for one in read for mine in one.values() for t in mine]
+        rows = [[p.value for p in t.own] for t in thoughts]
         longest = max(map(len, rows))
         behind = [[r[j] for r in rows if len(r) > j] for j in range(longest)]
         js = ", ".join(f"{np.mean(b):.2f} ({len(b)})" for b in behind if len(b) >= 20)
         steps = np.array([g for r in rows if len(r) > 1 for g in progress(r)])
         shares = ", ".join(f"{100 * np.mean(x):.0f}%" for x in (steps > 0, steps == 0, steps < 0))
-        size = sum(t.ends[-1] for t in thoughts) / len(steps)
+        size = sum(t.own[-1].end for t in thoughts) / len(steps)
         print(f"| {METHODS[method]} | {len(steps) / len(rows):.2f} | {js} | {shares} | {size:.0f} |")
 
 
