@@ -32,19 +32,20 @@ from twofold.types import Sampling
 
 Floats = NDArray[np.float64]
 
+SIX = "recipe.rollouts=6"
 METHODS = {
-    "base": "the start",
-    "star": "STaR",
-    "grpo": "GRPO",
-    "length": "GRPO + length penalty",
-    "mrt_star": "MRT (STaR)",
-    "rl": "MRT (RL)",
-    "online": "MRT-online",
+    "base": ("the start", []),
+    "grpo": ("GRPO", ["recipe.method=grpo", SIX]),
+    "online": ("MRT-online", ["recipe.method=online"]),
+    "to_go": ("MRT-online, to go", ["recipe.method=online", "recipe.reward_to_go=true", "recipe.alpha=4"]),
+    "rl": ("MRT (RL)", ["recipe.method=rl"]),
+    "baseline": ("MRT (RL), stops as baseline", ["recipe.method=rl", "recipe.bonus=baseline", "recipe.branches=8"]),
+    "mrt_star": ("MRT (STaR)", ["recipe.method=mrt_star"]),
+    "star": ("STaR", ["recipe.method=star", SIX]),
+    "length": ("GRPO + length penalty", ["recipe.method=length", SIX]),
 }
-ORDER = ("base", "grpo", "rl", "online", "mrt_star", "star", "length")
-"""Of the runs of a seed: what is compared most first."""
-BASELINES = ("star", "grpo", "length")
-"""Drawn without probes or branches, so they have six rollouts per problem where MRT has four: about as many tokens."""
+"""In the order in which a seed's are run. Baselines draw six rollouts where MRT has four and its probes or branches: about as
+many tokens."""
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 1, 1.25, 1.5, 2)
 BATCH = 50
 SLACK = 0.005
@@ -72,7 +73,7 @@ def main() -> None:
         base = configs.override(base, [f"model={warm.start(base, args.warm, args.out / 'warm')}"])
     budget = base.rollout.max_tokens
     for seed in args.seeds:
-        for method in sorted(args.methods, key=ORDER.index):
+        for method in sorted(args.methods, key=list(METHODS).index):
             if not (args.out / f"{method}-{seed}.jsonl").exists():
                 one(method, seed, base, args)
     arms = {m: Arm.read(args.out, m, args.seeds, budget) for m in args.methods}
@@ -89,9 +90,8 @@ def one(method: str, seed: int, base: run.Config, args: argparse.Namespace) -> N
     """Train and measure; the file appears when all of it is there."""
     folder, model = args.out / f"{method}-{seed}", base.model
     began = time.monotonic()
-    if method != "base":
-        more = ["recipe.rollouts=6"] if method in BASELINES else []
-        config = configs.override(base, [f"recipe.method={method}", f"train.seed={seed}", *more])
+    if options := METHODS[method][1]:
+        config = configs.override(base, [*options, f"train.seed={seed}"])
         model = str(run.train(config, folder, resume=(folder / "config.toml").exists(), title=f"{method} {seed}"))
     trained = time.monotonic()
     thoughts = look(model, base, args, seed)
@@ -190,7 +190,7 @@ def table(arms: dict[str, Arm], budget: int) -> None:
         cells = [interval(arm.natural_P), *(interval(arm.correct_P_B[:, SHARES.index(s)]) for s in (0.5, 1, 2))]
         cells += [interval(arm.regret_P_C[:, c], 1, 3) for c in (0, 1)]
         cells += [f"{arm.length_P.mean():.0f}", f"{arm.seconds:.0f}", f"{arm.tokens / 1000:.0f}k"]
-        print("| " + " | ".join([METHODS[method], *cells]) + " |")
+        print("| " + " | ".join([METHODS[method][0], *cells]) + " |")
 
 
 def interval(values_P: Floats, scale: float = 100, digits: int = 1) -> str:
@@ -201,7 +201,7 @@ def interval(values_P: Floats, scale: float = 100, digits: int = 1) -> str:
 def against(arms: dict[str, Arm], other: str, budget: int) -> None:
     """Paired differences to ``other``, gains over the base as a multiple of its gain, and tokens at its accuracy."""
     theirs = arms[other]
-    head = [f"minus {METHODS[other]}", "pass@1", *(f"{s}x budget" for s in (0.5, 1, 2)), "regret, episodes"]
+    head = [f"minus {METHODS[other][0]}", "pass@1", *(f"{s}x budget" for s in (0.5, 1, 2)), "regret, episodes"]
     head += [
         "regret, budgets",
         "gain in pass@1 over its gain",
@@ -223,7 +223,7 @@ def against(arms: dict[str, Arm], other: str, budget: int) -> None:
         for i, (scale, digits) in enumerate([(100, 1), (100, 1), (1, 3)]):
             deltas = [scale * (a[i] - b[i]) for a, b in zip(arm.each, theirs.each, strict=True)]
             cells.append(", ".join(f"{d:+.{digits}f}" for d in deltas))
-        print("| " + " | ".join([METHODS[method], *cells]) + " |")
+        print("| " + " | ".join([METHODS[method][0], *cells]) + " |")
 
 
 def difference(a_P: Floats, b_P: Floats, scale: float = 100, digits: int = 1) -> str:
@@ -274,7 +274,7 @@ def episodes(out: Path, methods: Sequence[str], seeds: Sequence[int]) -> None:
         steps = np.array([g for r in rows if len(r) > 1 for g in progress(r)])
         shares = ", ".join(f"{100 * np.mean(x):.0f}%" for x in (steps > 0, steps == 0, steps < 0))
         size = sum(t.own[-1].end for t in thoughts) / len(steps)
-        print(f"| {METHODS[method]} | {len(steps) / len(rows):.2f} | {js} | {shares} | {size:.0f} |")
+        print(f"| {METHODS[method][0]} | {len(steps) / len(rows):.2f} | {js} | {shares} | {size:.0f} |")
 
 
 def draw(arms: dict[str, Arm], path: Path, budget: int) -> None:
@@ -288,7 +288,9 @@ def draw(arms: dict[str, Arm], path: Path, budget: int) -> None:
     for (method, arm), colour in zip(arms.items(), ["#888888", *PALETTE], strict=False):
         points = arm.curve(np.ones(len(arm.natural_P)))
         x, y = zip(*points, strict=True)
-        axes.plot(x, [100 * v for v in y], color=colour, marker=".", markersize=4, linewidth=1.4, label=METHODS[method])
+        axes.plot(
+            x, [100 * v for v in y], color=colour, marker=".", markersize=4, linewidth=1.4, label=METHODS[method][0]
+        )
         i = min(SHARES.index(1), len(x) - 1)
         axes.plot(x[i], 100 * y[i], color=colour, marker="o", markersize=6)
     axes.set(
