@@ -38,20 +38,24 @@ METHODS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--samples", type=int, default=4, help="per problem, of streams and of linearised streams")
     parser.add_argument("--out", type=Path, default=Path("runs/backtrack"))
     args = parser.parse_args()
     base = configs.load(run.Config, args.config)
-    done = {(m, s): one(m, s, base, args) for s in args.seeds for m in METHODS}
-    arms = {m: np.mean([done[m, s] for s in args.seeds], axis=0) for m in METHODS}
+    done = {(m, s): one(m, s, base, args) for s in args.seeds for m in args.methods}
+    arms = {m: np.mean([done[m, s] for s in args.seeds], axis=0) for m in args.methods}
     print("| | pass@1 | tokens | first attempts | linearised | its tokens | minus GRPO: pass@1 | linearised |")
     print("|" + "---|" * 8)
     for method, rows_P_5 in arms.items():
         right, tokens, first, linear, spent = rows_P_5.T
         cells = [interval(right), f"{tokens.mean():.0f}", interval(first), interval(linear), f"{spent.mean():.0f}"]
-        cells += [difference(rows_P_5[:, i], arms["grpo"][:, i]) if method != "grpo" else "" for i in (0, 3)]
+        cells += [
+            difference(rows_P_5[:, i], arms["grpo"][:, i]) if "grpo" in arms and method != "grpo" else ""
+            for i in (0, 3)
+        ]
         print("| " + " | ".join([METHODS[method][0], *cells]) + " |")
 
 
