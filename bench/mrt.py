@@ -4,8 +4,8 @@
     python bench/mrt.py configs/mrt-sums.toml --methods grpo rl --seeds 7 --set optim.lr=2e-4 --split train --out runs/try
 
 The budget is ``rollout.max_tokens`` of the config. For every method and seed a model is trained and measured
-(``evals/thoughts.py``), all from one start (``warm.py``): thoughts may be twice the budget long, and each is stopped at every
-budget of SHARES and behind every episode. OUT/METHOD-SEED.jsonl has a line per thought; what is there is not done again.
+(``evals/probes.py``), all from one start (``warm.py``): thoughts may be twice the budget long, and each is stopped at every
+budget of SHARES and behind every episode. OUT/METHOD-SEED.jsonl has a line per problem; what is there is not done again.
 Seeds are averaged per problem, and intervals (95%) resample problems.
 """
 
@@ -25,26 +25,27 @@ from numpy.typing import NDArray
 
 from twofold import config as configs
 from twofold import run
-from twofold.evals.thoughts import Thought, measure
+from twofold.evals.probes import Prefix, Probing, Thought, probed, read_thoughts
 from twofold.maths.regret import normalised_regret, progress, tokens_at
 from twofold.maths.stats import cluster_bootstrap, paired_bootstrap
 from twofold.types import Sampling
 
 Floats = NDArray[np.float64]
 
+SIX = "recipe.rollouts=6"
 METHODS = {
-    "base": "the start",
-    "star": "STaR",
-    "grpo": "GRPO",
-    "length": "GRPO + length penalty",
-    "mrt_star": "MRT (STaR)",
-    "rl": "MRT (RL)",
-    "online": "MRT-online",
+    "base": ("the start", []),
+    "grpo": ("GRPO", ["recipe.method=grpo", SIX]),
+    "online": ("MRT-online", ["recipe.method=online"]),
+    "to_go": ("MRT-online, to go", ["recipe.method=online", "recipe.reward_to_go=true", "recipe.alpha=4"]),
+    "rl": ("MRT (RL)", ["recipe.method=rl"]),
+    "baseline": ("MRT (RL), stops as baseline", ["recipe.method=rl", "recipe.bonus=baseline", "recipe.branches=8"]),
+    "mrt_star": ("MRT (STaR)", ["recipe.method=mrt_star"]),
+    "star": ("STaR", ["recipe.method=star", SIX]),
+    "length": ("GRPO + length penalty", ["recipe.method=length", SIX]),
 }
-ORDER = ("base", "grpo", "rl", "online", "mrt_star", "star", "length")
-"""Of the runs of a seed: what is compared most first."""
-BASELINES = ("star", "grpo", "length")
-"""Drawn without probes or branches, so they have six rollouts per problem where MRT has four: about as many tokens."""
+"""In the order in which a seed's are run. Baselines draw six rollouts where MRT has four and its probes or branches: about as
+many tokens."""
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 1, 1.25, 1.5, 2)
 BATCH = 50
 SLACK = 0.005
@@ -72,7 +73,7 @@ def main() -> None:
         base = configs.override(base, [f"model={warm.start(base, args.warm, args.out / 'warm')}"])
     budget = base.rollout.max_tokens
     for seed in args.seeds:
-        for method in sorted(args.methods, key=ORDER.index):
+        for method in sorted(args.methods, key=list(METHODS).index):
             if not (args.out / f"{method}-{seed}.jsonl").exists():
                 one(method, seed, base, args)
     arms = {m: Arm.read(args.out, m, args.seeds, budget) for m in args.methods}
@@ -89,37 +90,38 @@ def one(method: str, seed: int, base: run.Config, args: argparse.Namespace) -> N
     """Train and measure; the file appears when all of it is there."""
     folder, model = args.out / f"{method}-{seed}", base.model
     began = time.monotonic()
-    if method != "base":
-        more = ["recipe.rollouts=6"] if method in BASELINES else []
-        config = configs.override(base, [f"recipe.method={method}", f"train.seed={seed}", *more])
+    if options := METHODS[method][1]:
+        config = configs.override(base, [*options, f"train.seed={seed}"])
         model = str(run.train(config, folder, resume=(folder / "config.toml").exists(), title=f"{method} {seed}"))
     trained = time.monotonic()
     thoughts = look(model, base, args, seed)
     args.out.mkdir(parents=True, exist_ok=True)
     part = args.out / f"{method}-{seed}.part"
-    part.write_text("".join(json.dumps(asdict(t)) + "\n" for t in thoughts))
+    rows = ({"id": problem, "thoughts": list(map(asdict, mine))} for problem, mine in thoughts.items())
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
     part.rename(part.with_suffix(".jsonl"))
     print(
         f"{method} {seed}: {trained - began:.0f} s to train, {time.monotonic() - trained:.0f} s to measure", flush=True
     )
 
 
-def look(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> list[Thought]:
+def look(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> dict[str, list[Thought]]:
     model, recipe, task = run.load(name), config.recipe, run.make_task(config.task)
-    budgets = [round(share * config.rollout.max_tokens) for share in SHARES]
-    sampling = Sampling(n=args.thoughts, temperature=config.rollout.temperature, seed=seed)
+    budgets = budgets_of(config.rollout.max_tokens)
+    temperature, n = config.rollout.temperature, args.thoughts
+    sampling = Sampling(n, temperature, max_tokens=max(budgets), stop=model.chat.stop, seed=seed)
+    probing = Probing(answers=args.answers, budgets=budgets, prover=recipe.prover, episodes=recipe.episodes)
     problems = [task.problem(args.split, i) for i in range(args.problems)]
-    found: list[Thought] = []
+    found: dict[str, list[Thought]] = {}
     for i in range(0, len(problems), BATCH):
         some = problems[i : i + BATCH]
-        found += measure(
-            model.engine, model.chat, task, some, sampling, recipe.prover, recipe.episodes, budgets, args.answers
-        )
+        thoughts = probed(model.engine, model.chat, task, some, probing, sampling)
+        found |= {p.id: thoughts[j * n : (j + 1) * n] for j, p in enumerate(some)}
     return found
 
 
-def read(path: Path) -> list[Thought]:
-    return [Thought(**json.loads(line)) for line in path.read_text().splitlines()]
+def budgets_of(most: int) -> tuple[int, ...]:
+    return tuple(round(share * most) for share in SHARES)
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Arm:
 
     @classmethod
     def read(cls, out: Path, method: str, seeds: Sequence[int], budget: int) -> Arm:
-        rows = [by_problem(read(out / f"{method}-{seed}.jsonl"), budget) for seed in seeds]
+        rows = [by_problem(read_thoughts(out / f"{method}-{seed}.jsonl"), budget) for seed in seeds]
         mean = np.mean(rows, axis=0)
         size = len(SHARES)
         at = 1 + SHARES.index(1)
@@ -163,18 +165,21 @@ class Arm:
         return [p for i, p in enumerate(points) if i == 0 or p[0] > points[i - 1][0] + 1e-9]
 
 
-def by_problem(thoughts: list[Thought], budget: int) -> Floats:
+def by_problem(thoughts: dict[str, list[Thought]], budget: int) -> Floats:
     """[problems, numbers]: natural, J at each budget, spent at each budget, both regrets, length."""
-    budgets = [round(share * budget) for share in SHARES]
-    rows: dict[str, list[list[float]]] = {}
-    for t in thoughts:
-        assert t.reward is not None  # procedural tasks grade everything
-        natural = t.reward if t.tokens <= budget else 0.0
-        cuts = sorted({min(b, t.ends[-1]) for b in budgets})
-        regret = [normalised_regret(points, budget) for points in (t.points, [(t.spent(b), t.value(b)) for b in cuts])]
-        numbers = [natural, *map(t.value, budgets), *map(t.spent, budgets), *regret, float(t.ends[-1])]
-        rows.setdefault(t.problem, []).append(numbers)
-    return np.array([np.mean(rows[p], axis=0) for p in sorted(rows)])
+
+    def numbers(t: Thought) -> list[float]:
+        def spent(p: Prefix) -> float:  # beyond the prompt
+            return p.tokens + p.length - t.prompt
+
+        natural = float(t.label == "correct" and t.tokens - t.prompt <= budget)
+        stops = [t.at(b) for b in budgets_of(budget)]
+        regret = [
+            normalised_regret(sorted({spent(p): p.value for p in some}.items()), budget) for some in (t.own, stops)
+        ]
+        return [natural, *(p.value for p in stops), *map(spent, stops), *regret, float(t.own[-1].end)]
+
+    return np.array([np.mean([numbers(t) for t in thoughts[name]], axis=0) for name in sorted(thoughts)])
 
 
 def table(arms: dict[str, Arm], budget: int) -> None:
@@ -185,7 +190,7 @@ def table(arms: dict[str, Arm], budget: int) -> None:
         cells = [interval(arm.natural_P), *(interval(arm.correct_P_B[:, SHARES.index(s)]) for s in (0.5, 1, 2))]
         cells += [interval(arm.regret_P_C[:, c], 1, 3) for c in (0, 1)]
         cells += [f"{arm.length_P.mean():.0f}", f"{arm.seconds:.0f}", f"{arm.tokens / 1000:.0f}k"]
-        print("| " + " | ".join([METHODS[method], *cells]) + " |")
+        print("| " + " | ".join([METHODS[method][0], *cells]) + " |")
 
 
 def interval(values_P: Floats, scale: float = 100, digits: int = 1) -> str:
@@ -196,7 +201,7 @@ def interval(values_P: Floats, scale: float = 100, digits: int = 1) -> str:
 def against(arms: dict[str, Arm], other: str, budget: int) -> None:
     """Paired differences to ``other``, gains over the base as a multiple of its gain, and tokens at its accuracy."""
     theirs = arms[other]
-    head = [f"minus {METHODS[other]}", "pass@1", *(f"{s}x budget" for s in (0.5, 1, 2)), "regret, episodes"]
+    head = [f"minus {METHODS[other][0]}", "pass@1", *(f"{s}x budget" for s in (0.5, 1, 2)), "regret, episodes"]
     head += [
         "regret, budgets",
         "gain in pass@1 over its gain",
@@ -218,7 +223,7 @@ def against(arms: dict[str, Arm], other: str, budget: int) -> None:
         for i, (scale, digits) in enumerate([(100, 1), (100, 1), (1, 3)]):
             deltas = [scale * (a[i] - b[i]) for a, b in zip(arm.each, theirs.each, strict=True)]
             cells.append(", ".join(f"{d:+.{digits}f}" for d in deltas))
-        print("| " + " | ".join([METHODS[method], *cells]) + " |")
+        print("| " + " | ".join([METHODS[method][0], *cells]) + " |")
 
 
 def difference(a_P: Floats, b_P: Floats, scale: float = 100, digits: int = 1) -> str:
@@ -260,15 +265,16 @@ def episodes(out: Path, methods: Sequence[str], seeds: Sequence[int]) -> None:
     print("\n| method | episodes | J behind 0, 1, 2 ... (thoughts) | progress > 0, = 0, < 0 | tokens per episode |")
     print("|---|---|---|---|---|")
     for method in methods:
-        thoughts = [t for seed in seeds for t in read(out / f"{method}-{seed}.jsonl")]
-        rows = [t.progress_values for t in thoughts]
+        read = [read_thoughts(out / f"{method}-{seed}.jsonl") for seed in seeds]
+        thoughts = [t for one in read for mine in one.values() for t in mine]
+        rows = [[p.value for p in t.own] for t in thoughts]
         longest = max(map(len, rows))
         behind = [[r[j] for r in rows if len(r) > j] for j in range(longest)]
         js = ", ".join(f"{np.mean(b):.2f} ({len(b)})" for b in behind if len(b) >= 20)
         steps = np.array([g for r in rows if len(r) > 1 for g in progress(r)])
         shares = ", ".join(f"{100 * np.mean(x):.0f}%" for x in (steps > 0, steps == 0, steps < 0))
-        size = sum(t.ends[-1] for t in thoughts) / len(steps)
-        print(f"| {METHODS[method]} | {len(steps) / len(rows):.2f} | {js} | {shares} | {size:.0f} |")
+        size = sum(t.own[-1].end for t in thoughts) / len(steps)
+        print(f"| {METHODS[method][0]} | {len(steps) / len(rows):.2f} | {js} | {shares} | {size:.0f} |")
 
 
 def draw(arms: dict[str, Arm], path: Path, budget: int) -> None:
@@ -282,7 +288,9 @@ def draw(arms: dict[str, Arm], path: Path, budget: int) -> None:
     for (method, arm), colour in zip(arms.items(), ["#888888", *PALETTE], strict=False):
         points = arm.curve(np.ones(len(arm.natural_P)))
         x, y = zip(*points, strict=True)
-        axes.plot(x, [100 * v for v in y], color=colour, marker=".", markersize=4, linewidth=1.4, label=METHODS[method])
+        axes.plot(
+            x, [100 * v for v in y], color=colour, marker=".", markersize=4, linewidth=1.4, label=METHODS[method][0]
+        )
         i = min(SHARES.index(1), len(x) - 1)
         axes.plot(x[i], 100 * y[i], color=colour, marker="o", markersize=6)
     axes.set(

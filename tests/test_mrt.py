@@ -240,6 +240,14 @@ def test_half_stop_and_half_go_on(chat, bonus, expected):
     assert engine.calls[1][1].n == 2 and engine.calls[1][1].seed != engine.calls[0][1].seed
 
 
+def test_those_that_stopped_may_be_the_baseline_and_nothing_else(chat):
+    """T = 1/2 of [1, 0]: what goes on and is right has 1/2, what is wrong -1/2; what stopped is not learnt."""
+    script = [{P0: [ONE, "no"]}, {ASKED[P0]: ["yes", "no"], P0: ["b\n</think>\nyes", "no"]}]
+    samples, stats, _ = collect(chat, script, bonus="baseline", branches=4)
+    assert [credit(chat, s) for s in samples[2:]] == [[("b\n</think>\nyes", 0.5)], [("no", -0.5)]]
+    assert (stats["mrt/stop_value"], stats["mrt/progress"]) == (0.5, 0)
+
+
 def test_the_thought_before_the_cut_is_context(chat):
     """Cut behind its first episode in some step; nothing of the prefix is credited."""
     script = [

@@ -14,12 +14,13 @@ from test_report import make_pool, printed, save
 import twofold
 from twofold import run
 from twofold.compute.rollout import rollouts, split
-from twofold.compute.think import prolonged
+from twofold.compute.think import Forcing, forcing, prolonged
 from twofold.evals import probes
 from twofold.evals.pools import Header, PoolError, read_header, read_lines
 from twofold.evals.probes import Prefix, Probing, Thought, probed
 from twofold.evals.report import measure, report
 from twofold.maths.regret import maj_at_prefix, stop_regret
+from twofold.tasks.procedural import Sums
 from twofold.text.chat import Chat
 from twofold.types import Completion, Sampling
 
@@ -55,6 +56,42 @@ def test_probes_of_a_thought_by_hand(chat):
     assert thought.prefixes[0].lengths == [len(chat.encode("no")) + 1] * 2
     assert thought.prefixes[0].logprobs == [-0.5, -0.5]
     assert engine.calls[0][1].seed != engine.calls[1][1].seed
+
+
+def test_a_thought_at_budgets_by_hand(chat):
+    """J = 0, 1/2, 1 behind 0, 1, 2 episodes, 1/4 where a budget ends in the second."""
+    size = [len(chat.encode(t, tags=True)) for t in ("a\n\n", "a\n\nWait b\n")]
+    inside = size[0] + 1
+    cut = f"Q0<think>\n{chat.decode(chat.encode(TWO, tags=True)[:inside])}\n</think>\n"
+    answers = {ASKED[P0]: ["no"] * 4, ASKED[P1]: ["no", "no", "yes", "yes"], ASKED[P2]: ["yes"] * 4}
+    engine = Scripted(chat, [{P0: [TWO]}, answers | {cut: ["no", "no", "no", "yes"]}])
+    config = Probing(answers=4, budgets=(inside, size[0], 30), prover=PLAIN, episodes=SHORT)
+    (thought,) = probed(engine, chat, Words(), [Q], config, Sampling(max_tokens=30, stop=chat.stop, seed=3))
+    assert [(p.end, p.value, p.within) for p in thought.prefixes] == [
+        (0, 0, False), (size[0], 0.5, False), (inside, 0.25, True), (size[1], 1, False)
+    ]  # fmt: skip
+    assert [p.value for p in thought.own] == [0, 0.5, 1]  # no budget is an episode
+    assert thought.at(inside).value == 0.25 and thought.at(30).value == 1  # it ended by itself
+    # a thought cut within a line costs a line break more
+    closing = [p.tokens - p.end - thought.prompt for p in thought.prefixes]
+    broken = len(chat.encode("\n</think>\n", tags=True)) - len(chat.encode("</think>\n", tags=True))
+    assert [c - closing[0] for c in closing] == [0, 0, broken, 0] and broken > 0
+
+
+def test_a_budget_is_that_of_budget_forcing():
+    """Greedy: a thought stopped at a budget answers as it does when it may not be longer."""
+    model, task = twofold.load("tiny"), Sums(level=1, choice=1.0)
+    problems, budgets = [task.problem("train", i) for i in range(8)], (30, 45, 120)
+    config = Probing(answers=1, budgets=budgets, prover=SHIPPED, episodes=SHORT)
+    greedy = Sampling(temperature=0, max_tokens=120, stop=model.chat.stop)
+    thoughts = probed(model.engine, model.chat, task, problems, config, greedy)
+    questions = [p.question for p in problems]
+    for budget in budgets:
+        plan = Forcing(opening="<think>\n", end="</think>", answer_tokens=8)
+        made = forcing(model.engine, model.chat, questions, 1, replace(greedy, max_tokens=budget), plan)
+        rewards = [task.grade(p, m.candidates[0].text)[1].reward for p, m in zip(problems, made, strict=True)]
+        assert [t.at(budget).value for t in thoughts] == rewards
+    assert len({t.at(30).value for t in thoughts}) == 2 and sum(t.prefixes[-1].end > 45 for t in thoughts) >= 2
 
 
 def test_a_thought_is_made_to_go_on(chat):
@@ -134,12 +171,12 @@ def prefix(tokens: int, right: int, of: int = 8, waits: int = 0) -> Prefix:
     """``right`` answers of ``of`` are; the others are all the same wrong one. 10 tokens each, 10 less for the prefix."""
     labels = ["correct"] * right + ["wrong"] * (of - right)
     answers = ["7" if label == "correct" else "8" for label in labels]
-    return Prefix(tokens - 10, waits, answers, labels, [0.0] * of, [10] * of)
+    return Prefix(tokens, tokens - 10, waits, answers, labels, [0.0] * of, [10] * of, within=False)
 
 
-SPEC = Thought([prefix(1000, 0), prefix(3000, 4), prefix(6000, 8)], "correct", 6000)
+SPEC = Thought([prefix(1000, 0), prefix(3000, 4), prefix(6000, 8)], "correct", 6000, 0)
 """The points of the regret test in our notes: (1000, 0), (3000, 1/2), (6000, 1)."""
-FLAT = Thought([prefix(1000, 2), prefix(2000, 2)], "wrong", 2000)
+FLAT = Thought([prefix(1000, 2), prefix(2000, 2)], "wrong", 2000, 0)
 
 
 def write(
@@ -211,7 +248,7 @@ def test_what_thinking_on_loses(hand):
 def test_waiting_is_measured_at_a_budget_of_its_own(tmp_path):
     """A thought right half the time at 100 tokens, and always at 300 once it was made to go on. Without waits the curve
     stays at 1/2 behind 100: up to 160 an area of 12.5 + 30. With one it rises to 1 at 300, in 224 tokens by 124 / 400 of it."""
-    on = Thought([prefix(50, 0), prefix(100, 4), prefix(300, 8, waits=1)], "wrong", 100)
+    on = Thought([prefix(50, 0), prefix(100, 4), prefix(300, 8, waits=1)], "wrong", 100, 0)
     directory = write(tmp_path, {"p0": [on], "p1": [on]}, limit=160, waits=1)
     found = measure([directory])["tasks"][0]["evaluations"][0]["thinking"]
     assert [(w["waits"], w["tokens"], w["budget"]) for w in found["waits"]] == [(0, 90, 160), (1, 290, 224)]
@@ -225,7 +262,7 @@ def test_waiting_is_measured_at_a_budget_of_its_own(tmp_path):
 
 def test_tokens_at_equal_accuracy(tmp_path):
     """Ours rises to 1 by 1000 tokens, the baseline by 2000; budgets are multiples of 250."""
-    slow, fast = (Thought([prefix(20, 0), prefix(n, 8)], "correct", n) for n in (2000, 1000))
+    slow, fast = (Thought([prefix(20, 0), prefix(n, 8)], "correct", n, 0) for n in (2000, 1000))
     runs = [write(tmp_path / name, {"p0": [t], "p1": [t]}, name) for name, t in (("slow", slow), ("fast", fast))]
     (row,) = measure(runs)["tasks"][0]["tokens_saved"]
     assert (row["run"], row["baseline"]) == ("fast", "slow")
@@ -236,7 +273,7 @@ def test_tokens_at_equal_accuracy(tmp_path):
 
 def test_prefixes_that_cost_no_more_than_the_one_before(tmp_path):
     """A longer prefix may have shorter answers: the curve goes by cost."""
-    thought = Thought([prefix(100, 0), prefix(100, 2), prefix(80, 8)], "correct", 100)
+    thought = Thought([prefix(100, 0), prefix(100, 2), prefix(80, 8)], "correct", 100, 0)
     assert thought.points() == [(80, 1.0), (100, 0.25)]
 
 
@@ -259,7 +296,7 @@ def test_without_probes_there_is_nothing(tmp_path):
     assert isinstance(read_header(directory), Header)
 
 
-@pytest.mark.parametrize("wrong", [{"thoughts": -1}, {"answers": 0}, {"waits": -1}, {"each": 0}])
+@pytest.mark.parametrize("wrong", [{"thoughts": -1}, {"answers": 0}, {"waits": -1}, {"each": 0}, {"budgets": (9, 0)}])
 def test_bad_options_are_refused(wrong):
     with pytest.raises(ValueError, match="must be at least"):
         Probing(**wrong)

@@ -1,4 +1,4 @@
-"""Thoughts probed behind each of their episodes, saved, and what they say: does every further token help (MRT, arXiv:2503.07572)?
+"""Thoughts probed behind each of their episodes, and at budgets; saved; does every further token help (MRT, arXiv:2503.07572)?
 
 ``probes.jsonl`` holds one line per problem beside the pools, ``probes.json`` how they were made; a report needs no model.
 A prefix costs what a model that stops there reads and writes: prompt, thought so far and closing (``tokens``), and one
@@ -45,34 +45,39 @@ class Probing:
     """``thoughts`` of every problem (0: none), ``answers`` forced from each of their prefixes.
 
     ``waits``: how often a thought is made to go on behind its end, by MRT's strings and up to ``each`` tokens (published: 8
-    and 2048), to see beyond the budget. Published for the others: 4 to 16 thoughts, 8 answers.
+    and 2048), to see beyond the budget. Published for the others: 4 to 16 thoughts, 8 answers. ``budgets``, in tokens of
+    the thought: where it is stopped besides.
     """
 
     thoughts: int = 0
     answers: int = 8
     waits: int = 0
     each: int = 64
+    budgets: tuple[int, ...] = ()
     prover: Prover = field(default_factory=Prover)
     episodes: Episodes = field(default_factory=Episodes)
 
     def __post_init__(self) -> None:
-        if self.thoughts < 0 or self.waits < 0 or self.answers < 1 or self.each < 1:
-            raise ValueError(f"thoughts and waits must be at least 0, answers and each at least 1, got {self}")
+        if self.thoughts < 0 or self.waits < 0 or min(self.answers, self.each, *self.budgets, 1) < 1:
+            raise ValueError(f"thoughts and waits must be at least 0, answers, each and budgets at least 1, got {self}")
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
     """The forced answers of one prefix: in normal form, their labels, mean log-probs per token, and lengths.
 
-    ``tokens``: prompt, thought so far and closing. ``waits``: how often the thought had been made to go on.
+    ``end``: tokens of the thought so far; ``tokens``: with prompt and closing. ``waits``: how often the thought had been
+    made to go on. ``within``: an episode, at a budget.
     """
 
+    end: int
     tokens: int
     waits: int
     answers: list[str | None]
     labels: list[str]
     logprobs: list[float]
     lengths: list[int]
+    within: bool
 
     @property
     def correct(self) -> list[bool]:
@@ -97,11 +102,17 @@ class Thought:
     prefixes: list[Prefix]
     label: str
     tokens: int
+    prompt: int
 
     @property
     def own(self) -> list[Prefix]:
-        """The prefixes of the thought as it was."""
-        return [p for p in self.prefixes if p.waits == 0]
+        """Behind 0, 1, ... episodes of the thought as it was."""
+        return [p for p in self.prefixes if p.waits == 0 and not p.within]
+
+    def at(self, budget: int) -> Prefix:
+        """Where it is stopped if it may have ``budget`` tokens, one of those it was probed at: a shorter one ended by itself."""
+        mine = {p.end: p for p in self.prefixes if p.waits == 0}
+        return mine[min(budget, max(mine))]
 
     def points(self, waits: int = 0) -> list[tuple[float, float]]:
         """(tokens, J) by rising tokens, made to go on so often at most; of equally many tokens the later.
@@ -155,9 +166,13 @@ def probed(
     groups = rollouts(engine, chat, task, problems, sampling, config.prover.opening)
     thoughts = [r for g in groups for r in g]
     forced = replace(sampling, n=config.answers, seed=sampling.seed + 1)
-    ends = [boundaries(chat, r, config.prover, config.episodes) for r in thoughts]
+    marks = [boundaries(chat, r, config.prover, config.episodes) for r in thoughts]
+    ends = [sorted([*m, *(b for b in {*config.budgets} - {*m} if b < m[-1])]) for m in marks]
     rows = probe(engine, chat, task, thoughts, ends, config.prover, forced)
-    found = [[_prefix(p, len(r.prompt), 0) for p in row] for r, row in zip(thoughts, rows, strict=True)]
+    found = [
+        [_prefix(p, len(r.prompt), 0, p.end not in m) for p in row]
+        for r, row, m in zip(thoughts, rows, marks, strict=True)
+    ]
     going = [
         replace(r, completion=split(r.completion, thought_length(chat, r.completion, config.prover))[0])
         for r in thoughts
@@ -173,20 +188,22 @@ def probed(
         ):
             prefixes.append(_prefix(p, len(r.prompt), w))
     return [
-        Thought(prefixes, r.grade.label, len(r.prompt) + len(r.completion.tokens))
+        Thought(prefixes, r.grade.label, len(r.prompt) + len(r.completion.tokens), len(r.prompt))
         for r, prefixes in zip(thoughts, found, strict=True)
     ]
 
 
-def _prefix(found: Probe, prompt: int, waits: int) -> Prefix:
+def _prefix(found: Probe, prompt: int, waits: int, within: bool = False) -> Prefix:
     drawn = [r.completion.sampled[::-1].index(False) for r in found.answers]  # tokens behind the closing
     return Prefix(
+        end=found.end,
         tokens=prompt + len(found.answers[0].completion.tokens) - drawn[0],
         waits=waits,
         answers=[None if r.answer is None else canonical(r.answer) for r in found.answers],
         labels=[r.grade.label for r in found.answers],
         logprobs=[sum(r.completion.logprobs[-n:]) / n for r, n in zip(found.answers, drawn, strict=True)],
         lengths=drawn,
+        within=within,
     )
 
 
@@ -211,10 +228,8 @@ def read(directory: Path, header: Header) -> Probed | None:
     """The probes of an evaluation; None if it has none. Raises PoolError for a file cut off, or with fewer than 2 problems."""
     if not (directory / HOW).exists():
         return None
-    thoughts = {
-        row["id"]: [t for t in map(_thought, row["thoughts"]) if t.points()] for row in read_lines(directory / PROBES)
-    }
-    thoughts = {name: mine for name, mine in thoughts.items() if mine}
+    every = {name: [t for t in mine if t.points()] for name, mine in read_thoughts(directory / PROBES).items()}
+    thoughts = {name: mine for name, mine in every.items() if mine}
     if len(thoughts) < 2:
         raise PoolError(f"{directory / PROBES}: {len(thoughts)} problems; an interval over problems needs at least 2")
     budgets = sorted({max(1, round(header.max_tokens * i / GRID)) for i in range(1, 2 * GRID + 1)})
@@ -227,8 +242,12 @@ def read(directory: Path, header: Header) -> Probed | None:
     return Probed(thoughts, beyond, budgets, curves(regret.accuracy_at), curves(regret.normalised_regret))
 
 
-def _thought(row: Record) -> Thought:
-    return Thought([Prefix(**p) for p in row["prefixes"]], row["label"], row["tokens"])
+def read_thoughts(path: Path) -> dict[str, list[Thought]]:
+    """By problem. A line is ``{"id": problem, "thoughts": [asdict(thought), ...]}``."""
+    return {
+        row["id"]: [Thought(**t | {"prefixes": [Prefix(**p) for p in t["prefixes"]]}) for t in row["thoughts"]]
+        for row in read_lines(path)
+    }
 
 
 def measure(found: Probed) -> Record:

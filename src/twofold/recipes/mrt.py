@@ -6,8 +6,9 @@ progress is J_j - J_(j-1). Objective: outcome + alpha * progress. Methods, basel
 
 * ``rl``, MRT (RL), section 6.2: a thought is cut at a random episode; of ``branches`` rollouts from there half are
   stopped at once, half go on. ``bonus = "mixed"`` (the paper's words) normalises all their rewards together;
-  ``"termination"`` (the authors' README) takes the mean of the stopped ones as everybody's baseline. A bonus
-  y + alpha (y - T) *inside* one GRPO group is GRPO and nothing else: T and alpha cancel.
+  ``"termination"`` (the authors' README) takes the mean of the stopped ones as everybody's baseline; with ``"baseline"``
+  they are nothing else, and only those that go on are learnt. A bonus y + alpha (y - T) *inside* one GRPO group is GRPO
+  and nothing else: T and alpha cancel.
 * ``online``, the authors' MRT-online of 2026: every episode of a fresh rollout is paid its own progress.
 * ``mrt_star``, MRT (STaR): supervised learning on thoughts cut where they are worth most, with a right answer forced there.
 * ``star``: supervised learning on all right rollouts. ``grpo``: the outcome only. ``length``: the outcome of a right
@@ -40,6 +41,7 @@ from twofold.text.episodes import Episodes
 from twofold.types import Group, Problem, Rollout, Sample, Sampling
 
 Stats = dict[str, float]
+Bonus = Literal["mixed", "termination", "baseline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class MRT:
     """Weight of the bonus; 0 leaves GRPO."""
     source: Literal["policy", "start"] = "policy"
     """Who thought the thoughts that are cut, or learnt by the STaR methods: the policy of this step, or the starting model."""
-    bonus: Literal["mixed", "termination"] = "mixed"
+    bonus: Bonus = "mixed"
     branches: int = 4
     """``rl``: rollouts from a cut thought, an even number."""
     where: Literal["uniform", "late"] = "uniform"
@@ -188,7 +190,8 @@ class Recipe(Sourced[MRT]):
             if not t or not y:
                 continue
             numbers = branch_advantages(_rewards(t), _rewards(y), config.bonus)
-            for r, a in zip((*t, *y), numbers, strict=True):
+            first = len(t) if config.bonus == "baseline" else 0
+            for r, a in list(zip((*t, *y), numbers, strict=True))[first:]:
                 samples.append(credited(r, [config.alpha * a] * len(r.completion.tokens)))
             stops.append(_mean(_rewards(t)))
             gains.append(_mean(_rewards(y)) - stops[-1])
@@ -261,12 +264,10 @@ def relative(rewards: Sequence[float]) -> list[float]:
     return grpo(rewards) if len(rewards) > 1 else [0.0] * len(rewards)
 
 
-def branch_advantages(
-    stop: Sequence[float], on: Sequence[float], bonus: Literal["mixed", "termination"]
-) -> list[float]:
+def branch_advantages(stop: Sequence[float], on: Sequence[float], bonus: Bonus) -> list[float]:
     """Advantages of the branches that stopped, then of those that went on.
 
-    Stopped [0, 0], on [1, 0]: ``termination`` gives 0, 0, 1, 0; ``mixed`` -0.5, -0.5, 1.5, -0.5 (mean 1/4, std 1/2).
+    Stopped [0, 0], on [1, 0]: ``mixed`` gives -0.5, -0.5, 1.5, -0.5 (mean 1/4, std 1/2); the others 0, 0, 1, 0.
     """
     if bonus == "mixed":
         return grpo([*stop, *on])
