@@ -52,7 +52,7 @@ ARMS = {
     "shared": ["recipe.share=true"],
     "verifier": ["recipe.share=false", "recipe.generator_updates=0", "recipe.verifier_warmup=0"],
 }
-SCALE = {"grpo": 2.0, "frozen": 1.0, "sft": 1.0, "rl": 1.0, "shared": 1.0, "verifier": 0.4}
+SCALE = {"grpo": 1.75, "frozen": 1.0625, "sft": 1.0, "rl": 1.0, "shared": 1.0, "verifier": 0.5}
 """Updates of an arm for one of Tango's, so that it costs about as many tokens; the frozen generator needs fewer to show its end."""
 TOKENS = ("tango/tokens", "verifier/tokens", "num_tokens", "verifier/num_tokens")
 

@@ -61,10 +61,10 @@ def critique(checked: list[tuple[str, bool]]) -> str:
 
 
 def document(task: Letters | Sums, i: int, slip: float) -> list[Turn]:
-    """A solution, or a quoted solution and its critique, in turns."""
+    """One solution, then two quoted solutions with their critiques, and so on."""
     rng = random.Random(f"warm/{i}")
     problem = replace(task, level=rng.randint(2, task.level)).problem("train", FIRST + i)
-    if i % 2:
+    if i % 3 == 0:
         return [Turn(problem.question, attempt(rng, problem, slip).text())]
     quoted = attempt(rng, problem, PLANTED * rng.randrange(2))
     written = critique(checks(rng, problem, quoted.lines))

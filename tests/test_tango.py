@@ -531,7 +531,9 @@ def test_plans_and_evaluations_by_written_verdicts(tmp_path: Path) -> None:
     out = run.evaluate(model, "sums", config, out=tmp_path, plans=["weighted-2", "weighted-2:judge_votes=1"])
     pools, header = read_pools(out / "pools.jsonl"), read_header(out)
     assert all(s is not None and 0 <= s <= 1 for p in pools for s in p.scores)
-    assert all(tokens > 40 for p in pools for tokens in p.judge_tokens)  # two critiques of some 25 tokens, and the request
+    assert all(
+        tokens > 40 for p in pools for tokens in p.judge_tokens
+    )  # two critiques of some 25 tokens, and the request
     like = Plan(max_tokens=40, judge="steps", judge_votes=2)
     assert replayable(like, header) and not replayable(replace(like, judge_votes=1), header)
     assert len((out / "plans.jsonl").read_text().splitlines()) == 2  # a line per problem of the plan that was run

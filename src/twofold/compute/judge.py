@@ -10,7 +10,7 @@ from twofold.compute.verify import scored
 from twofold.engines.base import Engine
 from twofold.text.chat import CRITIQUE, JUDGE, Chat
 from twofold.text.extract import last_boxed
-from twofold.text.steps import VERIFY
+from twofold.text.steps import VERIFY, Cut
 from twofold.types import Rollout, Sampling
 
 Judge = Literal["p_yes", "normalised", "written", "steps"]
@@ -71,10 +71,11 @@ def by_steps(engine: Engine, chat: Chat, rollouts: Sequence[Rollout], sampling: 
     """(least share, over a solution's steps, of ``sampling.n`` verifications that call the step right; their tokens).
 
     Steps between tags are asked about with ``text.steps.VERIFY``, steps on lines, as the shipped model writes them, with its own
-    question: what Tango's verifiers and the shipped model know. One call for either.
+    question: what Tango's verifiers and the shipped model know. One engine call for either.
     """
     found: dict[int, tuple[float, int]] = {}
-    for cut, question in (("tags", VERIFY), ("lines", CRITIQUE)):
+    forms: list[tuple[Cut, str]] = [("tags", VERIFY), ("lines", CRITIQUE)]
+    for cut, question in forms:
         mine = [i for i, r in enumerate(rollouts) if ("<step>" in r.text) == (cut == "tags")]
         scores = scored(engine, chat, [rollouts[i] for i in mine], question, sampling, cut)
         found |= dict(zip(mine, scores, strict=True))
