@@ -1,7 +1,7 @@
 """Does training the verifier pay? Tango beside its baselines at matched tokens: accuracy, the way to GRPO's, the verifier's F1.
 
-    python bench/tango.py configs/tango-letters.toml                              # every arm, three seeds; then the tables
-    python bench/tango.py configs/tango-letters.toml --arms grpo --seeds 100 --set optim.lr=1e-3 --split train --out runs/try
+    python bench/tango.py configs/tango-study.toml                              # every arm, three seeds; then the tables
+    python bench/tango.py configs/tango-study.toml --arms grpo --seeds 100 --set optim.lr=1e-3 --split train --out runs/try
 
 All arms begin from one start that has both roles (``warm_tango.py``). ``train.steps`` of the config are the updates of Tango with
 two models; the other arms have as many as cost about the same. Tokens are those that both roles wrote and those that went
@@ -45,7 +45,7 @@ NAMES = {
     "verifier": "verifier alone, frozen generator",
 }
 ARMS = {
-    "grpo": ["recipe.alpha=0", "recipe.verifier_updates=0", "recipe.verifier_warmup=0"],
+    "grpo": ["recipe.share=true", "recipe.alpha=0", "recipe.verifier_updates=0", "recipe.verifier_warmup=0"],
     "frozen": ["recipe.share=false", "recipe.verifier_updates=0", "recipe.verifier_warmup=0"],
     "sft": ["recipe.share=false", "recipe.verifier_learns=sft"],
     "rl": ["recipe.share=false"],
@@ -63,9 +63,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], help="options changed for all arms, such as optim.lr=2e-4")
-    parser.add_argument("--warm", type=int, default=150, help="steps of the common start (warm_tango.py)")
+    parser.add_argument("--warm", type=int, default=240, help="steps of the common start (warm_tango.py)")
     parser.add_argument("--slip", type=float, default=0.2, help="of a step, in the solutions that the start is taught")
-    parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--problems", type=int, default=150)
     parser.add_argument("--split", default="test", help="train: to choose settings, with seeds other than 0")
     parser.add_argument("--out", type=Path, default=Path("runs/tango"))
     parser.add_argument("--figure", type=Path)

@@ -8,6 +8,7 @@ the step says instead, and with SLIP its own work is wrong. Solutions have hones
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def checks(rng: random.Random, problem: Problem, lines: list[str]) -> list[tuple
             own = f"{word}: {letter}"
         else:
             op, operand = problem.meta["steps"][k]
-            said, value = line, int(line.partition(op)[0])
+            said, value = line, int(re.match(r"-?\d+", line)[0])
             result = apply(value, op, operand)
             own = f"{value}{op}{operand}={slipped(rng, result) if rng.random() < SLIP else result}"
         own = said if rng.random() < COPY else own
