@@ -506,6 +506,11 @@ def test_search_led_by_written_verdicts() -> None:
     [made] = beam(model.engine, model.chat, [problem.question], 4, Sampling(max_tokens=40, seed=1), Beam(), value)
     assert made.candidates and made.scores is not None and set(made.scores) <= {0.0, 1.0}
     assert made.cost.verified > 20
+    sampling = Sampling(max_tokens=24, seed=1)
+    [named] = beam(model.engine, model.chat, [problem.question], 2, sampling, Beam(width=2, value="steps"))
+    shares = {i / j for j in range(1, 5) for i in range(j + 1)}  # of up to four verifications that could be read
+    assert named.scores is not None and all(any(abs(s - x) < 1e-9 for x in shares) for s in named.scores)
+    assert named.cost.verified > 20
 
 
 def test_the_judge_by_steps_asks_in_the_solutions_own_form(chat: Chat) -> None:
