@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import warm_tango
@@ -97,20 +98,23 @@ def one(arm: str, seed: int, base: run.Config, args: argparse.Namespace) -> None
     trained = time.monotonic()
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     spent = np.cumsum([sum(line.get(name, 0) for name in TOKENS) for line in log])
-    rows = []
+    recipe = config.recipe
+    frozen = not recipe.generator_updates, not (recipe.verifier_updates or recipe.verifier_warmup)
+    rows: list[dict[str, Any]] = []
     for done in range(0, steps + 1, every):
-        models = (
-            [folder / "checkpoints" / f"step-{done}{role}" for role in ("", "-verifier")] if done else [base.model] * 2
-        )
-        if config.recipe.share:
-            models[1] = models[0]
+        roles = ("", "" if recipe.share else "-verifier")
+        models = [str(folder / "checkpoints" / f"step-{done}{role}") if done else base.model for role in roles]
+        before = rows[0] if rows else {}
         rows.append(
             {
-                "updates": done,
-                "generator_updates": sum(turn(config.recipe, s)[0] == "generator" for s in range(done)),
+                "generator_updates": sum(turn(recipe, s)[0] == "generator" for s in range(done)),
                 "tokens": float(spent[done - 1]) if done else 0.0,
-                "right": solved(str(models[0]), config, args, seed),
-                **checked(str(models[1]), config, args, seed),
+                **(kept(before, "right") if before and frozen[0] else solved(models[0], config, args, seed)),
+                **(
+                    kept(before, "labels", "predictions")
+                    if before and frozen[1]
+                    else checked(models[1], config, args, seed)
+                ),
             }
         )
     (part := args.out / f"{arm}-{seed}.part").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -118,7 +122,12 @@ def one(arm: str, seed: int, base: run.Config, args: argparse.Namespace) -> None
     print(f"{arm} {seed}: {trained - began:.0f} s to train, {time.monotonic() - trained:.0f} s to measure", flush=True)
 
 
-def solved(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> list[float]:
+def kept(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    """What was measured at the start, of a role that does not learn."""
+    return {name: row[name] for name in names}
+
+
+def solved(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> dict[str, list[float]]:
     """Per problem: the share of two solutions that are right."""
     model, task = run.load(name), run.make_task(config.task)
     sampling = Sampling(
@@ -126,7 +135,7 @@ def solved(name: str, config: run.Config, args: argparse.Namespace, seed: int) -
     )
     problems = [task.problem(args.split, i) for i in range(args.problems)]
     groups = rollouts(model.engine, model.chat, task, problems, sampling)
-    return [sum(r.grade.reward or 0.0 for r in g) / len(g) for g in groups]
+    return {"right": [sum(r.grade.reward or 0.0 for r in g) / len(g) for g in groups]}
 
 
 def checked(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> dict[str, list[int | None]]:
@@ -145,12 +154,15 @@ def checked(name: str, config: run.Config, args: argparse.Namespace, seed: int) 
 
 @dataclass(frozen=True)
 class Curve:
-    """One arm along training: K measurements of P problems and C cases, seeds averaged. ``each_S_K``: accuracy per seed."""
+    """One arm along training: K measurements of P problems, seeds averaged, and of S seeds and C cases.
+
+    ``each_S_K``: accuracy per seed.
+    """
 
     updates_K: Floats
     tokens_K: Floats
     right_K_P: Floats
-    hit_K_C: Floats
+    hit_K_S_C: Floats
     flawed_C: NDArray[np.bool_]
     each_S_K: Floats
 
@@ -168,29 +180,26 @@ class Curve:
             np.array([[row[k] for row in rows] for rows in runs]).mean(0) for k in ("generator_updates", "tokens")
         )
         flawed = np.array(runs[0][0]["labels"]) >= 0
-        return cls(updates, tokens, right.mean(0), hit.mean(0), flawed, right.mean(2))
+        return cls(updates, tokens, right.mean(0), hit.transpose(1, 0, 2).astype(float), flawed, right.mean(2))
 
     def at(self, values_K_: Floats, tokens: float) -> Floats:
         """Interpolated between the measurements around so many tokens."""
-        k = int(np.clip(np.searchsorted(self.tokens_K, tokens), 1, len(self.tokens_K) - 1))
-        a, b = self.tokens_K[k - 1 : k + 1]
-        share = min(1.0, (tokens - a) / (b - a))
-        return (1 - share) * values_K_[k - 1] + share * values_K_[k]
+        return between(self.tokens_K, values_K_, tokens)
 
-    def f1(self, hit_C: Floats) -> str:
-        """F1 of ProcessBench in %, with its interval over cases."""
+    def f1(self, hit_S_C: Floats) -> str:
+        """Mean over seeds of ProcessBench's F1 in %, with its interval over cases."""
+        cases = hit_S_C.shape[1]
 
         def score(w_n_C: Floats) -> Floats:
-            rates = [(w_n_C[:, m] @ hit_C[m]) / w_n_C[:, m].sum(1) for m in (self.flawed_C, ~self.flawed_C)]
-            return 2 * rates[0] * rates[1] / np.maximum(rates[0] + rates[1], 1e-9)
+            wrong, right = (
+                w_n_C[:, m] @ hit_S_C[:, m].T / w_n_C[:, m].sum(1, keepdims=True)
+                for m in (self.flawed_C, ~self.flawed_C)
+            )
+            return (2 * wrong * right / np.maximum(wrong + right, 1e-9)).mean(1)
 
-        drawn = (
-            np.random.default_rng(0)
-            .multinomial(len(hit_C), np.full(len(hit_C), 1 / len(hit_C)), size=2000)
-            .astype(float)
-        )
+        drawn = np.random.default_rng(0).multinomial(cases, np.full(cases, 1 / cases), size=2000).astype(float)
         low, high = np.quantile(score(drawn), [0.025, 0.975])
-        return f"{100 * score(np.ones((1, len(hit_C))))[0]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        return f"{100 * score(np.ones((1, cases)))[0]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
     def reach(self, target: float, weights_P: Floats) -> tuple[float, float]:
         """(generator's updates, tokens) at which accuracy first is ``target``; infinite if it never is."""
@@ -202,31 +211,35 @@ class Curve:
         return np.inf, np.inf
 
 
+def between(x_K: Floats, values_K_: Floats, x: float) -> Floats:
+    """Linear interpolation at ``x``; behind the last point, its value."""
+    k = int(np.clip(np.searchsorted(x_K, x), 1, len(x_K) - 1))
+    share = min(1.0, (x - x_K[k - 1]) / (x_K[k] - x_K[k - 1]))
+    return (1 - share) * values_K_[k - 1] + share * values_K_[k]
+
+
 def table(curves: dict[str, Curve], budget: float) -> None:
-    """At matched tokens, and how far it is to GRPO's accuracy there."""
-    head = [
-        "arm",
-        "generator's updates",
-        "accuracy",
-        "minus GRPO",
-        "per seed",
-        "updates to GRPO's accuracy",
-        "tokens to it",
-        "F1",
-    ]
+    """At matched tokens, at as many generator's updates, and how far it is to GRPO's accuracy at the budget."""
+    head = ["arm", "generator's updates", "accuracy", "minus GRPO", "per seed", "minus GRPO after as many updates"]
+    head += ["updates to GRPO's accuracy", "tokens to it", "F1"]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     base = curves.get("grpo")
     for arm, c in curves.items():
-        right_P = c.at(c.right_K_P, budget)
-        cells = [f"{float(c.at(c.updates_K, budget)):.0f}", percent(right_P), "", "", "", ""]
-        if base is not None and arm != "verifier":
-            theirs_P = base.at(base.right_K_P, budget)
-            d = paired_bootstrap(right_P, theirs_P)
+        right_P, updates = c.at(c.right_K_P, budget), float(c.at(c.updates_K, budget))
+        cells = [f"{updates:.0f}", percent(right_P)]
+        if base is None or arm == "verifier":
+            cells += [""] * 5
+        else:
             each = 100 * (c.at(c.each_S_K.T, budget) - base.at(base.each_S_K.T, budget))
-            cells[2] = f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
-            cells[3] = ", ".join(f"{x:+.1f}" for x in each)
-            cells[4:] = reached(c, base, budget)
-        print("| " + " | ".join([NAMES[arm], *cells, c.f1(c.at(c.hit_K_C, budget))]) + " |")
+            cells += [difference(right_P, base.at(base.right_K_P, budget)), ", ".join(f"{x:+.1f}" for x in each)]
+            cells += [difference(right_P, between(base.updates_K, base.right_K_P, updates)), *reached(c, base, budget)]
+        found = "" if arm == "grpo" else c.f1(c.at(c.hit_K_S_C, budget))
+        print("| " + " | ".join([NAMES[arm], *cells, found]) + " |")
+
+
+def difference(a_P: Floats, b_P: Floats) -> str:
+    d = paired_bootstrap(a_P, b_P)
+    return f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
 
 
 def percent(values_P: Floats) -> str:
@@ -245,10 +258,11 @@ def reached(c: Curve, base: Curve, budget: float) -> list[str]:
     here, resampled = ways(np.ones(problems)), np.array([ways(w) for w in drawn])
     cells = []
     for x, column, scale, unit in zip(here, resampled.T, (1, 1000), ("", "k"), strict=True):
+        if np.isinf(x):
+            cells.append(f"never (in {np.isinf(column).mean():.0%} of resamples)")
+            continue
         low, high = np.quantile(column, [0.025, 0.975], method="nearest")
-        cells.append(
-            " ".join(["never" if np.isinf(x) else f"{x / scale:.0f}{unit}", f"[{low / scale:.0f}, {high / scale:.0f}]"])
-        )
+        cells.append(f"{x / scale:.0f}{unit} [{low / scale:.0f}, {high / scale:.0f}]")
     return cells
 
 
@@ -263,7 +277,7 @@ def along(curves: dict[str, Curve], budget: float) -> None:
     )
     for arm, c in curves.items():
         rights = [f"{100 * c.at(c.right_K_P, s * budget).mean():.1f}" for s in shares]
-        f1s = [c.f1(c.at(c.hit_K_C, s * budget)) for s in shares]
+        f1s = ["" if arm == "grpo" else c.f1(c.at(c.hit_K_S_C, s * budget)) for s in shares]
         print("| " + " | ".join([NAMES[arm], *rights, *f1s]) + " |")
 
 
@@ -282,7 +296,7 @@ def draw(curves: dict[str, Curve], path: Path) -> None:
             left.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
             left.plot(x, mean, color=colour, marker=".", markersize=4, linewidth=1.4, label=NAMES[arm])
         if arm not in ("grpo", "frozen"):
-            values = [float(c.f1(hit).split()[0]) for hit in c.hit_K_C]
+            values = [float(c.f1(hit).split()[0]) for hit in c.hit_K_S_C]
             right.plot(x, values, color=colour, marker=".", markersize=4, linewidth=1.4, label=NAMES[arm])
     left.set(xlabel="tokens written and learnt, thousands", ylabel="accuracy, %", title="Generator, held-out problems")
     right.set(xlabel="tokens written and learnt, thousands", ylabel="F1, %", title="Verifier, planted errors")
