@@ -1,10 +1,14 @@
 """A training step against TRL's: the same weights, prompts and reward, tokens per second of whole steps.
 
-    python bench/against_trl.py --trl PATH/TO/TRL/ENV/bin/python [--only a] [--repeats 5]
+    python bench/against_trl.py --trl PATH/TO/TRL/ENV/bin/python [--only a] [--repeats 5] [--tune]
 
-TRL has an environment of its own (``python -m venv``, then ``pip install trl torch``), and is tuned here: the best of its
-micro-batch sizes, with bfloat16 and without, with its padded generation and its continuous batching. So is twofold, over
-``micro_tokens`` and precision. Then the two bests take turns. Before that, both compute the loss of one stored batch.
+TRL has an environment of its own (``python -m venv``, then ``pip install trl torch``). Both sides take turns with the settings
+that ``--tune`` has found best on two CPU cores; with it, they are looked for again (an hour): the best of TRL's micro-batch
+sizes, with bfloat16 and without, with its padded generation and its continuous batching, and of twofold's ``micro_tokens`` and
+precision.
+
+Before that, both compute the loss of a stored batch and its gradient in fp32. TRL's RLOO forms one ratio per text where ours
+has one per token: the two have one gradient on policy, up to the length that twofold divides by.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +30,7 @@ from common import SMALL, Worker, question, qwen2, record, timed, tokenizer, wit
 
 from twofold.cli import keep_memory
 from twofold.engines.native import NativeEngine
-from twofold.maths.credit import grpo
+from twofold.maths.credit import grpo, rloo
 from twofold.recipes.rlv import RLV, Recipe
 from twofold.text.chat import Chat
 from twofold.trainer.learner import Learner, Loss
@@ -33,6 +39,8 @@ from twofold.trainer.optim import Optim
 from twofold.types import Grade, Problem, Sample, Sampling
 
 SCRIPT = "trl_worker.py"
+OURS = {"precision": "bfloat16", "micro_tokens": 4096}
+THEIRS = {"bf16": True, "paged": False, "micro": 32}
 CASES: dict[str, dict[str, int]] = {
     "a": {"prompts": 32, "n": 8, "prompt_tokens": 32, "shortest": 96, "longest": 96},
     "b": {"prompts": 32, "n": 8, "prompt_tokens": 32, "shortest": 16, "longest": 96},
@@ -42,16 +50,17 @@ CASES: dict[str, dict[str, int]] = {
 
 @dataclass
 class Odd:
-    """Prompts of so many tokens; the reward is whether the text has an odd number of characters."""
+    """Prompts of so many tokens; every other text is right, whatever it says."""
 
     prompt_tokens: int
     name: str = "odd"
+    graded: Iterator[int] = field(default_factory=count)
 
     def problem(self, split: str, i: int) -> Problem:
         return Problem(str(i), question(self.prompt_tokens, i), "")
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
-        reward = float(len(text) % 2)
+        reward = float(next(self.graded) % 2)
         return str(reward), Grade(reward, "correct" if reward else "wrong")
 
 
@@ -148,14 +157,21 @@ def best_of_theirs(trials: int, python: str, **fixed: Any) -> dict[str, Any]:
     return {"bf16": bf16, "paged": paged, "micro": micro}
 
 
-def losses(python: str, where: Path) -> tuple[float, float]:
-    """(ours, TRL's) of one ragged batch with random tokens, advantages and behaviour log-probs, in fp32."""
+def same_batch(python: str, where: Path, algorithm: str) -> None:
+    """Loss and gradient of one ragged batch with random tokens, in fp32. GRPO: with random advantages and behaviour log-probs;
+    RLOO: with the policy's own."""
     rng = random.Random(0)
     lengths = [rng.randint(16, 96) for _ in range(32)]
     texts = [[rng.randrange(64, 500) for _ in range(size)] for size in lengths]
-    prompts = [[rng.randrange(64, 500) for _ in range(32)] for _ in range(4) for _ in range(8)]
+    prompts = [p for _ in range(4) for p in [[rng.randrange(64, 500) for _ in range(32)]] * 8]
     behaviour = [[rng.uniform(-6.6, -5.9) for _ in range(size)] for size in lengths]
-    advantages = [a for _ in range(4) for a in grpo([float(rng.random() < 0.5) for _ in range(8)], std=False)]
+    rewards = [[float(rng.random() < 0.5) for _ in range(8)] for _ in range(4)]
+    advantages = [a for r in rewards for a in (rloo(r) if algorithm == "rloo" else grpo(r, std=False))]
+    model, _ = load_model(where / "random")
+    loss = Loss()
+    if algorithm == "rloo":
+        behaviour = NativeEngine(model).logprobs(prompts, texts)
+        loss = Loss(normalise="constant", constant=1)
     pad, longest = tokenizer().pad_token_id, max(lengths)
 
     def padded(rows: list[list[Any]], value: Any) -> list[list[Any]]:
@@ -168,24 +184,29 @@ def losses(python: str, where: Path) -> tuple[float, float]:
         "completion_mask": padded([[1] * size for size in lengths], 0),
         "advantages": advantages,
         "old_per_token_logps": padded(behaviour, 0.0),
+        "old_logps": [sum(b) for b in behaviour],
         "num_items_in_batch": sum(lengths),
     }
     (where / "batch.json").write_text(json.dumps(batch))
     fixed = {"model": str(where / "random"), "out": str(where / "out"), "questions": ["1"] * 4}
-    theirs = Worker(
-        python, SCRIPT, algorithm="grpo", bf16=False, paged=False, micro=32, batch=32, n=8, max_tokens=96, **fixed
+    worker = Worker(
+        python, SCRIPT, algorithm=algorithm, bf16=False, paged=False, micro=32, batch=32, n=8, max_tokens=96, **fixed
     )
-    their_loss = theirs.ask(str(where / "batch.json"))["loss"]
-    theirs.close()
-    model, _ = load_model(where / "random")
+    theirs = worker.ask(str(where / "batch.json"))
+    worker.close()
     samples = [
         Sample(
             [*p, *c], [False] * 32 + [True] * len(c), [0.0] * 32 + b, [0.0] * 32 + [a] * len(c), [0.0] * (32 + len(c))
         )
         for p, c, b, a in zip(prompts, texts, behaviour, advantages, strict=True)
     ]
-    learner = Learner(model, Optim(lr=0.0), Loss(), steps=1)
-    return learner.update(samples)["loss"], their_loss
+    ours = Learner(model, Optim(lr=0.0), loss, steps=1).update(samples)
+    found = {"gradient": abs(ours["grad_norm"] / theirs["gradient"] - 1)}
+    if algorithm == "grpo":
+        found["loss"] = abs(ours["loss"] - theirs["loss"])
+    record("trl-same", algorithm=algorithm, **{f"{name} differs by": value for name, value in found.items()})
+    if found.get("loss", 0.0) > 1e-5 or found["gradient"] > 1e-4:  # a sum of 96 log-probs has this rounding
+        raise RuntimeError(f"{algorithm}: twofold and TRL do not compute the same: {ours}, {theirs}")
 
 
 def main() -> None:
@@ -194,7 +215,8 @@ def main() -> None:
     parser.add_argument("--only", default="abc")
     parser.add_argument("--algorithms", default="grpo,rloo")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--trials", type=int, default=2)
+    parser.add_argument("--tune", action="store_true", help="look for both sides' best settings first, with GRPO")
+    parser.add_argument("--trials", type=int, default=2, help="steps that count, of each setting tried")
     args = parser.parse_args()
     keep_memory()  # as the command line does for its users
     with tempfile.TemporaryDirectory() as folder:
@@ -203,14 +225,13 @@ def main() -> None:
                             ("ragged", with_lengths(qwen2(**SMALL), 16, 96))):  # fmt: skip
             model.save_pretrained(where / name)
             tokenizer().save_pretrained(where / name)
-        ours, theirs = losses(args.trl, where)
-        record("trl-loss", ours=ours, theirs=theirs, difference=abs(ours - theirs))
+        for algorithm in args.algorithms.split(","):
+            same_batch(args.trl, where, algorithm)
         for case in args.only:
             compare(args, where, case)
 
 
 def compare(args: argparse.Namespace, where: Path, case: str) -> None:
-    """The best settings of each side are looked for with GRPO."""
     sizes = CASES[case]
     prompts, task = sizes["prompts"], Odd(sizes["prompt_tokens"])
     model = where / ("ragged" if sizes["shortest"] < sizes["longest"] else "equal")
@@ -221,8 +242,10 @@ def compare(args: argparse.Namespace, where: Path, case: str) -> None:
         "questions": [task.problem("train", i).question for i in range(prompts)],
     }  # fmt: skip
     print(f"case {case}", file=sys.stderr)
-    how = best_of_ours(args.trials, algorithm="grpo", **ours)
-    their_how = best_of_theirs(args.trials, args.trl, algorithm="grpo", **theirs)
+    how, their_how = OURS, THEIRS
+    if args.tune:
+        how = best_of_ours(args.trials, algorithm="grpo", **ours)
+        their_how = best_of_theirs(args.trials, args.trl, algorithm="grpo", **theirs)
     for algorithm in args.algorithms.split(","):
         take_turns(
             case, algorithm, args.repeats, Ours(algorithm=algorithm, **ours, **how), how,

@@ -19,7 +19,7 @@ from twofold.types import Sampling
 def branch(name: str, steps: int, n: int, k: int, more: int, prompt_tokens: int, length: int, repeats: int) -> None:
     chat, model = Chat(tokenizer()), install(with_lengths(qwen2(**SMALL), length, length))
     engine = NativeEngine(model)
-    prompts = [chat.prompt(question(prompt_tokens, i)) for i in range(4)]
+    prompts = [chat.prompt(question(prompt_tokens, i)) for i in range(2)]
     tokens: dict[str, int] = {}
     groups = engine.generate(prompts, Sampling(n=n, max_tokens=length, stop=chat.stop))
     kept = engine._kept

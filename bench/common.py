@@ -88,8 +88,8 @@ def with_lengths(model: Any, shortest: int, longest: int) -> Any:
     """Give ``model`` weights whose completions are between ``shortest`` and ``longest`` tokens, all lengths as likely.
 
     Its text is a count: after the prompt it draws a number, then says every following number up to ``longest``, then the
-    end token. ``shortest = longest`` never ends: it counts to 64 over and over. The layers keep their random weights, scaled
-    down so as not to disturb the count; every matrix product is the size it always was.
+    end token. ``shortest = longest`` never ends: it counts to 64 over and over, from any number. The layers keep their random
+    weights, scaled down so as not to disturb the count; every matrix product is the size it always was.
     """
     end = tokenizer().eos_token_id
     assistant = tokenizer().convert_tokens_to_ids("<|assistant|>")
@@ -102,7 +102,7 @@ def with_lengths(model: Any, shortest: int, longest: int) -> Any:
         layer.self_attn.o_proj.weight.data.mul_(0.01)
         layer.mlp.down_proj.weight.data.mul_(0.01)
     sharp = 40 / model.config.hidden_size
-    numbers, starts, after = (64, 1, first) if shortest == longest else (longest, longest - shortest + 1, end)
+    numbers, starts, after = (64, 64, first) if shortest == longest else (longest, longest - shortest + 1, end)
     head[first : first + starts] += sharp * embed[assistant]
     for i in range(numbers - 1):
         head[first + i + 1] += sharp * embed[first + i]

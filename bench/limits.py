@@ -22,6 +22,8 @@ from twofold.trainer.optim import Optim
 from twofold.types import Sample, Sampling
 
 LENGTH, PROMPT, ROWS, MICRO = 96, 32, 64, 1024
+MIDDLE = {"hidden": 512, "layers": 8, "heads": 8, "kv_heads": 2, "ffn": 1536}
+"""25 million parameters: products weigh more, as they do in any model that is used."""
 
 
 def samples() -> list[Sample]:
@@ -58,8 +60,8 @@ def products(model: Any, rows: int, dtype: torch.dtype, backward: bool) -> Any:
     return run
 
 
-def learner(precision: Any, repeats: int) -> None:
-    model = install(qwen2(**SMALL))
+def learner(shape: dict[str, int], precision: Any, repeats: int) -> None:
+    model = install(qwen2(**shape))
     learned = Learner(
         model, Optim(lr=1e-6, clip=1e9), Loss(), steps=10**6, micro_tokens=MICRO, precision=precision, norms_every=10**6
     )
@@ -72,7 +74,8 @@ def learner(precision: Any, repeats: int) -> None:
         learned.update(batch)
 
     seconds = interleaved({"update": update, "floor": floor}, repeats)
-    record("limits-learner", precision=precision, fraction=seconds["floor"] * laid / MICRO / seconds["update"])
+    fraction = seconds["floor"] * laid / MICRO / seconds["update"]
+    record("limits-learner", hidden=shape["hidden"], precision=precision, fraction=fraction)
 
 
 def decoder(precision: Any, rows: int, repeats: int) -> None:
@@ -103,7 +106,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     for precision in ("float32", "bfloat16"):
-        learner(precision, args.repeats)
+        learner(SMALL, precision, args.repeats)
+        learner(MIDDLE, precision, args.repeats)
         decoder(precision, 256, args.repeats)
 
 

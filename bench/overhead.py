@@ -63,9 +63,9 @@ def training(length: int, prompts: int, n: int, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    for length, prompts in ((96, 8), (512, 4)):
+    for length, prompts in ((96, 8), (512, 2)):
         training(length, prompts, 8, args.repeats)
 
 

@@ -25,7 +25,7 @@ def main() -> None:
                 "-c", "import torch, transformers.models.llama.modeling_llama"
             ),
         },
-        repeats=7,
+        repeats=5,
     )
     record("startup", **{f"{name} s": s for name, s in seconds.items()})
 

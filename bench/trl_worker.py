@@ -2,7 +2,7 @@
 
     python trl_worker.py '{"algorithm": "grpo", "model": DIR, ...}'
 
-On stdin: "go" for a step, or the path of a stored batch whose loss is wanted. On stdout: one JSON line each.
+On stdin: "go" for a step, or the path of a stored batch whose loss and gradient norm are wanted. On stdout: one JSON line each.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ tokens = 0
 def reward(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
     global tokens
     tokens = sum(map(len, completion_ids))
-    return [float(len(c[0]["content"]) % 2) for c in completions]
+    return [float(i % 2) for i in range(len(completions))]
 
 
 class OneByOne(TrainerCallback):
@@ -40,7 +40,7 @@ class OneByOne(TrainerCallback):
         global began
         line = sys.stdin.readline().strip()
         while line and line != "go":
-            print(json.dumps({"loss": stored_loss(line)}), file=say, flush=True)
+            print(json.dumps(stored(line)), file=say, flush=True)
             line = sys.stdin.readline().strip()
         if not line:
             os._exit(0)
@@ -52,13 +52,16 @@ class OneByOne(TrainerCallback):
         print(json.dumps(report), file=say, flush=True)
 
 
-def stored_loss(path: str) -> float:
-    """The loss of one batch that holds the tensors that TRL's ``compute_loss`` reads."""
+def stored(path: str) -> dict[str, float]:
+    """The loss of one batch that holds the tensors that TRL's ``compute_loss`` reads, and its gradient's norm."""
     with open(path) as file:
         batch = {k: torch.tensor(v) for k, v in json.load(file).items()}
     trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation
-    with torch.no_grad():
-        return float(trainer.compute_loss(trainer.model, batch))
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trainer.model.parameters() if p.grad is not None])
+    trainer.model.zero_grad()
+    return {"loss": float(loss), "gradient": float(norm)}
 
 
 settings: dict[str, Any] = {

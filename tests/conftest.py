@@ -17,6 +17,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from twofold.tasks import grading
+
+grading.NICE = 0  # a busy machine must not starve the tests of grading
+
 VOCABULARY = 512
 TEXT = """Please reason step by step, and put your final answer within \\boxed{}. Is this solution correct?
 Answer Yes or No. Start with one, two, three, four, five, six, seven, eight, nine, ten, eleven or twelve.

@@ -137,6 +137,8 @@ def test_bad_rows_of_other_formats(tmp_path: Path) -> None:
     (tmp_path / "set.txt").write_text("")
     with pytest.raises(ValueError, match=r"not one of .jsonl"):
         load(tmp_path / "set.txt")
+    with pytest.raises(ValueError, match=r"sum: no such task, set or file; there are sums, .*gsm8k"):
+        load("sum")  # and no hub is asked
 
 
 def gpqa(i: int) -> dict[str, str]:

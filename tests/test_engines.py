@@ -173,6 +173,25 @@ def test_a_cache_grows_with_its_samples(pair: Pair, native: NativeEngine) -> Non
         assert run.decodings[0].kv.keys[0].shape[2] <= 64
 
 
+def test_every_completion_is_told_of_once(engine: Engine) -> None:
+    told: list[tuple[tuple[int, int], Completion]] = []
+    groups = engine.generate(PROMPTS, ROLLOUT, lambda i, j, completion: told.append(((i, j), completion)))
+    assert len(told) == len(PROMPTS) * ROLLOUT.n
+    assert dict(told) == {(i, j): c for i, group in enumerate(groups) for j, c in enumerate(group)}
+
+
+def test_a_completion_is_told_of_when_it_ends(pair: Pair, native: NativeEngine) -> None:
+    """When one of k tokens is told of, none has run more than k; the last token of a sample is never run."""
+    told: list[tuple[int, int]] = []
+    sampling = replace(ROLLOUT, n=8)
+    (group,) = native.generate(
+        PROMPTS[:1], sampling, lambda i, j, c: told.append((len(c.tokens), native.usage.computed))
+    )
+    assert len({size for size, _ in told}) > 2
+    for size, computed in told:
+        assert computed == len(PROMPTS[0]) + sum(min(size, len(c.tokens) - 1) for c in group)
+
+
 def test_seeds(engine: Engine) -> None:
     first = engine.generate(PROMPTS, SHORT)
     assert tokens_of(engine.generate(PROMPTS, SHORT)) == tokens_of(first)
@@ -350,7 +369,8 @@ def test_bfloat16_samples_what_a_bfloat16_learner_scores(pair: Pair) -> None:
             hidden = pair.ours.base_model(
                 input_ids=ids[None], position_ids=layout.positions, use_cache=False, layout=layout
             ).last_hidden_state[0]
-            return token_logprobs(pair.ours.get_output_embeddings(), hidden[at - 1], ids[at], torch.ones(len(at)))[0]
+            head = pair.ours.get_output_embeddings()
+            return token_logprobs(head, len(head.weight), hidden[at - 1], ids[at], torch.ones(len(at)))[0]
 
     sampled = torch.tensor(logprobs_of(done))
     gap, rounding = ((sampled - packed(enabled)).abs().mean() for enabled in (True, False))

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Served, serving
+from serving import Served, exact, serving
 
 from twofold.compute.plan import parse
 from twofold.compute.solve import solve
-from twofold.engines.native import NativeEngine
 from twofold.run import Model, load, same
 from twofold.tasks.procedural import Sums
 from twofold.text.chat import JUDGE
@@ -27,9 +26,7 @@ PROBLEMS = [Sums().problem("test", i) for i in range(6)]
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    """In exact mode, so that company changes no bit."""
-    tiny = load("tiny")
-    return Model("tiny", NativeEngine(tiny.engine.model, exact=True), tiny.chat, tiny.tokenizer)
+    return exact()
 
 
 @pytest.fixture(scope="module")

@@ -167,7 +167,7 @@ def case() -> tuple[torch.nn.Linear, Tensor, Tensor, Tensor]:
 
 def test_token_logprobs_equal_log_softmax(case):
     head, hidden, tokens, temperature = case
-    logp, entropy = logprobs.token_logprobs(head, hidden, tokens, temperature)
+    logp, entropy = logprobs.token_logprobs(head, 20, hidden, tokens, temperature)
     oracle = torch.distributions.Categorical(logits=head(hidden) / temperature[:, None])
     assert torch.allclose(logp, oracle.log_prob(tokens), atol=1e-6)
     assert torch.allclose(entropy, oracle.entropy(), atol=1e-6)
@@ -178,20 +178,24 @@ def test_token_logprobs_equal_log_softmax(case):
 def test_chunks_change_neither_values_nor_gradients(case, chunk, monkeypatch):
     head, hidden, tokens, temperature = case
     results = []
+    rows: list[int] = []
+    head.register_forward_hook(lambda module, args, logits: rows.append(len(logits)))
     for size in (4096, chunk):
-        monkeypatch.setattr(logprobs, "CHUNK", size)
+        monkeypatch.setattr(logprobs, "LOGITS", size * 20)
+        rows.clear()
         x = hidden.clone().requires_grad_()
-        logp, entropy = logprobs.token_logprobs(head, x, tokens, temperature)
+        logp, entropy = logprobs.token_logprobs(head, 20, x, tokens, temperature)
         head.zero_grad()
         (logp * torch.arange(12)).sum().backward()
         results.append((logp.detach(), entropy, x.grad, head.weight.grad.clone()))
+        assert max(rows) <= size, "the backward pass has more logits at once"
     for whole, chunked in zip(*results, strict=True):
         assert torch.allclose(whole, chunked, atol=1e-5)
 
 
 def test_no_token_at_all_is_no_logprob(case):
     head, hidden, tokens, temperature = case
-    logp, entropy = logprobs.token_logprobs(head, hidden[:0], tokens[:0], temperature[:0])
+    logp, entropy = logprobs.token_logprobs(head, 20, hidden[:0], tokens[:0], temperature[:0])
     assert logp.shape == entropy.shape == (0,)
 
 

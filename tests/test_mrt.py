@@ -22,6 +22,7 @@ from twofold import run
 from twofold.compute.cost import Cost
 from twofold.compute.probe import Probe, Prover, boundaries, probe
 from twofold.compute.rollout import rollouts
+from twofold.engines.base import Finished, told, unheard
 from twofold.maths.credit import grpo
 from twofold.options import Config
 from twofold.recipes.mrt import MRT, Recipe, best_prefix, branch_advantages, penalised
@@ -54,12 +55,14 @@ class Scripted:
     script: Sequence[Mapping[str, Sequence[str]]]
     calls: list[tuple[list[str], Sampling]] = field(default_factory=list)
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+    ) -> list[list[Completion]]:
         texts = self.script[len(self.calls)]
         self.calls.append(([self.chat.decode(p) for p in prompts], sampling))
         drawn = [[self.completion(t) for t in texts[self.chat.decode(p)]] for p in prompts]
         assert all(len(d) == sampling.n for d in drawn)
-        return drawn
+        return told(drawn, finished)
 
     def completion(self, text: str) -> Completion:
         cut = text.endswith("...")

@@ -17,6 +17,7 @@ from words import Words
 
 from twofold.compute.judge import question
 from twofold.compute.rollout import rollouts
+from twofold.engines.base import Finished, told, unheard
 from twofold.engines.native import NativeEngine
 from twofold.maths.credit import grpo, rloo
 from twofold.recipes import base, rlv, sft
@@ -47,9 +48,11 @@ class Scripted:
     generated: list[tuple[list[list[int]], Sampling]] = field(default_factory=list)
     scored: list[list[list[int]]] = field(default_factory=list)
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+    ) -> list[list[Completion]]:
         self.generated.append(([list(p) for p in prompts], sampling))
-        return [[self.completion(t) for t in self.script[self.chat.decode(p)]] for p in prompts]
+        return told([[self.completion(t) for t in self.script[self.chat.decode(p)]] for p in prompts], finished)
 
     def completion(self, text: str) -> Completion:
         tokens = self.chat.encode(text) + ([] if text.endswith("...") else [self.chat.stop[0]])
@@ -264,9 +267,11 @@ def vine(chat: Chat) -> tuple[rlv.Recipe, Scripted]:
     engine = Scripted(chat, script)
     first, plain = [engine.completion("a\nb\nyes"), engine.completion("c\nno")], engine.generate
 
-    def generate(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(
+        prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+    ) -> list[list[Completion]]:
         out = plain(prompts, sampling)
-        return out if len(engine.generated) > 1 else [first]
+        return told(out if len(engine.generated) > 1 else [first], finished)
 
     engine.generate = generate  # type: ignore[method-assign]
     return recipe(chat, estimator="vineppo", rollouts=2, vine_k=4, verify="none"), engine

@@ -15,18 +15,17 @@ import flaky
 import openai
 import pytest
 from flaky import Proxy, proxied
-from serving import PUZZLE, Served, chat_body, events, serving, until
+from serving import PUZZLE, Served, chat_body, events, exact, serving, until
 
 from twofold.cli import main
 from twofold.compute.judge import p_yes
 from twofold.compute.rollout import draw
 from twofold.engines import wire
 from twofold.engines.base import UpstreamError
-from twofold.engines.native import NativeEngine
 from twofold.evals.pools import read_header, read_pools
-from twofold.run import Eval, Model, connect, evaluate, load, service, solve_many
+from twofold.run import Eval, Model, connect, evaluate, service, solve_many
 from twofold.serve import loop
-from twofold.types import Sampling
+from twofold.types import Completion, Sampling
 
 PUZZLES = [PUZZLE, "Start with 47. Add 38. What is the result?", "Start with 3. Multiply by 5. What is the result?"]
 SLOW = {"prompt": [5, 9, 40], "max_tokens": 1500, "ignore_eos": True}
@@ -35,9 +34,7 @@ SLOW = {"prompt": [5, 9, 40], "max_tokens": 1500, "ignore_eos": True}
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    """In exact mode, so that company changes no bit."""
-    tiny = load("tiny")
-    return Model("tiny", NativeEngine(tiny.engine.model, exact=True), tiny.chat, tiny.tokenizer)
+    return exact()
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +87,11 @@ def test_greedy_completions_are_the_models_own(remote: Model, model: Model) -> N
 def test_samples_come_with_the_log_probs_they_were_drawn_with(remote: Model, model: Model) -> None:
     sampling = Sampling(3, 0.7, max_tokens=30, stop=model.chat.stop, seed=5)
     groups = remote.engine.generate(prompts(model), sampling)
-    assert groups == remote.engine.generate(prompts(model), sampling)  # the seed decides
+    told: list[tuple[tuple[int, int], Completion]] = []
+    again = remote.engine.generate(prompts(model), sampling, lambda i, j, c: told.append(((i, j), c)))
+    assert groups == again  # the seed decides
+    assert len(told) == 3 * len(groups)
+    assert dict(told) == {(i, j): c for i, group in enumerate(groups) for j, c in enumerate(group)}
     assert groups != remote.engine.generate(prompts(model), replace(sampling, seed=6))
     assert len({tuple(c.tokens) for c in groups[0]}) == 3
     for prompt, group in zip(prompts(model), groups, strict=True):

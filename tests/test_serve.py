@@ -9,12 +9,11 @@ from typing import Any
 
 import openai
 import pytest
-from serving import PUZZLE, Served, chat_body, events, serving
+from serving import PUZZLE, Served, chat_body, events, exact, serving
 
 from twofold.compute.plan import Plan, parse
 from twofold.compute.solve import solve
-from twofold.engines.native import NativeEngine
-from twofold.run import Model, load, same
+from twofold.run import Model, same
 from twofold.text.chat import JUDGE
 from twofold.types import Completion, Sampling
 
@@ -23,9 +22,7 @@ MESSAGES: Any = [{"role": "user", "content": PUZZLE}]
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    """In exact mode, so that company changes no bit."""
-    tiny = load("tiny")
-    return Model("tiny", NativeEngine(tiny.engine.model, exact=True), tiny.chat, tiny.tokenizer)
+    return exact()
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from twofold.compute.search import Beam, beam
 from twofold.compute.value import step_value
 from twofold.compute.verify import step_ends
 from twofold.compute.verify import verify as verifications
+from twofold.engines.base import Finished, told, unheard
 from twofold.engines.native import NativeEngine
 from twofold.evals.plans import replayable
 from twofold.evals.pools import read_header, read_pools
@@ -57,11 +58,13 @@ class Scripted:
     calls: list[tuple[list[str], Sampling]] = field(default_factory=list)
     scored: int = 0
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+    ) -> list[list[Completion]]:
         texts = self.script[len(self.calls)]
         self.calls.append(([self.chat.decode(p) for p in prompts], sampling))
         assert [len(t) for t in texts] == [sampling.n] * len(prompts)
-        return [[self.completion(t) for t in group] for group in texts]
+        return told([[self.completion(t) for t in group] for group in texts], finished)
 
     def completion(self, text: str) -> Completion:
         cut = text.endswith("...")

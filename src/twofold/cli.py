@@ -85,7 +85,7 @@ def _training(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
         "demo",
         _demo,
-        "Train and evaluate the shipped model on procedural maths, and write a report (about 6 minutes on 2 cores).",
+        "Train and evaluate the shipped model on procedural maths, and write a report (3 to 6 minutes on 2 cores).",
     )
     sub.add_argument("--out", type=Path, default=Path("runs/demo"))
     sub.add_argument("--seed", type=int, default=0)

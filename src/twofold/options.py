@@ -7,7 +7,7 @@ from typing import Literal
 
 from twofold import config as configs
 from twofold.recipes import backtrack, base, mrt, rlv, sft, tango
-from twofold.tasks.procedural import Countdown, Letters, Sums
+from twofold.tasks.procedural import PROCEDURAL, Countdown, Letters, Sums
 from twofold.trainer.learner import Loss
 from twofold.trainer.model import Precision
 from twofold.trainer.optim import Optim
@@ -99,7 +99,7 @@ def task_named(name: str) -> TaskConfig:
     kind, _, options = name.partition(":")
     if kind == "gym":
         return Gym(task=options)
-    for procedural in (Sums, Countdown, Letters):
+    for procedural in PROCEDURAL:
         if kind == procedural().name:
             return configs.override(procedural(), options.split(",") if options else [])
     return Data(source=name, split="test")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from twofold.compute.cost import Cost
 from twofold.compute.rollout import Task, forced, graded, join, split
 from twofold.engines.base import Engine
+from twofold.maths.credit import mean
 from twofold.text.chat import Chat
 from twofold.text.episodes import Episodes, token_ends
 from twofold.types import Completion, Group, Rollout, Sampling
@@ -57,13 +58,13 @@ class Probe:
     @property
     def value(self) -> float:
         """J: mean reward of the forced answers; NaN if none could be graded."""
-        return sum(self.rewards) / len(self.rewards) if self.rewards else math.nan
+        return mean(self.rewards)
 
     @property
     def error(self) -> float:
         """Standard error of ``value``: sqrt(J (1 - J) / (K - 1)) for rewards of 0 and 1; NaN with fewer than two."""
-        n, mean = len(self.rewards), self.value
-        return math.sqrt(sum((r - mean) ** 2 for r in self.rewards) / (n - 1) / n) if n > 1 else math.nan
+        n, value = len(self.rewards), self.value
+        return math.sqrt(sum((r - value) ** 2 for r in self.rewards) / (n - 1) / n) if n > 1 else math.nan
 
 
 def thought_length(chat: Chat, completion: Completion, prover: Prover) -> int:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from twofold.engines.base import Engine
+from twofold.maths.credit import mean
 from twofold.text.chat import Chat
 from twofold.text.extract import final_answer
 from twofold.types import Completion, Finish, Grade, Group, Problem, Rollout, Sampling
+
+Solution = tuple[Problem, list[int], Completion]
+"""(problem, prompt, completion), whole or just begun."""
 
 
 class Task(Protocol):
@@ -32,24 +36,39 @@ def rollouts(
 ) -> list[Group]:
     """``sampling.n`` graded rollouts of every problem; ``opening`` is put at the end of their prompts."""
     begin = chat.encode(opening, tags=True)
-    prompts = [[*chat.prompt(p.question), *begin] for p in problems]
-    drawn = zip(problems, prompts, engine.generate(prompts, sampling), strict=True)
-    everyone = iter(graded(chat, task, [(problem, prompt, c) for problem, prompt, group in drawn for c in group]))
-    return [[next(everyone) for _ in range(sampling.n)] for _ in problems]
+    return continued(
+        engine, chat, task, [(p, [*chat.prompt(p.question), *begin], forced([])) for p in problems], sampling
+    )
 
 
-def graded(chat: Chat, task: Task, solutions: Sequence[tuple[Problem, list[int], Completion]]) -> list[Rollout]:
-    """Rollouts of (problem, prompt, completion). Side by side: an answer that needs mathematics waits for a process of
-    the grader's."""
+def continued(engine: Engine, chat: Chat, task: Task, starts: Sequence[Solution], sampling: Sampling) -> list[Group]:
+    """``sampling.n`` graded rollouts that begin as each of ``starts`` does, in one engine call.
 
-    def one(solution: tuple[Problem, list[int], Completion]) -> Rollout:
-        problem, prompt, completion = solution
-        text = chat.decode(completion.tokens)
-        answer, grade = task.grade(problem, text)
-        return Rollout(problem, prompt, completion, text, answer, grade)
-
+    Each is graded as soon as it has ended, while the others are still sampled.
+    """
+    grades: dict[tuple[int, int], Future[Rollout]] = {}
     with ThreadPoolExecutor() as threads:
-        return list(threads.map(one, solutions))
+
+        def finished(i: int, j: int, more: Completion) -> None:
+            problem, prompt, begun = starts[i]
+            grades[i, j] = threads.submit(_graded, chat, task, (problem, prompt, join(begun, more)))
+
+        if starts:
+            engine.generate([[*prompt, *begun.tokens] for _, prompt, begun in starts], sampling, finished)
+        return [[grades[i, j].result() for j in range(sampling.n)] for i in range(len(starts))]
+
+
+def graded(chat: Chat, task: Task, solutions: Sequence[Solution]) -> list[Rollout]:
+    """Rollouts of solutions. Side by side: an answer that needs mathematics waits for a process of the grader's."""
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(partial(_graded, chat, task), solutions))
+
+
+def _graded(chat: Chat, task: Task, solution: Solution) -> Rollout:
+    problem, prompt, completion = solution
+    text = chat.decode(completion.tokens)
+    answer, grade = task.grade(problem, text)
+    return Rollout(problem, prompt, completion, text, answer, grade)
 
 
 def draw(engine: Engine, chat: Chat, questions: Sequence[str], sampling: Sampling) -> list[Group]:
@@ -86,17 +105,11 @@ def continued_values(
 
     ``ends[i]`` are token counts of rollout i's completion. NaN where no continuation could be graded.
     """
-    owners = [(r, end) for r, own in zip(rollouts, ends, strict=True) for end in own]
-    prefixes = [[*r.prompt, *r.completion.tokens[:end]] for r, end in owners]
-    drawn = zip(owners, engine.generate(prefixes, sampling) if prefixes else [], strict=True)
-    whole = [(r.problem, r.prompt, join(split(r.completion, end)[0], c)) for (r, end), group in drawn for c in group]
-    everyone = iter(graded(chat, task, whole))
-
-    def value() -> float:
-        known = [x for x in (next(everyone).grade.reward for _ in range(sampling.n)) if x is not None]
-        return sum(known) / len(known) if known else math.nan
-
-    return [[value() for _ in own] for own in ends]
+    starts = [
+        (r.problem, r.prompt, split(r.completion, end)[0]) for r, own in zip(rollouts, ends, strict=True) for end in own
+    ]
+    groups = iter(continued(engine, chat, task, starts, sampling))
+    return [[mean([r.grade.reward for r in next(groups) if r.grade.reward is not None]) for _ in own] for own in ends]
 
 
 def forced(tokens: list[int]) -> Completion:

@@ -5,7 +5,7 @@ Whoever spends inference needs two verbs (``Engine``); the trainer two more (``P
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from twofold.types import Completion, Sampling
@@ -13,13 +13,34 @@ from twofold.types import Completion, Sampling
 Scored = tuple[list[float], list[dict[int, float]]]
 """Per token of a continuation: its log-prob, and the likeliest tokens in its place with theirs, likeliest first."""
 
+Finished = Callable[[int, int, Completion], None]
+"""Told that sample j of prompt i has ended: (i, j, completion)."""
+
+
+def unheard(i: int, j: int, completion: Completion) -> None:
+    """For those who wait for the whole result."""
+
+
+def told(groups: list[list[Completion]], finished: Finished) -> list[list[Completion]]:
+    """``groups``, when ``finished`` has been told of them: for an engine that hears of all at once."""
+    for i, group in enumerate(groups):
+        for j, completion in enumerate(group):
+            finished(i, j, completion)
+    return groups
+
 
 class Engine(Protocol):
     """What callers may rely on. They make one call per phase, never one per rollout."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+    ) -> list[list[Completion]]:
         """``sampling.n`` completions for each prompt (token ids). ``logprobs`` are those of the distribution
-        sampled from (temperature and top-p included; greedy: of the untempered softmax)."""
+        sampled from (temperature and top-p included; greedy: of the untempered softmax).
+
+        ``finished`` is told of every completion once, in any order and thread, before the call returns; as soon as it has
+        ended where the engine knows. What it does holds up the others.
+        """
         ...
 
     def logprobs(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twofold.engines.base import check_prompts
+from twofold.engines.base import Finished, check_prompts, unheard
 from twofold.engines.sampling import confidences, draw, uniforms
 from twofold.types import Completion, Finish, Sampling
 
@@ -29,10 +29,17 @@ class HFEngine:
         pass
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+    ) -> list[list[Completion]]:
         check_prompts(prompts)
         randoms = torch.from_numpy(uniforms(prompts, sampling)).view(len(prompts), sampling.n, sampling.max_tokens)
-        return [[self._one(p, sampling, u) for u in us] for p, us in zip(prompts, randoms, strict=True)]
+        groups: list[list[Completion]] = [[] for _ in prompts]
+        for i, (prompt, us) in enumerate(zip(prompts, randoms, strict=True)):
+            for j, u in enumerate(us):
+                groups[i].append(self._one(prompt, sampling, u))
+                finished(i, j, groups[i][j])
+        return groups
 
     def _one(self, prompt: Sequence[int], sampling: Sampling, uniforms_T: Tensor) -> Completion:
         logprobs: list[float] = []

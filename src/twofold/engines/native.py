@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twofold.engines.base import Scored, check_prompts
+from twofold.engines.base import Finished, Scored, check_prompts, unheard
 from twofold.engines.kv import KV, Together
 from twofold.engines.sampling import confidences, draw, uniforms
 from twofold.maths.attention import install
@@ -98,6 +98,7 @@ class Decoding:
         self.confidence: list[list[float]] = [[] for _ in rows]
         self.certainty: list[list[float]] = [[] for _ in rows]
         self.steps = 0
+        self.running = len(rows)  # how many samples ``tell`` has not told of
 
     @property
     def done(self) -> bool:
@@ -122,12 +123,22 @@ class Decoding:
 
     def completions(self) -> list[list[Completion]]:
         """What has been drawn, by prompt."""
-        done, n = [], self.sampling.n
-        for r, tokens in enumerate(self.tokens):
-            finish: Finish = "stop" if tokens and tokens[-1] in self.sampling.stop else "length"
-            more = ([*self.confidence[r]], [*self.certainty[r]]) if self.sampling.confidence else ()
-            done.append(Completion([*tokens], [*self.logprobs[r]], [True] * len(tokens), finish, *more))
+        done, n = [self._completion(r) for r in range(len(self.tokens))], self.sampling.n
         return [done[i : i + n] for i in range(0, len(done), n)]
+
+    def tell(self, finished: Finished) -> None:
+        """Tell of the samples that have ended since it was last asked."""
+        running = 0 if self.done else self.kv.active
+        for r in self.order[running : self.running]:
+            i, j = divmod(r, self.sampling.n)
+            finished(self.part.indices[i], j, self._completion(r))
+        self.running = running
+
+    def _completion(self, r: int) -> Completion:
+        tokens = [*self.tokens[r]]
+        finish: Finish = "stop" if tokens and tokens[-1] in self.sampling.stop else "length"
+        more = ([*self.confidence[r]], [*self.certainty[r]]) if self.sampling.confidence else ()
+        return Completion(tokens, [*self.logprobs[r]], [True] * len(tokens), finish, *more)
 
     def kept(self) -> Kept:
         """The cache with the texts in it: the last token drawn was never run."""
@@ -245,7 +256,9 @@ class NativeEngine:
         return other
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+    ) -> list[list[Completion]]:
         size = 1 if self.exact else max(1, self.max_rows // sampling.n)
         run = Run(self, [])
         with self._autocast():
@@ -253,6 +266,7 @@ class NativeEngine:
                 decoding = self._begin(part, sampling, randoms)
                 while not decoding.done:
                     self._advance([decoding])
+                    decoding.tell(finished)
                 run.decodings.append(decoding)
         self._kept = [d.kept() for d in run.decodings]
         return run.results

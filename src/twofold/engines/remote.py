@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
-from twofold.engines.base import Scored, UpstreamError, check_prompts
+from twofold.engines.base import Finished, Scored, UpstreamError, check_prompts, unheard
 from twofold.engines.wire import Wire
 from twofold.types import Completion, Finish, Sampling
 
@@ -139,9 +140,11 @@ class RemoteEngine:
         """Calls share nothing: one engine serves every request."""
         return self
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+    ) -> list[list[Completion]]:
         """Raises ValueError if ``sampling`` asks for confidences: a server tells no whole distributions."""
-        return self._whole(self._start(prompts, sampling, stream=False))
+        return self._whole(self._start(prompts, sampling, stream=False, finished=finished))
 
     def logprobs(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float = 1.0
@@ -170,20 +173,22 @@ class RemoteEngine:
         self._news.wait(TICK)
         self._news.clear()
 
-    def _start(self, prompts: Sequence[Sequence[int]], sampling: Sampling, stream: bool) -> Run:
+    def _start(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, stream: bool, finished: Finished = unheard
+    ) -> Run:
         check_prompts(prompts)
         if sampling.confidence:
             raise ValueError("an upstream tells no confidences: certain, borda and deepconf need the model itself")
         seen: Counter[bytes] = Counter()
         work, groups = [], []
-        for prompt in prompts:
+        for i, prompt in enumerate(prompts):
             key = b"%d " * len(prompt) % tuple(prompt)
             if sampling.temperature == 0:  # all are one, and vLLM refuses more
                 groups.append([Draw()] * sampling.n)
             else:
                 groups.append([Draw() for _ in range(sampling.n)])
             seed = _seed(sampling.seed, seen[key], key)
-            work.append(self._draw([*prompt], sampling, seed, groups[-1], stream))
+            work.append(self._draw([*prompt], sampling, seed, groups[-1], stream, partial(finished, i)))
             seen[key] += 1
         return self._run(
             self.wire.submit(work),
@@ -202,7 +207,15 @@ class RemoteEngine:
         finally:
             run.leave()  # of Ctrl-C: nobody waits for it any more
 
-    async def _draw(self, prompt: list[int], sampling: Sampling, seed: int, group: list[Draw], stream: bool) -> None:
+    async def _draw(
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        seed: int,
+        group: list[Draw],
+        stream: bool,
+        finished: Callable[[int, Completion], None],
+    ) -> None:
         """One request: a prompt with its samples."""
         limits: dict[str, Any] = {
             "n": sampling.n if sampling.temperature else 1,
@@ -214,6 +227,8 @@ class RemoteEngine:
         await self._ask({"prompt": prompt, **limits}, group)
         for draw in group:
             draw.check(sampling.stop)
+        for j, draw in enumerate(group):
+            finished(j, draw.completion(sampling.stop))
 
     async def _score(self, prompt: list[int], continuation: list[int], top: int = 0) -> Scored:
         """A single token is forced: that reads the server's cache of the prompt, which an echo does not."""

@@ -5,6 +5,7 @@ Six pure functions say every paper. Numbers in, numbers out; no tensors, no mode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,6 +82,11 @@ def spread(values: Sequence[float], ends: Sequence[int], length: int) -> list[fl
     for value, start, end in zip(values, starts, [*ends[:-1], length], strict=True):
         out[start:end] = [float(value)] * (end - start)
     return out
+
+
+def mean(values: Sequence[float]) -> float:
+    """NaN of no values: what nothing is known about is not 0."""
+    return sum(values) / len(values) if values else math.nan
 
 
 def _needs_company(rewards_G: Sequence[float]) -> None:

@@ -1,18 +1,20 @@
 """The forward pass of Llama's family in few operations, over the weights of a ``transformers`` model.
 
-What the module does in some sixty operations a layer takes twenty here: queries, keys and values are one product, as
-are gate and up; the rotation is one complex product; weights are cast once. The numbers are those of the module, under
-autocast if ``dtype`` is bfloat16, but for the order of sums: what is sampled with this is what the module scores.
+What the module does in some sixty operations a layer takes twenty here: queries, keys and values are one product; the
+rotation is one complex product; weights are cast once. Sampling and learning both run it, and gradients reach the model's
+own weights. The numbers are those of the module, under autocast if ``dtype`` is bfloat16, but for the order of sums.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad, silu
+from torch.utils.checkpoint import checkpoint
 
 from twofold.maths.attention import Layout, attention_dtype
 from twofold.maths.norm import rms_norm
@@ -32,12 +34,16 @@ class Layer:
     key_norm: Tensor | None
     out: Affine
     before_mlp: Tensor
-    gate_up: Affine
+    gate: Affine
+    up: Affine
     down: Affine
 
 
 class Decoder:
-    """A copy of the model's matrices in ``dtype``, in the layout of this forward pass."""
+    """A copy of the model's matrices in ``dtype``, in the layout of this forward pass; made anew when they change.
+
+    Where gradients are wanted it serves one backward pass, in which, with ``recompute``, layers are computed again.
+    """
 
     @staticmethod
     def suits(model: Any) -> bool:
@@ -46,17 +52,15 @@ class Decoder:
             type(model).__name__ in FAMILY
             and model.config.hidden_act == "silu"
             and getattr(model.config, "partial_rotary_factor", 1.0) == 1.0
-            and all(type(m) is nn.Linear for m in model.modules() if isinstance(m, nn.Linear))
-            and all(type(x.self_attn.q_proj) is type(x.mlp.up_proj) is nn.Linear for x in model.base_model.layers)
+            and all(type(m) is nn.Linear for name, m in model.named_modules() if name.endswith(("_proj", "lm_head")))
         )
 
-    @torch.no_grad()
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype, recompute: bool = False) -> None:
         base, config = model.base_model, model.config
         first = base.layers[0].self_attn
         self.dtype, self.scale, self.width = dtype, first.scaling, first.head_dim
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.eps = config.rms_norm_eps
+        self.eps, self.recompute = config.rms_norm_eps, recompute
         self.embeddings, self.rotation = base.embed_tokens, base.rotary_emb
         self.layers = [self._layer(x) for x in base.layers]
         self.norm = base.norm.weight
@@ -72,7 +76,8 @@ class Decoder:
             key_norm=_pairs(a.k_norm.weight, 0) if hasattr(a, "k_norm") else None,
             out=self._joined(a.o_proj),
             before_mlp=layer.post_attention_layernorm.weight,
-            gate_up=self._joined(m.gate_proj, m.up_proj),
+            gate=self._joined(m.gate_proj),
+            up=self._joined(m.up_proj),
             down=self._joined(m.down_proj),
         )
 
@@ -94,15 +99,19 @@ class Decoder:
         turn = torch.complex(cos, sin)
         with torch.autocast(x.device.type, enabled=False):
             x = _padded(x.flatten(0, 1))
-            for i, layer in enumerate(self.layers):
-                h = rms_norm(x, layer.before_attention, self.eps, self.dtype)
-                q, k, v = self._heads(layer, h, turn)
-                seen = x.new_zeros(len(x), self.heads * self.width, dtype=self.dtype)
-                seen[:rows] = layout.attend(i, q, k, v, self.scale).flatten(0, 1).flatten(1)
-                x = x + linear(seen, *layer.out)
-                gate, up = linear(rms_norm(x, layer.before_mlp, self.eps, self.dtype), *layer.gate_up).chunk(2, -1)
-                x = x + linear(silu(gate) * up, *layer.down)
+            run = partial(checkpoint, self._run, use_reentrant=False) if self.recompute else self._run
+            for i in range(len(self.layers)):
+                x = run(i, x, turn, layout)
             return rms_norm(x, self.norm, self.eps, self.dtype)[:rows].unflatten(0, ids_B_T.shape)
+
+    def _run(self, i: int, x_N_C: Tensor, turn_B_T_1_D: Tensor, layout: Layout) -> Tensor:
+        """Layer ``i``."""
+        layer = self.layers[i]
+        q, k, v = self._heads(layer, rms_norm(x_N_C, layer.before_attention, self.eps, self.dtype), turn_B_T_1_D)
+        seen = layout.attend(i, q, k, v, self.scale).to(self.dtype).flatten(0, 1).flatten(1)
+        x = x_N_C + linear(_padded(seen), *layer.out)
+        h = rms_norm(x, layer.before_mlp, self.eps, self.dtype)
+        return x + linear(_SwiGLU.apply(linear(h, *layer.gate), linear(h, *layer.up)), *layer.down)
 
     def _heads(self, layer: Layer, h_N_C: Tensor, turn_B_T_1_D: Tensor) -> list[Tensor]:
         """Rotated queries and keys, and values: [B, heads, T, D] each."""
@@ -114,8 +123,7 @@ class Decoder:
             q, k = qk.split(sizes, 2)
             normed = [rms_norm(t, w, self.eps, self.dtype) for t, w in ((q, layer.query_norm), (k, layer.key_norm))]
             qk = torch.cat(normed, 2)
-        pairs = torch.view_as_complex(qk.float().unflatten(-1, (-1, 2)))
-        q, k = torch.view_as_real(pairs * turn_B_T_1_D).flatten(-2).split(sizes, 2)
+        q, k = _Rotated.apply(qk, turn_B_T_1_D).split(sizes, 2)
         dtype = attention_dtype(v)
         return [t.to(dtype).transpose(1, 2) for t in (q, k, v)]
 
@@ -124,9 +132,44 @@ class Decoder:
         return linear(_padded(hidden), *self.output)[: len(hidden)]
 
 
+class _Rotated(torch.autograd.Function):
+    """Pairs of numbers [B, T, H, 2 D] turned by the angles of complex numbers [B, T, 1, D], in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, turn: Tensor) -> Tensor:
+        ctx.turn, ctx.dtype = turn, x.dtype
+        out = torch.empty(x.shape, device=x.device).copy_(x)
+        _complex(out).mul_(turn)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        pairs = _complex(gradients[0]) * ctx.turn.conj()
+        return torch.view_as_real(pairs).flatten(-2).to(ctx.dtype), None
+
+
+def _complex(x: Tensor) -> Tensor:
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * up; the backward pass computes silu again and keeps nothing of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return silu(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradients[0] * up, gate), gradients[0] * silu(gate)
+
+
 def _padded(x_N_C: Tensor) -> Tensor:
     """With rows of zeros behind, up to a size that occurs often."""
-    return pad(x_N_C, (0, 0, 0, rounded(len(x_N_C)) - len(x_N_C)))
+    more = rounded(len(x_N_C)) - len(x_N_C)
+    return pad(x_N_C, (0, 0, 0, more)) if more else x_N_C
 
 
 def _pairs(x: Tensor, dim: int) -> Tensor:
@@ -146,6 +189,6 @@ class Module:
         return out.last_hidden_state
 
 
-def network(model: Any, dtype: torch.dtype) -> Decoder | Module:
-    """How ``model`` is run in sampling. (In learning, where products are large, the module itself is as fast.)"""
-    return Decoder(model, dtype) if Decoder.suits(model) else Module(model)
+def network(model: Any, dtype: torch.dtype, recompute: bool = False) -> Decoder | Module:
+    """How ``model`` is run, in sampling and in learning. (A module has to be told itself to compute layers again.)"""
+    return Decoder(model, dtype, recompute) if Decoder.suits(model) else Module(model)

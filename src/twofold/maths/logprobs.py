@@ -9,26 +9,29 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 4096
+LOGITS = 2**27
+"""How many exist at once, 512 MiB in fp32: those of 4096 tokens for a vocabulary of 32 thousand, of 900 for one of 150."""
 LEAST = -80.0
 """Where a logit is so far below the row's greatest, its probability counts as exp(-80): below that CPUs' exponentials
 are several times slower, and no sum notices."""
 
 
 def token_logprobs(
-    head: Callable[[Tensor], Tensor], hidden_N_D: Tensor, tokens_N: Tensor, temperature_N: Tensor
+    head: Callable[[Tensor], Tensor], vocabulary: int, hidden_N_D: Tensor, tokens_N: Tensor, temperature_N: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(log p of each token, entropy of each distribution), both [N] in fp32 nats; entropy carries no gradient.
 
-    Logits exist for ``CHUNK`` tokens at a time and are computed again in the backward pass.
+    ``head`` makes logits [n, ``vocabulary``] of hidden states [n, D]. At most ``LOGITS`` of them exist at a time; those of
+    the other tokens are computed again in the backward pass.
     """
 
     def part(hidden: Tensor, tokens: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
         return _Chosen.apply(head(hidden), tokens[:, None], temperature[:, None])
 
-    if len(tokens_N) <= CHUNK:
+    size = max(1, LOGITS // vocabulary)
+    if len(tokens_N) <= size:
         return part(hidden_N_D, tokens_N, temperature_N)
-    chunks = zip(hidden_N_D.split(CHUNK), tokens_N.split(CHUNK), temperature_N.split(CHUNK), strict=True)
+    chunks = zip(hidden_N_D.split(size), tokens_N.split(size), temperature_N.split(size), strict=True)
     logps, entropies = zip(*(checkpoint(part, *c, use_reentrant=False) for c in chunks), strict=True)
     return torch.cat(logps), torch.cat(entropies)
 

@@ -32,6 +32,7 @@ from twofold.compute.probe import Probe, Prover, boundaries, closing, extended, 
 from twofold.compute.rollout import Task, forced, join, rollouts, split
 from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, spread, to_go
+from twofold.maths.credit import mean as _mean
 from twofold.maths.regret import progress
 from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer
 from twofold.text.chat import Chat
@@ -333,7 +334,3 @@ def target(rollout: Rollout) -> Sample:
 
 def _rewards(group: Sequence[Rollout]) -> list[float]:
     return [r.grade.reward or 0.0 for r in group]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan

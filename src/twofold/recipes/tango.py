@@ -27,6 +27,7 @@ from twofold.compute.rollout import Task, continued_values, rollouts
 from twofold.compute.verify import Verification, mean_verdicts, step_ends, verify
 from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, rloo, spread, standardise, to_go
+from twofold.maths.credit import mean as _mean
 from twofold.maths.process import StepCredit, class_weights, decayed, grpo_steps, pooled, rloo_steps, step_rewards
 from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer
 from twofold.text.chat import Chat
@@ -351,7 +352,3 @@ def verifier_stats(rated: Sequence[Rollout], counts: Sequence[int], found: Seque
 
 def _tokens(completions: Iterable[Completion]) -> float:
     return float(sum(len(c.tokens) for c in completions))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from twofold.engines.base import Engine, Scored, UpstreamError
+from twofold.engines.base import Engine, Finished, Scored, UpstreamError, told, unheard
 from twofold.serve.text import Stops
 from twofold.types import Completion, Sampling
 
@@ -127,7 +127,9 @@ class Client:
         self.dropped = 0
         """Tokens drawn behind stop strings, which no completion contains."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+    ) -> list[list[Completion]]:
         if not prompts:
             return []
         late = time.monotonic() - self.ticket.deadline
@@ -140,7 +142,8 @@ class Client:
             )
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         rows = [list(p) for p in prompts for _ in range(sampling.n)]
-        return self.loop.do(Call(self, lambda: self.session.start(prompts, sampling), rows, sampling))
+        groups = self.loop.do(Call(self, lambda: self.session.start(prompts, sampling), rows, sampling))
+        return told(groups, finished)
 
     def logprobs(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float = 1.0

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from twofold.tasks.grading import grade, grade_choice
+from twofold.tasks.procedural import PROCEDURAL
 from twofold.text.extract import choice_letter, final_answer, last_boxed
 from twofold.types import Grade, Problem
 
@@ -118,13 +119,18 @@ def load(
 
     Raises:
         DataError: malformed rows, or none at all.
-        ValueError: columns that are not there; an unknown kind of file.
+        ValueError: columns that are not there; an unknown kind of file, or an unknown name.
     """
     path = Path(source)
     if path.suffix in READERS:
         name, rows, named = path.stem, READERS[path.suffix](path), Named("")
     elif path.is_file():
         raise ValueError(f"{path} is not one of {', '.join(READERS)}")
+    elif str(source) not in NAMED and "/" not in str(source):
+        known = ", ".join([*(p().name for p in PROCEDURAL), "gym:NAME", *NAMED])
+        raise ValueError(
+            f"{source}: no such task, set or file; there are {known}, files, and sets of a hub (OWNER/NAME)"
+        )
     else:
         named = NAMED.get(str(source), Named(str(source)))
         name, rows = str(source).replace("/", "-"), read_hub(named, split)
@@ -239,8 +245,8 @@ def choose_columns(row: Row, prompt: str | None, answer: str | None, where: str)
     for kind, asked, usual in (("prompt", prompt, PROMPTS), ("answer", answer, ANSWERS)):
         name = next((name for name in ([asked] if asked else usual) if field(row, name) is not None), None)
         if name is None:
-            tried = repr(asked) if asked else f"any of {', '.join(usual)}"
-            raise ValueError(f"{where} has no {tried}; it has {', '.join(row)}. Name it with {kind}_column=...")
+            missing = f"no {asked!r}" if asked else f"none of {', '.join(usual)}"
+            raise ValueError(f"{where} has {missing}; it has {', '.join(row)}. Name it with {kind}_column=...")
         found.append(name)
     return found[0], found[1]
 

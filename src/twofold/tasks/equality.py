@@ -1,6 +1,6 @@
 r"""Are two answers mathematically equal? Asked of math-verify in processes that can be killed.
 
-``grading`` runs this file as a script, one socket per worker: ``python equality.py FD FD ...``. The script loads
+``grading`` runs this file as a script, one socket per worker: ``python equality.py NICE FD FD ...``. The script loads
 math-verify once and forks one worker per socket; it imports nothing of ours, and a worker is never the child of a
 process that holds a model. One request at a time on a socket, JSON in, words out, no pickle in either direction:
 
@@ -8,8 +8,10 @@ process that holds a model. One request at a time on a socket, JSON in, words ou
     <-  ticket label        label: correct | wrong | error
     <-  timeout | error     the worker died of this request; a new one is already there
 
-The deadline is the kernel's: a worker sets an alarm that nobody handles, so it dies of it even inside a big-integer
+The deadline is the kernel's: a worker sets a timer whose signal nobody handles, so it dies of it even inside a big-integer
 power that never returns to Python. Its parent sees that, says so on the socket and forks the next one (milliseconds).
+It counts the worker's own processor time, and workers run at a low priority: they take what sampling leaves free,
+and a label does not depend on what else the machine is doing.
 Closing the sockets ends everything, however the other side died.
 """
 
@@ -129,9 +131,9 @@ def work(fd: int) -> int:
             if not line:
                 return 0
             ticket, gold, answer, seconds = json.loads(line)
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+            signal.setitimer(signal.ITIMER_PROF, seconds)
             label = judge(gold, answer)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             os.write(fd, f"{ticket} {label}\n".encode())
     return RECYCLE
 
@@ -167,22 +169,23 @@ WARM = (
 )
 
 
-def main(fds: list[int]) -> None:
+def main(nice: int, fds: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asked
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     sys.dont_write_bytecode = True
     sys.stdin.close()
     logging.disable(logging.CRITICAL)
     for gold, answer in WARM:
         judge(gold, answer)
+    os.nice(nice)
     workers = {fork(fd, [other for other in fds if other != fd]): fd for fd in fds}
     while workers:
         pid, status = os.wait()
         fd = workers.pop(pid)
         code = os.waitstatus_to_exitcode(status)
         try:
-            if code == -signal.SIGALRM:
+            if code == -signal.SIGPROF:
                 os.write(fd, b"timeout\n")
             elif code not in (0, RECYCLE):
                 os.write(fd, b"error\n")
@@ -195,4 +198,4 @@ def main(fds: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main([int(fd) for fd in sys.argv[1:]])
+    main(int(sys.argv[1]), [int(fd) for fd in sys.argv[2:]])

@@ -8,7 +8,7 @@ back: a parsed expression never enters this process, where printing it could eva
     correct     1.0
     wrong       0.0    also: an answer over MAX_ANSWER characters, or one that cannot be read
     no_answer   0.0
-    timeout     None   not decided within the deadline
+    timeout     None   not decided within the deadline, which counts the worker's processor time
     error       None   the reference cannot be read, or the worker died (memory)
 
 Policy. Numbers are compared exactly, of any size, never to some absolute tolerance: 1/2^99 is not 1/2^98 and 7.4e-12
@@ -47,14 +47,17 @@ from twofold.text.extract import MAX_ANSWER, canonical, choice_letter, final_ans
 from twofold.types import Grade, Label
 
 WORKERS = min(8, max(2, os.cpu_count() or 2))
+NICE = 10
+"""By how much workers give way to other processes: answers are graded beside sampling, which needs all processors."""
 START = 120.0
 """Seconds that the workers may take to start; no deadline runs meanwhile."""
-GRACE = 2.0
-"""Seconds after a deadline at which silent workers count as broken. An expired deadline itself is reported at once."""
+GRACE = 120.0
+"""Seconds on the clock after which silent workers count as broken. An expired deadline itself is reported at once; on a busy
+machine it takes longer to come, as workers give way to all others."""
 
 
 def grade(gold: str, text: str, *, deadline: float = 1.0) -> Grade:
-    r"""Grade the final answer of ``text`` against ``gold``; ``deadline`` in seconds.
+    r"""Grade the final answer of ``text`` against ``gold``; ``deadline`` in seconds of a processor.
 
     >>> grade("1/2", r"so it is \boxed{0.50}")
     Grade(reward=1.0, label='correct')
@@ -162,7 +165,7 @@ class Workers:
         pairs = [socket.socketpair() for _ in range(count)]
         fds = [theirs.fileno() for _, theirs in pairs]
         # -P and a path: the script must neither shadow a library with a file of this folder nor need us installed
-        command = [sys.executable, "-P", str(Path(__file__).with_name("equality.py")), *map(str, fds)]
+        command = [sys.executable, "-P", str(Path(__file__).with_name("equality.py")), str(NICE), *map(str, fds)]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=fds)
         self.sockets = [ours for ours, _ in pairs]
         self.idle: queue.Queue[socket.socket] = queue.Queue()
@@ -172,7 +175,7 @@ class Workers:
             self.idle.put(ours)
 
     def ask(self, gold: str, answer: str, deadline: float, grace: float = GRACE) -> Label:
-        """Wait for a free worker, first come first served, then at most ``deadline`` seconds (``grace`` if broken)."""
+        """Wait for a free worker, first come first served, then for its word on ``deadline`` (for ``grace``, if broken)."""
         worker = self.idle.get()
         try:
             drain(worker)

@@ -214,3 +214,6 @@ def grade_literally(problem: Problem, text: str) -> tuple[str | None, Grade]:
     if answer is None:
         return None, Grade(0.0, "no_answer")
     return answer, Grade(1.0, "correct") if answer.strip() == problem.answer else Grade(0.0, "wrong")
+
+
+PROCEDURAL = (Sums, Countdown, Letters)

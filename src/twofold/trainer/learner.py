@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from twofold.maths.attention import Packing
+from twofold.maths.decoder import network
 from twofold.maths.logprobs import token_logprobs
 from twofold.maths.losses import clipped, k3
 from twofold.maths.packing import micro_batches, rounded
@@ -161,12 +162,12 @@ class Learner:
 
     def _losses(self, batch: Batch, policy: bool) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            hidden = self.model.base_model(
-                input_ids=batch.tokens, position_ids=batch.layout.positions, use_cache=False, layout=batch.layout
-            ).last_hidden_state[0]
+            run = network(self.model, getattr(torch, self.precision), recompute=bool(self.recomputed))
+            hidden = run(batch.tokens, batch.layout.positions, batch.layout)[0]
             # what is sampled is what is scored: policy tokens at the run's temperature, targets at 1
             temperature = torch.where(batch.policy > 0, self.temperature, 1.0)
-            logp, entropy = token_logprobs(self.model.get_output_embeddings(), hidden[batch.at], batch.ids, temperature)
+            vocabulary = len(self.model.get_output_embeddings().weight)
+            logp, entropy = token_logprobs(run.head, vocabulary, hidden[batch.at], batch.ids, temperature)
         mine = batch.policy > 0  # ratios are formed at the policy's tokens alone: at a target 1 / p may overflow
         weights, advantages = batch.policy[mine], batch.advantages[mine]
         new, old = logp[mine], batch.logprobs[mine]
