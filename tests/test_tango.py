@@ -19,18 +19,24 @@ from words import credit
 import twofold
 from twofold import config as configs
 from twofold import run
+from twofold.compute.judge import verdicts
+from twofold.compute.plan import Plan, parse
 from twofold.compute.rollout import forced, rollouts, ungraded
 from twofold.compute.search import Beam, beam
-from twofold.compute.verify import step_ends, step_value
+from twofold.compute.value import step_value
+from twofold.compute.verify import step_ends
 from twofold.compute.verify import verify as verifications
 from twofold.engines.base import Finished, told, unheard
 from twofold.engines.native import NativeEngine
+from twofold.evals.plans import replayable
+from twofold.evals.pools import read_header, read_pools
+from twofold.evals.run import Eval
 from twofold.maths.credit import grpo, standardise
 from twofold.options import Config
 from twofold.recipes.tango import Recipe, Tango, monte_carlo, planned, turn
 from twofold.tasks.procedural import Sums
-from twofold.text.chat import Chat
-from twofold.text.steps import SOLVE, read
+from twofold.text.chat import CRITIQUE, Chat
+from twofold.text.steps import SOLVE, VERIFY, read
 from twofold.trainer import checkpoint
 from twofold.types import Completion, Grade, Problem, Sample, Sampling
 
@@ -385,6 +391,21 @@ def test_monte_carlo_labels_by_hand() -> None:
     assert monte_carlo([1, nan, 1]) == [None, None]
 
 
+def test_a_verifier_that_learns_by_imitation(chat: Chat) -> None:
+    """Of a right solution's verifications the one that is right and in form is a target; of a wrong one's none is."""
+    solutions = [[solution(1, "yes")], [solution(1, "no")]]
+    critiques = [[critique("+"), critique("+", "-"), critique("++")], [critique("+"), critique("?", "-"), ""]]
+    samples, stats, _ = collect(chat, [solutions, critiques], 0, 2, verifier_warmup=1, verifier_learns="sft")
+    (sample,) = samples
+    assert not any(sample.sampled) and not any(sample.advantages)
+    assert chat.decode([t for t, w in zip(sample.tokens, sample.targets, strict=True) if w]) == critique("+")
+    assert {w for w in sample.targets if w} == {1.0}  # one right and one wrong solution: both classes weigh 1
+    assert stats["verifier/learnt"] == pytest.approx(1 / 6)
+    written = [len(chat.encode(t, tags=True)) + 1 for t in [x for g in critiques for x in g]]
+    assert stats["verifier/tokens"] == sum(written)
+    assert stats["tango/tokens"] == sum(len(chat.encode(g[0], tags=True)) + 1 for g in solutions)
+
+
 def test_nothing_to_judge(chat: Chat) -> None:
     late = [[solution(1, "late")]]
     samples, stats, _ = collect(chat, [late], generator_updates=0)
@@ -488,6 +509,44 @@ def test_search_led_by_written_verdicts() -> None:
     [made] = beam(model.engine, model.chat, [problem.question], 4, Sampling(max_tokens=40, seed=1), Beam(), value)
     assert made.candidates and made.scores is not None and set(made.scores) <= {0.0, 1.0}
     assert made.cost.verified > 20
+    sampling = Sampling(max_tokens=24, seed=1)
+    [named] = beam(model.engine, model.chat, [problem.question], 2, sampling, Beam(width=2, value="steps"))
+    shares = {i / j for j in range(1, 5) for i in range(j + 1)}  # of up to four verifications that could be read
+    assert named.scores is not None and all(any(abs(s - x) < 1e-9 for x in shares) for s in named.scores)
+    assert named.cost.verified > 20
+
+
+def test_the_judge_by_steps_asks_in_the_solutions_own_form(chat: Chat) -> None:
+    """Steps in tags: + + | + - | + (not counted), so the least is 1/2. On lines: + + | - + | + +, so 2/3. Each pays for its own."""
+    texts = [solution(2, "yes"), "1+1=2\n2+2=4\n\\boxed{4}"]
+    group = [ungraded(chat, "Q0", chat.prompt("Q0"), forced(chat.encode(t, tags=True))) for t in texts]
+    drawn = [[[critique("++"), critique("+-"), critique("+")]], [[critique("++"), critique("-+"), critique("++")]]]
+    engine = Scripted(chat, drawn)
+    judged = verdicts(engine, chat, group, "steps", tokens=50, seed=3, votes=3)
+    assert [score for score, _ in judged] == pytest.approx([1 / 2, 2 / 3])
+    assert [s for _, s in engine.calls] == [Sampling(3, 1.0, max_tokens=50, stop=chat.stop, seed=3)] * 2
+    assert "has 2 steps" in engine.calls[0][0][0] and engine.calls[1][0][0].endswith(CRITIQUE)
+    for (_, tokens), question, (said,) in zip(judged, (VERIFY.replace("{steps}", "2"), CRITIQUE), drawn, strict=True):
+        assert tokens == len(chat.ask([5], question)) - 1 + sum(len(engine.completion(t).tokens) for t in said)
+
+
+def test_plans_and_evaluations_by_written_verdicts(tmp_path: Path) -> None:
+    """A plan that judges as the pool was judged is replayed, another is run; what verifications read and write is paid."""
+    model = twofold.load("tiny")
+    plan = "weighted-2:judge=steps,judge_votes=2"
+    assert str(parse(plan)) == plan and parse("best-4:make=beam,value=steps").make == Beam(value="steps")
+    config = Eval(problems=2, n=2, max_tokens=40, judge="steps", judge_votes=2)
+    out = run.evaluate(model, "sums", config, out=tmp_path, plans=["weighted-2", "weighted-2:judge_votes=1"])
+    pools, header = read_pools(out / "pools.jsonl"), read_header(out)
+    assert all(s is not None and 0 <= s <= 1 for p in pools for s in p.scores)
+    assert all(
+        tokens > 40 for p in pools for tokens in p.judge_tokens
+    )  # two critiques of some 25 tokens, and the request
+    like = Plan(max_tokens=40, judge="steps", judge_votes=2)
+    assert replayable(like, header) and not replayable(replace(like, judge_votes=1), header)
+    assert len((out / "plans.jsonl").read_text().splitlines()) == 2  # a line per problem of the plan that was run
+    with pytest.raises(ValueError, match="at least 1, got 128, 0"):
+        parse("weighted-2:judge=steps,judge_votes=0")
 
 
 # ---------------------------------------------------------------- whole runs

@@ -167,7 +167,8 @@ def evaluate(
     config = config or Eval()
     chosen = make_task(task_named(task)) if isinstance(task, str) else task
     judge: Judge = config.judge if config.judge in get_args(Judge) else "p_yes"  # type: ignore[assignment]
-    like = Plan(temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens, judge=judge)
+    like = Plan(temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens)
+    like = replace(like, judge=judge, judge_votes=config.judge_votes)
     parsed = [parse(plan, like) if isinstance(plan, str) else plan for plan in plans]
     if most := [plan for plan in parsed if plan.n > config.n]:
         raise ValueError(f"plan {most[0]}: the evaluation draws {config.n} samples: raise --n or lower the plan's")

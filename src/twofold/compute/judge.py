@@ -1,4 +1,4 @@
-"""Ask the model whether its own solution is right: P(Yes) in one token, or a written judgement."""
+"""Ask the model whether its own solution is right: P(Yes) in one token, or in writing, of the whole or of every step."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from twofold.compute.verify import scored
 from twofold.engines.base import Engine
 from twofold.text.chat import CRITIQUE, JUDGE, Chat
 from twofold.text.extract import last_boxed
+from twofold.text.steps import VERIFY, Cut
 from twofold.types import Rollout, Sampling
 
-Judge = Literal["p_yes", "normalised", "written"]
-"""How the model judges: P(Yes) as published, P(Yes) / (P(Yes) + P(No)), or a written critique."""
+Judge = Literal["p_yes", "normalised", "written", "steps"]
+"""How the model judges: P(Yes) as published, P(Yes) / (P(Yes) + P(No)), or written critiques, by their verdict on the whole
+(``written``) or by the least of those on the steps (``steps``)."""
 Head = Literal["bce", "regression"]
 """A trained scalar head that judges in the words' place."""
 
@@ -64,14 +67,38 @@ def written(
     return judged
 
 
+def by_steps(engine: Engine, chat: Chat, rollouts: Sequence[Rollout], sampling: Sampling) -> list[tuple[float, int]]:
+    """(least share, over a solution's steps, of ``sampling.n`` verifications that call the step right; their tokens).
+
+    Steps between tags are asked about with ``text.steps.VERIFY``, steps on lines, as the shipped model writes them, with its own
+    question: what Tango's verifiers and the shipped model know. One engine call for either.
+    """
+    found: dict[int, tuple[float, int]] = {}
+    forms: list[tuple[Cut, str]] = [("tags", VERIFY), ("lines", CRITIQUE)]
+    for cut, question in forms:
+        mine = [i for i, r in enumerate(rollouts) if ("<step>" in r.text) == (cut == "tags")]
+        scores = scored(engine, chat, [rollouts[i] for i in mine], question, sampling, cut)
+        found |= dict(zip(mine, scores, strict=True))
+    return [found[i] for i in range(len(rollouts))]
+
+
 def verdicts(
-    engine: Engine, chat: Chat, rollouts: Sequence[Rollout], judge: Judge | Head, tokens: int = 128, seed: int = 0
+    engine: Engine,
+    chat: Chat,
+    rollouts: Sequence[Rollout],
+    judge: Judge | Head,
+    tokens: int = 128,
+    seed: int = 0,
+    votes: int = 1,
 ) -> list[tuple[float, int]]:
     """(score, tokens read and written for it beyond the rollout's own) of every rollout. ``tokens`` limits a written
-    critique; one without a readable verdict is not an acceptance: 0. A head needs the native engine."""
+    critique; one without a readable verdict is not an acceptance: 0. One is greedy, several ``votes`` are drawn at
+    temperature 1. A head needs the native engine."""
+    sampling = Sampling(votes, float(votes > 1), max_tokens=tokens, stop=chat.stop, seed=seed)
     if judge == "written":
-        sampling = Sampling(temperature=0, max_tokens=tokens, stop=chat.stop, seed=seed)
         return [(score or 0.0, spent) for score, spent in written(engine, chat, rollouts, sampling)]
+    if judge == "steps":
+        return by_steps(engine, chat, rollouts, sampling)
     if judge in ("bce", "regression"):
         scores = by_head(engine, chat, rollouts, judge)
     else:

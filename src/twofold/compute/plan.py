@@ -72,11 +72,17 @@ class Plan:
     seed: int = 0
     judge_tokens: int = 128
     """Token limit of a written critique."""
+    judge_votes: int = 1
+    """Written critiques per candidate, whose verdicts are averaged: one is greedy, several are drawn."""
     calibration: Calibration = field(default_factory=Calibration)
     traces: Traces = field(default_factory=Traces)
 
     def __post_init__(self) -> None:
         Sampling(self.n, self.temperature, self.top_p, self.max_tokens)
+        if min(self.judge_tokens, self.judge_votes) < 1:
+            raise ValueError(
+                f"judge_tokens and judge_votes must be at least 1, got {self.judge_tokens}, {self.judge_votes}"
+            )
         if not isinstance(self.make, Independent) and not isinstance(self.stop, Fixed):
             raise ValueError(f"stop={self.stop.name} draws independent samples, make={self.make.name} draws its own")
 

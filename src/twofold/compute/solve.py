@@ -158,7 +158,7 @@ def _judge(engine: Engine, chat: Chat, works: Sequence[_Work], plan: Plan, began
     if plan.judged:
         todo = [(w, j) for w in works for j, r in enumerate(w.group) if r.answer is not None and w.scores[j] is None]
         asked = [w.group[j] for w, j in todo]
-        judged = verdicts(engine, chat, asked, plan.judge, plan.judge_tokens, plan.seed)
+        judged = verdicts(engine, chat, asked, plan.judge, plan.judge_tokens, plan.seed, plan.judge_votes)
         for (work, j), (score, tokens) in zip(todo, judged, strict=True):
             work.scores[j] = score
             work.cost += Cost(verified=tokens)

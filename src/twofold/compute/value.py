@@ -1,4 +1,4 @@
-r"""What a partial solution is worth: by the model's own verdict on it, or on the answers it leads to.
+r"""What a partial solution is worth: by the model's own verdict on it, on its steps, or on the answers it leads to.
 
 A value is any function of this shape: a process verifier of another model takes the place of these with no more ado.
 """
@@ -7,19 +7,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
-from twofold.compute.judge import judge_cost, p_yes
+from twofold.compute.judge import judge_cost, p_yes, verdicts
 from twofold.compute.rollout import forced, join, ungraded
+from twofold.compute.verify import Of, scored
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
 from twofold.text.extract import canonical
+from twofold.text.steps import Cut
 from twofold.types import Rollout, Sampling
 
 Value = Callable[[Engine, Chat, Sequence[Rollout]], list[tuple[float, int]]]
 """(value in [0, 1], tokens read or written to find it beyond the partial solution's own) of each; batched."""
 
-ValueName = Literal["p_yes", "outlook", "agreement"]
+ValueName = Literal["p_yes", "outlook", "agreement", "steps"]
 
 
 def verdict(engine: Engine, chat: Chat, partials: Sequence[Rollout]) -> list[tuple[float, int]]:
@@ -48,6 +51,20 @@ def agreement(engine: Engine, chat: Chat, partials: Sequence[Rollout], k: int = 
     return values
 
 
+def steps(engine: Engine, chat: Chat, partials: Sequence[Rollout], k: int = 4) -> list[tuple[float, int]]:
+    """The least share, over the steps so far, of ``k`` written verifications that call the step right."""
+    return verdicts(engine, chat, partials, "steps", votes=k)
+
+
+def step_value(question: str, sampling: Sampling, cut: Cut = "tags", of: Of = "steps") -> Value:
+    """A value by ``sampling.n`` written verifications that are asked for with ``question``, see ``verify.scored``."""
+
+    def value(engine: Engine, chat: Chat, partials: Sequence[Rollout]) -> list[tuple[float, int]]:
+        return scored(engine, chat, partials, question, replace(sampling, stop=chat.stop), cut, of)
+
+    return value
+
+
 def answers_here(
     engine: Engine, chat: Chat, partials: Sequence[Rollout], k: int, closing: str = "\\boxed{", limit: int = 32
 ) -> tuple[list[list[Rollout]], list[int]]:
@@ -69,4 +86,4 @@ def answers_here(
     return groups, spent
 
 
-VALUES: dict[ValueName, Value] = {"p_yes": verdict, "outlook": outlook, "agreement": agreement}
+VALUES: dict[ValueName, Value] = {"p_yes": verdict, "outlook": outlook, "agreement": agreement, "steps": steps}

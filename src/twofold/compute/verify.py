@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from twofold.compute.value import Value
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
 from twofold.text.steps import Critique, Cut, read, token_ends
 from twofold.types import Completion, Rollout, Sampling
+
+Of = Literal["steps", "final"]
+"""What of a verification counts: its verdicts on the steps, or the one on the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +57,28 @@ def mean_verdicts(verifications: Sequence[Verification], steps: int) -> list[flo
     return [sum(2.0 * ok - 1 for ok in column) / len(known) for column in zip(*known, strict=True)] if known else None
 
 
-def step_value(question: str, sampling: Sampling, cut: Cut = "tags", of: Literal["steps", "final"] = "steps") -> Value:
-    """A solution's value by ``sampling.n`` written verifications, for votes, search and whatever else takes a ``Value``.
+def scored(
+    engine: Engine,
+    chat: Chat,
+    rollouts: Sequence[Rollout],
+    question: str,
+    sampling: Sampling,
+    cut: Cut,
+    of: Of = "steps",
+) -> list[tuple[float, int]]:
+    """(score, tokens of the request and of the verifications) per rollout, by ``sampling.n`` written verifications.
 
     ``steps``: the least share, over its steps, of verifications that call the step right, among those that judge each step once
     (0 if none does). ``final``: the share that calls the whole right. Verdicts + + | + - | ? of two steps: 1/2.
     """
-
-    def value(engine: Engine, chat: Chat, partials: Sequence[Rollout]) -> list[tuple[float, int]]:
-        counts = [len(step_ends(chat, r, cut)) for r in partials]
-        found = verify(engine, chat, partials, counts, question, replace(sampling, stop=chat.stop))
-        values = []
-        for r, k, drawn in zip(partials, counts, found, strict=True):
-            if of == "steps":
-                score = (1 + min(mean_verdicts(drawn, k) or [-1.0])) / 2
-            else:
-                score = sum(v.critique.final is True for v in drawn) / len(drawn)
-            read = len(drawn[0].prompt) - len(r.prompt) - len(r.completion.tokens)
-            values.append((score, read + sum(len(v.completion.tokens) for v in drawn)))
-        return values
-
-    return value
+    counts = [len(step_ends(chat, r, cut)) for r in rollouts]
+    found = verify(engine, chat, rollouts, counts, question, sampling)
+    scores = []
+    for r, k, drawn in zip(rollouts, counts, found, strict=True):
+        if of == "steps":
+            score = (1 + min(mean_verdicts(drawn, k) or [-1.0])) / 2
+        else:
+            score = sum(v.critique.final is True for v in drawn) / len(drawn)
+        read = len(drawn[0].prompt) - len(r.prompt) - len(r.completion.tokens)
+        scores.append((score, read + sum(len(v.completion.tokens) for v in drawn)))
+    return scores

@@ -52,7 +52,7 @@ def replayable(plan: Plan, header: Header) -> bool:
     """Whether the pool holds what the plan would draw."""
     drawn = isinstance(plan.make, Independent) and not isinstance(plan.stop, Lengths)
     alike = ("temperature", "top_p", "max_tokens")
-    same_judge = not plan.judged or plan.judge == header.judge
+    same_judge = not plan.judged or (plan.judge, plan.judge_votes) == (header.judge, header.judge_votes)
     return drawn and same_judge and all(getattr(plan, name) == getattr(header, name) for name in alike)
 
 

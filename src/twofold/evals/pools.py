@@ -31,7 +31,8 @@ class PoolError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What was evaluated and how. ``judge``: how samples were scored (None: not at all); ``seconds`` in all.
+    """What was evaluated and how. ``judge``: how samples were scored (None: not at all), by ``judge_votes`` written critiques
+    each if it writes; ``seconds`` in all.
 
     ``confidence``: of how many likeliest tokens certainty was recorded (0: not at all), ``window``: its groups' tokens.
     """
@@ -51,6 +52,7 @@ class Header:
     seconds: float
     confidence: int = 0
     window: int = 0
+    judge_votes: int = 1
 
 
 def write_header(directory: Path, header: Header) -> None:
@@ -70,7 +72,7 @@ def read_header(directory: Path) -> Header:
         values = json.loads(path.read_text())
     except ValueError as err:
         raise PoolError(f"{path}: not JSON: {err}") from err
-    _same_keys(values, {f.name for f in dataclasses.fields(Header)}, str(path), {"confidence", "window"})
+    _same_keys(values, {f.name for f in dataclasses.fields(Header)}, str(path), {"confidence", "window", "judge_votes"})
     return Header(**values)
 
 

@@ -21,7 +21,7 @@ from twofold.text.chat import Chat
 from twofold.text.extract import canonical
 from twofold.types import Group, Pool, Problem, Rollout, Sampling
 
-Judge = Literal["p_yes", "normalised", "written", "bce", "regression", "none"]
+Judge = Literal["p_yes", "normalised", "written", "steps", "bce", "regression", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class Eval:
     judge: Judge = "p_yes"
     judge_tokens: int = 128
     """Token limit of a written critique."""
+    judge_votes: int = 1
+    """Written critiques per sample, whose verdicts are averaged: one is greedy, several are drawn."""
     confidence: int = 0
     """k > 0: record the samples' certainty, of the k likeliest tokens, for the rules that vote by it."""
     window: int = 64
@@ -106,6 +108,7 @@ def _header(engine: Engine, task: Task, config: Eval, name: str, model: str, ver
         seconds=0.0,
         confidence=config.confidence,
         window=config.window if config.confidence else 0,
+        judge_votes=config.judge_votes,
     )
 
 
@@ -152,5 +155,5 @@ def _scores(engine: Engine, chat: Chat, rollouts: list[Rollout], config: Eval) -
     """Score of every rollout, and the tokens read or written for it beyond its own."""
     if config.judge == "none":
         return [None] * len(rollouts), [0] * len(rollouts)
-    judged = verdicts(engine, chat, rollouts, config.judge, config.judge_tokens, config.seed)
+    judged = verdicts(engine, chat, rollouts, config.judge, config.judge_tokens, config.seed, config.judge_votes)
     return [score for score, _ in judged], [tokens for _, tokens in judged]

@@ -18,7 +18,7 @@ generator's warm-up on the form is a run of its own, of the ``sft`` recipe.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -32,7 +32,7 @@ from twofold.maths.process import StepCredit, class_weights, decayed, grpo_steps
 from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer
 from twofold.text.chat import Chat
 from twofold.text.steps import VERIFY, Critique, Cut, solution_format
-from twofold.types import Group, Problem, Rollout, Sample, Sampling
+from twofold.types import Completion, Group, Problem, Rollout, Sample, Sampling
 
 Stats = dict[str, float]
 Samples = dict[str, list[Sample]]
@@ -67,6 +67,8 @@ class Tango:
     """How verdicts become credit, see ``maths.process``. Only ``grpo`` has others than the published."""
     verifications: int = 1
     """Of each solution in a generator's update; their verdicts are averaged."""
+    verifier_learns: Literal["rl", "sft"] = "rl"
+    """How: from the rewards of all its verifications, or by cross-entropy on those that were right (rejection sampling)."""
     format: float = 0.8
     """Weight of the verifier's format score; being right has 1."""
     class_weights: bool = True
@@ -171,7 +173,7 @@ class Recipe:
     ) -> tuple[list[Sample], Stats]:
         config = self.config
         groups = rollouts(engine, self.chat, self.task, problems, replace(sampling, n=config.rollouts))
-        stats = describe(groups)
+        stats = describe(groups) | {"tango/tokens": _tokens(r.completion for g in groups for r in g)}
         groups = [[r for r in g if r.grade.reward is not None] for g in groups]
         everyone = [r for g in groups for r in g]
         ends = [step_ends(self.chat, r, config.cut) for r in everyone]
@@ -249,7 +251,7 @@ class Recipe:
     def _verifier(self, engine: Engine, problems: Sequence[Problem], sampling: Sampling) -> tuple[list[Sample], Stats]:
         config = self.config
         groups = rollouts(engine, self.chat, self.task, problems, replace(sampling, n=1))
-        stats = describe(groups)
+        stats = describe(groups) | {"tango/tokens": _tokens(r.completion for (r,) in groups)}
         everyone = [r for (r,) in groups if r.grade.reward is not None]
         ends = [step_ends(self.chat, r, config.cut) for r in everyone]
         labels: list[list[bool | None]] = [[None] * len(e) for e in ends]
@@ -266,15 +268,20 @@ class Recipe:
         rewards: list[float] = []
         for r, k, drawn, label, weight in zip(everyone, counts, found, labels, weights, strict=True):
             counted = solution_format(r.text, config.cut) >= COUNTABLE
-            paid = [self.reward(v.critique, r.grade.reward == 1, k, counted, label) for v in drawn]
+            right = r.grade.reward == 1
+            paid = [self.reward(v.critique, right, k, counted, label) for v in drawn]
             rewards += paid
             for v, a in zip(drawn, grpo(paid), strict=True):
                 written = replace(r, prompt=v.prompt, completion=v.completion)
-                samples.append(policy_sample(written, [weight * a] * len(v.completion.tokens)))
+                if config.verifier_learns == "rl":
+                    samples.append(policy_sample(written, [weight * a] * len(v.completion.tokens)))
+                elif v.critique.final == right and v.critique.format(k, counted) == 1:
+                    samples.append(target_sample(written, weight))
         flat = [len({*rewards[i : i + config.rollouts]}) < 2 for i in range(0, len(rewards), config.rollouts)]
         return samples, stats | verifier_stats(everyone, counts, found) | {
             "verifier/reward": _mean(rewards),
             "verifier/frac_reward_zero_std": _mean(flat),
+            "verifier/learnt": len(samples) / max(1, len(rewards)),
             "tango/steps": _mean(counts),
         }
 
@@ -306,6 +313,12 @@ class Recipe:
         return [yes if ok else no for ok in right]
 
 
+def target_sample(rollout: Rollout, weight: float) -> Sample:
+    """Prompt and completion, whose every token is a target of this weight."""
+    sample = policy_sample(rollout, None)
+    return replace(sample, targets=[0.0] * len(rollout.prompt) + [weight] * len(rollout.completion.tokens))
+
+
 def monte_carlo(values: Sequence[float], ratio: float = 0.0) -> list[bool | None]:
     """Labels of K steps from the values at their K + 1 ends (StepWiser, arXiv:2508.19229, with VinePPO's values): a step is
     right if the value behind it is more than ``ratio`` times the value before it; with 0, if anything right followed at all.
@@ -331,6 +344,11 @@ def verifier_stats(rated: Sequence[Rollout], counts: Sequence[int], found: Seque
         "verifier/f1": 2 * sum(wrong) / (named + len(wrong)) if wrong else math.nan,
         "verifier/readable": _mean([final is not None for _, final in finals]),
         "verifier/matched": _mean([v.critique.verdicts(k) is not None for _, k, v in everything]),
+        "verifier/tokens": _tokens(v.completion for _, _, v in everything),
         "verifier/mean_length": _mean([len(v.completion.tokens) for _, _, v in everything]),
         "verifier/clipped_ratio": _mean([v.completion.finish == "length" for _, _, v in everything]),
     }
+
+
+def _tokens(completions: Iterable[Completion]) -> float:
+    return float(sum(len(c.tokens) for c in completions))

@@ -20,7 +20,7 @@ from twofold.types import COLDEST, Sampling
 
 BOUNDS = {
     "rounds": 8, "times": 8, "windows": 8, "simulations": 64, "width": 16, "children": 16, "depth": 64, "judge_tokens": 4096,
-    "top": 64,
+    "judge_votes": 16, "top": 64,
 }  # fmt: skip
 """The most that a plan may say of what multiplies its cost. Any other number: ``TOKENS``."""
 LIKELIEST = 131_072

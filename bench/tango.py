@@ -1,0 +1,311 @@
+"""Does training the verifier pay? Tango beside its baselines at matched tokens: accuracy, the way to GRPO's, the verifier's F1.
+
+    python bench/tango.py configs/tango-study.toml                              # every arm, three seeds; then the tables
+    python bench/tango.py configs/tango-study.toml --arms grpo --seeds 100 --set optim.lr=1e-3 --split train --out runs/try
+
+All arms begin from one start that has both roles (``warm_tango.py``). ``train.steps`` of the config are the updates of Tango with
+two models; the other arms have as many as cost about the same. Tokens are those that both roles wrote and those that went
+through a learner (prompts and all). Every ``train.save_every`` updates, scaled alike, both roles are measured: solutions at
+temperature 1 on held-out problems, and one verification, at temperature 1, of each case of the procedural ProcessBench.
+OUT/ARM-SEED.jsonl has a line per measurement; what is there is not done again. Arms are compared at the tokens that all
+have reached, between measurements by interpolation. Seeds are averaged per problem, intervals (95%) resample problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import warm_tango
+from numpy.typing import NDArray
+
+from twofold import config as configs
+from twofold import run
+from twofold.compute.rollout import rollouts
+from twofold.compute.verify import verify
+from twofold.evals.process import said, solution
+from twofold.maths.stats import cluster_bootstrap, paired_bootstrap
+from twofold.recipes.tango import turn
+from twofold.tasks.processbench import some_cases
+from twofold.types import Sampling
+
+Floats = NDArray[np.float64]
+
+NAMES = {
+    "grpo": "GRPO, no verifier",
+    "frozen": "frozen verifier",
+    "sft": "verifier by SFT",
+    "rl": "Tango, two models",
+    "shared": "Tango, one model",
+    "verifier": "verifier alone, frozen generator",
+}
+ARMS = {
+    "grpo": ["recipe.share=true", "recipe.alpha=0", "recipe.verifier_updates=0", "recipe.verifier_warmup=0"],
+    "frozen": ["recipe.share=false", "recipe.verifier_updates=0", "recipe.verifier_warmup=0"],
+    "sft": ["recipe.share=false", "recipe.verifier_learns=sft"],
+    "rl": ["recipe.share=false"],
+    "shared": ["recipe.share=true"],
+    "verifier": ["recipe.share=false", "recipe.generator_updates=0", "recipe.verifier_warmup=0"],
+}
+SCALE = {"grpo": 1.75, "frozen": 1.0625, "sft": 1.0, "rl": 1.0, "shared": 1.0, "verifier": 0.5}
+"""Updates of an arm for one of Tango's, so that it costs about as many tokens; the frozen generator needs fewer to show its end."""
+TOKENS = ("tango/tokens", "verifier/tokens", "num_tokens", "verifier/num_tokens")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--set", nargs="*", default=[], help="options changed for all arms, such as optim.lr=2e-4")
+    parser.add_argument("--warm", type=int, default=240, help="steps of the common start (warm_tango.py)")
+    parser.add_argument("--slip", type=float, default=0.2, help="of a step, in the solutions that the start is taught")
+    parser.add_argument("--problems", type=int, default=150)
+    parser.add_argument("--split", default="test", help="train: to choose settings, with seeds other than 0")
+    parser.add_argument("--out", type=Path, default=Path("runs/tango"))
+    parser.add_argument("--figure", type=Path)
+    args = parser.parse_args()
+    base = configs.override(configs.load(run.Config, args.config), args.set)
+    start = warm_tango.start(base, args.warm, args.slip, args.out / "warm")
+    base = configs.override(base, [f"model={start}"])
+    for seed in args.seeds:
+        for arm in args.arms:
+            if not (args.out / f"{arm}-{seed}.jsonl").exists():
+                one(arm, seed, base, args)
+    curves = {arm: Curve.read(args.out, arm, args.seeds) for arm in args.arms}
+    budget = min(c.tokens_K[-1] for arm, c in curves.items() if arm != "verifier")
+    print(f"\n{len(args.seeds)} seeds, {args.problems} problems, compared at {budget / 1000:.0f}k tokens\n")
+    table(curves, budget)
+    along(curves, budget)
+    if args.figure:
+        draw(curves, args.figure)
+
+
+def one(arm: str, seed: int, base: run.Config, args: argparse.Namespace) -> None:
+    """Train, then measure every checkpoint; the file appears when all of it is there."""
+    began = time.monotonic()
+    folder, every = args.out / f"{arm}-{seed}", round(SCALE[arm] * base.train.save_every)
+    steps = every * round(SCALE[arm] * base.train.steps / every)
+    more = [f"train.seed={seed}", f"train.steps={steps}", f"train.save_every={every}"]
+    config = configs.override(base, [*ARMS[arm], *more])
+    run.train(config, folder, resume=(folder / "config.toml").exists(), title=f"{arm} {seed}")
+    trained = time.monotonic()
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    spent = np.cumsum([sum(line.get(name, 0) for name in TOKENS) for line in log])
+    recipe = config.recipe
+    frozen = not recipe.generator_updates, not (recipe.verifier_updates or recipe.verifier_warmup)
+    rows: list[dict[str, Any]] = []
+    for done in range(0, steps + 1, every):
+        roles = ("", "" if recipe.share else "-verifier")
+        models = [str(folder / "checkpoints" / f"step-{done}{role}") if done else base.model for role in roles]
+        before = rows[0] if rows else {}
+        rows.append(
+            {
+                "generator_updates": sum(turn(recipe, s)[0] == "generator" for s in range(done)),
+                "tokens": float(spent[done - 1]) if done else 0.0,
+                **(kept(before, "right") if before and frozen[0] else solved(models[0], config, args, seed)),
+                **(
+                    kept(before, "labels", "predictions")
+                    if before and frozen[1]
+                    else checked(models[1], config, args, seed)
+                ),
+            }
+        )
+    (part := args.out / f"{arm}-{seed}.part").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part.rename(part.with_suffix(".jsonl"))
+    print(f"{arm} {seed}: {trained - began:.0f} s to train, {time.monotonic() - trained:.0f} s to measure", flush=True)
+
+
+def kept(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    """What was measured at the start, of a role that does not learn."""
+    return {name: row[name] for name in names}
+
+
+def solved(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> dict[str, list[float]]:
+    """Per problem: the share of two solutions that are right."""
+    model, task = run.load(name), run.make_task(config.task)
+    sampling = Sampling(
+        2, config.rollout.temperature, max_tokens=config.rollout.max_tokens, stop=model.chat.stop, seed=seed
+    )
+    problems = [task.problem(args.split, i) for i in range(args.problems)]
+    groups = rollouts(model.engine, model.chat, task, problems, sampling)
+    return {"right": [sum(r.grade.reward or 0.0 for r in g) / len(g) for g in groups]}
+
+
+def checked(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> dict[str, list[int | None]]:
+    """First wrong step of each case, as it is and as one verification says."""
+    model, recipe = run.load(name), config.recipe
+    cases = some_cases(run.make_task(config.task), args.problems, args.split)
+    counts = [len(c.steps) for c in cases]
+    sampling = Sampling(
+        1, config.rollout.temperature, max_tokens=recipe.verifier_tokens, stop=model.chat.stop, seed=seed
+    )
+    quoted = [solution(model.chat, c, recipe.cut) for c in cases]
+    found = verify(model.engine, model.chat, quoted, counts, recipe.question, sampling)
+    predicted = [said(v.critique, k, whole=False) for (v,), k in zip(found, counts, strict=True)]
+    return {"labels": [c.label for c in cases], "predictions": predicted}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One arm along training: K measurements of P problems, seeds averaged, and of S seeds and C cases.
+
+    ``each_S_K``: accuracy per seed.
+    """
+
+    updates_K: Floats
+    tokens_K: Floats
+    right_K_P: Floats
+    hit_K_S_C: Floats
+    flawed_C: NDArray[np.bool_]
+    each_S_K: Floats
+
+    @classmethod
+    def read(cls, out: Path, arm: str, seeds: Sequence[int]) -> Curve:
+        runs = [[json.loads(line) for line in (out / f"{arm}-{s}.jsonl").read_text().splitlines()] for s in seeds]
+        right = np.array([[row["right"] for row in rows] for rows in runs])
+        hit = np.array(
+            [
+                [[a == b for a, b in zip(row["labels"], row["predictions"], strict=True)] for row in rows]
+                for rows in runs
+            ]
+        )
+        updates, tokens = (
+            np.array([[row[k] for row in rows] for rows in runs]).mean(0) for k in ("generator_updates", "tokens")
+        )
+        flawed = np.array(runs[0][0]["labels"]) >= 0
+        return cls(updates, tokens, right.mean(0), hit.transpose(1, 0, 2).astype(float), flawed, right.mean(2))
+
+    def at(self, values_K_: Floats, tokens: float) -> Floats:
+        """Interpolated between the measurements around so many tokens."""
+        return between(self.tokens_K, values_K_, tokens)
+
+    def f1(self, hit_S_C: Floats) -> str:
+        """Mean over seeds of ProcessBench's F1 in %, with its interval over cases."""
+        cases = hit_S_C.shape[1]
+
+        def score(w_n_C: Floats) -> Floats:
+            wrong, right = (
+                w_n_C[:, m] @ hit_S_C[:, m].T / w_n_C[:, m].sum(1, keepdims=True)
+                for m in (self.flawed_C, ~self.flawed_C)
+            )
+            return (2 * wrong * right / np.maximum(wrong + right, 1e-9)).mean(1)
+
+        drawn = np.random.default_rng(0).multinomial(cases, np.full(cases, 1 / cases), size=2000).astype(float)
+        low, high = np.quantile(score(drawn), [0.025, 0.975])
+        return f"{100 * score(np.ones((1, cases)))[0]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+    def reach(self, target: float, weights_P: Floats) -> tuple[float, float]:
+        """(generator's updates, tokens) at which accuracy first is ``target``; infinite if it never is."""
+        mean_K = self.right_K_P @ weights_P / weights_P.sum()
+        for k in range(1, len(mean_K)):
+            if mean_K[k] >= target:
+                share = float(np.clip((target - mean_K[k - 1]) / max(mean_K[k] - mean_K[k - 1], 1e-9), 0, 1))
+                return tuple(float((1 - share) * x[k - 1] + share * x[k]) for x in (self.updates_K, self.tokens_K))  # type: ignore[return-value]
+        return np.inf, np.inf
+
+
+def between(x_K: Floats, values_K_: Floats, x: float) -> Floats:
+    """Linear interpolation at ``x``; behind the last point, its value."""
+    k = int(np.clip(np.searchsorted(x_K, x), 1, len(x_K) - 1))
+    share = min(1.0, (x - x_K[k - 1]) / (x_K[k] - x_K[k - 1]))
+    return (1 - share) * values_K_[k - 1] + share * values_K_[k]
+
+
+def table(curves: dict[str, Curve], budget: float) -> None:
+    """At matched tokens, at as many generator's updates, and how far it is to GRPO's accuracy at the budget."""
+    head = ["arm", "generator's updates", "accuracy", "minus GRPO", "per seed", "minus GRPO after as many updates"]
+    head += ["updates to GRPO's accuracy", "tokens to it", "F1 at the end"]
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    base = curves.get("grpo")
+    for arm, c in curves.items():
+        right_P, updates = c.at(c.right_K_P, budget), float(c.at(c.updates_K, budget))
+        cells = [f"{updates:.0f}", percent(right_P)]
+        if base is None or arm == "verifier":
+            cells += [""] * 5
+        else:
+            each = 100 * (c.at(c.each_S_K.T, budget) - base.at(base.each_S_K.T, budget))
+            cells += [difference(right_P, base.at(base.right_K_P, budget)), ", ".join(f"{x:+.1f}" for x in each)]
+            cells += [difference(right_P, between(base.updates_K, base.right_K_P, updates)), *reached(c, base, budget)]
+        found = "" if arm == "grpo" else c.f1(c.hit_K_S_C[-1])
+        print("| " + " | ".join([NAMES[arm], *cells, found]) + " |")
+
+
+def difference(a_P: Floats, b_P: Floats) -> str:
+    d = paired_bootstrap(a_P, b_P)
+    return f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+
+
+def percent(values_P: Floats) -> str:
+    mean, low, high = (100 * float(x) for x in cluster_bootstrap(values_P))
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def reached(c: Curve, base: Curve, budget: float) -> list[str]:
+    """Updates of the generator and thousands of tokens until GRPO's accuracy at the budget, with intervals over problems."""
+    problems = base.right_K_P.shape[1]
+    drawn = np.random.default_rng(0).multinomial(problems, np.full(problems, 1 / problems), size=500).astype(float)
+
+    def ways(w_P: Floats) -> tuple[float, float]:
+        return c.reach(float(base.at(base.right_K_P, budget) @ w_P / w_P.sum()), w_P)
+
+    here, resampled = ways(np.ones(problems)), np.array([ways(w) for w in drawn])
+    cells = []
+    for x, column, scale, unit in zip(here, resampled.T, (1, 1000), ("", "k"), strict=True):
+        if np.isinf(x):
+            cells.append(f"never (in {np.isinf(column).mean():.0%} of resamples)")
+            continue
+        low, high = np.quantile(column, [0.025, 0.975], method="nearest")
+        cells.append(f"{x / scale:.0f}{unit} [{low / scale:.0f}, {high / scale:.0f}]")
+    return cells
+
+
+def along(curves: dict[str, Curve], budget: float) -> None:
+    """Accuracy at shares of the budget, and F1 as it was measured: it is no mean, so nothing lies between two of them."""
+    shares = (0, 0.25, 0.5, 0.75, 1)
+    count = len(next(iter(curves.values())).hit_K_S_C)
+    head = [f"accuracy at {s:.0%}" for s in shares] + [
+        "F1 at the start",
+        *(f"at {k}/{count - 1} of its training" for k in range(1, count)),
+    ]
+    print("\n| arm | " + " | ".join(head) + " |\n|" + "---|" * (1 + len(head)))
+    for arm, c in curves.items():
+        rights = [f"{100 * c.at(c.right_K_P, s * budget).mean():.1f}" for s in shares]
+        f1s = ["" if arm == "grpo" else c.f1(hit_S_C) for hit_S_C in c.hit_K_S_C]
+        print("| " + " | ".join([NAMES[arm], *rights, *f1s]) + " |")
+
+
+def draw(curves: dict[str, Curve], path: Path) -> None:
+    """Accuracy and the verifier's F1 against tokens."""
+    from matplotlib.figure import Figure
+
+    from twofold.evals.figures import PALETTE
+
+    figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for (arm, c), colour in zip(curves.items(), ["#888888", *PALETTE], strict=False):
+        x = c.tokens_K / 1000
+        if arm != "verifier":
+            mean, low, high = (100 * v for v in cluster_bootstrap(c.right_K_P.T))
+            left.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+            left.plot(x, mean, color=colour, marker=".", markersize=4, linewidth=1.4, label=NAMES[arm])
+        if arm not in ("grpo", "frozen"):
+            values = [float(c.f1(hit).split()[0]) for hit in c.hit_K_S_C]
+            right.plot(x, values, color=colour, marker=".", markersize=4, linewidth=1.4, label=NAMES[arm])
+    left.set(xlabel="tokens written and learnt, thousands", ylabel="accuracy, %", title="Generator, held-out problems")
+    right.set(xlabel="tokens written and learnt, thousands", ylabel="F1, %", title="Verifier, planted errors")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.2)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=160)
+
+
+if __name__ == "__main__":
+    main()
