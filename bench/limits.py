@@ -21,7 +21,7 @@ from twofold.trainer.learner import Learner, Loss
 from twofold.trainer.optim import Optim
 from twofold.types import Sample, Sampling
 
-LENGTH, PROMPT, ROWS, MICRO = 96, 32, 64, 1024
+LENGTH, PROMPT, ROWS, MICRO = 96, 32, 64, 4096
 MIDDLE = {"hidden": 512, "layers": 8, "heads": 8, "kv_heads": 2, "ffn": 1536}
 """25 million parameters: products weigh more, as they do in any model that is used."""
 

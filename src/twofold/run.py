@@ -330,7 +330,7 @@ def _learner(config: Config, model: Any, role: str) -> Learner:
         model, config.optim, config.loss,
         steps=steps, temperature=config.rollout.temperature, epochs=config.train.epochs,
         minibatches=config.train.minibatches, precision=config.train.precision,
-        micro_tokens=config.train.micro_tokens or (1024 if model.device.type == "cpu" else 16384),
+        micro_tokens=config.train.micro_tokens or (4096 if model.device.type == "cpu" else 16384),
         checkpointing=config.train.checkpointing, value="mse" if verify == "regression" else "bce",
     )  # fmt: skip
 

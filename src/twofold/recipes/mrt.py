@@ -32,8 +32,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 from twofold.compute.probe import Probe, Prover, boundaries, closing, extended, probe, stopped
 from twofold.compute.rollout import Task, forced, join, rollouts, split
 from twofold.engines.base import Engine
-from twofold.maths.credit import grpo, spread, to_go
-from twofold.maths.credit import mean as _mean
+from twofold.maths.credit import grpo, mean, spread, to_go
 from twofold.maths.regret import progress
 from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer
 from twofold.text.chat import Chat
@@ -193,9 +192,9 @@ class Recipe(Sourced[MRT]):
             first = len(t) if config.bonus == "baseline" else 0
             for r, a in list(zip((*t, *y), numbers, strict=True))[first:]:
                 samples.append(credited(r, [config.alpha * a] * len(r.completion.tokens)))
-            stops.append(_mean(_rewards(t)))
-            gains.append(_mean(_rewards(y)) - stops[-1])
-        return samples, {"mrt/stop_value": _mean(stops), "mrt/progress": _mean(gains), "mrt/cut_tokens": _mean(cuts)}
+            stops.append(mean(_rewards(t)))
+            gains.append(mean(_rewards(y)) - stops[-1])
+        return samples, {"mrt/stop_value": mean(stops), "mrt/progress": mean(gains), "mrt/cut_tokens": mean(cuts)}
 
     def _cut(self, rollout: Rollout, seed: int) -> int:
         """Tokens of the thought that are kept: 0 .. k-1 of its k episodes."""
@@ -271,7 +270,7 @@ def branch_advantages(stop: Sequence[float], on: Sequence[float], bonus: Bonus) 
     """
     if bonus == "mixed":
         return grpo([*stop, *on])
-    return [r - _mean(stop) for r in (*stop, *on)]
+    return [r - mean(stop) for r in (*stop, *on)]
 
 
 def penalised(group: Group, share: float) -> list[float]:
@@ -280,9 +279,9 @@ def penalised(group: Group, share: float) -> list[float]:
     arXiv:2502.04463). Right ones of equal length lose share / 2.
     """
     lengths = [len(r.completion.tokens) for r in group if r.grade.reward == 1]
-    mean = _mean(lengths)
-    std = math.sqrt(_mean([(n - mean) ** 2 for n in lengths])) or 1.0
-    longer = iter([1 / (1 + math.exp((mean - n) / std)) for n in lengths])
+    middle = mean(lengths)
+    std = math.sqrt(mean([(n - middle) ** 2 for n in lengths])) or 1.0
+    longer = iter([1 / (1 + math.exp((middle - n) / std)) for n in lengths])
     return [1 - share * next(longer) if r.grade.reward == 1 else r.grade.reward or 0.0 for r in group]
 
 
@@ -311,12 +310,12 @@ def probe_stats(probes: Sequence[Sequence[Probe]]) -> Stats:
     known = [row for row in probes if not any(math.isnan(p.value) for p in row)]
     gains = [g for row in known for g in progress([p.value for p in row])]
     return {
-        "mrt/progress": _mean(gains),
-        "mrt/progress_negative": _mean([float(g < 0) for g in gains]),
-        "mrt/value_first": _mean([row[0].value for row in known]),
-        "mrt/value_last": _mean([row[-1].value for row in known]),
-        "mrt/episodes": _mean([len(row) - 1 for row in probes]),
-        "mrt/probe_tokens": _mean([sum(p.cost.generated for p in row) for row in probes]),
+        "mrt/progress": mean(gains),
+        "mrt/progress_negative": mean([float(g < 0) for g in gains]),
+        "mrt/value_first": mean([row[0].value for row in known]),
+        "mrt/value_last": mean([row[-1].value for row in known]),
+        "mrt/episodes": mean([len(row) - 1 for row in probes]),
+        "mrt/probe_tokens": mean([sum(p.cost.generated for p in row) for row in probes]),
     }
 
 

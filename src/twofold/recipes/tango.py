@@ -26,8 +26,7 @@ from typing import Literal
 from twofold.compute.rollout import Task, continued_values, rollouts
 from twofold.compute.verify import Verification, mean_verdicts, step_ends, verify
 from twofold.engines.base import Engine
-from twofold.maths.credit import grpo, rloo, spread, standardise, to_go
-from twofold.maths.credit import mean as _mean
+from twofold.maths.credit import grpo, mean, rloo, spread, standardise, to_go
 from twofold.maths.process import StepCredit, class_weights, decayed, grpo_steps, pooled, rloo_steps, step_rewards
 from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer
 from twofold.text.chat import Chat
@@ -188,7 +187,7 @@ class Recipe:
             for both in zip(self._outcome_credit(groups), steps, strict=True)
         ]
         samples = [policy_sample(r, a) for r, a in zip(everyone, credit, strict=True)]
-        return samples, stats | {"tango/alpha": alpha, "tango/steps": _mean([len(e) for e in ends])}
+        return samples, stats | {"tango/alpha": alpha, "tango/steps": mean([len(e) for e in ends])}
 
     def _verdicts(
         self, engine: Engine, everyone: list[Rollout], ends: Sequence[Sequence[int]], sampling: Sampling
@@ -205,7 +204,7 @@ class Recipe:
         known = [v for v in verdicts if v is not None]
         return verdicts, verifier_stats(rated, counts, found) | {
             "tango/judged": len(known) / max(1, len(everyone)),
-            "tango/accepted": _mean([(1 + j) / 2 for v in known for j in v]),
+            "tango/accepted": mean([(1 + j) / 2 for v in known for j in v]),
         }
 
     def _outcome_credit(self, groups: list[Group]) -> list[list[float]]:
@@ -279,10 +278,10 @@ class Recipe:
                     samples.append(target_sample(written, weight))
         flat = [len({*rewards[i : i + config.rollouts]}) < 2 for i in range(0, len(rewards), config.rollouts)]
         return samples, stats | verifier_stats(everyone, counts, found) | {
-            "verifier/reward": _mean(rewards),
-            "verifier/frac_reward_zero_std": _mean(flat),
+            "verifier/reward": mean(rewards),
+            "verifier/frac_reward_zero_std": mean(flat),
             "verifier/learnt": len(samples) / max(1, len(rewards)),
-            "tango/steps": _mean(counts),
+            "tango/steps": mean(counts),
         }
 
     def reward(
@@ -299,7 +298,7 @@ class Recipe:
             return reward
         agrees = [v == label for v, label in zip(verdicts, labels, strict=True) if label is not None]
         reward += config.consistency * (critique.final == all(verdicts))
-        return reward + (config.step_labels * _mean(agrees) if agrees else 0.0)
+        return reward + (config.step_labels * mean(agrees) if agrees else 0.0)
 
     def _weights(self, right: Sequence[bool]) -> list[float]:
         """Of every solution's advantages, by its class; the moving averages take in this step first."""
@@ -338,15 +337,15 @@ def verifier_stats(rated: Sequence[Rollout], counts: Sequence[int], found: Seque
     wrong = [final is False for ok, final in finals if not ok]
     named = sum(final is False for _, final in finals)
     return {
-        "verifier/recall_right": _mean(right),
-        "verifier/recall_wrong": _mean(wrong),
-        "verifier/balanced_accuracy": (_mean(right) + _mean(wrong)) / 2,
+        "verifier/recall_right": mean(right),
+        "verifier/recall_wrong": mean(wrong),
+        "verifier/balanced_accuracy": (mean(right) + mean(wrong)) / 2,
         "verifier/f1": 2 * sum(wrong) / (named + len(wrong)) if wrong else math.nan,
-        "verifier/readable": _mean([final is not None for _, final in finals]),
-        "verifier/matched": _mean([v.critique.verdicts(k) is not None for _, k, v in everything]),
+        "verifier/readable": mean([final is not None for _, final in finals]),
+        "verifier/matched": mean([v.critique.verdicts(k) is not None for _, k, v in everything]),
         "verifier/tokens": _tokens(v.completion for _, _, v in everything),
-        "verifier/mean_length": _mean([len(v.completion.tokens) for _, _, v in everything]),
-        "verifier/clipped_ratio": _mean([v.completion.finish == "length" for _, _, v in everything]),
+        "verifier/mean_length": mean([len(v.completion.tokens) for _, _, v in everything]),
+        "verifier/clipped_ratio": mean([v.completion.finish == "length" for _, _, v in everything]),
     }
 
 
