@@ -66,13 +66,14 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="options changed for all arms, such as optim.lr=2e-4")
     parser.add_argument("--warm", type=int, default=240, help="steps of the common start (warm_tango.py)")
     parser.add_argument("--slip", type=float, default=0.2, help="of a step, in the solutions that the start is taught")
+    parser.add_argument("--copy", type=float, default=0.5, help="of its critiques' steps: repeated unchecked")
     parser.add_argument("--problems", type=int, default=150)
     parser.add_argument("--split", default="test", help="train: to choose settings, with seeds other than 0")
     parser.add_argument("--out", type=Path, default=Path("runs/tango"))
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     base = configs.override(configs.load(run.Config, args.config), args.set)
-    start = warm_tango.start(base, args.warm, args.slip, args.out / "warm")
+    start = warm_tango.start(base, args.warm, args.slip, args.copy, args.out / "warm")
     base = configs.override(base, [f"model={start}"])
     for seed in args.seeds:
         for arm in args.arms:

@@ -1,7 +1,7 @@
 r"""A start for comparing Tango: the shipped model learns to solve with slips and to check half-heartedly, both in one model.
 
 It writes critiques as it comes, but they are nearly deterministic (0.02 nats a token), so that verifications of one solution earn the
-same and nothing can be reinforced. Here a critique does each step again and compares; with probability COPY it repeats what
+same and nothing can be reinforced. Here a critique does each step again and compares; with probability ``copy`` it repeats what
 the step says instead, and with SLIP its own work is wrong. Solutions have honest slips with ``slip``.
 """
 
@@ -22,7 +22,7 @@ from twofold.trainer.learner import Learner, Loss
 from twofold.trainer.optim import Optim
 from twofold.types import Problem
 
-COPY, SLIP, PLANTED = 0.5, 0.05, 0.2
+SLIP, PLANTED = 0.05, 0.2
 FIRST = 5_000_000_000
 """Problems of the training side that no run with a small seed meets."""
 
@@ -34,7 +34,7 @@ def attempt(rng: random.Random, problem: Problem, slip: float) -> Attempt:
     return attempt_sums(rng, problem, 0.0, slip)
 
 
-def checks(rng: random.Random, problem: Problem, lines: list[str]) -> list[tuple[str, bool]]:
+def checks(rng: random.Random, problem: Problem, lines: list[str], copy: float) -> list[tuple[str, bool]]:
     """(the checker's own work, whether the step agrees with it) of every step."""
     done = []
     for k, line in enumerate(lines):
@@ -48,7 +48,7 @@ def checks(rng: random.Random, problem: Problem, lines: list[str]) -> list[tuple
             said, value = line, int(re.match(r"-?\d+", line)[0])
             result = apply(value, op, operand)
             own = f"{value}{op}{operand}={slipped(rng, result) if rng.random() < SLIP else result}"
-        own = said if rng.random() < COPY else own
+        own = said if rng.random() < copy else own
         done.append((own, own == said))
     return done
 
@@ -61,18 +61,18 @@ def critique(checked: list[tuple[str, bool]]) -> str:
     return f"<step_verification>\n{steps}\n</step_verification>\n<final_verification>{whole}</final_verification>"
 
 
-def document(task: Letters | Sums, i: int, slip: float) -> list[Turn]:
+def document(task: Letters | Sums, i: int, slip: float, copy: float) -> list[Turn]:
     """One solution, then two quoted solutions with their critiques, and so on."""
     rng = random.Random(f"warm/{i}")
     problem = replace(task, level=rng.randint(2, task.level)).problem("train", FIRST + i)
     if i % 3 == 0:
         return [Turn(problem.question, attempt(rng, problem, slip).text())]
     quoted = attempt(rng, problem, PLANTED * rng.randrange(2))
-    written = critique(checks(rng, problem, quoted.lines))
+    written = critique(checks(rng, problem, quoted.lines, copy))
     return [Turn(problem.question, quoted.text(), learn=0.0), Turn(CRITIQUE, written)]
 
 
-def start(config: run.Config, steps: int, slip: float, out: Path) -> Path:
+def start(config: run.Config, steps: int, slip: float, copy: float, out: Path) -> Path:
     """The checkpoint of ``config.model`` after ``steps`` steps of 32 such documents; made once."""
     if found := checkpoint.latest(out):
         return found
@@ -80,7 +80,7 @@ def start(config: run.Config, steps: int, slip: float, out: Path) -> Path:
     optim = Optim(lr=1e-3, schedule="cosine", final=0.05)
     learner = Learner(model.engine.model, optim, Loss(), steps=steps, micro_tokens=1024)
     for step in range(steps):
-        rows = [document(config.task, 32 * step + j, slip) for j in range(32)]
+        rows = [document(config.task, 32 * step + j, slip, copy) for j in range(32)]
         stats = learner.update([sample(model.chat, turns) for turns in rows])
         if (step + 1) % 50 == 0:
             print(f"warm-up {step + 1}/{steps}  loss {stats['loss']:.3f}", flush=True)
