@@ -285,7 +285,7 @@ def draw(arms: dict[str, Arm], path: Path, budget: int) -> None:
 
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
-    for (method, arm), colour in zip(arms.items(), ["#888888", *PALETTE], strict=False):
+    for (method, arm), colour in zip(arms.items(), ["#888888", *PALETTE, "#000000", "#8c6d31"], strict=False):
         points = arm.curve(np.ones(len(arm.natural_P)))
         x, y = zip(*points, strict=True)
         axes.plot(
