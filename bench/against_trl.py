@@ -39,7 +39,7 @@ from twofold.trainer.optim import Optim
 from twofold.types import Grade, Problem, Sample, Sampling
 
 SCRIPT = "trl_worker.py"
-OURS = {"precision": "bfloat16", "micro_tokens": 4096}
+OURS = {"precision": "bfloat16", "micro_tokens": 8192}
 THEIRS = {"bf16": True, "paged": False, "micro": 32}
 CASES: dict[str, dict[str, int]] = {
     "a": {"prompts": 32, "n": 8, "prompt_tokens": 32, "shortest": 96, "longest": 96},
@@ -119,7 +119,7 @@ def rate(report: dict[str, float]) -> float:
 def best_of_ours(trials: int, **fixed: Any) -> dict[str, Any]:
     found: list[tuple[float, dict[str, Any]]] = []
     for precision in ("float32", "bfloat16"):
-        for micro in (1024, 4096, 16384):
+        for micro in (2048, 8192, 16384):
             side = Ours(micro_tokens=micro, precision=precision, **fixed)
             side.step()
             speed = max(rate(side.step()) for _ in range(trials))
