@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from mrt import Floats, difference, interval
+from study import Floats, difference, interval
 
 from twofold import config as configs
 from twofold import run

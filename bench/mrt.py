@@ -21,16 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import warm
-from numpy.typing import NDArray
+from study import COLOURS, Floats, difference, interval, save
 
 from twofold import config as configs
 from twofold import run
 from twofold.evals.probes import Prefix, Probing, Thought, probed, read_thoughts
 from twofold.maths.regret import normalised_regret, progress, tokens_at
-from twofold.maths.stats import cluster_bootstrap, paired_bootstrap
 from twofold.types import Sampling
-
-Floats = NDArray[np.float64]
 
 SIX = "recipe.rollouts=6"
 METHODS = {
@@ -193,11 +190,6 @@ def table(arms: dict[str, Arm], budget: int) -> None:
         print("| " + " | ".join([METHODS[method][0], *cells]) + " |")
 
 
-def interval(values_P: Floats, scale: float = 100, digits: int = 1) -> str:
-    mean, low, high = (scale * float(x) for x in cluster_bootstrap(values_P))
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
 def against(arms: dict[str, Arm], other: str, budget: int) -> None:
     """Paired differences to ``other``, gains over the base as a multiple of its gain, and tokens at its accuracy."""
     theirs = arms[other]
@@ -224,11 +216,6 @@ def against(arms: dict[str, Arm], other: str, budget: int) -> None:
             deltas = [scale * (a[i] - b[i]) for a, b in zip(arm.each, theirs.each, strict=True)]
             cells.append(", ".join(f"{d:+.{digits}f}" for d in deltas))
         print("| " + " | ".join([METHODS[method][0], *cells]) + " |")
-
-
-def difference(a_P: Floats, b_P: Floats, scale: float = 100, digits: int = 1) -> str:
-    d = paired_bootstrap(a_P, b_P)
-    return f"{scale * d.mean:+.{digits}f} [{scale * d.low:+.{digits}f}, {scale * d.high:+.{digits}f}]"
 
 
 def resampled(problems: int, ratio: Callable[[Floats], float]) -> str:
@@ -281,11 +268,9 @@ def draw(arms: dict[str, Arm], path: Path, budget: int) -> None:
     """Accuracy against the tokens spent, budget by budget; the large mark is the budget of training."""
     from matplotlib.figure import Figure
 
-    from twofold.evals.figures import PALETTE
-
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
-    for (method, arm), colour in zip(arms.items(), ["#888888", *PALETTE, "#000000", "#8c6d31"], strict=False):
+    for (method, arm), colour in zip(arms.items(), COLOURS, strict=False):
         points = arm.curve(np.ones(len(arm.natural_P)))
         x, y = zip(*points, strict=True)
         axes.plot(
@@ -296,10 +281,7 @@ def draw(arms: dict[str, Arm], path: Path, budget: int) -> None:
     axes.set(
         xlabel="tokens spent per answer", ylabel="accuracy, %", title=f"Thoughts stopped by force (training: {budget})"
     )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.2)
-    axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=160)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -24,18 +24,17 @@ from typing import Any
 import numpy as np
 import warm_tango
 from numpy.typing import NDArray
+from study import COLOURS, Floats, difference, interval, save
 
 from twofold import config as configs
 from twofold import run
 from twofold.compute.rollout import rollouts
 from twofold.compute.verify import verify
 from twofold.evals.process import said, solution
-from twofold.maths.stats import cluster_bootstrap, paired_bootstrap
+from twofold.maths.stats import cluster_bootstrap
 from twofold.recipes.tango import turn
 from twofold.tasks.processbench import some_cases
 from twofold.types import Sampling
-
-Floats = NDArray[np.float64]
 
 NAMES = {
     "grpo": "GRPO, no verifier",
@@ -227,7 +226,7 @@ def table(curves: dict[str, Curve], budget: float) -> None:
     base = curves.get("grpo")
     for arm, c in curves.items():
         right_P, updates = c.at(c.right_K_P, budget), float(c.at(c.updates_K, budget))
-        cells = [f"{updates:.0f}", percent(right_P)]
+        cells = [f"{updates:.0f}", interval(right_P)]
         if base is None or arm == "verifier":
             cells += [""] * 5
         else:
@@ -236,16 +235,6 @@ def table(curves: dict[str, Curve], budget: float) -> None:
             cells += [difference(right_P, between(base.updates_K, base.right_K_P, updates)), *reached(c, base, budget)]
         found = "" if arm == "grpo" else c.f1(c.hit_K_S_C[-1])
         print("| " + " | ".join([NAMES[arm], *cells, found]) + " |")
-
-
-def difference(a_P: Floats, b_P: Floats) -> str:
-    d = paired_bootstrap(a_P, b_P)
-    return f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
-
-
-def percent(values_P: Floats) -> str:
-    mean, low, high = (100 * float(x) for x in cluster_bootstrap(values_P))
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def reached(c: Curve, base: Curve, budget: float) -> list[str]:
@@ -286,11 +275,9 @@ def draw(curves: dict[str, Curve], path: Path) -> None:
     """Accuracy and the verifier's F1 against tokens."""
     from matplotlib.figure import Figure
 
-    from twofold.evals.figures import PALETTE
-
     figure = Figure(figsize=(9.2, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for (arm, c), colour in zip(curves.items(), ["#888888", *PALETTE], strict=False):
+    for (arm, c), colour in zip(curves.items(), COLOURS, strict=False):
         x = c.tokens_K / 1000
         if arm != "verifier":
             mean, low, high = (100 * v for v in cluster_bootstrap(c.right_K_P.T))
@@ -301,11 +288,7 @@ def draw(curves: dict[str, Curve], path: Path) -> None:
             right.plot(x, values, color=colour, marker=".", markersize=4, linewidth=1.4, label=NAMES[arm])
     left.set(xlabel="tokens written and learnt, thousands", ylabel="accuracy, %", title="Generator, held-out problems")
     right.set(xlabel="tokens written and learnt, thousands", ylabel="F1, %", title="Verifier, planted errors")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.2)
-        axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=160)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+from study import FIRST
+
 from twofold import config as configs
 from twofold import run
 from twofold.recipes.corpus import attempt_sums
@@ -20,8 +22,6 @@ from twofold.trainer import checkpoint
 from twofold.types import Problem
 
 FRESH, GUESS, LEFT, MOST, SLIP = 0.3, 0.15, 0.5, 5, 0.02
-FIRST = 5_000_000_000
-"""Problems of the training side that no run with a small seed meets."""
 
 
 def thought(rng: random.Random, problem: Problem) -> str:

@@ -12,6 +12,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from study import FIRST
+
 from twofold import run
 from twofold.recipes.sft import sample
 from twofold.tasks.procedural import Letters, Sums, apply
@@ -23,8 +25,6 @@ from twofold.trainer.optim import Optim
 from twofold.types import Problem
 
 SLIP, PLANTED = 0.05, 0.2
-FIRST = 5_000_000_000
-"""Problems of the training side that no run with a small seed meets."""
 
 
 def attempt(rng: random.Random, problem: Problem, slip: float) -> Attempt:

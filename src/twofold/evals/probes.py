@@ -24,6 +24,7 @@ from twofold.compute.think import EXTRAPOLATION, prolonged
 from twofold.engines.base import Engine
 from twofold.evals.pools import Header, PoolError, read_header, read_lines
 from twofold.maths import regret, stats
+from twofold.maths.credit import mean
 from twofold.text.chat import Chat
 from twofold.text.episodes import Episodes
 from twofold.text.extract import canonical
@@ -87,7 +88,7 @@ class Prefix:
     def value(self) -> float:
         """J: share that is right of the answers that could be graded; NaN if none could."""
         known = [label == "correct" for label in self.labels if label not in ("timeout", "error")]
-        return sum(known) / len(known) if known else math.nan
+        return mean(known)
 
     @property
     def length(self) -> float:

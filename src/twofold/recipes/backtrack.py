@@ -30,6 +30,7 @@ from twofold.compute.backtrack import tried
 from twofold.compute.probe import extended
 from twofold.compute.rollout import forced, graded, join, rollouts, split
 from twofold.engines.base import Engine
+from twofold.maths.credit import mean
 from twofold.recipes.mrt import Sourced, branch_advantages, credited, relative
 from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer
 from twofold.text.backtrack import MARK, line_starts
@@ -193,7 +194,7 @@ class Recipe(Sourced[MRTB]):
                 tries = next(drawn)
                 rewards = [on.grade.reward for on in extended(self.task, self.chat, begun, tries)]
                 known = [reward for reward in rewards if reward is not None]
-                success = sum(known) / len(known) if known else 0.0
+                success = mean(known)  # NaN is never the best
                 right = (c for c, reward in zip(tries, rewards, strict=True) if reward == 1 and c.finish == "stop")
                 whole = next(right, None)
                 if whole is not None and success >= best:

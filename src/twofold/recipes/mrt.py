@@ -34,7 +34,7 @@ from twofold.compute.rollout import Task, forced, join, rollouts, split
 from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, mean, spread, to_go
 from twofold.maths.regret import progress
-from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer
+from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer, target_sample
 from twofold.text.chat import Chat
 from twofold.text.episodes import Episodes
 from twofold.types import Group, Problem, Rollout, Sample, Sampling
@@ -242,7 +242,7 @@ class Recipe(Sourced[MRT]):
                 n = self.config.rollouts
                 kept = [best for i in range(0, len(kept), n) for best in best_of(kept[i : i + n])]
             learnt = [self._solution(p) for p in kept if p is not None]
-        return [target(r) for r in learnt], stats | {"mrt/kept": len(learnt) / len(everyone)}
+        return [target_sample(r) for r in learnt], stats | {"mrt/kept": len(learnt) / len(everyone)}
 
     def _solution(self, kept: Probe) -> Rollout:
         """The thought up to there, closed as a whole thought is, and the first right answer.
@@ -323,13 +323,6 @@ def credited(rollout: Rollout, advantages: Sequence[float]) -> Sample:
     """A sample whose tokens that were not drawn have no credit."""
     drawn = rollout.completion.sampled
     return policy_sample(rollout, [a if s else 0.0 for a, s in zip(advantages, drawn, strict=True)])
-
-
-def target(rollout: Rollout) -> Sample:
-    """The whole completion as a target of weight 1."""
-    sample = policy_sample(rollout, None)
-    before = len(rollout.prompt)
-    return replace(sample, targets=[0.0] * before + [1.0] * (len(sample.tokens) - before))
 
 
 def _rewards(group: Sequence[Rollout]) -> list[float]:

@@ -186,6 +186,12 @@ def policy_sample(rollout: Rollout, advantages: Sequence[float] | None) -> Sampl
     )
 
 
+def target_sample(rollout: Rollout, weight: float = 1.0) -> Sample:
+    """Prompt and completion, whose every token is a target of this weight."""
+    sample = policy_sample(rollout, None)
+    return replace(sample, targets=[0.0] * len(rollout.prompt) + [weight] * len(rollout.completion.tokens))
+
+
 def _padded(sample: Sample, tokens: list[int]) -> Sample:
     """The sample with its tokens continued to ``tokens``, none of the new ones sampled or targets."""
     more = len(tokens) - len(sample.tokens)

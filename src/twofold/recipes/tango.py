@@ -28,7 +28,7 @@ from twofold.compute.verify import Verification, mean_verdicts, step_ends, verif
 from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, mean, rloo, spread, standardise, to_go
 from twofold.maths.process import StepCredit, class_weights, decayed, grpo_steps, pooled, rloo_steps, step_rewards
-from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer
+from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer, target_sample
 from twofold.text.chat import Chat
 from twofold.text.steps import VERIFY, Critique, Cut, solution_format
 from twofold.types import Completion, Group, Problem, Rollout, Sample, Sampling
@@ -310,12 +310,6 @@ class Recipe:
             self.memory[name] = self.config.ema * before + (1 - self.config.ema) * n
         yes, no = class_weights(counts["right"], counts["wrong"], self.memory["right"], self.memory["wrong"])
         return [yes if ok else no for ok in right]
-
-
-def target_sample(rollout: Rollout, weight: float) -> Sample:
-    """Prompt and completion, whose every token is a target of this weight."""
-    sample = policy_sample(rollout, None)
-    return replace(sample, targets=[0.0] * len(rollout.prompt) + [weight] * len(rollout.completion.tokens))
 
 
 def monte_carlo(values: Sequence[float], ratio: float = 0.0) -> list[bool | None]:
