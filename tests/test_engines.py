@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
 from twofold.engines.base import Engine
@@ -355,7 +356,7 @@ def test_the_models_own_generation_settings_do_not_matter(pair: Pair) -> None:
 
 def test_bfloat16_samples_what_a_bfloat16_learner_scores(pair: Pair) -> None:
     """The learner's forward pass: packed, model and head under autocast. fp32 log-probs are ten times as far off."""
-    engine = NativeEngine(pair.ours, precision="bfloat16")
+    engine, module = NativeEngine(pair.ours, precision="bfloat16"), install(copy.deepcopy(pair.plain))
     done = engine.generate(PROMPTS, ROLLOUT)
     texts = [[*p, *c.tokens] for p, group in zip(PROMPTS, done, strict=True) for c in group]
     starts = [len(p) for p, group in zip(PROMPTS, done, strict=True) for _ in group]
@@ -366,10 +367,10 @@ def test_bfloat16_samples_what_a_bfloat16_learner_scores(pair: Pair) -> None:
         first = torch.tensor([0, *(len(t) for t in texts[:-1])]).cumsum(0).tolist()
         at = torch.tensor([f + i for f, s, t in zip(first, starts, texts, strict=True) for i in range(s, len(t))])
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            hidden = pair.ours.base_model(
+            hidden = module.base_model(
                 input_ids=ids[None], position_ids=layout.positions, use_cache=False, layout=layout
             ).last_hidden_state[0]
-            head = pair.ours.get_output_embeddings()
+            head = module.get_output_embeddings()
             return token_logprobs(head, len(head.weight), hidden[at - 1], ids[at], torch.ones(len(at)))[0]
 
     sampled = torch.tensor(logprobs_of(done))
@@ -482,7 +483,8 @@ def run(pair: Pair, kv: KV, pieces: list[list[int]]) -> torch.Tensor:
     ids = torch.tensor([p + [0] * (longest - len(p)) for p in pieces])
     with torch.inference_mode():
         positions = kv.begin([len(p) for p in pieces])
-        return pair.ours(input_ids=ids, position_ids=positions, use_cache=False, layout=kv).logits
+        decoder = Decoder(pair.ours, torch.float32)
+        return linear(decoder(ids, positions, kv), *decoder.output)
 
 
 def empty(rows: int, room: int) -> KV:
@@ -783,7 +785,7 @@ def test_a_packed_batch_is_its_samples_one_by_one(
     if everywhere:  # what runs where there is no CPU
         monkeypatch.setattr(attention.Packing, "attend", lambda self, layer, *qkv: self.attend_set_out(*qkv))
     samples, laid = samples_of(families)
-    packed, alone = copy.deepcopy(pair.ours), copy.deepcopy(pair.plain)
+    packed, alone = install(copy.deepcopy(pair.plain)), copy.deepcopy(pair.plain)
     layout = Packing(families)
     assert positions is None or layout.positions.tolist() == [positions]
     ids = torch.tensor([laid])

@@ -16,6 +16,7 @@ from twofold.evals.pools import read_header, read_pools
 from twofold.evals.run import Eval
 from twofold.tasks.procedural import Sums
 from twofold.text.chat import JUDGE
+from twofold.trainer.model import save_model
 from twofold.types import Pool
 
 SMALL = Eval(problems=3, n=4, max_tokens=12, batch=2)
@@ -78,8 +79,8 @@ def test_a_trained_head_scores(kind, tiny_model, tmp_path):
 def test_another_model_may_verify(model, tiny_model, tmp_path):
     other = run.load(tiny_model)
     with torch.no_grad():
-        other.engine.model.model.norm.weight.mul_(0.5)
-    other.engine.model.save_pretrained(tmp_path / "other")
+        other.engine.model.get_parameter("model.norm.weight").mul_(0.5)
+    save_model(tmp_path / "other", other.engine.model, other.tokenizer)
     yes = model.chat.verdicts[0]
     expected = [float(last_hidden(tmp_path / "other", p)[1].softmax(-1)[yes]) for p in judgement_prompts(model)]
     judged = pools(model, tmp_path / "judged", verifier=replace(other, name="other"))

@@ -60,7 +60,7 @@ def load(model: str | Path = SHIPPED, *, system: str | None = None, precision: P
 
     A run directory stands for its newest checkpoint. Raises OSError if there is no such model.
     """
-    weights, tokenizer = _weights(model)
+    weights, tokenizer = load_model(_path(model))
     return Model(str(model), NativeEngine(weights, precision=precision), Chat(tokenizer, system), tokenizer)
 
 
@@ -81,14 +81,6 @@ def connect(
     likely = (str(model), path.name)
     engine = RemoteEngine(upstream, text=CRITIQUE, ids=chat.encode(CRITIQUE), model=serves, likely=likely)
     return Model(str(model), engine, chat, tokenizer)
-
-
-def _weights(model: str | Path) -> tuple[Any, Any]:
-    """(module, tokenizer)."""
-    path = _path(model)
-    weights, tokenizer = load_model(path)
-    checkpoint.load_head(path, weights)
-    return weights, tokenizer
 
 
 def _path(model: str | Path) -> Path:
@@ -260,7 +252,7 @@ def _policy(config: Config) -> tuple[Any, Any, Chat]:
     if isinstance(config.recipe, base.Base):
         model, tokenizer = base.create(config.recipe, config.train.seed)
         return model, tokenizer, Chat(tokenizer)
-    model, tokenizer = _weights(config.model)
+    model, tokenizer = load_model(_path(config.model))
     if isinstance(config.recipe, rlv.RLV) and config.recipe.verify in ("bce", "regression"):
         model.value_head = _zero_head(model)
     return model, tokenizer, Chat(tokenizer, config.system)
@@ -279,9 +271,9 @@ def _second(config: Config, tokenizer: Any) -> dict[str, Any]:
     """The second model of the recipes that train one, by its role. Raises ValueError if its tokenizer is another."""
     match config.recipe:
         case rlv.RLV(verify="separate"):
-            return {"verifier": _weights(config.model)[0]}
+            return {"verifier": load_model(_path(config.model))[0]}
         case tango.Tango(share=False, verifier=name):
-            model, other = _weights(name or config.model)
+            model, other = load_model(_path(name or config.model))
             if other.get_vocab() != tokenizer.get_vocab():
                 raise ValueError(
                     f"recipe.verifier {name} has another tokenizer than {config.model}: it could not read solutions"

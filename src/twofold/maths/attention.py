@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from twofold.maths.llama import Llama
 from twofold.maths.norm import replace_norms
 
 NAME = "twofold"
@@ -97,6 +98,8 @@ def install(model: Any) -> Any:
     Raises ValueError, by name, for models with other than full attention, with an attention that cannot be
     replaced, or whose logits are not those of the output layer alone (scaled or capped behind it).
     """
+    if isinstance(model, Llama):  # nothing else runs it
+        return model
     from transformers import AttentionInterface
 
     config = model.config

@@ -1,4 +1,4 @@
-"""The forward pass of Llama's family in few operations, over the weights of a ``transformers`` model.
+"""The forward pass of Llama's family in few operations, over the weights of a model by their names.
 
 What the module does in some sixty operations a layer takes twenty here: queries, keys and values are one product; the
 rotation is one complex product; weights are cast once. Sampling and learning both run it, and gradients reach the model's
@@ -7,20 +7,20 @@ own weights. The numbers are those of the module, under autocast if ``dtype`` is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad, silu
+from torch.nn.functional import embedding, linear, pad, silu
 from torch.utils.checkpoint import checkpoint
 
 from twofold.maths.attention import Layout, attention_dtype
+from twofold.maths.llama import FAMILY, Llama
 from twofold.maths.norm import rms_norm
 from twofold.maths.packing import rounded
-
-FAMILY = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 
 Affine = tuple[Tensor, Tensor | None]
 """Weight and bias."""
@@ -47,8 +47,9 @@ class Decoder:
 
     @staticmethod
     def suits(model: Any) -> bool:
-        """Whether ``model`` is of the family, plain: none of its linear layers has been replaced by something else."""
-        return (
+        """Whether ``model`` is a ``Llama``, or one of ``transformers`` of the family none of whose linear layers has been
+        replaced by something else."""
+        return isinstance(model, Llama) or (
             type(model).__name__ in FAMILY
             and model.config.hidden_act == "silu"
             and getattr(model.config, "partial_rotary_factor", 1.0) == 1.0
@@ -56,35 +57,37 @@ class Decoder:
         )
 
     def __init__(self, model: Any, dtype: torch.dtype, recompute: bool = False) -> None:
-        base, config = model.base_model, model.config
-        first = base.layers[0].self_attn
-        self.dtype, self.scale, self.width = dtype, first.scaling, first.head_dim
+        config = model.config
+        self.dtype, self.recompute, self.eps = dtype, recompute, config.rms_norm_eps
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.eps, self.recompute = config.rms_norm_eps, recompute
-        self.embeddings, self.rotation = base.embed_tokens, base.rotary_emb
-        self.layers = [self._layer(x) for x in base.layers]
-        self.norm = base.norm.weight
-        self.output = self._joined(model.get_output_embeddings())
+        self.width = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.padding = getattr(config, "pad_token_id", None)  # an embedding that transformers does not train
+        self.rotation = model.rotation if isinstance(model, Llama) else partial(_rotation, model)
+        weights = dict(model.named_parameters(remove_duplicate=False))
+        self.embeddings, self.norm = weights["model.embed_tokens.weight"], weights["model.norm.weight"]
+        self.layers = [self._layer(weights, f"model.layers.{i}.") for i in range(config.num_hidden_layers)]
+        self.output = self._joined(weights, "lm_head")
+        self.vocabulary = len(self.output[0])
 
-    def _layer(self, layer: Any) -> Layer:
-        a, m = layer.self_attn, layer.mlp
-        w, b = self._joined(a.q_proj, a.k_proj, a.v_proj)
+    def _layer(self, weights: Mapping[str, Tensor], place: str) -> Layer:
+        w, b = self._joined(weights, *(f"{place}self_attn.{x}_proj" for x in "qkv"))
+        q, k = (weights.get(f"{place}self_attn.{x}_norm.weight") for x in "qk")
         return Layer(
-            before_attention=layer.input_layernorm.weight,
+            before_attention=weights[f"{place}input_layernorm.weight"],
             heads=(self._paired(w), None if b is None else self._paired(b)),
-            query_norm=_pairs(a.q_norm.weight, 0) if hasattr(a, "q_norm") else None,
-            key_norm=_pairs(a.k_norm.weight, 0) if hasattr(a, "k_norm") else None,
-            out=self._joined(a.o_proj),
-            before_mlp=layer.post_attention_layernorm.weight,
-            gate=self._joined(m.gate_proj),
-            up=self._joined(m.up_proj),
-            down=self._joined(m.down_proj),
+            query_norm=None if q is None else _pairs(q, 0),
+            key_norm=None if k is None else _pairs(k, 0),
+            out=self._joined(weights, f"{place}self_attn.o_proj"),
+            before_mlp=weights[f"{place}post_attention_layernorm.weight"],
+            gate=self._joined(weights, f"{place}mlp.gate_proj"),
+            up=self._joined(weights, f"{place}mlp.up_proj"),
+            down=self._joined(weights, f"{place}mlp.down_proj"),
         )
 
-    def _joined(self, *layers: nn.Linear) -> Affine:
-        weights: list[Tensor] = [x.weight.to(self.dtype) for x in layers]
-        biases: list[Tensor] = [x.bias.to(self.dtype) for x in layers if x.bias is not None]
-        return weights[0] if len(weights) == 1 else torch.cat(weights), torch.cat(biases) if biases else None
+    def _joined(self, weights: Mapping[str, Tensor], *layers: str) -> Affine:
+        matrices = [weights[f"{x}.weight"].to(self.dtype) for x in layers]
+        biases = [weights[f"{x}.bias"].to(self.dtype) for x in layers if f"{x}.bias" in weights]
+        return matrices[0] if len(matrices) == 1 else torch.cat(matrices), torch.cat(biases) if biases else None
 
     def _paired(self, x: Tensor) -> Tensor:
         """The rows of queries and keys by ``_pairs``; their products do not notice."""
@@ -94,9 +97,8 @@ class Decoder:
 
     def __call__(self, ids_B_T: Tensor, positions_B_T: Tensor, layout: Layout) -> Tensor:
         """Hidden states [B, T, hidden] behind the last norm, in ``dtype``."""
-        x, rows = self.embeddings(ids_B_T), ids_B_T.numel()
-        cos, sin = (t[:, :, None, : self.width // 2] for t in self.rotation(x, positions_B_T))
-        turn = torch.complex(cos, sin)
+        x, rows = embedding(ids_B_T, self.embeddings, self.padding), ids_B_T.numel()
+        turn = self.rotation(positions_B_T, self.width)[:, :, None]
         with torch.autocast(x.device.type, enabled=False):
             x = _padded(x.flatten(0, 1))
             run = partial(checkpoint, self._run, use_reentrant=False) if self.recompute else self._run
@@ -108,7 +110,7 @@ class Decoder:
         """Layer ``i``."""
         layer = self.layers[i]
         q, k, v = self._heads(layer, rms_norm(x_N_C, layer.before_attention, self.eps, self.dtype), turn_B_T_1_D)
-        seen = layout.attend(i, q, k, v, self.scale).to(self.dtype).flatten(0, 1).flatten(1)
+        seen = layout.attend(i, q, k, v, self.width**-0.5).to(self.dtype).flatten(0, 1).flatten(1)
         x = x_N_C + linear(_padded(seen), *layer.out)
         h = rms_norm(x, layer.before_mlp, self.eps, self.dtype)
         return x + linear(_SwiGLU.apply(linear(h, *layer.gate), linear(h, *layer.up)), *layer.down)
@@ -130,6 +132,13 @@ class Decoder:
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states [N, hidden]."""
         return linear(_padded(hidden), *self.output)[: len(hidden)]
+
+
+def _rotation(model: Any, positions_B_T: Tensor, width: int) -> Tensor:
+    """``Llama.rotation`` of a model of ``transformers``, whose angles may be scaled."""
+    like = torch.empty(0, device=positions_B_T.device)
+    cos, sin = (t[..., : width // 2] for t in model.base_model.rotary_emb(like, positions_B_T))
+    return torch.complex(cos, sin)
 
 
 class _Rotated(torch.autograd.Function):
@@ -183,6 +192,7 @@ class Module:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.head = model.get_output_embeddings()
+        self.vocabulary = len(self.head.weight)
 
     def __call__(self, ids_B_T: Tensor, positions_B_T: Tensor, layout: Layout) -> Tensor:
         out = self.model.base_model(input_ids=ids_B_T, position_ids=positions_B_T, use_cache=False, layout=layout)

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from twofold.trainer.learner import Learner
+from twofold.trainer.model import HEAD, WEIGHTS, save_model
 
 STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"
-HEAD = "value_head.safetensors"
 
 
 def save(
@@ -49,27 +49,6 @@ def save(
     return final
 
 
-def save_model(directory: Path, model: Any, tokenizer: Any) -> None:
-    """The model alone, as ``from_pretrained`` wants it; a scalar head is not part of the architecture and travels beside it."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    weights = model.state_dict()
-    head = {k.removeprefix("value_head."): weights.pop(k) for k in list(weights) if k.startswith("value_head.")}
-    model.save_pretrained(directory, state_dict=weights)
-    tokenizer.save_pretrained(directory)
-    if head:
-        save_file(head, directory / HEAD)
-
-
-def load_head(directory: Path, model: Any) -> None:
-    """Attach the scalar head that a checkpoint holds, if it holds one."""
-    if (directory / HEAD).is_file():
-        weights = load_file(directory / HEAD)
-        model.value_head = torch.nn.Linear(weights["weight"].shape[1], 1, device=model.device)
-        model.value_head.load_state_dict(weights)
-
-
 def latest(run: Path) -> Path | None:
     """The newest complete policy checkpoint of a run, or None."""
     found = [p for p in (run / "checkpoints").glob("step-*") if p.name[5:].isdigit() and (p / STATE).is_file()]
@@ -87,7 +66,7 @@ def restore(directory: Path, learner: Learner) -> int:
     Raises ValueError if the weights are another model's.
     """
     own = learner.model.state_dict()
-    saved = load_file(directory / "model.safetensors")
+    saved = load_file(directory / WEIGHTS)
     if (directory / HEAD).is_file():
         saved |= {f"value_head.{k}": v for k, v in load_file(directory / HEAD).items()}
     places = {own[k].data_ptr() for k in saved if k in own}

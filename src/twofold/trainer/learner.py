@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from twofold.maths.attention import Packing
-from twofold.maths.decoder import network
+from twofold.maths.decoder import Decoder, network
 from twofold.maths.logprobs import token_logprobs
 from twofold.maths.losses import clipped, k3
 from twofold.maths.packing import micro_batches, rounded
@@ -95,7 +95,8 @@ class Learner:
         self.optimizer = make(optim, model)
         self.step = 0
         self.skipped = 0
-        if checkpointing:
+        self.recompute = checkpointing
+        if checkpointing and not Decoder.suits(model):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.recomputed = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
 
@@ -162,12 +163,11 @@ class Learner:
 
     def _losses(self, batch: Batch, policy: bool) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            run = network(self.model, getattr(torch, self.precision), recompute=bool(self.recomputed))
+            run = network(self.model, getattr(torch, self.precision), self.recompute)
             hidden = run(batch.tokens, batch.layout.positions, batch.layout)[0]
             # what is sampled is what is scored: policy tokens at the run's temperature, targets at 1
             temperature = torch.where(batch.policy > 0, self.temperature, 1.0)
-            vocabulary = len(self.model.get_output_embeddings().weight)
-            logp, entropy = token_logprobs(run.head, vocabulary, hidden[batch.at], batch.ids, temperature)
+            logp, entropy = token_logprobs(run.head, run.vocabulary, hidden[batch.at], batch.ids, temperature)
         mine = batch.policy > 0  # ratios are formed at the policy's tokens alone: at a target 1 / p may overflow
         weights, advantages = batch.policy[mine], batch.advantages[mine]
         new, old = logp[mine], batch.logprobs[mine]

@@ -1,0 +1,124 @@
+"""Model directories: read without the code of ``transformers`` where that is the same, and written for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from twofold.engines.hf import HFEngine
+from twofold.engines.native import NativeEngine
+from twofold.maths.llama import Llama
+from twofold.trainer.model import load_model, load_tokenizer, save_model
+
+TEXTS, ENDS = [[5, 6, 70, 8, 9, 200, 31], [9, 10]], [[30, 31, 32], [33]]
+
+
+def made(folder: Path, tokenizer: Path, family: str, shards: str = "1GB", **options: Any) -> Path:
+    """A small model of random weights, with biases and norms that matter."""
+    shape = dict(vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    shape |= dict(num_key_value_heads=2, initializer_range=0.4, pad_token_id=0) | options
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(getattr(transformers, f"{family}Config")(**shape)).float()
+    for p in model.parameters():
+        if p.ndim == 1:
+            p.data += torch.linspace(-0.3, 0.3, len(p))
+    model.save_pretrained(folder, max_shard_size=shards)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    return folder
+
+
+def as_transformers_has_it(folder: Path) -> list[float]:
+    oracle = HFEngine(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+    return [x for row in oracle.logprobs(TEXTS, ENDS) for x in row]
+
+
+def as_we_have_it(model: Any) -> list[float]:
+    return [x for row in NativeEngine(model).logprobs(TEXTS, ENDS) for x in row]
+
+
+PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
+    "Llama": ("Llama", dict(attention_bias=True, mlp_bias=True)),
+    "Qwen2, tied": ("Qwen2", dict(tie_word_embeddings=True)),
+    "Qwen3, wide heads": ("Qwen3", dict(head_dim=16)),
+    "Mistral, other base": ("Mistral", dict(sliding_window=None, rope_parameters=dict(rope_type="default", rope_theta=5e5))),
+    "Qwen2, one layer in bfloat16": ("Qwen2", dict(num_hidden_layers=1, dtype="bfloat16")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_model_of_the_family_is_read_as_it_is_and_written_back(name, tiny_model, tmp_path):
+    family, options = PLAIN[name]
+    folder = made(tmp_path / "made", tiny_model, family, **options)
+    model, tokenizer = load_model(folder)
+    assert isinstance(model, Llama)
+    assert as_we_have_it(model) == pytest.approx(as_transformers_has_it(folder), abs=1e-4)
+    save_model(tmp_path / "saved", model, tokenizer)
+    _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not any(report.values())  # nothing missing, nothing unexpected
+    before = load_file(folder / "model.safetensors")
+    after = load_file(tmp_path / "saved" / "model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[k].float(), after[k]) for k in before)
+    assert as_transformers_has_it(tmp_path / "saved") == as_transformers_has_it(folder)
+    generation = [json.loads((d / "generation_config.json").read_text()) for d in (folder, tmp_path / "saved")]
+    assert generation[0] == generation[1]
+
+
+def add_a_tensor(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"model.layers.0.extra": torch.ones(3)}, folder / "model.safetensors", {"format": "pt"})
+
+
+YARN = dict(rope_type="yarn", factor=4.0, rope_theta=1e4, original_max_position_embeddings=256)
+OTHERS: dict[str, tuple[dict[str, Any], Any]] = {
+    "scaled rotation": (dict(rope_parameters=YARN), None),
+    "in pieces": (dict(shards="20KB"), None),
+    "another activation": (dict(hidden_act="gelu"), None),
+    "a tensor more": ({}, add_a_tensor),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_other_is_built_by_transformers(name, tiny_model, tmp_path):
+    options, change = OTHERS[name]
+    folder = made(tmp_path, tiny_model, "Llama", **options)
+    if change:
+        change(folder)
+    model, _ = load_model(folder)
+    assert not isinstance(model, Llama)
+    assert as_we_have_it(model) == pytest.approx(as_transformers_has_it(folder), abs=1e-4)
+
+
+def test_a_model_that_lacks_a_weight_is_not_completed_by_chance(tiny_model, tmp_path):
+    folder = made(tmp_path, tiny_model, "Llama")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model", "tiny_qwen"])
+def test_the_tokenizer_is_the_one_that_transformers_finds(fixture, request):
+    folder = request.getfixturevalue(fixture)
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    text = "Start with 47.\n\n\\boxed{12} Yes <|end|><|im_end|> né"
+    assert type(ours) is type(theirs) and ours(text) == theirs(text)
+    assert (ours.eos_token_id, ours.chat_template) == (theirs.eos_token_id, theirs.chat_template)
+
+
+def test_a_first_answer_waits_for_no_model_class_of_transformers():
+    """Importing one takes longer than all the rest together."""
+    code = "import sys, twofold; twofold.solve(twofold.load('tiny'), 'Start with 4. Add 3. What is the result?')\n"
+    code += "print([x for x in sys.modules if x.startswith(('transformers.model', 'transformers.generation'))])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
