@@ -21,8 +21,9 @@ def main() -> None:
             "import": lambda: run("-c", "import twofold"),
             "help": lambda: run("-m", "twofold.cli", "--help"),
             "solve": lambda: run("-m", "twofold.cli", "solve", "tiny", PROBLEM),
-            "import torch and transformers": lambda: run(
-                "-c", "import torch, transformers.models.llama.modeling_llama"
+            "import torch": lambda: run("-c", "import torch"),
+            "import a model class of transformers": lambda: run(
+                "-c", "import transformers.models.llama.modeling_llama"
             ),
         },
         repeats=5,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -308,28 +306,14 @@ def _calibrate(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-@contextmanager
-def _starting() -> Iterator[None]:
-    """While libraries are imported and a model is loaded: much is made and nothing thrown away, so looking for garbage is
-    a sixth of the time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def _solve(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import config as configs
-
-    with _starting():
-        from twofold import run
+    from twofold import run
 
     plan = configs.override(run.parse(args.plan) if args.plan else run.Plan(), rest)
     is_file = os.path.isfile(args.problem) or args.problem.endswith((".jsonl", ".txt"))
     problems = _problems(Path(args.problem)) if is_file else [args.problem]
-    with _starting():
-        model = _model(args)
+    model = _model(args)
     for i in range(0, len(problems), SOLVED_AT_ONCE):
         batch = problems[i : i + SOLVED_AT_ONCE]
         for j, solution in enumerate(run.solve_many(model, batch, plan)):
