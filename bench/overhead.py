@@ -26,7 +26,8 @@ def training(length: int, prompts: int, n: int, repeats: int) -> None:
     chat, model = Chat(tokenizer()), install(with_lengths(qwen2(**SMALL), length, length))
     engine, task = NativeEngine(model), Odd(32)
     problems = [task.problem("train", i) for i in range(prompts)]
-    learner = Learner(model, Optim(lr=1e-6, clip=1e9), Loss(), steps=10**6, norms_every=10**6)
+    optim = Optim(lr=1e-6, clip=1e9)
+    learner = Learner(model, optim, Loss(), steps=10**6, norms_every=10**6, micro_tokens=4096)  # a run's default here
     sampling = Sampling(max_tokens=length)
 
     def step(verify: Any, separate: bool = False) -> None:
@@ -65,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    for length, prompts in ((96, 8), (512, 2)):
+    for length, prompts in ((96, 8), (256, 4), (512, 2)):
         training(length, prompts, 8, args.repeats)
 
 
