@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import random
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-import transformers
+from random_models import random_model
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from transformers import AutoModelForCausalLM
@@ -33,7 +32,6 @@ from twofold.types import Sample, Sampling
 FREE = Optim(lr=0.0, warmup=0.0, clip=math.inf, beta1=0.0)
 """Leaves the weights alone and the gradient in Adam's first moment."""
 PROMPT, SUFFIX = [20, 21, 22], [30, 31, 32]
-SHIPPED = Path(__file__).parents[1] / "src" / "twofold" / "assets" / "tiny"
 ATTENTION = "model.layers.0.self_attn.q_proj.weight"
 
 
@@ -238,21 +236,6 @@ def test_forced_tokens_carry_no_policy_gradient(llama):
         for s in samples
     ]
     assert distance(gradient(llama, loud), gradient(llama, samples)) < 1e-6
-
-
-def random_model(family: str, folder: Path, **options: Any) -> Path:
-    shape = dict(vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    shape |= dict(num_key_value_heads=2, initializer_range=0.2, eos_token_id=3, pad_token_id=0) | options
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(getattr(transformers, f"{family}Config")(**shape)).float()
-    for p in model.parameters():  # norms of ones and biases of zeros would hide a mistake
-        if p.ndim == 1:
-            p.data += torch.linspace(-0.3, 0.3, len(p))
-    model.save_pretrained(folder)
-    for file in SHIPPED.glob("*token*"):
-        shutil.copy(file, folder)
-    return folder
 
 
 @pytest.mark.parametrize(

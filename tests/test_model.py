@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
+from random_models import random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -20,21 +21,6 @@ from twofold.maths.llama import Llama
 from twofold.trainer.model import load_model, load_tokenizer, save_model
 
 TEXTS, ENDS = [[5, 6, 70, 8, 9, 200, 31], [9, 10]], [[30, 31, 32], [33]]
-
-
-def made(folder: Path, tokenizer: Path, family: str, shards: str = "1GB", **options: Any) -> Path:
-    """A small model of random weights, with biases and norms that matter."""
-    shape = dict(vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    shape |= dict(num_key_value_heads=2, initializer_range=0.4, pad_token_id=0) | options
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(getattr(transformers, f"{family}Config")(**shape)).float()
-    for p in model.parameters():
-        if p.ndim == 1:
-            p.data += torch.linspace(-0.3, 0.3, len(p))
-    model.save_pretrained(folder, max_shard_size=shards)
-    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
-    return folder
 
 
 def as_transformers_has_it(folder: Path) -> list[float]:
@@ -56,9 +42,9 @@ PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_a_plain_model_of_the_family_is_read_as_it_is_and_written_back(name, tiny_model, tmp_path):
+def test_a_plain_model_of_the_family_is_read_as_it_is_and_written_back(name, tmp_path):
     family, options = PLAIN[name]
-    folder = made(tmp_path / "made", tiny_model, family, **options)
+    folder = random_model(family, tmp_path / "made", **options)
     model, tokenizer = load_model(folder)
     assert isinstance(model, Llama)
     assert as_we_have_it(model) == pytest.approx(as_transformers_has_it(folder), abs=1e-4)
@@ -88,9 +74,9 @@ OTHERS: dict[str, tuple[dict[str, Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_any_other_is_built_by_transformers(name, tiny_model, tmp_path):
+def test_any_other_is_built_by_transformers(name, tmp_path):
     options, change = OTHERS[name]
-    folder = made(tmp_path, tiny_model, "Llama", **options)
+    folder = random_model("Llama", tmp_path, **options)
     if change:
         change(folder)
     model, _ = load_model(folder)
@@ -98,12 +84,23 @@ def test_any_other_is_built_by_transformers(name, tiny_model, tmp_path):
     assert as_we_have_it(model) == pytest.approx(as_transformers_has_it(folder), abs=1e-4)
 
 
-def test_a_model_that_lacks_a_weight_is_not_completed_by_chance(tiny_model, tmp_path):
-    folder = made(tmp_path, tiny_model, "Llama")
+def test_a_model_that_lacks_a_weight_is_not_completed_by_chance(tmp_path):
+    folder = random_model("Llama", tmp_path)
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "error"),
+    [("config.json", ValueError), ("tokenizer_config.json", ValueError), ("model.safetensors", OSError)],
+)
+def test_a_file_cut_short_is_named(file, error, tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "cut")
+    (folder / file).write_bytes((folder / file).read_bytes()[:-20])
+    with pytest.raises(error, match=rf"cut/{file}"):
         load_model(folder)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,7 +29,7 @@ def load_model(path: str | Path, *, device: str | None = None) -> tuple[Any, Any
 
     Any full-attention ``AutoModelForCausalLM``, a plain one of Llama's family as ``Llama``; custom code in a model directory
     is never run. A scalar head that was saved is ``value_head``. Raises OSError if there is no such model, ValueError for an
-    unsupported attention or if weights are missing.
+    unsupported attention, if weights are missing, or for a file that is no JSON.
     """
     tokenizer = load_tokenizer(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -44,15 +44,17 @@ def load_model(path: str | Path, *, device: str | None = None) -> tuple[Any, Any
 
 def _read(folder: Path, device: str) -> Llama | None:
     """The model of a directory that needs no code of ``transformers``, or None: see ``plain``."""
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+    config, weights = _content(folder / CONFIG), folder / WEIGHTS
+    if config is None or not weights.is_file():
         return None
-    config = json.loads((folder / CONFIG).read_text())
-    with safe_open(folder / WEIGHTS, "pt") as file:
-        if not plain(config, file.keys()):
-            return None
-        tensors = {x: file.get_tensor(x).to(device, torch.float32, copy=True) for x in file.keys()}  # noqa: SIM118
-    generation = folder / GENERATION
-    return Llama(config, tensors, json.loads(generation.read_text()) if generation.is_file() else None).eval()
+    try:
+        with safe_open(weights, "pt") as file:
+            if not plain(config, file.keys()):
+                return None
+            tensors = {x: file.get_tensor(x).to(device, torch.float32, copy=True) for x in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise OSError(f"{weights} cannot be read, is it whole? ({error})") from error
+    return Llama(config, tensors, _content(folder / GENERATION)).eval()
 
 
 def _built(path: str | Path, device: str) -> Any:
@@ -68,7 +70,8 @@ def _built(path: str | Path, device: str) -> Any:
 
 def load_tokenizer(path: str | Path) -> Any:
     """What ``AutoTokenizer`` finds. Raises OSError if there is no such model."""
-    if _said(path, CONFIG, "model_type") == "llama" and _said(path, TOKENIZER, "tokenizer_class") == GENERIC:
+    config, about = (_content(Path(path) / name) or {} for name in (CONFIG, TOKENIZER))
+    if config.get("model_type") == "llama" and about.get("tokenizer_class") == GENERIC:
         from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast.from_pretrained(path)
@@ -77,10 +80,12 @@ def load_tokenizer(path: str | Path) -> Any:
     return AutoTokenizer.from_pretrained(path)
 
 
-def _said(path: str | Path, file: str, name: str) -> Any:
-    """An entry of a JSON file of a model directory, None if there is no such file."""
-    found = Path(path) / file
-    return json.loads(found.read_text()).get(name) if found.is_file() else None
+def _content(path: Path) -> dict[str, Any] | None:
+    """What a JSON file says, None if there is none. Raises ValueError if it is no JSON."""
+    try:
+        return json.loads(path.read_text()) if path.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
@@ -101,7 +106,7 @@ def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
 
 
 def _write(folder: Path, model: Llama, weights: Mapping[str, Tensor]) -> None:
-    config = vars(model.config) | {"dtype": "float32"}
+    config = {k: v for k, v in vars(model.config).items() if k != "torch_dtype"} | {"dtype": "float32"}
     for name, content in ((CONFIG, config), (GENERATION, model.generation)):
         if content is not None:
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
