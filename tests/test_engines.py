@@ -339,6 +339,19 @@ def test_a_prompt_without_tokens_is_refused(engine: Engine) -> None:
         engine.logprobs([[]], [[1, 2]])
 
 
+def test_a_long_text_is_scored_with_few_logits_at_a_time(native: NativeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [[7, 8, 9, 10, 11, 12, 13], [7, 8, 9, 10, 11, 12, 14], [20], []]
+    prompts = [[5, 6]] * 3 + [[5]]
+    want = native.scored(prompts, texts, temperature=0.7, top=2)
+    sizes, head = [], NativeEngine._head
+    monkeypatch.setattr("twofold.engines.native.LOGITS", 3 * 512)
+    monkeypatch.setattr(NativeEngine, "_head", lambda self, hidden: sizes.append(len(hidden)) or head(self, hidden))
+    found = native.scored(prompts, texts, temperature=0.7, top=2)
+    assert max(sizes) == 3 and sum(sizes) == 7 + 1
+    assert [x for row, _ in found for x in row] == near([x for row, _ in want for x in row])
+    assert [[list(x) for x in tops] for _, tops in found] == [[list(x) for x in tops] for _, tops in want]
+
+
 def test_logprobs_of_unequal_lists_are_refused(engine: Engine) -> None:
     with pytest.raises(ValueError):
         engine.logprobs([[1], [2]], [[3]])

@@ -22,6 +22,7 @@ from twofold.engines.kv import KV, Together
 from twofold.engines.sampling import confidences, draw, uniforms
 from twofold.maths.attention import install
 from twofold.maths.decoder import Decoder, Module, network
+from twofold.maths.logprobs import LOGITS
 from twofold.types import Completion, Finish, Sampling
 
 
@@ -354,15 +355,23 @@ class NativeEngine:
         pieces = [[*p, *group[0][:-1]] for p, group in zip(own, continuations, strict=True)]
         hidden = self._extend(part.begin(max(map(len, pieces)), self.model.device), pieces)
         results = []
+        size = max(1, LOGITS // self._network.vocabulary)
         for row, (p, group) in enumerate(zip(own, continuations, strict=True)):
             most = max(map(len, group))
-            logp = (self._head(hidden[row, len(p) - 1 : len(p) - 1 + most]).float() / temperature).log_softmax(-1)
-            best = logp.topk(min(top, logp.shape[1]))
-            tops = [
-                dict(zip(i, x, strict=True)) for i, x in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            ]
-            ids = [torch.tensor([*c], dtype=torch.long, device=logp.device) for c in group]
-            results.append([(logp[: len(i)].gather(1, i[:, None])[:, 0].tolist(), tops[: len(i)]) for i in ids])
+            ids_T_G = torch.tensor(
+                [[*c, *[0] * (most - len(c))] for c in group], dtype=torch.long, device=hidden.device
+            ).T
+            rows_T_D = hidden[row, len(p) - 1 : len(p) - 1 + most]
+            found: list[Tensor] = []
+            tops: list[dict[int, float]] = []
+            for part_t_D, ids_t_G in zip(rows_T_D.split(size), ids_T_G.split(size), strict=True):
+                logp = (self._head(part_t_D).float() / temperature).log_softmax(-1)
+                best = logp.topk(min(top, logp.shape[1]))
+                pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                tops += [dict(zip(i, x, strict=True)) for i, x in pairs]
+                found.append(logp.gather(1, ids_t_G))
+            columns = torch.cat(found).T.tolist()
+            results.append([(x[: len(c)], tops[: len(c)]) for x, c in zip(columns, group, strict=True)])
         return results
 
     def _take(self, prompts: Sequence[Sequence[int]], sampling: Sampling, size: int) -> Iterator[tuple[Part, Tensor]]:
