@@ -56,7 +56,7 @@ class Llama(nn.Module):
         said = getattr(self.config, "rope_parameters", None) or vars(self.config)
         steps = torch.arange(0, width, 2, device=positions_B_T.device).float() / width
         angles = positions_B_T[..., None].float() * (1.0 / said["rope_theta"] ** steps)
-        return torch.polar(torch.ones_like(angles), angles)
+        return torch.complex(angles.cos(), angles.sin())
 
 
 def plain(config: Mapping[str, Any], names: Collection[str]) -> bool:

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from twofold.trainer.learner import Learner
 from twofold.trainer.model import HEAD, WEIGHTS, save_model
+from twofold.trainer.optim import moments, remember
 
 STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"
@@ -35,12 +35,7 @@ def save(
     draft = final.with_name(final.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
     save_model(draft, learner.model, tokenizer)
-    moments = {
-        f"{i}.{name}": value if value.ndim else value[None]
-        for i, state in learner.optimizer.state_dict()["state"].items()
-        for name, value in state.items()
-    }
-    save_file({k: v.contiguous() for k, v in moments.items()}, draft / OPTIMIZER)
+    save_file(moments(learner.optimizer, learner.model), draft / OPTIMIZER)
     (draft / STATE).write_text(
         json.dumps({"step": step, "learner_step": learner.step, "memory": dict(memory or {})}) + "\n"
     )
@@ -74,11 +69,7 @@ def restore(directory: Path, learner: Learner) -> int:
     if strange := missing | (saved.keys() - own.keys()):
         raise ValueError(f"{directory} holds another model: they differ in {', '.join(sorted(strange)[:3])}")
     learner.model.load_state_dict(saved, strict=False)
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(directory / OPTIMIZER).items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value[0] if name == "step" else value
-    learner.optimizer.load_state_dict(learner.optimizer.state_dict() | {"state": state})
+    remember(learner.optimizer, learner.model, load_file(directory / OPTIMIZER))
     position = json.loads((directory / STATE).read_text())
     learner.step = position["learner_step"]
     return position["step"]

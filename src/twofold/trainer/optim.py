@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,6 +58,22 @@ def make(config: Optim, model: torch.nn.Module) -> torch.optim.Optimizer:
     return Muon(hidden, torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True), config)
 
 
+def moments(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str, Tensor]:
+    """All that the optimiser remembers, as NAME/KIND: ``model.norm.weight/exp_avg``."""
+    states = ((name, optimizer.state.get(p, {})) for name, p in model.named_parameters())
+    return {f"{name}/{kind}": value for name, state in states for kind, value in state.items()}
+
+
+def remember(optimizer: torch.optim.Optimizer, model: torch.nn.Module, found: Mapping[str, Tensor]) -> None:
+    """Make ``found``, which ``moments`` told, the optimiser's own. Raises ValueError for a parameter that is not the model's."""
+    own = dict(model.named_parameters())
+    for key, value in found.items():
+        name, _, kind = key.rpartition("/")
+        if name not in own:
+            raise ValueError(f"the optimiser's state is another model's: it has {key!r}")
+        optimizer.state[own[name]][kind] = value.to(own[name].device)
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum orthogonalised by Newton-Schulz (Jordan et al., 2024) on hidden matrices; AdamW on the rest.
 
@@ -71,6 +87,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__([{"params": list(matrices)}], {"lr": config.lr})
         self.matrices = self.param_groups[0]["params"]
         self.param_groups += others.param_groups
+        self.state = others.state
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -86,24 +103,6 @@ class Muon(torch.optim.Optimizer):
             updates = _orthogonal(torch.stack([u for _, u in pairs]))
             for (p, _), update in zip(pairs, updates, strict=True):
                 p.mul_(1 - lr * self.decay).add_(update, alpha=-lr * 0.2 * math.sqrt(max(shape)))
-
-    def state_dict(self) -> dict[str, Any]:
-        """As AdamW's: moments by index, the matrices' momentum behind the others'."""
-        state = self.others.state_dict()
-        first = sum(len(g["params"]) for g in self.others.param_groups)
-        own = {first + i: self.state[p] for i, p in enumerate(self.matrices) if p in self.state}
-        return {"state": state["state"] | own, "param_groups": state["param_groups"]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        first = sum(len(g["params"]) for g in self.others.param_groups)
-        state = state_dict["state"]
-        self.others.load_state_dict(
-            {"state": {i: s for i, s in state.items() if i < first}, "param_groups": state_dict["param_groups"]}
-        )
-        self.param_groups[1:] = self.others.param_groups  # AdamW has made new ones: the learning rate is set on these
-        for i, p in enumerate(self.matrices):
-            if first + i in state:
-                self.state[p] = dict(state[first + i])
 
 
 def _orthogonal(x: Tensor) -> Tensor:
