@@ -255,8 +255,8 @@ class Recipe:
         ends = [step_ends(self.chat, r, config.cut) for r in everyone]
         labels: list[list[bool | None]] = [[None] * len(e) for e in ends]
         if config.step_labels:
-            labels, written = self._labels(engine, everyone, ends, sampling)
-            stats["tango/tokens"] += written
+            labels, more = self._labels(engine, everyone, ends, sampling)
+            stats["tango/tokens"] += more
         counts = [len(e) for e in ends]
         limit = replace(sampling, n=config.rollouts, max_tokens=config.verifier_tokens, seed=sampling.seed + 1)
         found = verify(self.verifier or engine, self.chat, everyone, counts, config.question, limit)
