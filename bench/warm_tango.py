@@ -53,9 +53,9 @@ def checks(rng: random.Random, problem: Problem, lines: list[str], copy: float) 
     for k, line in enumerate(lines):
         if "words" in problem.meta:
             word = problem.meta["words"][k]
-            theirs = line.partition(": ")[2][0]
-            letter = rng.choice(word[:-1]) if rng.random() < SLIP else word[-1]
-            said, own = (f"{word}: {a} vs {theirs}" for a in (theirs, letter))
+            letter = line.partition(": ")[2][0]
+            found = rng.choice(word) if rng.random() < SLIP else f"{word}:"[word.rindex(letter) + 1]
+            said, own = f"{word}: {letter}:", f"{word}: {letter}{found}"  # what follows the letter in the word: a colon?
         else:
             op, operand = problem.meta["steps"][k]
             said, value = line, int(re.match(r"-?\d+", line)[0])
