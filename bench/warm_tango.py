@@ -1,8 +1,10 @@
-r"""A start for comparing Tango: the shipped model learns to solve with slips and to check half-heartedly, both in one model.
+r"""A start for comparing Tango: a model learns to solve with slips and to check half-heartedly, both in one model.
 
-It writes critiques as it comes, but they are nearly deterministic (0.02 nats a token), so that verifications of one solution earn the
-same and nothing can be reinforced. Here a critique does each step again and compares; with probability ``copy`` it repeats what
-the step says instead, and with SLIP its own work is wrong. Solutions have honest slips with ``slip``.
+The shipped model writes critiques as it comes, but they are nearly deterministic (0.02 nats a token), so that verifications of one
+solution earn the same and nothing can be reinforced. Here a critique of ``sums`` does each step again and compares; one of
+``letters`` writes what follows the step's letter in the word, whose last letter it is if that is the colon behind the word (a model
+this small copies sooner than it compares). With probability ``copy`` it repeats what the step says instead, and with SLIP its own
+work is wrong. Solutions have honest slips with ``slip``.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def checks(rng: random.Random, problem: Problem, lines: list[str], copy: float) 
             word = problem.meta["words"][k]
             letter = line.partition(": ")[2][0]
             found = rng.choice(word) if rng.random() < SLIP else f"{word}:"[word.rindex(letter) + 1]
-            said, own = f"{word}: {letter}:", f"{word}: {letter}{found}"  # what follows the letter in the word: a colon?
+            said, own = f"{word}: {letter}:", f"{word}: {letter}{found}"
         else:
             op, operand = problem.meta["steps"][k]
             said, value = line, int(re.match(r"-?\d+", line)[0])
