@@ -106,7 +106,7 @@ def main() -> None:
             if not (args.out / f"{arm}-{seed}.jsonl").exists():
                 one(arm, seed, base, args)
     curves = {arm: Curve.read(args.out, arm, args.seeds) for arm in args.arms}
-    budget = min(c.tokens_K[-1] for arm, c in curves.items() if arm != "verifier")
+    budget = min(c.tokens_K[-1] for arm, c in curves.items() if arm != "verifier" or len(curves) == 1)
     print(f"\n{len(args.seeds)} seeds, {args.problems} problems, compared at {budget / 1000:.0f}k tokens\n")
     table(curves, args.against, budget)
     along(curves, budget)
@@ -332,6 +332,7 @@ def draw(curves: dict[str, Curve], path: Path) -> None:
             right.plot(x, values, color=colour, marker=".", markersize=4, linewidth=1.4, label=ALL[arm].name)
     left.set(xlabel="tokens written and learnt, thousands", ylabel="accuracy, %", title="Generator, held-out problems")
     right.set(xlabel="tokens written and learnt, thousands", ylabel="F1, %", title="Verifier, planted errors")
+    right.set_ylim(bottom=0)
     save(figure, path)
 
 
