@@ -1,6 +1,7 @@
 """Does training the verifier pay? Tango beside its baselines at matched tokens: accuracy, the way to GRPO's, the verifier's F1.
 
     python bench/tango.py configs/tango-study.toml                              # every arm, three seeds; then the tables
+    python bench/tango.py configs/tango-study.toml --arms rl grpo votes true --against rl   # options, see ABLATIONS
     python bench/tango.py configs/tango-study.toml --arms grpo --seeds 100 --set optim.lr=1e-3 --split train --out runs/try
 
 All arms begin from one start that has both roles (``warm_tango.py``). ``train.steps`` of the config are the updates of Tango with
@@ -19,7 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import warm_tango
@@ -29,59 +30,85 @@ from study import COLOURS, Floats, difference, interval, save
 from twofold import config as configs
 from twofold import run
 from twofold.compute.rollout import rollouts
-from twofold.compute.verify import verify
+from twofold.compute.verify import Verification, verify
+from twofold.engines.base import Engine
 from twofold.evals.process import said, solution
 from twofold.maths.stats import cluster_bootstrap
-from twofold.recipes.tango import turn
+from twofold.recipes import tango
 from twofold.tasks.processbench import some_cases
-from twofold.types import Sampling
+from twofold.text.chat import Chat
+from twofold.text.steps import Critique, spans
+from twofold.types import Completion, Rollout, Sampling
 
-NAMES = {
-    "grpo": "GRPO, no verifier",
-    "frozen": "frozen verifier",
-    "sft": "verifier by SFT",
-    "rl": "Tango, two models",
-    "shared": "Tango, one model",
-    "verifier": "verifier alone, frozen generator",
-}
+
+class Arm(NamedTuple):
+    """``scale``: its updates for one of Tango's, so that it costs about as many tokens. ``judged``: a verifier takes part."""
+
+    name: str
+    scale: float
+    options: list[str]
+    judged: bool = True
+
+
+TWO = ["recipe.share=false"]
+ALONE = ["recipe.share=true", "recipe.verifier_updates=0", "recipe.verifier_warmup=0"]
 ARMS = {
-    "grpo": ["recipe.share=true", "recipe.alpha=0", "recipe.verifier_updates=0", "recipe.verifier_warmup=0"],
-    "frozen": ["recipe.share=false", "recipe.verifier_updates=0", "recipe.verifier_warmup=0"],
-    "sft": ["recipe.share=false", "recipe.verifier_learns=sft"],
-    "rl": ["recipe.share=false"],
-    "shared": ["recipe.share=true"],
-    "verifier": ["recipe.share=false", "recipe.generator_updates=0", "recipe.verifier_warmup=0"],
+    "grpo": Arm("GRPO, no verifier", 1.75, [*ALONE, "recipe.alpha=0"], judged=False),
+    "frozen": Arm("frozen verifier", 1.0625, [*TWO, "recipe.verifier_updates=0", "recipe.verifier_warmup=0"]),
+    "sft": Arm("verifier by SFT", 1.0, [*TWO, "recipe.verifier_learns=sft"]),
+    "rl": Arm("Tango, two models", 1.0, TWO),
+    "shared": Arm("Tango, one model", 1.0, ["recipe.share=true"]),
+    "verifier": Arm(
+        "verifier alone, frozen generator", 0.5, [*TWO, "recipe.generator_updates=0", "recipe.verifier_warmup=0"]
+    ),
 }
-SCALE = {"grpo": 1.75, "frozen": 1.0625, "sft": 1.0, "rl": 1.0, "shared": 1.0, "verifier": 0.5}
-"""Updates of an arm for one of Tango's, so that it costs about as many tokens; the frozen generator needs fewer to show its end."""
+"""The study. The frozen generator's verifier needs fewer updates to show its end."""
+ABLATIONS = {
+    "votes": Arm("4 verifications", 0.625, [*TWO, "recipe.verifications=4"]),
+    "consistency": Arm("consistency 0.5", 1.0, [*TWO, "recipe.consistency=0.5"]),
+    "labels": Arm("step labels 1", 0.875, [*TWO, "recipe.step_labels=1"]),
+    "first_error": Arm("credit first_error", 1.0, [*TWO, "recipe.credit=first_error"]),
+    "response": Arm("credit response", 1.0, [*TWO, "recipe.credit=response"]),
+    "alpha": Arm("alpha 0.5", 1.0, [*TWO, "recipe.alpha=0.5"]),
+    "true": Arm("true verdicts, for nothing", 1.75, ALONE, judged=False),
+    "true_alpha": Arm("true verdicts, alpha 0.5", 1.75, [*ALONE, "recipe.alpha=0.5"], judged=False),
+}
+"""Of Tango with two models; and what verdicts could be worth at most: those of ``warm_tango.right``, which cost no tokens."""
+ALL = ARMS | ABLATIONS
 TOKENS = ("tango/tokens", "verifier/tokens", "num_tokens", "verifier/num_tokens")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ALL, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], help="options changed for all arms, such as optim.lr=2e-4")
     parser.add_argument("--warm", type=int, default=240, help="steps of the common start (warm_tango.py)")
     parser.add_argument("--slip", type=float, default=0.2, help="of a step, in the solutions that the start is taught")
     parser.add_argument("--copy", type=float, default=0.5, help="of its critiques' steps: repeated unchecked")
+    parser.add_argument(
+        "--planted", type=float, default=0.2, help="of a step, in every other solution that it is taught to check"
+    )
+    parser.add_argument("--optim", default="adamw", choices=warm_tango.LR, help="that it is taught with")
     parser.add_argument("--problems", type=int, default=150)
     parser.add_argument("--split", default="test", help="train: to choose settings, with seeds other than 0")
     parser.add_argument("--out", type=Path, default=Path("runs/tango"))
+    parser.add_argument("--against", default="grpo", help="the arm that the others are compared with")
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     base = configs.override(configs.load(run.Config, args.config), args.set)
-    start = warm_tango.start(base, args.warm, args.slip, args.copy, args.out / "warm")
+    taught = warm_tango.Taught(args.warm, args.optim, args.slip, args.planted, args.copy)
+    start = warm_tango.start(base, taught, args.out / "warm")
     base = configs.override(base, [f"model={start}"])
     for seed in args.seeds:
         for arm in args.arms:
             if not (args.out / f"{arm}-{seed}.jsonl").exists():
                 one(arm, seed, base, args)
     curves = {arm: Curve.read(args.out, arm, args.seeds) for arm in args.arms}
-    budget = min(c.tokens_K[-1] for arm, c in curves.items() if arm != "verifier")
+    budget = min(c.tokens_K[-1] for arm, c in curves.items() if arm != "verifier" or len(curves) == 1)
     print(f"\n{len(args.seeds)} seeds, {args.problems} problems, compared at {budget / 1000:.0f}k tokens\n")
-    table(curves, budget)
+    table(curves, args.against, budget)
     along(curves, budget)
     if args.figure:
         draw(curves, args.figure)
@@ -90,10 +117,12 @@ def main() -> None:
 def one(arm: str, seed: int, base: run.Config, args: argparse.Namespace) -> None:
     """Train, then measure every checkpoint; the file appears when all of it is there."""
     began = time.monotonic()
-    folder, every = args.out / f"{arm}-{seed}", round(SCALE[arm] * base.train.save_every)
-    steps = every * round(SCALE[arm] * base.train.steps / every)
+    _, scale, options, _ = ALL[arm]
+    folder, every = args.out / f"{arm}-{seed}", round(scale * base.train.save_every)
+    steps = every * round(scale * base.train.steps / every)
     more = [f"train.seed={seed}", f"train.steps={steps}", f"train.save_every={every}"]
-    config = configs.override(base, [*ARMS[arm], *more])
+    config = configs.override(base, [*options, *more])
+    tango.verify = told if arm.startswith("true") else verify
     run.train(config, folder, resume=(folder / "config.toml").exists(), title=f"{arm} {seed}")
     trained = time.monotonic()
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -107,7 +136,7 @@ def one(arm: str, seed: int, base: run.Config, args: argparse.Namespace) -> None
         before = rows[0] if rows else {}
         rows.append(
             {
-                "generator_updates": sum(turn(recipe, s)[0] == "generator" for s in range(done)),
+                "generator_updates": sum(tango.turn(recipe, s)[0] == "generator" for s in range(done)),
                 "tokens": float(spent[done - 1]) if done else 0.0,
                 **(kept(before, "right") if before and frozen[0] else solved(models[0], config, args, seed)),
                 **(
@@ -120,6 +149,19 @@ def one(arm: str, seed: int, base: run.Config, args: argparse.Namespace) -> None
     (part := args.out / f"{arm}-{seed}.part").write_text("".join(json.dumps(row) + "\n" for row in rows))
     part.rename(part.with_suffix(".jsonl"))
     print(f"{arm} {seed}: {trained - began:.0f} s to train, {time.monotonic() - trained:.0f} s to measure", flush=True)
+
+
+def told(
+    engine: Engine, chat: Chat, rollouts: Sequence[Rollout], steps: Sequence[int], question: str, sampling: Sampling
+) -> list[list[Verification]]:
+    """In the place of ``verify``: true verdicts, without a token."""
+    found = []
+    for r, k in zip(rollouts, steps, strict=True):
+        verdicts = warm_tango.right(r.problem, [r.text[a:b].strip() for a, b in spans(r.text, "lines")])
+        assert len(verdicts) == k
+        critique = Critique([*verdicts], final=r.grade.reward == 1, shape=True, closed=True, loose=False)
+        found.append([Verification([], Completion([], [], [], "stop"), critique)])
+    return found
 
 
 def kept(row: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -218,23 +260,25 @@ def between(x_K: Floats, values_K_: Floats, x: float) -> Floats:
     return (1 - share) * values_K_[k - 1] + share * values_K_[k]
 
 
-def table(curves: dict[str, Curve], budget: float) -> None:
-    """At matched tokens, at as many generator's updates, and how far it is to GRPO's accuracy at the budget."""
-    head = ["arm", "generator's updates", "accuracy", "minus GRPO", "per seed", "minus GRPO after as many updates"]
-    head += ["updates to GRPO's accuracy", "tokens to it", "F1 at the end"]
+def table(curves: dict[str, Curve], against: str, budget: float) -> None:
+    """At matched tokens, at as many generator's updates, and how far it is to the accuracy of ``against`` at the budget."""
+    name = ALL[against].name.partition(",")[0]
+    head = ["arm", "generator's updates", "accuracy", f"minus {name}", "per seed"]
+    head += [f"minus {name} after as many updates", f"updates to {name}'s accuracy", "tokens to it", "F1 at the end"]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
-    base = curves.get("grpo")
+    base = curves.get(against)
     for arm, c in curves.items():
         right_P, updates = c.at(c.right_K_P, budget), float(c.at(c.updates_K, budget))
         cells = [f"{updates:.0f}", interval(right_P)]
-        if base is None or arm == "verifier":
-            cells += [""] * 5
+        if base is None or arm in (against, "verifier"):
+            cells += [""] * 3
         else:
             each = 100 * (c.at(c.each_S_K.T, budget) - base.at(base.each_S_K.T, budget))
             cells += [difference(right_P, base.at(base.right_K_P, budget)), ", ".join(f"{x:+.1f}" for x in each)]
-            cells += [difference(right_P, between(base.updates_K, base.right_K_P, updates)), *reached(c, base, budget)]
-        found = "" if arm == "grpo" else c.f1(c.hit_K_S_C[-1])
-        print("| " + " | ".join([NAMES[arm], *cells, found]) + " |")
+            beyond = updates > base.updates_K[-1]
+            cells += ["" if beyond else difference(right_P, between(base.updates_K, base.right_K_P, updates))]
+        cells += reached(c, base, budget) if base and arm != "verifier" else ["", ""]
+        print("| " + " | ".join([ALL[arm].name, *cells, c.f1(c.hit_K_S_C[-1]) if ALL[arm].judged else ""]) + " |")
 
 
 def reached(c: Curve, base: Curve, budget: float) -> list[str]:
@@ -267,8 +311,8 @@ def along(curves: dict[str, Curve], budget: float) -> None:
     print("\n| arm | " + " | ".join(head) + " |\n|" + "---|" * (1 + len(head)))
     for arm, c in curves.items():
         rights = [f"{100 * c.at(c.right_K_P, s * budget).mean():.1f}" for s in shares]
-        f1s = ["" if arm == "grpo" else c.f1(hit_S_C) for hit_S_C in c.hit_K_S_C]
-        print("| " + " | ".join([NAMES[arm], *rights, *f1s]) + " |")
+        f1s = [c.f1(hit_S_C) if ALL[arm].judged else "" for hit_S_C in c.hit_K_S_C]
+        print("| " + " | ".join([ALL[arm].name, *rights, *f1s]) + " |")
 
 
 def draw(curves: dict[str, Curve], path: Path) -> None:
@@ -282,12 +326,13 @@ def draw(curves: dict[str, Curve], path: Path) -> None:
         if arm != "verifier":
             mean, low, high = (100 * v for v in cluster_bootstrap(c.right_K_P.T))
             left.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-            left.plot(x, mean, color=colour, marker=".", markersize=4, linewidth=1.4, label=NAMES[arm])
-        if arm not in ("grpo", "frozen"):
+            left.plot(x, mean, color=colour, marker=".", markersize=4, linewidth=1.4, label=ALL[arm].name)
+        if ALL[arm].judged and arm != "frozen":
             values = [float(c.f1(hit).split()[0]) for hit in c.hit_K_S_C]
-            right.plot(x, values, color=colour, marker=".", markersize=4, linewidth=1.4, label=NAMES[arm])
+            right.plot(x, values, color=colour, marker=".", markersize=4, linewidth=1.4, label=ALL[arm].name)
     left.set(xlabel="tokens written and learnt, thousands", ylabel="accuracy, %", title="Generator, held-out problems")
     right.set(xlabel="tokens written and learnt, thousands", ylabel="F1, %", title="Verifier, planted errors")
+    right.set_ylim(bottom=0)
     save(figure, path)
 
 

@@ -1,8 +1,10 @@
-r"""A start for comparing Tango: the shipped model learns to solve with slips and to check half-heartedly, both in one model.
+r"""A start for comparing Tango: a model learns to solve with slips and to check half-heartedly, both in one model.
 
-It writes critiques as it comes, but they are nearly deterministic (0.02 nats a token), so that verifications of one solution earn the
-same and nothing can be reinforced. Here a critique does each step again and compares; with probability ``copy`` it repeats what
-the step says instead, and with SLIP its own work is wrong. Solutions have honest slips with ``slip``.
+The shipped model writes critiques as it comes, but they are nearly deterministic (0.02 nats a token), so that verifications of one
+solution earn the same and nothing can be reinforced. Here a critique of ``sums`` does each step again and compares; one of
+``letters`` writes what follows the step's letter in the word, whose last letter it is if that is the colon behind the word (a model
+this small copies sooner than it compares). With probability ``copy`` it repeats what the step says instead, and with SLIP its own
+work is wrong. Solutions have honest slips with ``slip``.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from study import FIRST
 
@@ -24,7 +27,19 @@ from twofold.trainer.learner import Learner, Loss
 from twofold.trainer.optim import Optim
 from twofold.types import Problem
 
-SLIP, PLANTED = 0.05, 0.2
+SLIP = 0.05
+LR = {"adamw": 1e-3, "muon": 3e-3}
+
+
+class Taught(NamedTuple):
+    """What a start is taught: so many steps by AdamW or Muon, solutions with ``slip``, and to check others in half of which a step is
+    wrong with probability ``planted``, by critiques that repeat a step unchecked with ``copy``."""
+
+    steps: int
+    optim: Literal["adamw", "muon"]
+    slip: float
+    planted: float
+    copy: float
 
 
 def attempt(rng: random.Random, problem: Problem, slip: float) -> Attempt:
@@ -40,9 +55,9 @@ def checks(rng: random.Random, problem: Problem, lines: list[str], copy: float) 
     for k, line in enumerate(lines):
         if "words" in problem.meta:
             word = problem.meta["words"][k]
-            said = line.partition(",")[0]
-            letter = rng.choice(word[:-1]) if rng.random() < SLIP else word[-1]
-            own = f"{word}: {letter}"
+            letter = line.partition(": ")[2][0]
+            found = rng.choice(word) if rng.random() < SLIP else f"{word}:"[word.rindex(letter) + 1]
+            said, own = f"{word}: {letter}:", f"{word}: {letter}{found}"
         else:
             op, operand = problem.meta["steps"][k]
             said, value = line, int(re.match(r"-?\d+", line)[0])
@@ -53,6 +68,24 @@ def checks(rng: random.Random, problem: Problem, lines: list[str], copy: float) 
     return done
 
 
+def right(problem: Problem, lines: list[str]) -> list[bool]:
+    """Whether each line of a sampled solution is its step, done rightly on what the line before it says; after one that
+    cannot be read none is."""
+    verdicts, before = [], "" if "words" in problem.meta else str(problem.meta["start"])
+    for k, line in enumerate(lines):
+        if "words" in problem.meta:
+            word = problem.meta["words"][k] if k < len(problem.meta["words"]) else ""
+            verdicts.append(bool(word) and line == f"{word}: {word[-1]}, {before}{word[-1]}")
+            before = line.rpartition(" ")[2]
+        elif k < len(problem.meta["steps"]) and re.fullmatch(r"-?\d+", before):
+            op, operand = problem.meta["steps"][k]
+            verdicts.append(line == f"{before}{op}{operand}={apply(int(before), op, operand)}")
+            before = line.rpartition("=")[2]
+        else:
+            verdicts.append(False)
+    return verdicts
+
+
 def critique(checked: list[tuple[str, bool]]) -> str:
     """Every step done again with its verdict, and CORRECT for the whole if all steps are."""
     mark = {True: "\\boxed{CORRECT}", False: "\\boxed{INCORRECT}"}
@@ -61,26 +94,26 @@ def critique(checked: list[tuple[str, bool]]) -> str:
     return f"<step_verification>\n{steps}\n</step_verification>\n<final_verification>{whole}</final_verification>"
 
 
-def document(task: Letters | Sums, i: int, slip: float, copy: float) -> list[Turn]:
+def document(task: Letters | Sums, i: int, taught: Taught) -> list[Turn]:
     """One solution, then two quoted solutions with their critiques, and so on."""
     rng = random.Random(f"warm/{i}")
     problem = replace(task, level=rng.randint(2, task.level)).problem("train", FIRST + i)
     if i % 3 == 0:
-        return [Turn(problem.question, attempt(rng, problem, slip).text())]
-    quoted = attempt(rng, problem, PLANTED * rng.randrange(2))
-    written = critique(checks(rng, problem, quoted.lines, copy))
+        return [Turn(problem.question, attempt(rng, problem, taught.slip).text())]
+    quoted = attempt(rng, problem, taught.planted * rng.randrange(2))
+    written = critique(checks(rng, problem, quoted.lines, taught.copy))
     return [Turn(problem.question, quoted.text(), learn=0.0), Turn(CRITIQUE, written)]
 
 
-def start(config: run.Config, steps: int, slip: float, copy: float, out: Path) -> Path:
-    """The checkpoint of ``config.model`` after ``steps`` steps of 32 such documents; made once."""
+def start(config: run.Config, taught: Taught, out: Path) -> Path:
+    """The checkpoint of ``config.model`` after these steps of 32 such documents; made once."""
     if found := checkpoint.latest(out):
         return found
     model = run.load(config.model)
-    optim = Optim(lr=1e-3, schedule="cosine", final=0.05)
+    optim, steps = Optim(taught.optim, LR[taught.optim], schedule="cosine", final=0.05), taught.steps
     learner = Learner(model.engine.model, optim, Loss(), steps=steps, micro_tokens=1024)
     for step in range(steps):
-        rows = [document(config.task, 32 * step + j, slip, copy) for j in range(32)]
+        rows = [document(config.task, 32 * step + j, taught) for j in range(32)]
         stats = learner.update([sample(model.chat, turns) for turns in rows])
         if (step + 1) % 50 == 0:
             print(f"warm-up {step + 1}/{steps}  loss {stats['loss']:.3f}", flush=True)

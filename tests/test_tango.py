@@ -373,9 +373,11 @@ def test_labels_from_continuations(chat: Chat) -> None:
     text = solution(3, "no")
     more = [["yes", "no"], ["no", "yes"], ["yes", "late"], ["no", "no"]]
     drawn = [[critique("++-", "-"), critique("+++", "-"), critique("---", "-")]]
-    samples, _, engine = collect(
+    samples, stats, engine = collect(
         chat, [[[text]], more, drawn], generator_updates=0, step_labels=1.0, continuations=2, class_weights=False
     )
+    written = [text, *(t for pair in more for t in pair)]
+    assert stats["tango/tokens"] == sum(len(chat.encode(t, tags=True)) + 1 for t in written)
     assert [numbers(chat, s)[0] for s in samples] == pytest.approx(grpo([1, 2 / 3, 1 / 3]))
     assert engine.calls[1][0] == ["Q0"] + [
         "Q0<think>" + "".join(f"<step>s{j}</step>" for j in range(k)) for k in (1, 2, 3)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from twofold.compute.rollout import Task, continued_values, rollouts
+from twofold.compute.rollout import Task, continued, rollouts, split
 from twofold.compute.verify import Verification, mean_verdicts, step_ends, verify
 from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, mean, rloo, spread, standardise, to_go
@@ -255,10 +255,8 @@ class Recipe:
         ends = [step_ends(self.chat, r, config.cut) for r in everyone]
         labels: list[list[bool | None]] = [[None] * len(e) for e in ends]
         if config.step_labels:
-            more = replace(sampling, n=config.continuations, seed=sampling.seed + 2)
-            places = [[0, *e] for e in ends]
-            values = continued_values(engine, self.chat, self.task, everyone, places, more)
-            labels = [monte_carlo(row, config.label_ratio) for row in values]
+            labels, more = self._labels(engine, everyone, ends, sampling)
+            stats["tango/tokens"] += more
         counts = [len(e) for e in ends]
         limit = replace(sampling, n=config.rollouts, max_tokens=config.verifier_tokens, seed=sampling.seed + 1)
         found = verify(self.verifier or engine, self.chat, everyone, counts, config.question, limit)
@@ -283,6 +281,21 @@ class Recipe:
             "verifier/learnt": len(samples) / max(1, len(rewards)),
             "tango/steps": mean(counts),
         }
+
+    def _labels(
+        self, engine: Engine, everyone: Sequence[Rollout], ends: Sequence[Sequence[int]], sampling: Sampling
+    ) -> tuple[list[list[bool | None]], float]:
+        """Of every step, by continuations from its two ends; and how many tokens those wrote."""
+        config = self.config
+        begun = [(r, split(r.completion, end)[0]) for r, own in zip(everyone, ends, strict=True) for end in [0, *own]]
+        starts = [(r.problem, r.prompt, c) for r, c in begun]
+        more = replace(sampling, n=config.continuations, seed=sampling.seed + 2)
+        groups = continued(engine, self.chat, self.task, starts, more)
+        written = sum(
+            _tokens(r.completion for r in g) - more.n * len(c.tokens) for g, (_, c) in zip(groups, begun, strict=True)
+        )
+        values = iter([mean([r.grade.reward for r in g if r.grade.reward is not None]) for g in groups])
+        return [monte_carlo([next(values) for _ in [0, *own]], config.label_ratio) for own in ends], written
 
     def reward(
         self, critique: Critique, right: bool, steps: int, counted: bool, labels: Sequence[bool | None]
