@@ -84,6 +84,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ALL, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], help="options changed for all arms, such as optim.lr=2e-4")
+    parser.add_argument(
+        "--base", type=Path, help="config of the config's model, which is trained first if it is not there"
+    )
     parser.add_argument("--warm", type=int, default=240, help="steps of the common start (warm_tango.py)")
     parser.add_argument("--slip", type=float, default=0.2, help="of a step, in the solutions that the start is taught")
     parser.add_argument("--copy", type=float, default=0.5, help="of its critiques' steps: repeated unchecked")
@@ -98,6 +101,9 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     base = configs.override(configs.load(run.Config, args.config), args.set)
+    if args.base:
+        made = Path(base.model)
+        run.train(configs.load(run.Config, args.base), made, resume=(made / "config.toml").exists(), title="base")
     taught = warm_tango.Taught(args.warm, args.optim, args.slip, args.planted, args.copy)
     start = warm_tango.start(base, taught, args.out / "warm")
     base = configs.override(base, [f"model={start}"])
