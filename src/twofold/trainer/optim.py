@@ -70,7 +70,7 @@ def remember(optimizer: torch.optim.Optimizer, model: torch.nn.Module, found: Ma
     for key, value in found.items():
         name, _, kind = key.rpartition("/")
         if name not in own:
-            raise ValueError(f"the optimiser's state is another model's: it has {key!r}")
+            raise ValueError(f"the optimiser's state is another model's, or an older version wrote it: it has {key!r}")
         optimizer.state[own[name]][kind] = value.to(own[name].device)
 
 
