@@ -93,6 +93,25 @@ def extend(engine: Engine, chat: Chat, cut: Sequence[Rollout], sampling: Samplin
     ]
 
 
+def continuations(
+    engine: Engine,
+    chat: Chat,
+    task: Task,
+    rollouts: Sequence[Rollout],
+    ends: Sequence[Sequence[int]],
+    sampling: Sampling,
+) -> list[list[Group]]:
+    """``sampling.n`` continuations from each end of each rollout, whole from the prompt on and graded, in one call.
+
+    ``ends[i]`` are token counts of rollout i's completion.
+    """
+    starts = [
+        (r.problem, r.prompt, split(r.completion, end)[0]) for r, own in zip(rollouts, ends, strict=True) for end in own
+    ]
+    groups = iter(continued(engine, chat, task, starts, sampling))
+    return [[next(groups) for _ in own] for own in ends]
+
+
 def continued_values(
     engine: Engine,
     chat: Chat,
@@ -101,15 +120,13 @@ def continued_values(
     ends: Sequence[Sequence[int]],
     sampling: Sampling,
 ) -> list[list[float]]:
-    """Mean reward of ``sampling.n`` continuations from each end of each rollout (VinePPO, arXiv:2410.01679), in one call.
+    """The values of ``continuations`` from each end (VinePPO, arXiv:2410.01679)."""
+    return [[value(g) for g in own] for own in continuations(engine, chat, task, rollouts, ends, sampling)]
 
-    ``ends[i]`` are token counts of rollout i's completion. NaN where no continuation could be graded.
-    """
-    starts = [
-        (r.problem, r.prompt, split(r.completion, end)[0]) for r, own in zip(rollouts, ends, strict=True) for end in own
-    ]
-    groups = iter(continued(engine, chat, task, starts, sampling))
-    return [[mean([r.grade.reward for r in next(groups) if r.grade.reward is not None]) for _ in own] for own in ends]
+
+def value(group: Group) -> float:
+    """Mean reward of those that could be graded; NaN if none could."""
+    return mean([r.grade.reward for r in group if r.grade.reward is not None])
 
 
 def forced(tokens: list[int]) -> Completion:

@@ -62,7 +62,8 @@ class Decoder:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.width = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.padding = getattr(config, "pad_token_id", None)  # an embedding that transformers does not train
-        self.rotation = model.rotation if isinstance(model, Llama) else partial(_rotation, model)
+        plain = isinstance(model, Llama)
+        self.rotation = partial(_turned, model.frequencies(self.width)) if plain else partial(_scaled, model)
         weights = dict(model.named_parameters(remove_duplicate=False))
         self.embeddings, self.norm = weights["model.embed_tokens.weight"], weights["model.norm.weight"]
         self.layers = [self._layer(weights, f"model.layers.{i}.") for i in range(config.num_hidden_layers)]
@@ -98,7 +99,7 @@ class Decoder:
     def __call__(self, ids_B_T: Tensor, positions_B_T: Tensor, layout: Layout) -> Tensor:
         """Hidden states [B, T, hidden] behind the last norm, in ``dtype``."""
         x, rows = embedding(ids_B_T, self.embeddings, self.padding), ids_B_T.numel()
-        turn = self.rotation(positions_B_T, self.width)[:, :, None]
+        turn = self.rotation(positions_B_T)[:, :, None]
         with torch.autocast(x.device.type, enabled=False):
             x = _padded(x.flatten(0, 1))
             run = partial(checkpoint, self._run, use_reentrant=False) if self.recompute else self._run
@@ -134,10 +135,16 @@ class Decoder:
         return linear(_padded(hidden), *self.output)[: len(hidden)]
 
 
-def _rotation(model: Any, positions_B_T: Tensor, width: int) -> Tensor:
-    """``Llama.rotation`` of a model of ``transformers``, whose angles may be scaled."""
+def _turned(frequencies_D: Tensor, positions_B_T: Tensor) -> Tensor:
+    """Complex numbers [B, T, D], by which pairs of a head's dimensions are turned."""
+    angles = positions_B_T[..., None].float() * frequencies_D
+    return torch.complex(angles.cos(), angles.sin())
+
+
+def _scaled(model: Any, positions_B_T: Tensor) -> Tensor:
+    """The same of a model of ``transformers``, whose angles may be scaled."""
     like = torch.empty(0, device=positions_B_T.device)
-    cos, sin = (t[..., : width // 2] for t in model.base_model.rotary_emb(like, positions_B_T))
+    cos, sin = (t[..., : t.shape[-1] // 2] for t in model.base_model.rotary_emb(like, positions_B_T))
     return torch.complex(cos, sin)
 
 

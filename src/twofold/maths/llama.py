@@ -51,12 +51,11 @@ class Llama(nn.Module):
     def get_output_embeddings(self) -> nn.Module:
         return self.get_submodule("lm_head")
 
-    def rotation(self, positions_B_T: Tensor, width: int) -> Tensor:
-        """Complex numbers [B, T, width / 2], by which pairs of a head's dimensions are turned."""
+    def frequencies(self, width: int) -> Tensor:
+        """By how much each pair of a head's ``width`` dimensions turns from one position to the next, [width / 2]."""
         said = getattr(self.config, "rope_parameters", None) or vars(self.config)
-        steps = torch.arange(0, width, 2, device=positions_B_T.device).float() / width
-        angles = positions_B_T[..., None].float() * (1.0 / said["rope_theta"] ** steps)
-        return torch.complex(angles.cos(), angles.sin())
+        steps = torch.arange(0, width, 2, device=self.device).float() / width
+        return 1.0 / said["rope_theta"] ** steps
 
 
 def plain(config: Mapping[str, Any], names: Collection[str]) -> bool:

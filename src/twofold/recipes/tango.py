@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from twofold.compute.rollout import Task, continued, rollouts, split
+from twofold.compute.rollout import Task, continuations, rollouts, value
 from twofold.compute.verify import Verification, mean_verdicts, step_ends, verify
 from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, mean, rloo, spread, standardise, to_go
@@ -286,16 +286,11 @@ class Recipe:
         self, engine: Engine, everyone: Sequence[Rollout], ends: Sequence[Sequence[int]], sampling: Sampling
     ) -> tuple[list[list[bool | None]], float]:
         """Of every step, by continuations from its two ends; and how many tokens those wrote."""
-        config = self.config
-        begun = [(r, split(r.completion, end)[0]) for r, own in zip(everyone, ends, strict=True) for end in [0, *own]]
-        starts = [(r.problem, r.prompt, c) for r, c in begun]
-        more = replace(sampling, n=config.continuations, seed=sampling.seed + 2)
-        groups = continued(engine, self.chat, self.task, starts, more)
-        written = sum(
-            _tokens(r.completion for r in g) - more.n * len(c.tokens) for g, (_, c) in zip(groups, begun, strict=True)
-        )
-        values = iter([mean([r.grade.reward for r in g if r.grade.reward is not None]) for g in groups])
-        return [monte_carlo([next(values) for _ in [0, *own]], config.label_ratio) for own in ends], written
+        n, ratio = self.config.continuations, self.config.label_ratio
+        more = replace(sampling, n=n, seed=sampling.seed + 2)
+        groups = continuations(engine, self.chat, self.task, everyone, [[0, *own] for own in ends], more)
+        written = _tokens(r.completion for own in groups for g in own for r in g) - n * sum(map(sum, ends))
+        return [monte_carlo([value(g) for g in own], ratio) for own in groups], written
 
     def reward(
         self, critique: Critique, right: bool, steps: int, counted: bool, labels: Sequence[bool | None]

@@ -35,7 +35,8 @@ def save(
     draft = final.with_name(final.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
     save_model(draft, learner.model, tokenizer)
-    save_file(moments(learner.optimizer, learner.model), draft / OPTIMIZER)
+    found = moments(learner.optimizer, learner.model)
+    save_file({k: v.contiguous() for k, v in found.items()}, draft / OPTIMIZER)
     (draft / STATE).write_text(
         json.dumps({"step": step, "learner_step": learner.step, "memory": dict(memory or {})}) + "\n"
     )
