@@ -31,10 +31,10 @@ from common import SMALL, Worker, question, qwen2, record, timed, tokenizer, wit
 from twofold.cli import keep_memory
 from twofold.engines.native import NativeEngine
 from twofold.maths.credit import grpo, rloo
+from twofold.models.io import load_model
 from twofold.recipes.rlv import RLV, Recipe
 from twofold.text.chat import Chat
 from twofold.trainer.learner import Learner, Loss
-from twofold.trainer.model import load_model
 from twofold.trainer.optim import Optim
 from twofold.types import Grade, Problem, Sample, Sampling
 

@@ -36,7 +36,7 @@ def measure(
     from common import question, qwen2, tokenizer
 
     from twofold.engines.native import NativeEngine
-    from twofold.maths.attention import install
+    from twofold.models.attention import install
     from twofold.text.chat import Chat
     from twofold.trainer.learner import Learner, Loss
     from twofold.trainer.optim import Optim

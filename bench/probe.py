@@ -12,15 +12,15 @@ import argparse
 from collections.abc import Sequence
 
 from common import SMALL, interleaved, question, qwen2, record, tokenizer, with_lengths
+from twofold.text.segments import Episodes
 
 import twofold
 from twofold.compute.probe import Prover, boundaries, probe
 from twofold.compute.rollout import rollouts
 from twofold.engines.native import NativeEngine
-from twofold.maths.attention import install
+from twofold.models.attention import install
 from twofold.tasks.procedural import Sums
 from twofold.text.chat import Chat
-from twofold.text.episodes import Episodes
 from twofold.types import Group, Problem, Sampling
 
 PROVER = Prover(opening="<think>\n", hurry="", answer="\n\\boxed{", tokens=8)

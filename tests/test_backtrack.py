@@ -12,15 +12,15 @@ import pytest
 from test_mrt import Scripted, Words, context, credit
 
 import twofold
-from twofold import config as configs
-from twofold import run
+from twofold import run, toml
 from twofold.compute.backtrack import Backtracking, backtracking, tried
 from twofold.compute.rollout import rollouts
-from twofold.options import Config
+from twofold.config import Config
 from twofold.recipes.backtrack import MRTB, Recipe
 from twofold.tasks.procedural import Sums
-from twofold.text.backtrack import MARK, attempts, line_starts
 from twofold.text.chat import Chat
+from twofold.text.prompts import BACKTRACK
+from twofold.text.segments import attempts, line_starts
 from twofold.types import Sample, Sampling
 
 ROOT = Path(__file__).parents[1]
@@ -212,7 +212,7 @@ def test_a_warm_start_goes_back_to_the_best_prefix(chat):
     """Success 1/2 without a line, 1 with the first: the second is taken back, and its first right continuation learnt."""
     script = [{"Q0": [FAILED, RIGHT]}, {"Q0": ["x no", "y yes"], "Q0a\n": ["yes", "d yes"]}]
     samples, stats, engine = collect(chat, script, method="warm", continuations=2)
-    assert learnt(chat, samples) == [("Q0c\nyes", ""), ("Q0a\nb no", f"\n{MARK.format(2)}yes")]
+    assert learnt(chat, samples) == [("Q0c\nyes", ""), ("Q0a\nb no", f"\n{BACKTRACK.format(2)}yes")]
     assert (stats["backtrack/kept"], stats["backtrack/success"], stats["backtrack/line"]) == (1, 1, 2)
     assert engine.calls[1][1].n == 2
 
@@ -220,7 +220,7 @@ def test_a_warm_start_goes_back_to_the_best_prefix(chat):
 def test_the_longer_of_equal_prefixes_and_nothing_where_no_continuation_is_right(chat):
     script = [{"Q0": [FAILED, FAILED]}, {"Q0": ["yes", "no"], "Q0a\n": ["no", "d yes"]}]
     samples, _, _ = collect(chat, script, method="warm", continuations=2)
-    assert {suffix for _, suffix in learnt(chat, samples)} == {f"\n{MARK.format(2)}d yes"}
+    assert {suffix for _, suffix in learnt(chat, samples)} == {f"\n{BACKTRACK.format(2)}d yes"}
     script = [{"Q0": [FAILED, "late"]}, {"Q0": ["no", "late"], "Q0a\n": ["no", "no"]}]
     samples, stats, _ = collect(chat, script, method="warm", continuations=2)
     assert samples == [] and stats["backtrack/kept"] == 0
@@ -229,14 +229,14 @@ def test_the_longer_of_equal_prefixes_and_nothing_where_no_continuation_is_right
 def test_the_whole_turn_may_be_learnt(chat):
     script = [{"Q0": [FAILED, RIGHT]}, {"Q0": ["x no"], "Q0a\n": ["yes"]}]
     samples, _, _ = collect(chat, script, method="warm", continuations=1, learn="turn")
-    assert learnt(chat, samples) == [("Q0", RIGHT), ("Q0", f"{FAILED}\n{MARK.format(2)}yes")]
+    assert learnt(chat, samples) == [("Q0", RIGHT), ("Q0", f"{FAILED}\n{BACKTRACK.format(2)}yes")]
 
 
 def test_the_baselines(chat):
     """RISE: a failed attempt and a right one of the same problem, from the first line on. STaR: right ones only."""
     script = [{"Q0": [FAILED, RIGHT]}]
     samples, _, _ = collect(chat, script, method="rise")
-    assert learnt(chat, samples) == [("Q0c\nyes", ""), ("Q0a\nb no", f"\n{MARK.format(1)}c\nyes")]
+    assert learnt(chat, samples) == [("Q0c\nyes", ""), ("Q0a\nb no", f"\n{BACKTRACK.format(1)}c\nyes")]
     assert learnt(chat, collect(chat, script, method="star")[0]) == [("Q0", RIGHT)]
     assert collect(chat, [{"Q0": [FAILED, FAILED]}], method="rise")[0] == []
 
@@ -282,8 +282,8 @@ def test_continuations_are_computed_from_the_attempts_own_cache(model, chat):
     [["recipe.method=rl", "recipe.source=start", "loss.beta=0.1"], ["recipe.method=warm"], ["recipe.method=rise"]],
 )
 def test_the_config_in_the_repository_runs(settings, tmp_path):
-    base = configs.load(Config, ROOT / "configs" / "backtrack-sums.toml")
-    config = configs.override(base, [*settings, "train.steps=2", "rollout.problems=2", "rollout.max_tokens=40"])
+    base = toml.load(Config, ROOT / "configs" / "backtrack-sums.toml")
+    config = toml.override(base, [*settings, "train.steps=2", "rollout.problems=2", "rollout.max_tokens=40"])
     run.train(config, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all(line["skipped"] == 0 for line in lines)

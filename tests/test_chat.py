@@ -14,7 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from twofold.text.chat import JUDGE, Chat, Turn
+from twofold.text.chat import Chat, Turn
+from twofold.text.prompts import JUDGE
 
 QUESTION = "What is 12 + 34?\nGive the sum in \\boxed{}."
 SOLUTION = "12 + 34 = 46.\n\nSo the sum is \\boxed{46}."

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twofold.config import ConfigError, from_dict, load, options, override, to_toml
+from twofold.toml import ConfigError, from_dict, load, options, override, to_toml
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twofold.text.cut import step_ends
+from twofold.text.segments import step_ends
 
 
 def steps(*pieces: str) -> list[str]:

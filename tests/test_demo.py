@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from twofold import cli, config, demo, run
 from twofold.compute.rollout import rollouts
+from twofold.config import ALIASES, Config
 from twofold.evals.pools import read_pools
-from twofold.options import ALIASES, Config
 from twofold.tasks.procedural import Sums
 from twofold.types import Sampling
 

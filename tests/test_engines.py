@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from oracle import HFEngine
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
 from twofold.engines.base import Engine
-from twofold.engines.hf import HFEngine
 from twofold.engines.kv import DEEPEST, KV
 from twofold.engines.native import NativeEngine
 from twofold.engines.sampling import draw, uniforms
-from twofold.maths import attention
-from twofold.maths.attention import Packing, install
-from twofold.maths.decoder import Decoder
-from twofold.maths.logprobs import token_logprobs
-from twofold.trainer.model import load_model
+from twofold.models import attention
+from twofold.models.attention import Packing, install
+from twofold.models.decoder import Decoder
+from twofold.models.io import load_model
+from twofold.models.logprobs import token_logprobs
 from twofold.types import COLDEST, Completion, Sampling
 
 torch.set_num_threads(1)
@@ -97,8 +97,8 @@ def logprobs_of(groups: list[list[Completion]]) -> list[float]:
 
 
 def near(numbers: Any) -> Any:
-    """fp32 rounding: the wide random weights stretch 1e-7 to about 2e-5."""
-    return pytest.approx(numbers, abs=5e-5, rel=0)
+    """fp32 rounding: the wide random weights stretch 1e-7 to 2e-5 with AVX-512 products, and to 5.4e-5 with AVX2 ones."""
+    return pytest.approx(numbers, abs=1e-4, rel=0)
 
 
 # What is sampled ------------------------------------------------------------------------------------------------------

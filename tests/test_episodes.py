@@ -15,13 +15,13 @@ from twofold.maths.regret import (
     token_efficiency,
     tokens_at,
 )
-from twofold.text.episodes import Episodes, episode_ends, token_ends
+from twofold.text.segments import Episodes, episode_ends, episode_places
 
 # ---------------------------------------------------------------- segmentation
 
 
 def cut(text: str, **options: int) -> list[str]:
-    ends = episode_ends(text, Episodes(**options))
+    ends = episode_places(text, Episodes(**options))
     return [text[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
 
@@ -57,10 +57,10 @@ def test_marks_are_at_the_beginning_of_a_paragraph_and_case_counts():
 
 def test_a_token_belongs_to_the_episode_in_which_it_begins():
     config = Episodes(shortest=1)
-    assert token_ends(["A", "\n\n", "Wait", " b"], config) == [2, 4]
-    assert token_ends(["A\n", "\nWait", " b\n\n", "But", " wait"], config) == [2, 3, 5]  # cut inside "\nWait"
-    assert token_ends(["A\n\nWait"], config) == [1]  # a cut inside the only token cannot be made
-    assert token_ends([], config) == [0]
+    assert episode_ends(["A", "\n\n", "Wait", " b"], config) == [2, 4]
+    assert episode_ends(["A\n", "\nWait", " b\n\n", "But", " wait"], config) == [2, 3, 5]  # cut inside "\nWait"
+    assert episode_ends(["A\n\nWait"], config) == [1]  # a cut inside the only token cannot be made
+    assert episode_ends([], config) == [0]
 
 
 def test_bad_episodes_are_refused():

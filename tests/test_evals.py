@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from twofold import run
 from twofold.evals.pools import read_header, read_pools
 from twofold.evals.run import Eval
+from twofold.models.io import save_model
 from twofold.tasks.procedural import Sums
-from twofold.text.chat import JUDGE
-from twofold.trainer.model import save_model
+from twofold.text.prompts import JUDGE
 from twofold.types import Pool
 
 SMALL = Eval(problems=3, n=4, max_tokens=12, batch=2)

@@ -17,7 +17,7 @@ from twofold.compute.plan import parse
 from twofold.compute.solve import solve
 from twofold.run import Model, load, same
 from twofold.tasks.procedural import Sums
-from twofold.text.chat import JUDGE
+from twofold.text.prompts import JUDGE
 from twofold.types import Sampling
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "interop"

@@ -22,9 +22,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from transformers import AutoModelForCausalLM
 
 from twofold.engines.native import NativeEngine
-from twofold.maths.attention import Packing
+from twofold.models.attention import Packing
+from twofold.models.io import load_model
 from twofold.trainer.learner import Diverged, Learner, Loss
-from twofold.trainer.model import load_model
 from twofold.trainer.optim import Muon, Optim, make, moments, rate, remember
 from twofold.types import Sample, Sampling
 

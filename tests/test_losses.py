@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from twofold.maths import logprobs
 from twofold.maths.losses import clipped, k3
-from twofold.maths.norm import RMSNorm, replace_norms
 from twofold.maths.packing import micro_batches
 from twofold.maths.weights import policy_weights, target_weights
+from twofold.models import logprobs
+from twofold.models.norm import RMSNorm, replace_norms
 
 
 def numbers(*values: float) -> Tensor:

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from oracle import HFEngine
 from random_models import random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from twofold.engines.hf import HFEngine
 from twofold.engines.native import NativeEngine
-from twofold.maths.llama import Llama
-from twofold.trainer.model import load_model, load_tokenizer, save_model
+from twofold.models.io import load_model, load_tokenizer, save_model
+from twofold.models.llama import Llama
 
 TEXTS, ENDS = [[5, 6, 70, 8, 9, 200, 31], [9, 10]], [[30, 31, 32], [33]]
 

@@ -14,21 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twofold.text.segments import Episodes
 from words import Words, credit
 
 import twofold
-from twofold import config as configs
-from twofold import run
+from twofold import run, toml
 from twofold.compute.cost import Cost
 from twofold.compute.probe import Probe, Prover, boundaries, probe
 from twofold.compute.rollout import rollouts
+from twofold.config import Config
 from twofold.engines.base import Finished, told, unheard
 from twofold.maths.credit import grpo
-from twofold.options import Config
 from twofold.recipes.mrt import MRT, Recipe, best_prefix, branch_advantages, penalised
 from twofold.tasks.procedural import Sums
 from twofold.text.chat import Chat
-from twofold.text.episodes import Episodes
 from twofold.types import Completion, Grade, Rollout, Sample, Sampling
 
 ROOT = Path(__file__).parents[1]
@@ -452,8 +451,8 @@ def test_bad_options_are_refused(wrong):
     ],
 )
 def test_the_config_in_the_repository_runs(settings, tmp_path):
-    base = configs.load(Config, ROOT / "configs" / "mrt-sums.toml")
-    config = configs.override(base, [*settings, "train.steps=2", "rollout.problems=2", "rollout.max_tokens=60"])
+    base = toml.load(Config, ROOT / "configs" / "mrt-sums.toml")
+    config = toml.override(base, [*settings, "train.steps=2", "rollout.problems=2", "rollout.max_tokens=60"])
     run.train(config, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all(line["skipped"] == 0 for line in lines)

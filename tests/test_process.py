@@ -16,22 +16,15 @@ from hypothesis import strategies as st
 
 import twofold
 from twofold import cli
-from twofold.evals import process
-from twofold.evals.process import Critic, paragraphs, predict, prefix_values, said, score, solution, tuned
-from twofold.maths.process import (
-    best_threshold,
-    class_weights,
-    decayed,
-    first_error,
-    grpo_steps,
-    process_score,
-    rloo_steps,
-    until_error,
-)
+from twofold.evals import critic
+from twofold.evals.critic import Critic, paragraphs, predict, prefix_values, said, score, solution, tuned
+from twofold.maths.processbench import best_threshold, first_error, process_score
+from twofold.maths.step_credit import class_weights, decayed, grpo_steps, rloo_steps, until_error
 from twofold.tasks.datasets import DataError
 from twofold.tasks.procedural import Countdown, Letters, Sums
 from twofold.tasks.processbench import Case, Planted, load_cases
-from twofold.text.chat import CRITIQUE, Chat
+from twofold.text.chat import Chat
+from twofold.text.prompts import CRITIQUE
 from twofold.text.steps import read
 from twofold.types import Completion, Sampling
 
@@ -332,15 +325,13 @@ def test_thresholded_p_yes_at_prefixes(model: Any) -> None:
 def test_critics_with_the_shipped_model(model: Any) -> None:
     """It was taught critiques: all of them can be read, and they find more planted errors than a guess would."""
     cases = [Planted(Letters()).case(i) for i in range(24)]
-    critic = Critic(cut="lines", question=CRITIQUE, max_tokens=64)
-    found = score(model.engine, model.chat, cases, critic)
+    verifier = Critic(cut="lines", question=CRITIQUE, max_tokens=64)
+    found = score(model.engine, model.chat, cases, verifier)
     assert found.unreadable < 0.1
     values = prefix_values(model.engine, model.chat, cases, "lines")
     assert [len(v) for v in values] == [len(c.steps) for c in cases] and all(0 <= v <= 1 for row in values for v in row)
     whole = solution(model.chat, cases[1], "lines")
-    assert values[1][-1] == pytest.approx(
-        process.p_yes(model.engine, model.chat, [whole], normalised=True)[0], abs=1e-4
-    )
+    assert values[1][-1] == pytest.approx(critic.p_yes(model.engine, model.chat, [whole], normalised=True)[0], abs=1e-4)
 
 
 def test_the_command(model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -359,9 +350,9 @@ def test_a_threshold_is_chosen_on_other_cases(model: Any, monkeypatch: pytest.Mo
     """On the training side of a procedural task, which shares no question with the test side."""
     seen: list[set[str]] = []
     for name in ("tuned", "score"):
-        plain = getattr(process, name)
+        plain = getattr(critic, name)
         monkeypatch.setattr(
-            process, name, lambda e, c, xs, critic, f=plain: seen.append({x.problem for x in xs}) or f(e, c, xs, critic)
+            critic, name, lambda e, c, xs, how, f=plain: seen.append({x.problem for x in xs}) or f(e, c, xs, how)
         )
     words = ["critic", "tiny", "letters", "--number=6", "--how", "p_yes", "--cut", "lines", "--tune-on", "letters"]
     assert cli.main(words) == 0

@@ -20,12 +20,13 @@ from twofold.compute.rollout import rollouts
 from twofold.engines.base import Finished, told, unheard
 from twofold.engines.native import NativeEngine
 from twofold.maths.credit import grpo, rloo
-from twofold.recipes import base, rlv, sft
+from twofold.models.io import load_model
+from twofold.recipes import pretrain, rlv, sft
 from twofold.recipes.corpus import Mix, document
 from twofold.recipes.rlv import RLV
 from twofold.tasks.procedural import Countdown, Letters, Sums, apply, evaluate
-from twofold.text.chat import CRITIQUE, JUDGE, Chat, Turn
-from twofold.trainer.model import load_model
+from twofold.text.chat import Chat, Turn
+from twofold.text.prompts import CRITIQUE, JUDGE
 from twofold.types import Completion, Problem, Sample, Sampling
 
 
@@ -359,7 +360,7 @@ def test_a_quoted_solution_is_no_target(chat):
 
 
 def test_base_sees_every_document_once(chat):
-    r = base.Recipe(base.Base(documents=5), chat, seed=3)
+    r = pretrain.Recipe(pretrain.Base(documents=5), chat, seed=3)
     steps = [r.collect(Scripted(chat, {}), [], step)[0]["policy"] for step in (0, 1, 0)]
     assert steps[0] == steps[2]
     expected = [sft.sample(chat, document(3, i, Mix())) for i in range(10)]
@@ -454,7 +455,7 @@ def test_judgements_in_the_corpus_know_nothing():
 
 
 def test_the_corpus_teaches_the_very_token_that_is_read_as_the_verdict():
-    chat = Chat(base.make_tokenizer(base.Base()))
+    chat = Chat(pretrain.make_tokenizer(pretrain.Base()))
     documents = [document(SEED, i, Mix(critique=0.0, questions=0.0, judgement=1.0, think=0.0)) for i in range(50)]
     for turns in documents:
         s = sft.sample(chat, turns)

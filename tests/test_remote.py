@@ -24,7 +24,7 @@ from twofold.engines import wire
 from twofold.engines.base import UpstreamError
 from twofold.evals.pools import read_header, read_pools
 from twofold.run import Eval, Model, connect, evaluate, service, solve_many
-from twofold.serve import loop
+from twofold.serve import scheduler
 from twofold.types import Completion, Sampling
 
 PUZZLES = [PUZZLE, "Start with 47. Add 38. What is the result?", "Start with 3. Multiply by 5. What is the result?"]
@@ -438,7 +438,7 @@ def test_a_failure_behind_is_the_gateways_error(
 
 
 def test_a_silent_server_behind_is_a_timeout(through: Model, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "LATE", 0.2)
+    monkeypatch.setattr(scheduler, "LATE", 0.2)
     with serving(through) as front:
         proxy.answer = flaky.hang
         status, reply, _ = front.ask("/v1/chat/completions", chat_body("tiny:weighted-4", timeout=0.1))

@@ -27,7 +27,8 @@ from twofold.engines.sampling import uniforms
 from twofold.maths.search import particle_probabilities, puct, rebase_allocation
 from twofold.maths.votes import choose
 from twofold.tasks.procedural import Sums
-from twofold.text.chat import JUDGE, Chat
+from twofold.text.chat import Chat
+from twofold.text.prompts import JUDGE
 from twofold.types import Completion, Rollout, Sampling
 
 # ---------------------------------------------------------------- arithmetic

@@ -14,7 +14,7 @@ from serving import PUZZLE, Served, chat_body, events, exact, serving
 from twofold.compute.plan import Plan, parse
 from twofold.compute.solve import solve
 from twofold.run import Model, same
-from twofold.text.chat import JUDGE
+from twofold.text.prompts import JUDGE
 from twofold.types import Completion, Sampling
 
 MESSAGES: Any = [{"role": "user", "content": PUZZLE}]

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.engines.native import NativeEngine
+from twofold.models.io import load_model
 from twofold.run import load
-from twofold.serve.loop import Cancelled, Client, Loop, Ticket
-from twofold.serve.text import Reader, Stops
+from twofold.serve.detokenize import Reader, Stops
+from twofold.serve.scheduler import Cancelled, Client, Loop, Ticket
 from twofold.text.chat import Chat
-from twofold.trainer.model import load_model
 from twofold.types import Completion, Sampling
 
 PROMPTS = [[5, 17, 300, 42, 9], [8], [77, 78], list(range(100, 120)), [200, 3, 201], [9, 9, 9], [50], [60, 61]]

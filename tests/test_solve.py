@@ -19,12 +19,12 @@ from twofold.compute.search import Beam
 from twofold.compute.select import Seen, classes, select
 from twofold.compute.solve import MAKERS, solve
 from twofold.compute.tree import Steps
-from twofold.config import ConfigError
 from twofold.maths.confidence import trace
 from twofold.maths.posterior import Calibration, posterior
 from twofold.maths.stopping import Adaptive, Fixed, Lengths, Posterior, Windows, verdict
 from twofold.tasks.procedural import Sums
-from twofold.text.chat import CRITIQUE
+from twofold.text.prompts import CRITIQUE
+from twofold.toml import ConfigError
 from twofold.types import Completion, Sampling
 
 QUESTIONS = [Sums().problem("test", i).question for i in range(5)]

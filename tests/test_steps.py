@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twofold.text.steps import read, solution_format, spans, token_ends, written
+from twofold.text.steps import read, solution_format, span_ends, spans, written
 
 R, W = r"\boxed{CORRECT}", r"\boxed{INCORRECT}"
 
@@ -55,14 +55,14 @@ def test_steps_by_lines(text: str, expected: list[str]) -> None:
 
 def test_a_step_ends_behind_the_token_with_its_last_character() -> None:
     pieces = ["<think>\n", "<step>", "a", "</step>\n", "<step>b</", "step", ">", "\n</think>"]
-    assert token_ends(pieces) == [4, 7]
-    assert token_ends(["<step>a</step><step>b</step>", "."]) == [1, 1]  # two in one token
-    assert token_ends(["1", "=1\n", "2=2", "\n\\bo", "xed{2}"], "lines") == [2, 4]
+    assert span_ends(pieces) == [4, 7]
+    assert span_ends(["<step>a</step><step>b</step>", "."]) == [1, 1]  # two in one token
+    assert span_ends(["1", "=1\n", "2=2", "\n\\bo", "xed{2}"], "lines") == [2, 4]
 
 
 @given(st.lists(st.text("ab<>/step\n", max_size=6)), st.sampled_from(["tags", "lines"]))
 def test_any_pieces_give_ends_in_order_that_cover_the_steps(pieces: list[str], cut: str) -> None:
-    ends = token_ends(pieces, cut)  # type: ignore[arg-type]
+    ends = span_ends(pieces, cut)  # type: ignore[arg-type]
     assert ends == sorted(ends) and all(0 < e <= len(pieces) for e in ends)
     for end, (_, stop) in zip(ends, spans("".join(pieces), cut), strict=True):  # type: ignore[arg-type]
         assert len("".join(pieces[: end - 1])) < stop <= len("".join(pieces[:end]))

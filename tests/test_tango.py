@@ -17,8 +17,7 @@ import pytest
 from words import credit
 
 import twofold
-from twofold import config as configs
-from twofold import run
+from twofold import run, toml
 from twofold.compute.judge import verdicts
 from twofold.compute.plan import Plan, parse
 from twofold.compute.rollout import forced, rollouts, ungraded
@@ -26,17 +25,18 @@ from twofold.compute.search import Beam, beam
 from twofold.compute.value import step_value
 from twofold.compute.verify import step_ends
 from twofold.compute.verify import verify as verifications
+from twofold.config import Config
 from twofold.engines.base import Finished, told, unheard
 from twofold.engines.native import NativeEngine
 from twofold.evals.plans import replayable
 from twofold.evals.pools import read_header, read_pools
 from twofold.evals.run import Eval
 from twofold.maths.credit import grpo, standardise
-from twofold.options import Config
 from twofold.recipes.tango import Recipe, Tango, monte_carlo, planned, turn
 from twofold.tasks.procedural import Sums
-from twofold.text.chat import CRITIQUE, Chat
-from twofold.text.steps import SOLVE, VERIFY, read
+from twofold.text.chat import Chat
+from twofold.text.prompts import CRITIQUE, SOLVE, VERIFY
+from twofold.text.steps import read
 from twofold.trainer import checkpoint
 from twofold.types import Completion, Grade, Problem, Sample, Sampling
 
@@ -555,9 +555,9 @@ def test_plans_and_evaluations_by_written_verdicts(tmp_path: Path) -> None:
 
 
 def small(*settings: str) -> Config:
-    base = configs.load(Config, ROOT / "configs" / "tango-sums.toml")
+    base = toml.load(Config, ROOT / "configs" / "tango-sums.toml")
     fast = ["recipe.verifier_warmup=1", "recipe.generator_updates=1", "recipe.rollouts=3", "train.steps=4"]
-    return configs.override(base, [*fast, "rollout.problems=3", "train.save_every=2", *settings])
+    return toml.override(base, [*fast, "rollout.problems=3", "train.save_every=2", *settings])
 
 
 def metrics(out: Path) -> list[dict[str, float]]:
@@ -622,11 +622,11 @@ def test_the_published_config_trains_two_models(tiny_qwen: Path, tmp_path: Path)
     """On random weights with that model's chat format: bfloat16, checkpointing, KL to two references, tagged steps."""
     rows = [{"problem": f"What is {i} + {i}?", "solution": f"It is $\\boxed{{{2 * i}}}$."} for i in range(4)]
     (tmp_path / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    base = configs.load(Config, ROOT / "configs" / "tango-qwen2.5-math-1.5b.toml")
+    base = toml.load(Config, ROOT / "configs" / "tango-qwen2.5-math-1.5b.toml")
     assert base.system == SOLVE and base.recipe == Tango(
         share=False, verifier="Qwen/Qwen2.5-1.5B", verifier_tokens=4096
     )
-    config = configs.override(
+    config = toml.override(
         base,
         [f"model={tiny_qwen}", f"recipe.verifier={tiny_qwen}", f"task.source={tmp_path / 'math.jsonl'}", "train.steps=2",
          "rollout.problems=2", "rollout.max_tokens=12", "recipe.verifier_tokens=12", "recipe.verifier_warmup=1",

@@ -11,9 +11,9 @@ from twofold.compute.cost import Cost, Made
 from twofold.compute.judge import p_yes
 from twofold.compute.judge import question as judgement
 from twofold.compute.rollout import forced, join, split
-from twofold.compute.think import EXTRAPOLATION, Correction, Forcing, correction, forcing
+from twofold.compute.think import Correction, Forcing, correction, forcing
 from twofold.tasks.procedural import Sums
-from twofold.text.chat import JUDGE
+from twofold.text.prompts import EXTRAPOLATION, JUDGE
 from twofold.types import Completion, Sampling
 
 THINK = dict(opening="<think>\n", end="</think>", answer="")

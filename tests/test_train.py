@@ -20,16 +20,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from twofold import cli, run
-from twofold import config as configs
-from twofold.options import ALIASES, Config, Data, Rollouts, Train
-from twofold.recipes.base import Base
+from twofold import cli, run, toml
+from twofold.config import ALIASES, Config, Data, Rollouts, Train
+from twofold.models.io import load_model
+from twofold.recipes.pretrain import Base
 from twofold.recipes.rlv import RLV
 from twofold.recipes.sft import SFT
 from twofold.tasks.procedural import Sums
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner, Loss
-from twofold.trainer.model import load_model
 from twofold.trainer.optim import Optim
 from twofold.types import Sample
 
@@ -76,7 +75,7 @@ def killed_after_two_steps(finished: Path, out: Path) -> Path:
 def test_a_run_directory(finished, tiny_model):
     assert sorted(os.listdir(finished)) == ["checkpoints", "config.toml", "metrics.jsonl"]
     assert sorted(os.listdir(finished / "checkpoints")) == ["step-2", "step-4"]
-    assert configs.load(Config, finished / "config.toml") == small(tiny_model)
+    assert toml.load(Config, finished / "config.toml") == small(tiny_model)
 
 
 def test_metrics(finished):
@@ -209,7 +208,7 @@ def test_a_run_is_not_overwritten(finished, tiny_model):
 def test_another_config_is_refused_by_name(finished, tiny_model, change, named):
     with pytest.raises(ValueError, match=f"made with another config.*{named}"):
         run.train(replace(small(tiny_model), **change), finished, resume=True)
-    assert configs.load(Config, finished / "config.toml") == small(tiny_model)
+    assert toml.load(Config, finished / "config.toml") == small(tiny_model)
 
 
 def test_a_run_that_never_began_leaves_nothing_in_the_way(tiny_model, tmp_path):
@@ -297,17 +296,17 @@ def test_a_base_model_from_nothing(tmp_path):
 
 
 @pytest.fixture
-def toml(tiny_model: Path, tmp_path: Path) -> Path:
+def small_toml(tiny_model: Path, tmp_path: Path) -> Path:
     path = tmp_path / "small.toml"
-    path.write_text(configs.to_toml(small(tiny_model)))
+    path.write_text(toml.to_toml(small(tiny_model)))
     return path
 
 
-def test_dry_run_prints_a_config_that_reads_back(toml, tiny_model, tmp_path, capsys):
-    assert cli.main(["train", str(toml), "--optim.lr", "3e-5", "recipe.estimator=vineppo", "--dry-run"]) == 0
+def test_dry_run_prints_a_config_that_reads_back(small_toml, tiny_model, tmp_path, capsys):
+    assert cli.main(["train", str(small_toml), "--optim.lr", "3e-5", "recipe.estimator=vineppo", "--dry-run"]) == 0
     (tmp_path / "printed.toml").write_text(capsys.readouterr().out)
     expected = replace(small(tiny_model, estimator="vineppo"), optim=Optim(lr=3e-5, schedule="cosine"))
-    assert configs.load(Config, tmp_path / "printed.toml") == expected
+    assert toml.load(Config, tmp_path / "printed.toml") == expected
 
 
 @pytest.mark.parametrize(
@@ -319,20 +318,20 @@ def test_dry_run_prints_a_config_that_reads_back(toml, tiny_model, tmp_path, cap
         ("--train.steps=many", "train.steps must be a whole number"),
     ],
 )
-def test_a_wrong_option_is_named_with_its_remedy(toml, option, hint, capsys):
-    assert cli.main(["train", str(toml), option, "--dry-run"]) == 2
+def test_a_wrong_option_is_named_with_its_remedy(small_toml, option, hint, capsys):
+    assert cli.main(["train", str(small_toml), option, "--dry-run"]) == 2
     said = capsys.readouterr()
     assert hint in said.err and said.err.count("\n") == 1 and not said.out
 
 
-def test_an_existing_run_is_a_one_line_error(toml, finished, capsys):
-    assert cli.main(["train", str(toml), "--out", str(finished)]) == 2
+def test_an_existing_run_is_a_one_line_error(small_toml, finished, capsys):
+    assert cli.main(["train", str(small_toml), "--out", str(finished)]) == 2
     assert re.fullmatch(r"twofold: .* already holds a run: .*--resume.*\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
 def test_shipped_configs_fit(path):
-    assert configs.load(Config, path, ALIASES)
+    assert toml.load(Config, path, ALIASES)
 
 
 def test_the_qwen_config_trains_a_qwen(tiny_qwen, tmp_path, monkeypatch):
@@ -341,8 +340,8 @@ def test_the_qwen_config_trains_a_qwen(tiny_qwen, tmp_path, monkeypatch):
         {"problem": f"What is {i} + {i}?", "solution": f"It is $\\boxed{{{2 * i}}}$.", "level": "1"} for i in range(8)
     ]
     (tmp_path / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = configs.override(
-        configs.load(Config, ROOT / "configs" / "rlv-qwen2.5-math-1.5b.toml"),
+    config = toml.override(
+        toml.load(Config, ROOT / "configs" / "rlv-qwen2.5-math-1.5b.toml"),
         [f"model={tiny_qwen}", f"task.source={tmp_path / 'math.jsonl'}", "rollout.problems=4", "rollout.max_tokens=12",
          "recipe.rollouts=3", "train.steps=2", "optim.lr=1e-3"],
     )  # fmt: skip
@@ -366,13 +365,13 @@ def test_the_qwen_config_trains_a_qwen(tiny_qwen, tmp_path, monkeypatch):
 
 
 def test_aliases_lead_to_options_that_exist():
-    assert {name for name in ALIASES.values() if not name.startswith("--")} <= set(configs.options(Config))
+    assert {name for name in ALIASES.values() if not name.startswith("--")} <= set(toml.options(Config))
 
 
 @pytest.mark.timeout(300)  # a process of its own, which on a busy machine takes its time to start
 def test_sigterm_finishes_the_step_saves_and_can_be_resumed(tiny_model, tmp_path, capsys):
     config = replace(small(tiny_model), rollout=Rollouts(problems=4, max_tokens=24), train=Train(steps=8, save_every=0))
-    (tmp_path / "long.toml").write_text(configs.to_toml(config))
+    (tmp_path / "long.toml").write_text(toml.to_toml(config))
     out = tmp_path / "run"
     arguments = ["train", str(tmp_path / "long.toml"), "--out", str(out)]
     lines = out / "metrics.jsonl"
@@ -400,7 +399,7 @@ def test_sigterm_finishes_the_step_saves_and_can_be_resumed(tiny_model, tmp_path
 
 def test_options_change_only_on_purpose():
     """What users write in their configs. A name that goes away here breaks somebody's run."""
-    assert configs.options(Config) == OPTIONS
+    assert toml.options(Config) == OPTIONS
 
 
 OPTIONS = [

@@ -15,8 +15,8 @@ from its_hub import AbstractOutcomeRewardModel, BestOfN, OpenAICompatibleLanguag
 from openai import AsyncOpenAI
 
 from twofold.tasks.procedural import Sums
-from twofold.text.chat import JUDGE
 from twofold.text.extract import final_answer
+from twofold.text.prompts import JUDGE
 
 
 class PYes(AbstractOutcomeRewardModel):

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twofold.compute.plan import Plan as Plan
+    from twofold.config import Config as Config
     from twofold.evals.report import report as report
     from twofold.evals.run import Eval as Eval
     from twofold.maths.votes import choose as choose
-    from twofold.options import Config as Config
     from twofold.run import connect as connect
     from twofold.run import evaluate as evaluate
     from twofold.run import load as load
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Plan": "compute.plan", "report": "evals.report", "Eval": "evals.run", "choose": "maths.votes", "Config": "options",
+    "Plan": "compute.plan", "report": "evals.report", "Eval": "evals.run", "choose": "maths.votes", "Config": "config",
     "connect": "run", "evaluate": "run", "load": "run", "solve": "run", "train": "run",
     "grade": "tasks.grading", "Grade": "types", "Stopped": "types",
 }  # fmt: skip

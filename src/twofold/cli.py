@@ -115,7 +115,7 @@ def _measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
         "critic",
         _critic,
-        f"Find the first wrong step of solutions. Options: {_options('evals.process', 'Critic')}.",
+        f"Find the first wrong step of solutions. Options: {_options('evals.critic', 'Critic')}.",
         True,
     )
     sub.add_argument("model", help="as for eval; of a run with two models the verifier's checkpoint")
@@ -204,13 +204,12 @@ def _options(module: str, name: str) -> str:
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
-    from twofold import config as configs
-    from twofold import run
-    from twofold.options import ALIASES, Config
+    from twofold import run, toml
+    from twofold.config import ALIASES, Config
 
-    config = configs.override(configs.load(Config, args.config, ALIASES), rest, ALIASES)
+    config = toml.override(toml.load(Config, args.config, ALIASES), rest, ALIASES)
     if args.dry_run:
-        print(configs.to_toml(config), end="")
+        print(toml.to_toml(config), end="")
         return 0
     out = args.out or Path("runs") / args.config.stem
     print(f"saved {run.train(config, out, resume=args.resume)}")
@@ -222,17 +221,16 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
 
     from rich.progress import Progress
 
-    from twofold import config as configs
-    from twofold import run
+    from twofold import run, toml
+    from twofold.config import Data, task_named
     from twofold.evals.grid import check
     from twofold.evals.optimal import enough
     from twofold.evals.report import print_table, report
-    from twofold.options import Data, task_named
 
     chosen = task_named(args.task)
     if isinstance(chosen, Data):
         chosen = replace(chosen, prompt_column=args.prompt_column, answer_column=args.answer_column)
-    config, caps = configs.override(run.Eval(), rest), _caps(args.caps)
+    config, caps = toml.override(run.Eval(), rest), _caps(args.caps)
     if caps:
         check(caps, config.max_tokens)
     task = run.make_task(chosen)
@@ -263,10 +261,9 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _critic(args: argparse.Namespace, rest: list[str]) -> int:
-    from twofold import config as configs
-    from twofold import run
-    from twofold.evals.process import Critic, score, tuned
-    from twofold.options import Data, Gym, task_named
+    from twofold import run, toml
+    from twofold.config import Data, Gym, task_named
+    from twofold.evals.critic import Critic, score, tuned
     from twofold.tasks.procedural import Split
     from twofold.tasks.processbench import Case, some_cases
 
@@ -274,7 +271,7 @@ def _critic(args: argparse.Namespace, rest: list[str]) -> int:
         task = task_named(name)
         return some_cases(name if isinstance(task, Data | Gym) else task, args.number, split)
 
-    critic = configs.override(Critic(), rest)
+    critic = toml.override(Critic(), rest)
     cases = cases_of(args.cases, "test")
     others = cases_of(args.tune_on, "train") if args.tune_on else []
     model = run.load(args.model, system=args.system)
@@ -307,10 +304,9 @@ def _calibrate(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _solve(args: argparse.Namespace, rest: list[str]) -> int:
-    from twofold import config as configs
-    from twofold import run
+    from twofold import run, toml
 
-    plan = configs.override(run.parse(args.plan) if args.plan else run.Plan(), rest)
+    plan = toml.override(run.parse(args.plan) if args.plan else run.Plan(), rest)
     is_file = os.path.isfile(args.problem) or args.problem.endswith((".jsonl", ".txt"))
     problems = _problems(Path(args.problem)) if is_file else [args.problem]
     model = _model(args)

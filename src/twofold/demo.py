@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from twofold import run
+from twofold.config import Config, Rollouts, Train
 from twofold.evals.report import print_table, report
-from twofold.options import Config, Rollouts, Train
 from twofold.recipes.rlv import RLV
 from twofold.tasks.procedural import Sums
 from twofold.trainer.optim import Optim

@@ -11,28 +11,29 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from twofold import config as configs
+from twofold import toml
 from twofold.compute.judge import Judge
 from twofold.compute.plan import CERTAIN, Plan, parse
 from twofold.compute.rollout import Task
 from twofold.compute.solve import Solution
 from twofold.compute.solve import solve as solve_all
+from twofold.config import SHIPPED, Config, Data, Gym, TaskConfig, task_named
 from twofold.engines.native import NativeEngine
 from twofold.evals.plans import run as run_plans
 from twofold.evals.pools import read_header
 from twofold.evals.probes import run as run_probes
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
-from twofold.options import SHIPPED, Config, Data, Gym, TaskConfig, task_named
-from twofold.recipes import backtrack, base, mrt, rlv, sft, tango
+from twofold.models.io import Precision, load_model, load_tokenizer
+from twofold.recipes import backtrack, mrt, pretrain, rlv, sft, tango
 from twofold.tasks.grading import equal
-from twofold.text.chat import CRITIQUE, Chat
+from twofold.text.chat import Chat
+from twofold.text.prompts import CRITIQUE
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner
 from twofold.trainer.log import Log
 from twofold.trainer.loop import Collects
 from twofold.trainer.loop import train as loop
-from twofold.trainer.model import Precision, load_model, load_tokenizer
 from twofold.types import Problem, Sampling, Stopped
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def same(a: str, b: str) -> bool:
 
 def service(model: Model, limits: Limits | None = None) -> Service:
     """A model made ready to serve, see ``serve/``. Raises ValueError if its context or its verdicts cannot be told."""
-    from twofold.serve.loop import Loop
+    from twofold.serve.scheduler import Loop
     from twofold.serve.service import Service
 
     engine = model.engine
@@ -211,7 +212,7 @@ def train(config: Config, out: str | Path, *, resume: bool = False, title: str =
         for role, learner in learners.items():
             start = checkpoint.restore(found if role == "policy" else found.with_name(f"{found.name}-{role}"), learner)
     run.mkdir(parents=True, exist_ok=True)
-    (run / "config.toml").write_text(configs.to_toml(config))
+    (run / "config.toml").write_text(toml.to_toml(config))
     with Log(run, config.train.steps, title, start) as log:
         if start:
             log.say(f"resuming {run} at step {start}")
@@ -234,7 +235,7 @@ def _refuse_to_mix(run: Path, config: Config, resume: bool) -> None:
         return
     if not resume:
         raise FileExistsError(f"{run} already holds a run: go on with --resume, or choose another --out")
-    old, new = (_flat(tomllib.loads(text)) for text in (path.read_text(), configs.to_toml(config)))
+    old, new = (_flat(tomllib.loads(text)) for text in (path.read_text(), toml.to_toml(config)))
     changed = [f"{k} = {new.get(k)!r}, was {old.get(k)!r}" for k in {**old, **new} if new.get(k) != old.get(k)]
     if changed:
         raise ValueError(f"{run} was made with another config ({'; '.join(changed[:5])}); resume with its own {path}")
@@ -249,8 +250,8 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _policy(config: Config) -> tuple[Any, Any, Chat]:
-    if isinstance(config.recipe, base.Base):
-        model, tokenizer = base.create(config.recipe, config.train.seed)
+    if isinstance(config.recipe, pretrain.Base):
+        model, tokenizer = pretrain.create(config.recipe, config.train.seed)
         return model, tokenizer, Chat(tokenizer)
     model, tokenizer = load_model(_path(config.model))
     if isinstance(config.recipe, rlv.RLV) and config.recipe.verify in ("bce", "regression"):
@@ -302,8 +303,8 @@ def _recipe(
             references = {role: _frozen(config, e.model) for role, e in engines.items()} if config.loss.beta else {}
             steps, second = config.train.steps, engines.get("verifier")
             return tango.Recipe(chosen, task, chat, sampling, steps, second, references, memory)
-        case base.Base() as chosen:
-            return base.Recipe(chosen, chat, config.train.seed)
+        case pretrain.Base() as chosen:
+            return pretrain.Recipe(chosen, chat, config.train.seed)
         case _:
             return sft.Recipe(chat)
 
@@ -330,7 +331,7 @@ def _learner(config: Config, model: Any, role: str) -> Learner:
 def _problems(config: Config, task: Task) -> Callable[[int], list[Problem]]:
     """Step -> its problems: a pure function of (seed, step), so that it needs no checkpoint."""
     n = config.rollout.problems
-    if isinstance(config.recipe, base.Base):
+    if isinstance(config.recipe, pretrain.Base):
         return lambda step: []
     if isinstance(config.task, Data):
         size = len(task)  # type: ignore[arg-type]

@@ -10,8 +10,8 @@ from typing import Literal
 from twofold.compute.cost import Cost, Made
 from twofold.compute.rollout import forced, join, split, ungraded
 from twofold.engines.base import Engine
-from twofold.text.backtrack import attempts
 from twofold.text.chat import Chat
+from twofold.text.segments import attempts
 from twofold.types import Completion, Finish, Sampling
 
 
@@ -70,7 +70,7 @@ def backtracking(
 
 def tried(chat: Chat, stream: Completion) -> list[Completion]:
     """Every attempt of a stream as a completion of its own. All but the last are without the line break before the mark."""
-    pieces = [chat.decode([t]) for t in stream.tokens]
+    pieces = chat.pieces(stream.tokens)
     *earlier, last = attempts(pieces)
     for attempt in earlier:
         while attempt and pieces[attempt[-1]].isspace():

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from twofold.compute.verify import scored
 from twofold.engines.base import Engine
-from twofold.text.chat import CRITIQUE, JUDGE, Chat
+from twofold.text.chat import Chat
 from twofold.text.extract import last_boxed
-from twofold.text.steps import VERIFY, Cut
+from twofold.text.prompts import CRITIQUE, JUDGE, VERIFY
+from twofold.text.steps import Cut
 from twofold.types import Rollout, Sampling
 
 Judge = Literal["p_yes", "normalised", "written", "steps"]

@@ -13,11 +13,11 @@ from twofold.compute.mcts import MCTS
 from twofold.compute.prune import DeepConf, Prune
 from twofold.compute.search import DVTS, Beam, Particles, Rebase
 from twofold.compute.think import Correction, Forcing
-from twofold.config import ConfigError, override
 from twofold.maths.confidence import Trace
 from twofold.maths.posterior import Calibration
 from twofold.maths.stopping import Adaptive, Consensus, Fixed, Lengths, Posterior, Windows
 from twofold.text.chat import Chat
+from twofold.toml import ConfigError, override
 from twofold.types import Sampling
 
 Rule = Literal["majority", "best", "weighted", "posterior", "certain", "borda", "deepconf"]

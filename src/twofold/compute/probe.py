@@ -12,7 +12,8 @@ from twofold.compute.rollout import Task, forced, graded, join, split
 from twofold.engines.base import Engine
 from twofold.maths.credit import mean
 from twofold.text.chat import Chat
-from twofold.text.episodes import Episodes, token_ends
+from twofold.text.prompts import CONCLUDE, HURRY, THINK_END
+from twofold.text.segments import Episodes, episode_ends
 from twofold.types import Completion, Group, Rollout, Sampling
 
 
@@ -28,9 +29,9 @@ class Prover:
     """
 
     opening: str = ""
-    hurry: str = "Time is up.\n\nI have to stop here and give the best answer that I have found so far."
-    end: str = "</think>"
-    answer: str = "\n\n**The solution, step by step, and the answer:**\n\n1. **"
+    hurry: str = HURRY
+    end: str = THINK_END
+    answer: str = CONCLUDE
     tokens: int = 1024
 
     def __post_init__(self) -> None:
@@ -84,7 +85,7 @@ def thought_length(chat: Chat, completion: Completion, prover: Prover) -> int:
 def boundaries(chat: Chat, rollout: Rollout, prover: Prover, episodes: Episodes) -> list[int]:
     """Where the thought may be stopped, in tokens of the completion: 0, then behind each episode, the thought's end last."""
     thought = rollout.completion.tokens[: thought_length(chat, rollout.completion, prover)]
-    return [0, *token_ends([chat.decode([t]) for t in thought], episodes)]
+    return [0, *episode_ends(chat.pieces(thought), episodes)]
 
 
 def closing(chat: Chat, thought: Sequence[int], prover: Prover, cut: bool) -> list[int]:

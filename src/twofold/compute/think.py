@@ -6,10 +6,8 @@ What is put into a model's mouth is ``sampled = False`` in the completion.
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Literal
 
 from twofold.compute.cost import Cost, Made
@@ -17,10 +15,9 @@ from twofold.compute.judge import judge_cost, p_yes, question
 from twofold.compute.rollout import forced, join, split, ungraded
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
+from twofold.text.prompts import ANSWER, RETRY, WAIT
+from twofold.text.segments import whole_paragraphs
 from twofold.types import Completion, Rollout, Sampling
-
-EXTRAPOLATION = ("Wait", "But wait", "Alternatively", "But hold on")
-"""MRT's strings (arXiv:2503.07572); its evaluation takes ``Forcing(waits=EXTRAPOLATION, times=8, each=2048)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +35,8 @@ class Forcing:
     name: Literal["forcing"] = "forcing"
     opening: str = ""
     end: str = ""
-    answer: str = "\\boxed{"
-    waits: tuple[str, ...] = ("Wait",)
+    answer: str = ANSWER
+    waits: tuple[str, ...] = WAIT
     times: int = 0
     each: int | None = None
     answer_tokens: int = 64
@@ -104,7 +101,7 @@ def forcing(
         thinking = [d for d in thinking if d.ended or own]
         for d in thinking:
             if not d.ended:
-                d.text, _ = split(d.text, d.start + _paragraphs(chat, d.text.tokens[d.start :]))
+                d.text, _ = split(d.text, d.start + whole_paragraphs(chat.pieces(d.text.tokens[d.start :])))
     finished = _answered(engine, chat, drafts, sampling, config, end)
     share = (time.monotonic() - began) / max(1, len(questions))
     made = []
@@ -128,7 +125,7 @@ def prolonged(engine: Engine, chat: Chat, open_: Sequence[Rollout], words: str, 
     _go_on(engine, drafts, [sampling.max_tokens] * len(drafts), replace(sampling, n=1))
     for d in drafts:
         if not d.ended:
-            d.text, _ = split(d.text, d.start + _paragraphs(chat, d.text.tokens[d.start :]))
+            d.text, _ = split(d.text, d.start + whole_paragraphs(chat.pieces(d.text.tokens[d.start :])))
     return [replace(r, completion=d.text, text=chat.decode(d.text.tokens)) for r, d in zip(open_, drafts, strict=True)]
 
 
@@ -171,13 +168,6 @@ def _answered(
     return [d.text for d in drafts]
 
 
-def _paragraphs(chat: Chat, tokens: Sequence[int]) -> int:
-    """How many of the tokens make up whole paragraphs: up to the last blank line, 0 without one."""
-    pieces = [chat.decode([t]) for t in tokens]
-    behind = "".join(pieces).rfind("\n\n") + 2
-    return bisect_left([0, *accumulate(map(len, pieces))], behind) if behind > 1 else 0
-
-
 @dataclass(frozen=True, slots=True)
 class Correction:
     """``rounds`` of retries at most. A solution whose P(Yes) is at least ``accept`` is not tried again.
@@ -190,7 +180,7 @@ class Correction:
     rounds: int = 1
     accept: float = 0.5
     keep: Literal["last", "best"] = "last"
-    retry: str = "Solve the problem again: {question}"
+    retry: str = RETRY
 
     def __post_init__(self) -> None:
         if self.rounds < 0 or not 0 <= self.accept <= 1:

@@ -16,6 +16,7 @@ from twofold.compute.verify import Of, scored
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
 from twofold.text.extract import canonical
+from twofold.text.prompts import ANSWER
 from twofold.text.steps import Cut
 from twofold.types import Rollout, Sampling
 
@@ -66,7 +67,7 @@ def step_value(question: str, sampling: Sampling, cut: Cut = "tags", of: Of = "s
 
 
 def answers_here(
-    engine: Engine, chat: Chat, partials: Sequence[Rollout], k: int, closing: str = "\\boxed{", limit: int = 32
+    engine: Engine, chat: Chat, partials: Sequence[Rollout], k: int, closing: str = ANSWER, limit: int = 32
 ) -> tuple[list[list[Rollout]], list[int]]:
     """``k`` ways to answer at once from each partial solution, and the tokens forced and drawn for them.
 

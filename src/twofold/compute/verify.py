@@ -8,7 +8,7 @@ from typing import Literal
 
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
-from twofold.text.steps import Critique, Cut, read, token_ends
+from twofold.text.steps import Critique, Cut, read, span_ends
 from twofold.types import Completion, Rollout, Sampling
 
 Of = Literal["steps", "final"]
@@ -26,7 +26,7 @@ class Verification:
 
 def step_ends(chat: Chat, rollout: Rollout, cut: Cut) -> list[int]:
     """Tokens of the completion up to the end of each of its steps."""
-    return token_ends([chat.decode([t]) for t in rollout.completion.tokens], cut)
+    return span_ends(chat.pieces(rollout.completion.tokens), cut)
 
 
 def asked(chat: Chat, tokens: Sequence[int], question: str, steps: int) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from twofold.maths.attention import merge, partial_attention
+from twofold.models.attention import merge, partial_attention
 
 SMALLEST = 64
 """Tokens per row that a cache first has memory for, if it may get so many; then it doubles."""

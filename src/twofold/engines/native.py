@@ -20,9 +20,9 @@ from torch import Tensor
 from twofold.engines.base import Finished, Scored, check_prompts, unheard
 from twofold.engines.kv import KV, Together
 from twofold.engines.sampling import confidences, draw, uniforms
-from twofold.maths.attention import install
-from twofold.maths.decoder import Decoder, Module, network
-from twofold.maths.logprobs import LOGITS
+from twofold.models.attention import install
+from twofold.models.decoder import Decoder, Module, network
+from twofold.models.logprobs import LOGITS
 from twofold.types import Completion, Finish, Sampling
 
 

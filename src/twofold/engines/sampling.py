@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import threshold
 
-from twofold.maths.logprobs import LEAST, shifted
+from twofold.models.logprobs import LEAST, shifted
 from twofold.types import Sampling
 
 

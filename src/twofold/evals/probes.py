@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 
 from twofold.compute.probe import Probe, Prover, boundaries, probe, thought_length
 from twofold.compute.rollout import Task, rollouts, split
-from twofold.compute.think import EXTRAPOLATION, prolonged
+from twofold.compute.think import prolonged
 from twofold.engines.base import Engine
 from twofold.evals.pools import Header, PoolError, read_header, read_lines
 from twofold.maths import regret, stats
 from twofold.maths.credit import mean
 from twofold.text.chat import Chat
-from twofold.text.episodes import Episodes
 from twofold.text.extract import canonical
+from twofold.text.prompts import EXTRAPOLATION
+from twofold.text.segments import Episodes
 from twofold.types import Problem, Sampling
 
 Floats = NDArray[np.float64]

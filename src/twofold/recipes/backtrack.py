@@ -33,7 +33,8 @@ from twofold.engines.base import Engine
 from twofold.maths.credit import mean
 from twofold.recipes.mrt import Sourced, branch_advantages, credited, relative
 from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer
-from twofold.text.backtrack import MARK, line_starts
+from twofold.text.prompts import BACKTRACK
+from twofold.text.segments import line_starts
 from twofold.types import Completion, Group, Problem, Rollout, Sample, Sampling
 
 Stats = dict[str, float]
@@ -182,7 +183,7 @@ class Recipe(Sourced[MRTB]):
 
         The last of equals, so the longest; attempts of which no continuation is right and whole are left out.
         """
-        cuts = [line_starts([self.chat.decode([t]) for t in r.completion.tokens]) for r in failed]
+        cuts = [line_starts(self.chat.pieces(r.completion.tokens)) for r in failed]
         prefixes = [[*r.prompt, *r.completion.tokens[:end]] for r, own in zip(failed, cuts, strict=True) for end in own]
         limit = replace(sampling, n=self.config.continuations, seed=sampling.seed + 1)
         drawn = iter(engine.generate(prefixes, limit) if prefixes else [])
@@ -210,7 +211,7 @@ class Recipe(Sourced[MRTB]):
 
     def _mark(self, attempt: Rollout, line: int) -> list[int]:
         """The mark, on a line of its own."""
-        return self.chat.encode(("" if attempt.text.endswith("\n") else "\n") + MARK.format(line), tags=True)
+        return self.chat.encode(("" if attempt.text.endswith("\n") else "\n") + BACKTRACK.format(line), tags=True)
 
 
 def target(attempt: Rollout, suffix: Completion, learn_all: bool) -> Sample:

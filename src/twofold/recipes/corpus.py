@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 from twofold.tasks.procedural import Countdown, Letters, Sums
 from twofold.tasks.worked import Attempt, attempt_countdown, attempt_letters, attempt_sums
-from twofold.text.chat import CRITIQUE, JUDGE, Turn
+from twofold.text.chat import Turn
+from twofold.text.prompts import AGREE, CRITIQUE, JUDGE, STEPS_RIGHT
 from twofold.types import Problem
 
 FACT = 10.0
@@ -59,11 +60,9 @@ def critique(attempt: Attempt) -> str:
 def fact(rng: random.Random, attempt: Attempt, goal: int | None) -> Turn:
     """A Yes/No question about one thing that a judge would look at, with the true answer."""
     if goal is not None and rng.random() < 0.7:
-        return Turn(
-            "Do the last two numbers agree? Answer Yes or No.", "Yes" if attempt.reached == goal else "No", FACT
-        )
+        return Turn(AGREE, "Yes" if attempt.reached == goal else "No", FACT)
     sums = attempt.right if goal is None else attempt.right[:-1]
-    return Turn("Is every step right? Answer Yes or No.", "Yes" if all(sums) else "No", FACT)
+    return Turn(STEPS_RIGHT, "Yes" if all(sums) else "No", FACT)
 
 
 def thought(rng: random.Random, attempt: Callable[[float], Attempt], goal: int) -> str:

@@ -36,7 +36,7 @@ from twofold.maths.credit import grpo, mean, spread, to_go
 from twofold.maths.regret import progress
 from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer, target_sample
 from twofold.text.chat import Chat
-from twofold.text.episodes import Episodes
+from twofold.text.segments import Episodes
 from twofold.types import Group, Problem, Rollout, Sample, Sampling
 
 Stats = dict[str, float]

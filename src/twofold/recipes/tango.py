@@ -27,10 +27,11 @@ from twofold.compute.rollout import Task, continuations, rollouts, value
 from twofold.compute.verify import Verification, mean_verdicts, step_ends, verify
 from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, mean, rloo, spread, standardise, to_go
-from twofold.maths.process import StepCredit, class_weights, decayed, grpo_steps, pooled, rloo_steps, step_rewards
+from twofold.maths.step_credit import StepCredit, class_weights, decayed, grpo_steps, pooled, rloo_steps, step_rewards
 from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer, target_sample
 from twofold.text.chat import Chat
-from twofold.text.steps import VERIFY, Critique, Cut, solution_format
+from twofold.text.prompts import VERIFY
+from twofold.text.steps import Critique, Cut, solution_format
 from twofold.types import Completion, Group, Problem, Rollout, Sample, Sampling
 
 Stats = dict[str, float]
@@ -63,7 +64,7 @@ class Tango:
     """Share of the step credit at first (published for ``reinforce++``: 0.5); decays exponentially over all generator's updates."""
     alpha_min: float = 0.001
     credit: StepCredit = "pooled"
-    """How verdicts become credit, see ``maths.process``. Only ``grpo`` has others than the published."""
+    """How verdicts become credit, see ``maths.step_credit``. Only ``grpo`` has others than the published."""
     verifications: int = 1
     """Of each solution in a generator's update; their verdicts are averaged."""
     verifier_learns: Literal["rl", "sft"] = "rl"

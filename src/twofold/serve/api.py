@@ -18,10 +18,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
-from twofold.serve import reading
-from twofold.serve.guard import Guard, failure
-from twofold.serve.reading import Job
-from twofold.serve.reply import ChatShape, Chunks, Shape, TextShape, whole
+from twofold.serve import parse
+from twofold.serve.middleware import Guard, failure
+from twofold.serve.parse import Job
+from twofold.serve.render import ChatShape, Chunks, Shape, TextShape, whole
 from twofold.serve.schema import ChatRequest, ErrorReply, Refused, TextRequest
 from twofold.serve.schema import Request as Body
 from twofold.serve.service import Service, Work
@@ -60,12 +60,12 @@ def app(service: Service, key: str | None = None) -> Guard:
     @api.post("/v1/chat/completions", responses=STREAMED)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         s = service
-        job, plan = await asyncio.to_thread(reading.read_chat, body, s.name, s.chat, s.context, s.same)
+        job, plan = await asyncio.to_thread(parse.read_chat, body, s.name, s.chat, s.context, s.same)
         return await _serve(service, body, job, ChatShape(body, service.chat, plan is not None), request)
 
     @api.post("/v1/completions", responses=STREAMED)
     async def completions(body: TextRequest, request: Request) -> Response:
-        job = await asyncio.to_thread(reading.read_text, body, service.name, service.chat, service.context)
+        job = await asyncio.to_thread(parse.read_text, body, service.name, service.chat, service.context)
         return await _serve(service, body, job, TextShape(body, service.chat), request)
 
     _refusals(api)
@@ -74,8 +74,8 @@ def app(service: Service, key: str | None = None) -> Guard:
 
 
 async def _serve(service: Service, body: Body, job: Job, shape: Shape, request: Request) -> Response:
-    reading.check_logprobs(body, service.raw)
-    work = service.begin(job, reading.ticket(body, service.chat, service.context, service.limits.seconds))
+    parse.check_logprobs(body, service.raw)
+    work = service.begin(job, parse.ticket(body, service.chat, service.context, service.limits.seconds))
     identity = {"id": f"{shape.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
     if body.stream:
         return EventStream(work, Chunks(shape, identity, body, work.client))

@@ -11,7 +11,7 @@ from twofold.compute.cost import Cost
 from twofold.compute.plan import Plan
 from twofold.compute.select import Same
 from twofold.compute.solve import solve
-from twofold.serve.loop import Client
+from twofold.serve.scheduler import Client
 from twofold.serve.schema import Refused
 from twofold.text.chat import Chat
 from twofold.types import Sampling

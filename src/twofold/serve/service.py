@@ -13,8 +13,8 @@ from typing import Any
 
 from twofold.compute.select import Same
 from twofold.serve.jobs import Answer
-from twofold.serve.loop import Cancelled, Client, Loop, Ticket
 from twofold.serve.metrics import Metrics
+from twofold.serve.scheduler import Cancelled, Client, Loop, Ticket
 from twofold.serve.schema import Refused
 from twofold.text.chat import Chat
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from twofold.maths.process import first_error
+from twofold.maths.processbench import first_error
 from twofold.tasks.datasets import READERS, DataError, Named, Row, clean, read_hub
 from twofold.tasks.procedural import Countdown, Letters, Split, Sums
 from twofold.tasks.worked import Attempt, attempt_countdown, attempt_letters, attempt_sums

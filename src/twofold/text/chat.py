@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from twofold.text import prompts
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -21,10 +23,6 @@ class Turn:
     reply: str
     learn: float = 1.0
 
-
-JUDGE = "Is this solution correct? Answer Yes or No."
-"""The verification question of RL^V (arXiv:2505.04842, Fig. 3)."""
-CRITIQUE = "Check each step, then the whole solution."
 
 _SLOT = "\ue000{}\ue001"  # private-use characters: no template touches them
 
@@ -81,6 +79,10 @@ class Chat:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text of each token."""
+        return [self.decode([t]) for t in tokens]
 
     def prompt(self, question: str) -> list[int]:
         """Everything up to where the solution begins."""
@@ -147,7 +149,7 @@ class Chat:
 
     def _render(self, turns: list[dict[str, str]]) -> str:
         if self.tokenizer.chat_template is None:
-            return _plain(turns)
+            return prompts.plain(turns)
         from jinja2 import TemplateError
 
         try:
@@ -170,15 +172,3 @@ def _cut(text: str, place: str) -> tuple[str, str]:
     if not found:
         raise ValueError("the model's chat template leaves out a message of this conversation, or changes their order")
     return before, after
-
-
-def _plain(turns: Sequence[dict[str, str]]) -> str:
-    """The layout without a template: the first question is the problem, what is said later stands in paragraphs."""
-    text, asked = "", False
-    for turn in turns:
-        if turn["role"] == "user":
-            text += f"{turn['content']}\n" if asked else f"Problem:\n{turn['content']}\n\nSolution:\n"
-            asked = True
-        else:
-            text += f"{turn['content']}\n\n"
-    return text

@@ -20,35 +20,15 @@ The verifier writes a verdict for each step and one for the whole::
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Literal
 
 from twofold.text.extract import last_boxed
+from twofold.text.segments import tokens_at
 
 Cut = Literal["tags", "lines"]
 """How a solution is cut into steps: at its tags, or at the ends of its lines."""
-
-SOLVE = r"""Solve the problem step by step. Write nothing outside of these tags:
-<think>
-<step>one step of the reasoning</step>
-<step>the next step</step>
-</think>
-<answer>\boxed{the final answer}</answer>
-All reasoning belongs inside steps. The answer must be boxed."""
-"""A system prompt that asks for tagged steps."""
-
-VERIFY = r"""Check the solution above, which has {steps} steps. Write one verification for each step, in order, {steps} in all: \
-think the step through yourself instead of repeating it, and end with \boxed{CORRECT} or \boxed{INCORRECT}. Then judge the \
-whole solution with its answer. Write nothing outside of these tags. For a solution of two steps, the second of them wrong:
-<step_verification>
-<step>Three boxes of 4 hold 3*4=12. \boxed{CORRECT}</step>
-<step>12 less 5 is 7, not 8. \boxed{INCORRECT}</step>
-</step_verification>
-<final_verification>\boxed{INCORRECT}</final_verification>"""
-"""The question to a verifier; ``{steps}`` stands for their number."""
 
 _STEP = re.compile(r"<(/?)step>")
 _VERDICT = re.compile(r"\\box(?:ed)?\{(CORRECT|INCORRECT)\}", re.IGNORECASE)
@@ -85,16 +65,15 @@ def spans(text: str, cut: Cut = "tags") -> list[tuple[int, int]]:
     return found
 
 
-def token_ends(pieces: Sequence[str], cut: Cut = "tags") -> list[int]:
+def span_ends(pieces: Sequence[str], cut: Cut = "tags") -> list[int]:
     r"""Token index behind each step: behind the token with its last character. ``pieces[t]`` is the text of token t.
 
     This is the paper's I(k), plus one; the released code pays one token later.
 
-    >>> token_ends(["<think>", "<step>", "1+1", "=2", "</", "step>\n", "<step>", "4", "</step>", "."])
+    >>> span_ends(["<think>", "<step>", "1+1", "=2", "</", "step>\n", "<step>", "4", "</step>", "."])
     [6, 9]
     """
-    starts = [0, *accumulate(map(len, pieces))]
-    return [bisect_left(starts, end) for _, end in spans("".join(pieces), cut)]
+    return tokens_at(pieces, (end for _, end in spans("".join(pieces), cut)))
 
 
 def written(steps: Sequence[str], answer: str, cut: Cut = "tags") -> str:

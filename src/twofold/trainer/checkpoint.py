@@ -14,8 +14,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from twofold.models.io import HEAD, WEIGHTS, save_model
 from twofold.trainer.learner import Learner
-from twofold.trainer.model import HEAD, WEIGHTS, save_model
 from twofold.trainer.optim import moments, remember
 
 STATE = "trainer_state.json"

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from twofold.maths.attention import Packing
-from twofold.maths.decoder import Decoder, network
-from twofold.maths.logprobs import token_logprobs
 from twofold.maths.losses import clipped, k3
 from twofold.maths.packing import micro_batches, rounded
 from twofold.maths.weights import Normalise, policy_weights, target_weights
-from twofold.trainer.model import Precision
+from twofold.models.attention import Packing
+from twofold.models.decoder import Decoder, network
+from twofold.models.io import Precision
+from twofold.models.logprobs import token_logprobs
 from twofold.trainer.optim import Optim, make, rate
 from twofold.types import Sample
 

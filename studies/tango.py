@@ -1,8 +1,8 @@
 """Does training the verifier pay? Tango beside its baselines at matched tokens: accuracy, the way to GRPO's, the verifier's F1.
 
-    python bench/tango.py configs/tango-study.toml                              # every arm, three seeds; then the tables
-    python bench/tango.py configs/tango-study.toml --arms rl grpo votes true --against rl   # options, see ABLATIONS
-    python bench/tango.py configs/tango-study.toml --arms grpo --seeds 100 --set optim.lr=1e-3 --split train --out runs/try
+    python studies/tango.py configs/tango-study.toml                              # every arm, three seeds; then the tables
+    python studies/tango.py configs/tango-study.toml --arms rl grpo votes true --against rl   # options, see ABLATIONS
+    python studies/tango.py configs/tango-study.toml --arms grpo --seeds 100 --set optim.lr=1e-3 --split train --out runs/try
 
 All arms begin from one start that has both roles (``warm_tango.py``). ``train.steps`` of the config are the updates of Tango with
 two models; the other arms have as many as cost about the same. Tokens are those that both roles wrote and those that went
@@ -24,15 +24,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import warm_tango
+from common import COLOURS, Floats, difference, interval, save
 from numpy.typing import NDArray
-from study import COLOURS, Floats, difference, interval, save
 
-from twofold import config as configs
-from twofold import run
+from twofold import run, toml
 from twofold.compute.rollout import rollouts
 from twofold.compute.verify import Verification, verify
 from twofold.engines.base import Engine
-from twofold.evals.process import said, solution
+from twofold.evals.critic import said, solution
 from twofold.maths.stats import cluster_bootstrap
 from twofold.recipes import tango
 from twofold.tasks.processbench import some_cases
@@ -100,13 +99,13 @@ def main() -> None:
     parser.add_argument("--against", default="grpo", help="the arm that the others are compared with")
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
-    base = configs.override(configs.load(run.Config, args.config), args.set)
+    base = toml.override(toml.load(run.Config, args.config), args.set)
     if args.base:
         made = Path(base.model)
-        run.train(configs.load(run.Config, args.base), made, resume=(made / "config.toml").exists(), title="base")
+        run.train(toml.load(run.Config, args.base), made, resume=(made / "config.toml").exists(), title="base")
     taught = warm_tango.Taught(args.warm, args.optim, args.slip, args.planted, args.copy)
     start = warm_tango.start(base, taught, args.out / "warm")
-    base = configs.override(base, [f"model={start}"])
+    base = toml.override(base, [f"model={start}"])
     for seed in args.seeds:
         for arm in args.arms:
             if not (args.out / f"{arm}-{seed}.jsonl").exists():
@@ -127,7 +126,7 @@ def one(arm: str, seed: int, base: run.Config, args: argparse.Namespace) -> None
     folder, every = args.out / f"{arm}-{seed}", round(scale * base.train.save_every)
     steps = every * round(scale * base.train.steps / every)
     more = [f"train.seed={seed}", f"train.steps={steps}", f"train.save_every={every}"]
-    config = configs.override(base, [*options, *more])
+    config = toml.override(base, [*options, *more])
     tango.verify = told if arm.startswith("true") else verify
     run.train(config, folder, resume=(folder / "config.toml").exists(), title=f"{arm} {seed}")
     trained = time.monotonic()

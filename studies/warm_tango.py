@@ -15,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from study import FIRST
+from common import FIRST
 
 from twofold import run
 from twofold.recipes.sft import sample
 from twofold.tasks.procedural import Letters, Sums, apply
 from twofold.tasks.worked import Attempt, attempt_letters, attempt_sums, slipped
-from twofold.text.chat import CRITIQUE, Turn
+from twofold.text.chat import Turn
+from twofold.text.prompts import CRITIQUE
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner, Loss
 from twofold.trainer.optim import Optim

@@ -5,7 +5,7 @@ what is gained by choosing it by difficulty, and what by longer samples?
         twofold train configs/rlv-sums.toml --train.seed $s --out runs/rlv-$s
         twofold eval runs/rlv-$s --problems 440 --n 64 --max_tokens 40 --seed $s --confidence 20 --window 8 --out runs/pool-$s
     done
-    python bench/test_time.py runs/pool-0 runs/pool-1 runs/pool-2
+    python studies/test_time.py runs/pool-0 runs/pool-1 runs/pool-2
 
 The last ``--held-out`` problems of every evaluation fit the calibration and choose our threshold: the lowest at which
 our accuracy on them is at least the other rule's. The other problems are the test. Seeds are averaged per problem, and

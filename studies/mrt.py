@@ -1,7 +1,7 @@
 """Does paying for progress pay? MRT beside its baselines: accuracy at token budgets, regret, tokens at equal accuracy.
 
-    python bench/mrt.py configs/mrt-sums.toml                                     # every method, three seeds; then the tables
-    python bench/mrt.py configs/mrt-sums.toml --methods grpo rl --seeds 7 --set optim.lr=2e-4 --split train --out runs/try
+    python studies/mrt.py configs/mrt-sums.toml                                     # every method, three seeds; then the tables
+    python studies/mrt.py configs/mrt-sums.toml --methods grpo rl --seeds 7 --set optim.lr=2e-4 --split train --out runs/try
 
 The budget is ``rollout.max_tokens`` of the config. For every method and seed a model is trained and measured
 (``evals/probes.py``), all from one start (``warm.py``): thoughts may be twice the budget long, and each is stopped at every
@@ -21,10 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import warm
-from study import COLOURS, Floats, difference, interval, save
+from common import COLOURS, Floats, difference, interval, save
 
-from twofold import config as configs
-from twofold import run
+from twofold import run, toml
 from twofold.evals.probes import Prefix, Probing, Thought, probed, read_thoughts
 from twofold.maths.regret import normalised_regret, progress, tokens_at
 from twofold.types import Sampling
@@ -65,9 +64,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/mrt"))
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
-    base = configs.override(configs.load(run.Config, args.config), args.set)
+    base = toml.override(toml.load(run.Config, args.config), args.set)
     if args.warm:
-        base = configs.override(base, [f"model={warm.start(base, args.warm, args.out / 'warm')}"])
+        base = toml.override(base, [f"model={warm.start(base, args.warm, args.out / 'warm')}"])
     budget = base.rollout.max_tokens
     for seed in args.seeds:
         for method in sorted(args.methods, key=list(METHODS).index):
@@ -88,7 +87,7 @@ def one(method: str, seed: int, base: run.Config, args: argparse.Namespace) -> N
     folder, model = args.out / f"{method}-{seed}", base.model
     began = time.monotonic()
     if options := METHODS[method][1]:
-        config = configs.override(base, [*options, f"train.seed={seed}"])
+        config = toml.override(base, [*options, f"train.seed={seed}"])
         model = str(run.train(config, folder, resume=(folder / "config.toml").exists(), title=f"{method} {seed}"))
     trained = time.monotonic()
     thoughts = look(model, base, args, seed)

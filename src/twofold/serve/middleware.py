@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from twofold.engines.base import UpstreamError
-from twofold.serve.loop import Cancelled
 from twofold.serve.metrics import Metrics
+from twofold.serve.scheduler import Cancelled
 from twofold.serve.schema import Refused
 
 Message = MutableMapping[str, Any]

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, pad, silu
 from torch.utils.checkpoint import checkpoint
 
-from twofold.maths.attention import Layout, attention_dtype
-from twofold.maths.llama import FAMILY, Llama
-from twofold.maths.norm import rms_norm
 from twofold.maths.packing import rounded
+from twofold.models.attention import Layout, attention_dtype
+from twofold.models.llama import FAMILY, Llama
+from twofold.models.norm import rms_norm
 
 Affine = tuple[Tensor, Tensor | None]
 """Weight and bias."""

@@ -1,4 +1,4 @@
-"""ProcessBench with a model as the critic: three ways to find the first wrong step, one score (``maths.process``)."""
+"""ProcessBench with a model as the critic: three ways to find the first wrong step, one score (``maths.processbench``)."""
 
 from __future__ import annotations
 
@@ -12,24 +12,13 @@ from twofold.compute.judge import p_yes
 from twofold.compute.rollout import forced, ungraded
 from twofold.compute.verify import verify
 from twofold.engines.base import Engine
-from twofold.maths.process import ProcessScore, best_threshold, first_error, process_score
+from twofold.maths.processbench import ProcessScore, best_threshold, first_error, process_score
 from twofold.tasks.processbench import Case
 from twofold.text.chat import Chat
 from twofold.text.extract import last_boxed
-from twofold.text.steps import VERIFY, Critique, Cut, written
+from twofold.text.prompts import FIND_ERROR, VERIFY
+from twofold.text.steps import Critique, Cut, written
 from twofold.types import Rollout, Sampling
-
-PROMPT = r"""Here are a mathematical problem and a solution, cut into paragraphs that are counted from 0.
-
-Problem:
-{problem}
-
-Solution:
-{solution}
-
-Check the solution paragraph by paragraph. If there is an error, find the paragraph in which the earliest error is, and give \
-its index. If there is no error, give -1. Put the index alone into \boxed{}."""
-"""Our words for the task that ProcessBench sets to a prompted model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +136,7 @@ def _prompted(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic)
 def paragraphs(case: Case) -> str:
     """The prompt with the case filled in, each of its steps between tags with its number."""
     steps = "\n\n".join(f"<paragraph_{i}>\n{s}\n</paragraph_{i}>" for i, s in enumerate(case.steps))
-    before, between, after = re.split(r"\{problem\}|\{solution\}", PROMPT)
+    before, between, after = re.split(r"\{problem\}|\{solution\}", FIND_ERROR)
     return before + case.problem + between + steps + after
 
 

@@ -1,19 +1,18 @@
-"""Numbers about steps: credit from verdicts on them (Tango, arXiv:2505.15034), class weights, ProcessBench's F1.
+"""Credit for the steps of a solution from verdicts on them, and the weights of the two classes (Tango, arXiv:2505.15034).
 
-A row is one solution's steps; verdicts are +1 (right) and -1 (wrong), or means of several verifiers' between them.
+A row holds one solution's steps; verdicts are +1 (right) and -1 (wrong), or means of several verifications between them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
 from twofold.maths.credit import EPS, rloo, standardise, to_go
+from twofold.maths.processbench import first_error
 
 Rows = list[list[float]]
 StepCredit = Literal["pooled", "response", "first_error"]
@@ -87,15 +86,6 @@ def until_error(verdicts: Sequence[float]) -> list[float]:
     return [1.0 if first < 0 or k < first else -1.0 for k in range(len(verdicts))]
 
 
-def first_error(right: Sequence[bool]) -> int:
-    """Index of the first step that is not right, from 0; -1 if all are: ProcessBench's label.
-
-    >>> first_error([True, False, True]), first_error([True])
-    (1, -1)
-    """
-    return next((k for k, ok in enumerate(right) if not ok), -1)
-
-
 def class_weights(right: int, wrong: int, ema_right: float, ema_wrong: float) -> tuple[float, float]:
     """(weight of the right solutions, of the wrong ones) in a batch with so many of each: 1 / sqrt of the class's moving
     average count, scaled to a mean of 1 over the batch (eq. 9 and the released code). A class that never came has none.
@@ -106,78 +96,3 @@ def class_weights(right: int, wrong: int, ema_right: float, ema_wrong: float) ->
     raw = [1 / math.sqrt(n) if n else 0.0 for n in (ema_right, ema_wrong)]
     mass = right * raw[0] + wrong * raw[1]
     return (raw[0] * (right + wrong) / mass, raw[1] * (right + wrong) / mass) if mass else (0.0, 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessScore:
-    """ProcessBench (arXiv:2412.06559), all shares 0 to 1. ``f1`` is the harmonic mean of ``on_wrong`` (cases with an error:
-    its step found exactly) and ``on_right`` (cases without: none found); NaN where there are no cases of a kind.
-    ``unreadable``: share of predictions that could not be read, which count as wrong. ``low``, ``high``: 95% interval of ``f1``.
-    """
-
-    f1: float
-    low: float
-    high: float
-    on_wrong: float
-    on_right: float
-    unreadable: float
-    cases: int
-
-
-def process_score(
-    labels: Sequence[int], predictions: Sequence[int | None], n: int = 2000, seed: int = 0
-) -> ProcessScore:
-    """The score of predicted first wrong steps (-1: none, None: unreadable), its interval by ``n`` resamples of the cases.
-
-    Of labels 0, 1, -1, -1 predicted as 0, 2, -1, 0: 1/2 and 1/2, F1 1/2. Raises ValueError if the lengths differ.
-    """
-    if len(labels) != len(predictions) or not labels:
-        raise ValueError(
-            f"{len(predictions)} predictions for {len(labels)} cases: one for each is needed, and a case at least"
-        )
-    cells = _cells(labels, predictions)
-    drawn_n_4 = np.random.default_rng(seed).multinomial(len(labels), cells / len(labels), size=n)
-    f1_n, _, _ = _f1(drawn_n_4)
-    known = f1_n[~np.isnan(f1_n)]
-    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (math.nan, math.nan)
-    f1, on_wrong, on_right = (float(x[0]) for x in _f1(cells[None]))
-    unreadable = sum(p is None for p in predictions) / len(predictions)
-    return ProcessScore(f1, float(low), float(high), on_wrong, on_right, unreadable, len(labels))
-
-
-def _cells(labels: Sequence[int], predictions: Sequence[int | None]) -> np.ndarray:
-    """Cases with an error that were hit, and missed; cases without one that were hit, and missed."""
-    cells = np.zeros(4)
-    for label, predicted in zip(labels, predictions, strict=True):
-        cells[2 * (label < 0) + (predicted != label)] += 1
-    return cells
-
-
-def _f1(cells_n_4: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """F1 and its two accuracies of every row of ``_cells``; NaN without cases of a kind, 0 where both accuracies are."""
-    hit_n_2, missed_n_2 = cells_n_4[:, ::2], cells_n_4[:, 1::2]
-    with np.errstate(invalid="ignore"):
-        on_wrong, on_right = (hit_n_2 / (hit_n_2 + missed_n_2)).T
-        f1 = np.where(on_wrong + on_right == 0, 0.0, 2 * on_wrong * on_right / (on_wrong + on_right))
-    return f1, on_wrong, on_right
-
-
-def best_threshold(values: Sequence[Sequence[float]], labels: Sequence[int]) -> float:
-    """The threshold under which a step counts as wrong that has the best F1 on these cases; use it on others.
-
-    ``values[i]``: the score of each step of case i. Between two neighbouring scores; the lowest of equals.
-    Raises ValueError for cases of one kind only, on which no F1 exists.
-    """
-    if len({label < 0 for label in labels}) < 2:
-        raise ValueError("a threshold is chosen on cases with an error and cases without, these are of one kind")
-    seen = sorted({v for row in values for v in row})
-    middles = [(a + b) / 2 for a, b in pairwise(seen)]
-    thresholds = [seen[0], *middles]  # under the first of them nothing is wrong
-    if len(thresholds) > 200:
-        thresholds = [float(t) for t in np.quantile(thresholds, np.linspace(0, 1, 200))]
-
-    def f1(t: float) -> float:
-        found = [first_error([v >= t for v in row]) for row in values]
-        return float(_f1(_cells(labels, found)[None])[0][0])
-
-    return max(thresholds, key=f1)

@@ -1,6 +1,6 @@
 """MRT-B beside its baselines: three warm starts, then reinforcement learning behind ``warm``.
 
-    python bench/backtrack.py configs/backtrack-sums.toml      # five trainings for each of three seeds; then the table
+    python studies/backtrack.py configs/backtrack-sums.toml      # five trainings for each of three seeds; then the table
 
 Measured on held-out problems: streams of at most ``rollout.max_tokens``, and linearised streams with a window half as
 large, of which the latest attempt is all that is remembered (``compute/backtrack.py``). OUT/METHOD-SEED.json holds the
@@ -15,10 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from study import Floats, difference, interval
+from common import Floats, difference, interval
 
-from twofold import config as configs
-from twofold import run
+from twofold import run, toml
 from twofold.compute.backtrack import Backtracking, backtracking, tried
 from twofold.compute.rollout import rollouts
 from twofold.types import Sampling
@@ -44,7 +43,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4, help="per problem, of streams and of linearised streams")
     parser.add_argument("--out", type=Path, default=Path("runs/backtrack"))
     args = parser.parse_args()
-    base = configs.load(run.Config, args.config)
+    base = toml.load(run.Config, args.config)
     done = {(m, s): one(m, s, base, args) for s in args.seeds for m in args.methods}
     arms = {m: np.mean([done[m, s] for s in args.seeds], axis=0) for m in args.methods}
     print("| | pass@1 | tokens | first attempts | linearised | its tokens | minus GRPO: pass@1 | linearised |")
@@ -66,7 +65,7 @@ def one(method: str, seed: int, base: run.Config, args: argparse.Namespace) -> F
     if not path.exists():
         if options:
             start = [f"model={args.out / f'warm-{seed}'}"] if method in ("rl", "grpo") else []
-            config = configs.override(base, [*options, *start, f"train.seed={seed}"])
+            config = toml.override(base, [*options, *start, f"train.seed={seed}"])
             resume = (folder / "config.toml").exists()
             model = str(run.train(config, folder, resume=resume, title=f"{method} {seed}"))
         args.out.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from twofold.maths.attention import install
-from twofold.maths.llama import Llama, plain
+from twofold.models.attention import install
+from twofold.models.llama import Llama, plain
 
 Precision = Literal["float32", "bfloat16"]
 

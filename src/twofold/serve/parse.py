@@ -11,11 +11,12 @@ from typing import Any
 from twofold.compute.plan import Plan, parse, settings
 from twofold.compute.select import Same
 from twofold.serve import jobs
+from twofold.serve.detokenize import Stops
 from twofold.serve.jobs import Answer
-from twofold.serve.loop import Client, Ticket
+from twofold.serve.scheduler import Client, Ticket
 from twofold.serve.schema import SAMPLES, TOKENS, ChatRequest, Refused, Request, TextRequest
-from twofold.serve.text import Stops
-from twofold.text.chat import JUDGE, Chat
+from twofold.text.chat import Chat
+from twofold.text.prompts import JUDGE
 from twofold.types import COLDEST, Sampling
 
 BOUNDS = {

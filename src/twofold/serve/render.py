@@ -8,10 +8,10 @@ from functools import cache
 from itertools import accumulate
 from typing import Any, Protocol
 
+from twofold.serve.detokenize import Reader
 from twofold.serve.jobs import Answer, Choice
-from twofold.serve.loop import Batch, Client
+from twofold.serve.scheduler import Batch, Client
 from twofold.serve.schema import ChatRequest, Request, TextRequest
-from twofold.serve.text import Reader
 from twofold.text.chat import Chat
 
 PAUSE = 0.05

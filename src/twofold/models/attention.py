@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from twofold.maths.llama import Llama
-from twofold.maths.norm import replace_norms
+from twofold.models.llama import Llama
+from twofold.models.norm import replace_norms
 
 NAME = "twofold"
 BLOCK = 2**20

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from twofold.engines.base import Engine, Finished, Scored, UpstreamError, told, unheard
-from twofold.serve.text import Stops
+from twofold.serve.detokenize import Stops
 from twofold.types import Completion, Sampling
 
 LATE = 5.0

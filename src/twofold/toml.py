@@ -1,0 +1,257 @@
+"""A config is a value: frozen dataclasses, read from TOML, changed by dotted overrides, strict about names and types.
+
+Fields may be bool, int, float, str, ``Literal``, ``tuple[T, ...]``, another dataclass, ``X | None``, or a union of
+dataclasses told apart by a field called ``name`` (a ``Literal`` with that one value as its default)::
+
+    @dataclass(frozen=True)
+    class Train:
+        lr: float = 1e-6
+        steps: int = 100
+
+    @dataclass(frozen=True)
+    class Config:
+        recipe: RLV | Tango = RLV()
+        train: Train = Train()
+
+    config = load(Config, "run.toml")
+    config = override(config, ["train.lr=1e-5", "--recipe.name", "tango"])
+
+Every complaint is a ``ConfigError`` that says where (file or command line), which dotted option, and what to do.
+"""
+
+from __future__ import annotations
+
+import tomllib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+T = TypeVar("T")
+Aliases = Mapping[str, str]
+"""What others call an option (``learning_rate``, ``rollout.n``) -> our name (``train.lr``), for error messages."""
+
+NO_ALIASES: Aliases = {}
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message is for the person who wrote it."""
+
+
+class _Text(str):
+    """A value as typed on the command line: its meaning depends on the type of the field it is for."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where values come from and what may be written there, for error messages."""
+
+    where: str
+    known: list[str]
+    aliases: Aliases
+
+    def error(self, message: str) -> ConfigError:
+        return ConfigError(f"{self.where}: {message}")
+
+    def wrong_type(self, key: str, expected: str, value: object) -> ConfigError:
+        kind = "str" if isinstance(value, str) else type(value).__name__
+        return self.error(f"{key} must be {expected}, got {value!r} ({kind})")
+
+    def unknown(self, key: str, value: object) -> ConfigError:
+        while isinstance(value, Mapping) and value:  # name the option somebody meant, not the table it stands in
+            child, value = next(iter(value.items()))
+            key = f"{key}.{child}"
+        leaf = key.split(".")[-1]
+        ours = self.aliases.get(key) or self.aliases.get(leaf)
+        elsewhere = [option for option in self.known if option.split(".")[-1] == leaf]
+        leaves = {option.split(".")[-1]: option for option in self.known}
+        close = get_close_matches(key, self.known, n=1) or [leaves[x] for x in get_close_matches(leaf, leaves, n=1)]
+        if key in self.known:
+            hint = f"it is an option of another {key.rpartition('.')[0]}.name"
+        elif ours:
+            hint = f"twofold calls it {ours}"
+        elif elsewhere or close:
+            hint = f"did you mean {' or '.join(elsewhere or close)}?"
+        else:
+            hint = f"the options are {', '.join(self.known)}"
+        return self.error(f"unknown option {key}; {hint}")
+
+
+def load(cls: type[T], path: str | Path, aliases: Aliases = NO_ALIASES) -> T:
+    """Reads a TOML file into ``cls``. Raises ConfigError if it cannot be read, is not TOML or does not fit ``cls``."""
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read this config: {error.strerror}") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise ConfigError(f"{path}: not a valid TOML file: {error}") from error
+    return from_dict(cls, values, str(path), aliases)
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config", aliases: Aliases = NO_ALIASES) -> T:
+    """A ``cls`` from nested plain values, defaults where left out. Raises ConfigError where a value does not fit."""
+    return _build(cls, values, "", None, _Source(where, options(cls), aliases))
+
+
+def override(config: T, settings: Sequence[str], aliases: Aliases = NO_ALIASES, where: str = "command line") -> T:
+    """A new config with some options changed; where one is given twice the last wins.
+
+    Three spellings: ``train.lr=1e-6``, ``--train.lr=1e-6`` and ``--train.lr 1e-6`` (two items). Values are TOML
+    (``[3, 4]``, ``true``, ``1e-6``), text fields need no quotes, and ``none`` empties an optional field.
+    Raises ConfigError on anything that does not fit.
+    """
+    values: dict[str, Any] = {}
+    for key, text in _pairs(settings, where):
+        *parents, leaf = key.split(".")
+        table = values
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{where}: {parent} is given both as a value and as a table, by {key}")
+        table[leaf] = _Text(text)
+    return _build(type(config), values, "", config, _Source(where, options(type(config)), aliases))
+
+
+def to_toml(config: object) -> str:
+    """Every field of a config in its own order, None left out; ``load`` of this gives back an equal config."""
+    return tomli_w.dumps(_without_none(asdict(config)))  # type: ignore[call-overload]
+
+
+def options(cls: type) -> list[str]:
+    """Every dotted option of ``cls`` in order, those of all members of a union: ``["train.lr", "train.steps"]``."""
+    names: list[str] = []
+    for field, hint in _fields(cls):
+        tables: list[Any] = [member for member in _members(hint) if is_dataclass(member)]
+        nested = [name for table in tables for name in options(table)]
+        names += [f"{field.name}.{name}" for name in nested] or [field.name]
+    return list(dict.fromkeys(names))
+
+
+def _pairs(settings: Sequence[str], where: str) -> Iterator[tuple[str, str]]:
+    words = iter(settings)
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            if not word.startswith("--"):
+                raise ConfigError(f"{where}: {word!r} is not an option; write name=value or --name value")
+            value = next(words, None)
+            if value is None or value.startswith("--"):
+                raise ConfigError(f"{where}: {word} needs a value, e.g. {word} true")
+            text = value
+        yield key.removeprefix("--").replace("-", "_"), text
+
+
+def _fields(cls: type) -> Iterator[tuple[Field[Any], Any]]:
+    hints = get_type_hints(cls)
+    for field in fields(cls):
+        hint = hints[field.name]
+        if type(None) in _members(hint) and field.default is not None:
+            # TOML cannot say None, so a None over another default would be lost in config.toml
+            raise TypeError(f"{cls.__name__}.{field.name} is optional, so its default must be None")
+        yield field, hint
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _build(cls: type[T], values: Mapping[str, Any], prefix: str, base: T | None, source: _Source) -> T:
+    """One dataclass: ``values`` where given, else ``base`` where there is one, else the defaults."""
+    known = list(_fields(cls))
+    names = {field.name for field, _ in known}
+    for key in values:
+        if key not in names:
+            raise source.unknown(prefix + key, values[key])
+    chosen: dict[str, Any] = {}
+    for field, hint in known:
+        key, default = prefix + field.name, _default(field, base)
+        if field.name in values:
+            chosen[field.name] = _convert(hint, values[field.name], key, default, source)
+        elif default is MISSING:
+            raise source.error(f"{key} is required")
+        else:
+            chosen[field.name] = default
+    try:
+        return cls(**chosen)
+    except ValueError as error:  # a dataclass may check its own values
+        raise source.error(f"{prefix[:-1]}: {error}" if prefix else str(error)) from error
+
+
+def _default(field: Field[Any], base: object) -> Any:
+    if base is not None:
+        return getattr(base, field.name)
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _convert(hint: Any, value: Any, key: str, default: Any, source: _Source) -> Any:
+    """``value`` as the type ``hint``, or a ConfigError that names ``key``."""
+    members = [member for member in _members(hint) if member is not type(None)]
+    optional = len(members) < len(_members(hint))
+    if optional and (value is None or (isinstance(value, _Text) and value.lower() == "none")):
+        return None
+    if all(is_dataclass(member) for member in members):
+        return _table(members, value, key, default, source)
+    if len(members) > 1:
+        raise TypeError(f"{key}: unions are of dataclasses only, not {hint}")
+    return _scalar(members[0], value, key, source)
+
+
+def _table(members: list[Any], value: Any, key: str, default: Any, source: _Source) -> Any:
+    """One dataclass: of a union the member that ``name`` picks or, without a ``name``, the one already there."""
+    if not isinstance(value, Mapping):
+        field = "name" if len(members) > 1 else fields(members[0])[0].name
+        raise source.wrong_type(key, f"a table (set its options, such as {key}.{field})", value)
+    member = members[0] if len(members) == 1 else type(default)
+    if len(members) > 1:
+        by_name = {m.__dataclass_fields__["name"].default: m for m in members}
+        if "name" in value:
+            member = by_name[_scalar(Literal[tuple(by_name)], value["name"], f"{key}.name", source)]
+        elif member not in members:
+            raise source.error(f"{key}.name is required, one of {', '.join(by_name)}")
+    return _build(member, value, f"{key}.", default if type(default) is member else None, source)
+
+
+def _scalar(hint: Any, value: Any, key: str, source: _Source) -> Any:
+    """bool, int, float, str, Literal or ``tuple[T, ...]``."""
+    origin, args = get_origin(hint), get_args(hint)
+    if isinstance(value, _Text):
+        parsed = _parse(value)
+        wants_text = hint is str or (origin is Literal and str(value) in args)
+        value = str(value) if wants_text and not isinstance(parsed, str) else parsed
+    if origin is Literal:
+        if any(type(value) is type(choice) and value == choice for choice in args):
+            return value
+        raise source.wrong_type(key, f"one of {', '.join(map(repr, args))}", value)
+    if origin is tuple and len(args) == 2 and args[1] is Ellipsis:
+        if isinstance(value, list | tuple):
+            return tuple(_convert(args[0], item, f"{key}[{i}]", MISSING, source) for i, item in enumerate(value))
+        raise source.wrong_type(key, "a list such as [1, 2]" if args[0] in (int, float) else "a list", value)
+    if hint not in _SCALARS:
+        raise TypeError(f"{key}: configs cannot hold {hint}")
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:  # not isinstance: true is no whole number
+        raise source.wrong_type(key, _SCALARS[hint], value)
+    return value
+
+
+_SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _parse(text: _Text) -> Any:
+    """``text`` read as a TOML value (and ``True``, ``False`` as in Python), or plain text where it is none."""
+    plain = str(text)
+    try:
+        return tomllib.loads(f"value = {plain.lower() if plain in ('True', 'False') else plain}")["value"]
+    except tomllib.TOMLDecodeError:
+        return plain
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list | tuple) else value
