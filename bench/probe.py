@@ -12,7 +12,6 @@ import argparse
 from collections.abc import Sequence
 
 from common import SMALL, interleaved, question, qwen2, record, tokenizer, with_lengths
-from twofold.text.segments import Episodes
 
 import twofold
 from twofold.compute.probe import Prover, boundaries, probe
@@ -21,6 +20,7 @@ from twofold.engines.native import NativeEngine
 from twofold.models.attention import install
 from twofold.tasks.procedural import Sums
 from twofold.text.chat import Chat
+from twofold.text.segments import Episodes
 from twofold.types import Group, Problem, Sampling
 
 PROVER = Prover(opening="<think>\n", hurry="", answer="\n\\boxed{", tokens=8)

@@ -164,7 +164,7 @@ def told(
     for r, k in zip(rollouts, steps, strict=True):
         verdicts = warm_tango.right(r.problem, [r.text[a:b].strip() for a, b in spans(r.text, "lines")])
         assert len(verdicts) == k
-        critique = Critique([*verdicts], final=r.grade.reward == 1, shape=True, closed=True, loose=False)
+        critique = Critique([*verdicts], final=r.grade.correct, shape=True, closed=True, loose=False)
         found.append([Verification([], Completion([], [], [], "stop"), critique)])
     return found
 

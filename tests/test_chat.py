@@ -262,7 +262,7 @@ def test_a_reply_may_use_tags_but_a_question_may_not(tokenizer: Any) -> None:
 
 
 def test_verdicts_are_the_tokens_of_yes_and_no(chat: Chat, tokenizer: Any) -> None:
-    assert tokenizer.convert_ids_to_tokens(list(chat.verdicts)) == ["Yes", "No"]
+    assert tokenizer.convert_ids_to_tokens(list(chat.yes_no_ids)) == ["Yes", "No"]
 
 
 def test_decode_drops_control_tokens(chat: Chat, tokenizer: Any) -> None:
@@ -286,7 +286,7 @@ def test_verdicts_of_several_tokens_are_refused() -> None:
     bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     chat = Chat(PreTrainedTokenizerFast(tokenizer_object=bytewise, eos_token="<|end|>"))
     with pytest.raises(ValueError, match="Yes and No must be single, distinct tokens"):
-        _ = chat.verdicts
+        _ = chat.yes_no_ids
 
 
 def test_verdicts_that_no_reply_could_hold_are_refused(tokenizer: Any) -> None:
@@ -294,4 +294,4 @@ def test_verdicts_that_no_reply_could_hold_are_refused(tokenizer: Any) -> None:
     strange = copy.deepcopy(tokenizer)
     strange.add_special_tokens({"additional_special_tokens": ["Yes", "No"]})
     with pytest.raises(ValueError, match="Yes and No must be single, distinct tokens"):
-        _ = Chat(strange).verdicts
+        _ = Chat(strange).yes_no_ids

@@ -43,7 +43,7 @@ def test_the_shipped_model_is_small_standard_and_solves_some():
         [task.problem("test", i) for i in range(60)],
         Sampling(n=8, max_tokens=40, stop=model.chat.stop),
     )
-    share = sum(r.grade.reward == 1 for g in groups for r in g) / 480
+    share = sum(r.grade.correct for g in groups for r in g) / 480
     assert 0.3 < share < 0.6  # room above and below
 
 

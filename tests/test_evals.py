@@ -56,7 +56,7 @@ def judgement_prompts(model: run.Model) -> list[list[int]]:
 
 
 def test_scores_are_the_probability_of_yes(model, tiny_model, tmp_path):
-    yes, no = model.chat.verdicts
+    yes, no = model.chat.yes_no_ids
     expected = [last_hidden(tiny_model, p)[1].softmax(-1) for p in judgement_prompts(model)]
     scores = [s for pool in pools(model, tmp_path / "plain") for s in pool.scores]
     assert scores == pytest.approx([float(p[yes]) for p in expected], rel=1e-3)
@@ -81,7 +81,7 @@ def test_another_model_may_verify(model, tiny_model, tmp_path):
     with torch.no_grad():
         other.engine.model.get_parameter("model.norm.weight").mul_(0.5)
     save_model(tmp_path / "other", other.engine.model, other.tokenizer)
-    yes = model.chat.verdicts[0]
+    yes = model.chat.yes_no_ids[0]
     expected = [float(last_hidden(tmp_path / "other", p)[1].softmax(-1)[yes]) for p in judgement_prompts(model)]
     judged = pools(model, tmp_path / "judged", verifier=replace(other, name="other"))
     assert [s for pool in judged for s in pool.scores] == pytest.approx(expected, rel=1e-3)

@@ -55,7 +55,7 @@ def p_yes(model: Model, question: str, text: str) -> float:
     """Of a solution as a conversation shows it: ended, in the tokenizer's own tokens."""
     chat = model.chat
     solved = [*chat.prompt(question), *chat.encode(text, tags=True), chat.stop[0]]
-    ((logprob,),) = model.engine.session().logprobs([chat.ask(solved, JUDGE)], [[chat.verdicts[0]]])
+    ((logprob,),) = model.engine.session().logprobs([chat.ask(solved, JUDGE)], [[chat.yes_no_ids[0]]])
     return math.exp(logprob)
 
 

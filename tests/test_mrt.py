@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twofold.text.segments import Episodes
 from words import Words, credit
 
 import twofold
@@ -28,6 +27,7 @@ from twofold.maths.credit import grpo
 from twofold.recipes.mrt import MRT, Recipe, best_prefix, branch_advantages, penalised
 from twofold.tasks.procedural import Sums
 from twofold.text.chat import Chat
+from twofold.text.segments import Episodes
 from twofold.types import Completion, Grade, Rollout, Sample, Sampling
 
 ROOT = Path(__file__).parents[1]
@@ -104,9 +104,8 @@ def context(chat: Chat, sample: Sample) -> str:
 def thought(chat: Chat, text: str, prompt: str = "Q0") -> Rollout:
     completion = Scripted(chat, []).completion(text)
     before = [*chat.prompt(prompt), *chat.encode("<think>\n", tags=True)]
-    return Rollout(
-        replace(Q, question=prompt), before, completion, chat.decode(completion.tokens), None, Grade(0.0, "wrong")
-    )
+    text = chat.decode(completion.tokens)
+    return Rollout(before, completion, text, None, replace(Q, question=prompt), Grade(0.0, "wrong"))
 
 
 def test_probes_by_hand(chat):
@@ -381,7 +380,8 @@ def test_nothing_to_learn(chat):
 def row(values: Sequence[float]) -> list[Probe]:
     """Probes of these values, in quarters."""
     ends = range(len(values))
-    right, wrong = (Rollout(Q, [], Completion([], [], [], "stop"), "", "", Grade(r, "wrong")) for r in (1.0, 0.0))
+    grades = Grade(1.0, "correct"), Grade(0.0, "wrong")
+    right, wrong = (Rollout([], Completion([], [], [], "stop"), "", "", Q, grade) for grade in grades)
     return [
         Probe(e, [right] * int(4 * v) + [wrong] * (4 - int(4 * v)), Cost()) for e, v in zip(ends, values, strict=True)
     ]
@@ -422,7 +422,7 @@ def test_the_length_penalty_by_hand():
 
     def rollout(tokens: int, reward: float) -> Rollout:
         completion = Completion([1] * tokens, [0.0] * tokens, [True] * tokens, "stop")
-        return Rollout(Q, [1], completion, "", None, Grade(reward, "correct"))
+        return Rollout([1], completion, "", None, Q, Grade(reward, "correct" if reward else "wrong"))
 
     group = [rollout(2, 1.0), rollout(6, 1.0), rollout(100_000, 0.0)]
     assert penalised(group, 0.5) == pytest.approx([1 - 0.5 * 0.2689414, 1 - 0.5 * 0.7310586, 0])

@@ -262,7 +262,7 @@ class Says:
         texts = [self.chat.tokenizer.decode(list(p)) for p in prompts]
         self.prompts = list(dict.fromkeys(texts))
         yes = dict(zip(self.prompts, self.yes, strict=True))
-        word = self.chat.verdicts[0]
+        word = self.chat.yes_no_ids[0]
         return [[math.log(yes[t] if c[0] == word else 1 - yes[t])] for t, c in zip(texts, continuations, strict=True)]
 
 

@@ -94,7 +94,7 @@ def advantages(sample: Sample) -> list[float]:
 
 def verdicts(chat: Chat, samples: Sequence[Sample]) -> list[str | None]:
     """What the last token says, where it is a target."""
-    names = dict(zip(chat.verdicts, ("Yes", "No"), strict=True))
+    names = dict(zip(chat.yes_no_ids, ("Yes", "No"), strict=True))
     return [names[s.tokens[-1]] if s.targets[-1] else None for s in samples]
 
 
@@ -117,7 +117,7 @@ def test_collect_with_a_real_engine(model, chat):
     for sample, rollout in zip(samples["policy"], [r for g in again for r in g], strict=True):
         c, before = rollout.completion, len(rollout.prompt)
         behind = len(sample.tokens) - before - len(c.tokens)
-        assert sample.tokens == [*question(chat, rollout), chat.verdicts[1]]
+        assert sample.tokens == [*question(chat, rollout), chat.yes_no_ids[1]]
         assert sample.sampled == [False] * before + [True] * len(c.tokens) + [False] * behind
         assert sample.logprobs == pytest.approx([0.0] * before + c.logprobs + [0.0] * behind, abs=1e-5)
         assert sample.targets == [0.0] * (len(sample.tokens) - 1) + [0.5]
@@ -460,5 +460,5 @@ def test_the_corpus_teaches_the_very_token_that_is_read_as_the_verdict():
     for turns in documents:
         s = sft.sample(chat, turns)
         learnt = [t for t, w in zip(s.tokens, s.targets, strict=True) if w]
-        assert learnt == [chat.verdicts[0 if turns[-1].reply == "Yes" else 1], chat.stop[0]]
+        assert learnt == [chat.yes_no_ids[0 if turns[-1].reply == "Yes" else 1], chat.stop[0]]
     assert {turns[-1].reply for turns in documents} == {"Yes", "No"}

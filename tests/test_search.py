@@ -18,7 +18,7 @@ import twofold
 from twofold.compute.cost import Cost, Made
 from twofold.compute.judge import p_yes
 from twofold.compute.mcts import MCTS, mcts
-from twofold.compute.rollout import ungraded
+from twofold.compute.rollout import candidate
 from twofold.compute.search import DVTS, Beam, Particles, Rebase, beam, dvts, particles, rebase
 from twofold.compute.tree import Steps
 from twofold.compute.value import agreement, answers_here, outlook
@@ -161,7 +161,7 @@ def make(name: str, engine: Engine, chat: Chat, questions: list[str], n: int, se
 def independent(chat: Chat, seed: int, n: int) -> list[str | None]:
     sampling = Sampling(n=n, max_tokens=64, stop=chat.stop, seed=seed)
     (group,) = Corridor(chat).generate([chat.prompt("Where?")], sampling)
-    return [ungraded(chat, "Where?", [], c).answer for c in group]
+    return [candidate(chat, [], c).answer for c in group]
 
 
 @each_maker
@@ -360,7 +360,7 @@ def test_step_by_step_says_what_one_call_says(name, steps, model, questions):
 def solved(model: Any, question: str) -> Rollout:
     prompt = model.chat.prompt(question)
     ((c,),) = model.engine.generate([prompt], Sampling(max_tokens=64, stop=model.chat.stop))
-    return ungraded(model.chat, question, prompt, c)
+    return candidate(model.chat, prompt, c)
 
 
 def test_values_of_a_finished_solution_are_its_own(model, questions):
@@ -376,7 +376,7 @@ def test_values_of_a_part_come_from_answers_forced_there(model, questions):
     whole = solved(model, questions[0])
     first = whole.completion.tokens[: whole.completion.tokens.index(model.chat.line_ends[0]) + 1]
     n = len(first)
-    part = ungraded(model.chat, questions[0], whole.prompt, Completion(first, [0.0] * n, [True] * n, "length"))
+    part = candidate(model.chat, whole.prompt, Completion(first, [0.0] * n, [True] * n, "length"))
     (group,), (spent,) = answers_here(model.engine, model.chat, [part], k=4)
     forced = model.chat.encode("\\boxed{", tags=True)
     assert all(r.completion.tokens[n : n + len(forced)] == forced for r in group)

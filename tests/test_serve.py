@@ -166,7 +166,7 @@ def test_the_likeliest_tokens_of_a_prompt(client: openai.OpenAI, model: Model) -
     """The request with which evaluation harnesses score texts: is each token the likeliest in its place?"""
     greedy = sampled(model, temperature=0, max_tokens=8)[0].tokens
     start = model.chat.prompt(PUZZLE)
-    other = [t if i != 3 else model.chat.verdicts[0] for i, t in enumerate(greedy)]
+    other = [t if i != 3 else model.chat.yes_no_ids[0] for i, t in enumerate(greedy)]
     done = client.completions.create(
         model="tiny", prompt=[[*start, *greedy], [*start, *other]], max_tokens=1, echo=True, logprobs=1, temperature=0
     )

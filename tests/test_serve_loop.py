@@ -59,7 +59,7 @@ def loop(engine: Counting) -> Iterator[Loop]:
 
 
 def ticket(chat: Chat, *stops: str, **more: Any) -> Ticket:
-    return Ticket(Stops(stops, chat.decode), chat.verdicts[0], 1024, **more)
+    return Ticket(Stops(stops, chat.decode), chat.yes_no_ids[0], 1024, **more)
 
 
 def until(true: Callable[[], bool], seconds: float = 5.0) -> None:

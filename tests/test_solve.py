@@ -21,7 +21,7 @@ from twofold.compute.solve import MAKERS, solve
 from twofold.compute.tree import Steps
 from twofold.maths.confidence import trace
 from twofold.maths.posterior import Calibration, posterior
-from twofold.maths.stopping import Adaptive, Fixed, Lengths, Posterior, Windows, verdict
+from twofold.maths.stopping import Adaptive, Fixed, Lengths, Posterior, Windows, should_stop
 from twofold.tasks.procedural import Sums
 from twofold.text.prompts import CRITIQUE
 from twofold.toml import ConfigError
@@ -182,7 +182,7 @@ def test_each_problem_stops_when_its_rule_says_so(model, rule):
 
 
 def content(plan: Plan, s: Any, t: int) -> bool:
-    return verdict(plan.stop, s.answers[:t], s.scores[:t], plan.calibration) is not None
+    return should_stop(plan.stop, s.answers[:t], s.scores[:t], plan.calibration) is not None
 
 
 def test_rounds_draw_new_samples(model):

@@ -130,7 +130,7 @@ def test_verdicts_are_read_inside_of_the_verification_only() -> None:
     [((R, W), 2, [True, False]), ((R, W), 3, None), ((R, "?"), 1, None), ((R, "?"), 2, None), ((), 0, None)],
 )
 def test_verdicts_count_if_there_is_one_for_each_step(steps: tuple[str, ...], count: int, verdicts: object) -> None:
-    assert read(critique(*steps)).verdicts(count) == verdicts
+    assert read(critique(*steps)).step_verdicts(count) == verdicts
 
 
 @pytest.mark.parametrize(

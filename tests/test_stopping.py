@@ -20,7 +20,7 @@ from twofold.maths.stopping import (
     expected_samples,
     majority_confidence,
     rounds,
-    verdict,
+    should_stop,
 )
 
 PLAIN = Calibration(slope=1, intercept=0, alpha=1, beta=1, spread=1, overlap=0)
@@ -43,7 +43,7 @@ PLAIN = Calibration(slope=1, intercept=0, alpha=1, beta=1, spread=1, overlap=0)
 def test_adaptive_consistency_by_hand(votes, expected, stops):
     assert majority_confidence(*votes) == pytest.approx(expected, abs=5e-6)
     answers = ["a"] * votes[0] + ["b"] * votes[1] + [None]
-    assert verdict(Adaptive(), answers, [None] * len(answers), PLAIN) == (len(answers) if stops else None)
+    assert should_stop(Adaptive(), answers, [None] * len(answers), PLAIN) == (len(answers) if stops else None)
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 1), (9, 4), (20, 19)])
@@ -55,7 +55,7 @@ def test_adaptive_consistency_is_the_integral(first, second):
 
 
 def test_only_the_two_leading_answers_count():
-    assert verdict(Adaptive(), [*"aaaaaab", "c", "d"], [None] * 9, PLAIN) == 9  # (6, 1) stops, (6, 3) would not
+    assert should_stop(Adaptive(), [*"aaaaaab", "c", "d"], [None] * 9, PLAIN) == 9  # (6, 1) stops, (6, 3) would not
 
 
 # ---------------------------------------------------------------- ESC
@@ -64,11 +64,11 @@ def test_only_the_two_leading_answers_count():
 def test_a_window_must_agree_wholly_and_answers_alone():
     rule = Windows(size=3)
     assert rounds(rule, 8) == [3, 6, 8]
-    assert verdict(rule, [*"aab"], [None] * 3, PLAIN) is None
-    assert verdict(rule, [*"aabbbb"], [None] * 6, PLAIN) == 3  # the window's answer is b, whatever came before
-    assert verdict(rule, ["a", "a", None], [None] * 3, PLAIN) is None
-    assert verdict(rule, [None] * 3, [None] * 3, PLAIN) is None
-    assert verdict(rule, [*"abbb"], [None] * 4, PLAIN) is None  # no window ends here
+    assert should_stop(rule, [*"aab"], [None] * 3, PLAIN) is None
+    assert should_stop(rule, [*"aabbbb"], [None] * 6, PLAIN) == 3  # the window's answer is b, whatever came before
+    assert should_stop(rule, ["a", "a", None], [None] * 3, PLAIN) is None
+    assert should_stop(rule, [None] * 3, [None] * 3, PLAIN) is None
+    assert should_stop(rule, [*"abbb"], [None] * 4, PLAIN) is None  # no window ends here
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_expected_samples_of_esc_by_hand_and_by_simulation(chances, expected):
     rng, rule, drawn = np.random.default_rng(0), Windows(size=5), []
     for _ in range(2000):
         answers = [str(a) for a in rng.choice(len(chances), 40, p=chances)]
-        stops = (t for t in rounds(rule, 40) if verdict(rule, answers[:t], [None] * t, PLAIN))
+        stops = (t for t in rounds(rule, 40) if should_stop(rule, answers[:t], [None] * t, PLAIN))
         drawn.append(next(stops, 40))
     assert np.mean(drawn) == pytest.approx(expected, abs=4 * np.std(drawn) / math.sqrt(2000))
 
@@ -89,20 +89,20 @@ def test_expected_samples_of_esc_by_hand_and_by_simulation(chances, expected):
 
 def test_consensus_is_a_share_of_the_weighted_votes():
     answers, scores = ["a", "b", None], [0.9, 0.1, None]
-    assert verdict(Consensus(confidence=0.9), answers, scores, PLAIN) == 3
-    assert verdict(Consensus(confidence=0.91), answers, scores, PLAIN) is None
-    assert verdict(Consensus(), ["a"], [0.0], PLAIN) is None
+    assert should_stop(Consensus(confidence=0.9), answers, scores, PLAIN) == 3
+    assert should_stop(Consensus(confidence=0.91), answers, scores, PLAIN) is None
+    assert should_stop(Consensus(), ["a"], [0.0], PLAIN) is None
 
 
 def test_a_fixed_number_never_stops_early():
     assert rounds(Fixed(), 7) == [7]
-    assert verdict(Fixed(), ["a"] * 7, [1.0] * 7, PLAIN) is None
+    assert should_stop(Fixed(), ["a"] * 7, [1.0] * 7, PLAIN) is None
 
 
 @pytest.mark.parametrize("rule", [Fixed(), Adaptive(), Windows(), Consensus(), Posterior()])
 def test_nothing_and_only_answerless_samples_are_no_reason_to_stop(rule):
-    assert verdict(rule, [], [], PLAIN) is None
-    assert verdict(rule, [None] * 5, [None] * 5, PLAIN) is None
+    assert should_stop(rule, [], [], PLAIN) is None
+    assert should_stop(rule, [None] * 5, [None] * 5, PLAIN) is None
 
 
 def test_the_two_costs_of_growing_lengths():

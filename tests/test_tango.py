@@ -20,7 +20,7 @@ import twofold
 from twofold import run, toml
 from twofold.compute.judge import verdicts
 from twofold.compute.plan import Plan, parse
-from twofold.compute.rollout import forced, rollouts, ungraded
+from twofold.compute.rollout import candidate, forced, rollouts
 from twofold.compute.search import Beam, beam
 from twofold.compute.value import step_value
 from twofold.compute.verify import step_ends
@@ -199,7 +199,7 @@ def test_equal_outcomes_still_teach_steps(chat: Chat) -> None:
     assert stats["frac_reward_zero_std"] == 1 and all(any(s.advantages) for s in samples)
 
 
-def test_groups_are_normalised_apart_and_ungraded_rollouts_left_out(chat: Chat) -> None:
+def test_groups_are_normalised_apart_and_candidate_rollouts_left_out(chat: Chat) -> None:
     late = [solution(1, "late"), solution(1, "yes"), solution(1, "late")]
     script = [[late, SOLUTIONS], [[critique("-")], *CRITIQUES]]
     samples, _, engine = collect(chat, script, questions=2)
@@ -488,7 +488,7 @@ def test_verdicts_as_a_value_by_hand(chat: Chat) -> None:
         ["", "", ""],
     ]
     partials = [
-        ungraded(chat, "Q0", chat.prompt("Q0"), forced(chat.encode(solution(k, "yes"), tags=True))) for k in (2, 1, 1)
+        candidate(chat, chat.prompt("Q0"), forced(chat.encode(solution(k, "yes"), tags=True))) for k in (2, 1, 1)
     ]
     sampling = Sampling(n=3, max_tokens=9)
     for of, expected in (("steps", [0.5, 0.5, 0.0]), ("final", [2 / 3, 1 / 3, 0.0])):
@@ -521,7 +521,7 @@ def test_search_led_by_written_verdicts() -> None:
 def test_the_judge_by_steps_asks_in_the_solutions_own_form(chat: Chat) -> None:
     """Steps in tags: + + | + - | + (not counted), so the least is 1/2. On lines: + + | - + | + +, so 2/3. Each pays for its own."""
     texts = [solution(2, "yes"), "1+1=2\n2+2=4\n\\boxed{4}"]
-    group = [ungraded(chat, "Q0", chat.prompt("Q0"), forced(chat.encode(t, tags=True))) for t in texts]
+    group = [candidate(chat, chat.prompt("Q0"), forced(chat.encode(t, tags=True))) for t in texts]
     drawn = [[[critique("++"), critique("+-"), critique("+")]], [[critique("++"), critique("-+"), critique("++")]]]
     engine = Scripted(chat, drawn)
     judged = verdicts(engine, chat, group, "steps", tokens=50, seed=3, votes=3)
@@ -615,7 +615,7 @@ def test_two_models_learn_apart_and_resume_to_the_bit(tmp_path: Path, monkeypatc
     assert (policy / "model.safetensors").read_bytes() != (verifier / "model.safetensors").read_bytes()
     memory = checkpoint.read_memory(policy)
     assert memory.keys() == {"right", "wrong"} and sum(memory.values()) == pytest.approx(3)
-    assert twofold.load(verifier).chat.verdicts  # a model as any other
+    assert twofold.load(verifier).chat.yes_no_ids  # a model as any other
 
 
 def test_the_published_config_trains_two_models(tiny_qwen: Path, tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_rejected_solutions_are_tried_again_with_the_verdict_in_context(model, q
     again = correction(model.engine, chat, questions, 2, sampling, Correction(rounds=1, accept=1.0))
     for q, a, b in zip(questions, first, again, strict=True):
         for before, after in zip(a.candidates, b.candidates, strict=True):
-            judged = [*judgement(chat, before), chat.verdicts[1]]
+            judged = [*judgement(chat, before), chat.yes_no_ids[1]]
             assert after.prompt == chat.ask(judged, f"Solve the problem again: {q}")
         assert b.scores == pytest.approx(p_yes(model.engine, chat, b.candidates), abs=1e-5)
 

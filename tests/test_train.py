@@ -289,7 +289,7 @@ def test_a_base_model_from_nothing(tmp_path):
     losses = [line["target_loss"] for line in metrics(tmp_path / "run")]
     assert losses[-1] < losses[0] - 1
     assert AutoModelForCausalLM.from_pretrained(last).config.num_hidden_layers == 1
-    assert run.load(last).chat.verdicts
+    assert run.load(last).chat.yes_no_ids
 
 
 # ---------------------------------------------------------------- the command line

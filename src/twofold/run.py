@@ -119,7 +119,7 @@ def service(model: Model, limits: Limits | None = None) -> Service:
         if not isinstance(engine, NativeEngine):
             where = f"the upstream's list of models does not say (max_model_len of {engine.model})"
         raise ValueError(f"{model.name}: how long may a text be? {where}")
-    _ = model.chat.verdicts
+    _ = model.chat.yes_no_ids
     raw = not isinstance(engine, NativeEngine) and engine.raw
     return Service(Path(model.name).name, model.chat, Loop(engine), engine.context, same, limits, raw)
 

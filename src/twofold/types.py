@@ -81,21 +81,35 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """``reward`` is None when it could not be computed (``timeout``, ``error``): never a silent 0."""
+    """What a solution earns, and whether it is right.
+
+    ``reward`` is what the policy is paid; None where it could not be computed (``timeout``, ``error``), never a silent 0.
+    ``label`` says what the solution is. A verifier learns ``correct``, which no shaping of the reward changes.
+    """
 
     reward: float | None
     label: Label
 
+    @property
+    def correct(self) -> bool:
+        return self.label == "correct"
+
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
-    """One graded attempt: token ids as sampled, text and extracted answer for people and graders."""
+class Candidate:
+    """A solution, or a part of one: token ids as sampled, and its text and extracted answer for people and graders."""
 
-    problem: Problem
     prompt: list[int]
     completion: Completion
     text: str
     answer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout(Candidate):
+    """A candidate for a known problem, graded."""
+
+    problem: Problem
     grade: Grade
 
 

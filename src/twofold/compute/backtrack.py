@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from twofold.compute.cost import Cost, Made
-from twofold.compute.rollout import forced, join, split, ungraded
+from twofold.compute.rollout import candidate, forced, join, split
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
 from twofold.text.segments import attempts
@@ -43,7 +43,7 @@ def backtracking(
     owners = [q for q in questions for _ in range(n)]
     prompts = [chat.prompt(q) for q in owners]
     latest, generated = [forced([]) for _ in owners], [0] * len(owners)
-    candidates = [ungraded(chat, q, p, c) for q, p, c in zip(owners, prompts, latest, strict=True)]
+    candidates = [candidate(chat, p, c) for p, c in zip(prompts, latest, strict=True)]
     going = list(range(len(owners)))
     for _ in range(config.windows + 1):
         rooms = [sampling.max_tokens - len(latest[i].tokens) for i in going]
@@ -54,7 +54,7 @@ def backtracking(
             found = tried(chat, join(latest[i], split(c, room)[0]))
             latest[i] = found[-1]
             for attempt in found:
-                rollout = ungraded(chat, owners[i], prompts[i], attempt)
+                rollout = candidate(chat, prompts[i], attempt)
                 if rollout.answer is not None or not candidates[i].completion.tokens:
                     candidates[i] = rollout
         going = [i for i in going if latest[i].finish == "length" and len(latest[i].tokens) < sampling.max_tokens]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from twofold.types import Group
+from twofold.types import Candidate
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,6 @@ class Cost:
 class Made:
     """One problem's candidate solutions, however they were made, with one score each if making them gave one."""
 
-    candidates: Group
+    candidates: list[Candidate]
     scores: list[float] | None
     cost: Cost

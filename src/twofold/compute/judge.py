@@ -12,7 +12,7 @@ from twofold.text.chat import Chat
 from twofold.text.extract import last_boxed
 from twofold.text.prompts import CRITIQUE, JUDGE, VERIFY
 from twofold.text.steps import Cut
-from twofold.types import Rollout, Sampling
+from twofold.types import Candidate, Sampling
 
 Judge = Literal["p_yes", "normalised", "written", "steps"]
 """How the model judges: P(Yes) as published, P(Yes) / (P(Yes) + P(No)), or written critiques, by their verdict on the whole
@@ -21,17 +21,17 @@ Head = Literal["bce", "regression"]
 """A trained scalar head that judges in the words' place."""
 
 
-def question(chat: Chat, rollout: Rollout) -> list[int]:
+def question(chat: Chat, rollout: Candidate) -> list[int]:
     """The judgement prompt: the rollout's own tokens, the end of its turn, the question. Nothing is re-tokenised."""
     return chat.ask([*rollout.prompt, *rollout.completion.tokens], JUDGE)
 
 
-def p_yes(engine: Engine, chat: Chat, rollouts: Sequence[Rollout], normalised: bool = False) -> list[float]:
+def p_yes(engine: Engine, chat: Chat, rollouts: Sequence[Candidate], normalised: bool = False) -> list[float]:
     """P(Yes) per rollout (RL^V's score). ``normalised`` divides by P(Yes) + P(No); the published score does not.
 
     On an engine that kept the rollouts' caches this computes the question's tokens only, once for both words.
     """
-    words = chat.verdicts if normalised else chat.verdicts[:1]
+    words = chat.yes_no_ids if normalised else chat.yes_no_ids[:1]
     prompts = [question(chat, r) for r in rollouts for _ in words]
     scores = [math.exp(lp) for (lp,) in engine.logprobs(prompts, [[word] for _ in rollouts for word in words])]
     if not normalised:
@@ -39,7 +39,7 @@ def p_yes(engine: Engine, chat: Chat, rollouts: Sequence[Rollout], normalised: b
     return [yes / (yes + no) for yes, no in zip(scores[::2], scores[1::2], strict=True)]
 
 
-def by_head(engine: Any, chat: Chat, rollouts: Sequence[Rollout], kind: Head) -> list[float]:
+def by_head(engine: Any, chat: Chat, rollouts: Sequence[Candidate], kind: Head) -> list[float]:
     """Scores of a trained scalar head (an ablation of RL^V), as probabilities. Needs the native engine."""
     outputs = engine.values([question(chat, r) for r in rollouts])
     if kind == "bce":
@@ -47,13 +47,13 @@ def by_head(engine: Any, chat: Chat, rollouts: Sequence[Rollout], kind: Head) ->
     return [min(1.0, max(0.0, x)) for x in outputs]
 
 
-def judge_cost(chat: Chat, rollout: Rollout) -> int:
+def judge_cost(chat: Chat, rollout: Candidate) -> int:
     """Tokens that a one-token judgement reads beyond the rollout's own: the question and the verdict."""
     return len(question(chat, rollout)) - len(rollout.prompt) - len(rollout.completion.tokens) + 1
 
 
 def written(
-    engine: Engine, chat: Chat, rollouts: Sequence[Rollout], sampling: Sampling
+    engine: Engine, chat: Chat, rollouts: Sequence[Candidate], sampling: Sampling
 ) -> list[tuple[float | None, int]]:
     """LLM-as-a-judge: (share of ``sampling.n`` written critiques that end in CORRECT, tokens of the request and of the
     critiques) per rollout. The share is None where no verdict could be read.
@@ -62,13 +62,13 @@ def written(
     prompts = [chat.ask(tokens, CRITIQUE) for tokens in own]
     judged: list[tuple[float | None, int]] = []
     for tokens, prompt, critiques in zip(own, prompts, engine.generate(prompts, sampling), strict=True):
-        votes = [v for c in critiques if (v := verdict(chat.decode(c.tokens))) is not None]
+        votes = [v for c in critiques if (v := parse_verdict(chat.decode(c.tokens))) is not None]
         spent = len(prompt) - len(tokens) + sum(len(c.tokens) for c in critiques)
         judged.append((sum(votes) / len(votes) if votes else None, spent))
     return judged
 
 
-def by_steps(engine: Engine, chat: Chat, rollouts: Sequence[Rollout], sampling: Sampling) -> list[tuple[float, int]]:
+def by_steps(engine: Engine, chat: Chat, rollouts: Sequence[Candidate], sampling: Sampling) -> list[tuple[float, int]]:
     """(least share, over a solution's steps, of ``sampling.n`` verifications that call the step right; their tokens).
 
     Steps between tags are asked about with ``text.steps.VERIFY``, steps on lines, as the shipped model writes them, with its own
@@ -86,7 +86,7 @@ def by_steps(engine: Engine, chat: Chat, rollouts: Sequence[Rollout], sampling: 
 def verdicts(
     engine: Engine,
     chat: Chat,
-    rollouts: Sequence[Rollout],
+    rollouts: Sequence[Candidate],
     judge: Judge | Head,
     tokens: int = 128,
     seed: int = 0,
@@ -107,10 +107,10 @@ def verdicts(
     return [(s, judge_cost(chat, r)) for s, r in zip(scores, rollouts, strict=True)]
 
 
-def verdict(text: str) -> bool | None:
+def parse_verdict(text: str) -> bool | None:
     """The verdict a critique ends with: True, False, or None if it ends with neither.
 
-    >>> verdict(r"<step>\\boxed{INCORRECT}</step> <final_verification>\\boxed{CORRECT}</final_verification>")
+    >>> parse_verdict(r"<step>\\boxed{INCORRECT}</step> <final_verification>\\boxed{CORRECT}</final_verification>")
     True
     """
     return {"CORRECT": True, "YES": True, "INCORRECT": False, "NO": False}.get((last_boxed(text) or "").upper())

@@ -20,7 +20,7 @@ from twofold.maths.confidence import trace
 from twofold.maths.votes import tally
 from twofold.text.chat import Chat
 from twofold.text.extract import canonical
-from twofold.types import Group, Rollout, Sampling
+from twofold.types import Candidate, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def prune(
     began = time.monotonic()
     cut = replace(sampling, n=n, max_tokens=min(config.chunk, sampling.max_tokens))
     groups = draw(engine, chat, questions, cut)
-    done: list[Group] = [[] for _ in groups]
+    done: list[list[Candidate]] = [[] for _ in groups]
     dropped, read = [0] * len(groups), [0] * len(groups)
     while True:
         going = []
@@ -128,11 +128,11 @@ def deepconf(
 
 def _above(
     engine: Engine, chat: Chat, questions: Sequence[str], sampling: Sampling, config: DeepConf, bars: Sequence[float]
-) -> list[tuple[Group, int]]:
+) -> list[tuple[list[Candidate], int]]:
     """(samples that finished above their question's bar, tokens of those that did not) per question."""
     cut = replace(sampling, max_tokens=min(config.chunk, sampling.max_tokens))
     going = draw(engine, chat, questions, cut)
-    done: list[Group] = [[] for _ in going]
+    done: list[list[Candidate]] = [[] for _ in going]
     dropped = [0] * len(going)
     while any(going):
         for i, group in enumerate(going):
@@ -147,7 +147,9 @@ def _above(
     return list(zip(done, dropped, strict=True))
 
 
-def _go_on(engine: Engine, chat: Chat, groups: Sequence[Group], sampling: Sampling, chunk: int) -> list[Group]:
+def _go_on(
+    engine: Engine, chat: Chat, groups: Sequence[list[Candidate]], sampling: Sampling, chunk: int
+) -> list[list[Candidate]]:
     """Every rollout of every group (all are equally long) by another chunk, in one call."""
     everyone = [r for group in groups for r in group]
     if not everyone:
@@ -157,20 +159,20 @@ def _go_on(engine: Engine, chat: Chat, groups: Sequence[Group], sampling: Sampli
     return [[next(longer) for _ in group] for group in groups]
 
 
-def _finished(rollout: Rollout, sampling: Sampling) -> bool:
+def _finished(rollout: Candidate, sampling: Sampling) -> bool:
     return rollout.completion.finish == "stop" or len(rollout.completion.tokens) >= sampling.max_tokens
 
 
-def _tokens(group: Group) -> int:
+def _tokens(group: list[Candidate]) -> int:
     return sum(len(r.completion.tokens) for r in group)
 
 
-def _lowest(rollout: Rollout, config: DeepConf) -> float:
+def _lowest(rollout: Candidate, config: DeepConf) -> float:
     assert rollout.completion.confidence is not None
     return trace(rollout.completion.confidence, "lowest", config.window)
 
 
-def _agreed(group: Group, config: DeepConf) -> bool:
+def _agreed(group: list[Candidate], config: DeepConf) -> bool:
     votes = tally(
         [None if r.answer is None else canonical(r.answer) for r in group], [_lowest(r, config) for r in group]
     )

@@ -12,7 +12,7 @@ from twofold.engines.base import Engine
 from twofold.maths.credit import mean
 from twofold.text.chat import Chat
 from twofold.text.extract import final_answer
-from twofold.types import Completion, Finish, Grade, Group, Problem, Rollout, Sampling
+from twofold.types import Candidate, Completion, Finish, Grade, Group, Problem, Rollout, Sampling
 
 Solution = tuple[Problem, list[int], Completion]
 """(problem, prompt, completion), whole or just begun."""
@@ -68,29 +68,27 @@ def _graded(chat: Chat, task: Task, solution: Solution) -> Rollout:
     problem, prompt, completion = solution
     text = chat.decode(completion.tokens)
     answer, grade = task.grade(problem, text)
-    return Rollout(problem, prompt, completion, text, answer, grade)
+    return Rollout(prompt, completion, text, answer, problem, grade)
 
 
-def draw(engine: Engine, chat: Chat, questions: Sequence[str], sampling: Sampling) -> list[Group]:
+def draw(engine: Engine, chat: Chat, questions: Sequence[str], sampling: Sampling) -> list[list[Candidate]]:
     """``sampling.n`` solutions of every question, not graded."""
     prompts = [chat.prompt(q) for q in questions]
-    drawn = zip(questions, prompts, engine.generate(prompts, sampling), strict=True)
-    return [[ungraded(chat, q, prompt, c) for c in completions] for q, prompt, completions in drawn]
+    drawn = zip(prompts, engine.generate(prompts, sampling), strict=True)
+    return [[candidate(chat, prompt, c) for c in completions] for prompt, completions in drawn]
 
 
-def ungraded(chat: Chat, question: str, prompt: list[int], completion: Completion) -> Rollout:
-    """A solution, or a part of one, whose right answer nobody knows: its text and the answer it commits to."""
+def candidate(chat: Chat, prompt: list[int], completion: Completion) -> Candidate:
+    """A completion with its text and the answer that it commits to."""
     text = chat.decode(completion.tokens)
-    return Rollout(Problem("", question, ""), prompt, completion, text, final_answer(text), Grade(None, "no_answer"))
+    return Candidate(prompt, completion, text, final_answer(text))
 
 
-def extend(engine: Engine, chat: Chat, cut: Sequence[Rollout], sampling: Sampling) -> list[Rollout]:
+def extend(engine: Engine, chat: Chat, cut: Sequence[Candidate], sampling: Sampling) -> list[Candidate]:
     """Each of these by up to ``sampling.max_tokens`` more tokens, from its cache where the engine has kept it."""
-    prompts = [[*r.prompt, *r.completion.tokens] for r in cut]
+    prompts = [[*c.prompt, *c.completion.tokens] for c in cut]
     more = engine.generate(prompts, replace(sampling, n=1))
-    return [
-        ungraded(chat, r.problem.question, r.prompt, join(r.completion, m)) for r, (m,) in zip(cut, more, strict=True)
-    ]
+    return [candidate(chat, c.prompt, join(c.completion, m)) for c, (m,) in zip(cut, more, strict=True)]
 
 
 def continuations(

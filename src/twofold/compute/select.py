@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from twofold.compute.plan import Plan
 from twofold.maths.confidence import borda, keep_top
 from twofold.maths.posterior import posterior
-from twofold.maths.stopping import Lengths, verdict
+from twofold.maths.stopping import Lengths, should_stop
 from twofold.maths.votes import choose, tally
 from twofold.text.extract import canonical
 
@@ -43,7 +43,7 @@ def settled(plan: Plan, seen: Seen) -> int | None:
     if isinstance(plan.stop, Lengths):
         return None
     weights: list[float | None] = [*_weights(plan, seen)] if plan.stop.name == "consensus" else seen.scores
-    return verdict(plan.stop, seen.answers, weights, plan.calibration)
+    return should_stop(plan.stop, seen.answers, weights, plan.calibration)
 
 
 def select(plan: Plan, seen: Seen) -> tuple[str | None, float, dict[str, float]]:

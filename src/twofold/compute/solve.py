@@ -20,7 +20,7 @@ from twofold.engines.base import Engine
 from twofold.maths.confidence import trace
 from twofold.maths.stopping import Lengths, Number, rounds
 from twofold.text.chat import Chat
-from twofold.types import Group
+from twofold.types import Candidate
 
 MAKERS: dict[str, Callable[..., list[Made]]] = {
     "prune": prune, "deepconf": deepconf, "forcing": forcing, "correction": correction,
@@ -60,7 +60,7 @@ class _Work:
     question: str
     cost: Cost
     length: int
-    group: Group = field(default_factory=list)
+    group: list[Candidate] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
 
     @property
@@ -68,7 +68,7 @@ class _Work:
         """Candidates that the token limit stopped."""
         return [j for j, r in enumerate(self.group) if r.completion.finish == "length"]
 
-    def add(self, group: Group, scores: list[float] | None) -> None:
+    def add(self, group: list[Candidate], scores: list[float] | None) -> None:
         self.group += group
         self.scores += [None] * len(group) if scores is None else scores
 

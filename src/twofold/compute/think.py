@@ -12,12 +12,12 @@ from typing import Literal
 
 from twofold.compute.cost import Cost, Made
 from twofold.compute.judge import judge_cost, p_yes, question
-from twofold.compute.rollout import forced, join, split, ungraded
+from twofold.compute.rollout import candidate, forced, join, split
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
 from twofold.text.prompts import ANSWER, RETRY, WAIT
 from twofold.text.segments import whole_paragraphs
-from twofold.types import Completion, Rollout, Sampling
+from twofold.types import Candidate, Completion, Rollout, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,6 @@ class Draft:
     forced and dropped ones included.
     """
 
-    question: str
     prompt: list[int]
     text: Completion
     ended: Completion | None = None
@@ -87,7 +86,7 @@ def forcing(
     end = chat.encode(config.end, tags=True)
     if len(end) > 1:
         raise ValueError(f"end {config.end!r} must be a single token to stop at; this tokenizer makes {len(end)} of it")
-    drafts = [Draft(q, chat.prompt(q), forced([])) for q in questions for _ in range(n)]
+    drafts = [Draft(chat.prompt(q), forced([])) for q in questions for _ in range(n)]
     for d in drafts:
         d.force(chat.encode(config.opening, tags=True))
     thinking = drafts
@@ -107,7 +106,7 @@ def forcing(
     made = []
     for i in range(len(questions)):
         mine = slice(i * n, (i + 1) * n)
-        group = [ungraded(chat, d.question, d.prompt, c) for d, c in zip(drafts[mine], finished[mine], strict=True)]
+        group = [candidate(chat, d.prompt, c) for d, c in zip(drafts[mine], finished[mine], strict=True)]
         generated = sum(d.generated for d in drafts[mine])
         kept = sum(len(c.tokens) for c in finished[mine])
         made.append(Made(group, None, Cost(len(group[0].prompt), generated, 0, generated - kept, share)))
@@ -119,7 +118,7 @@ def prolonged(engine: Engine, chat: Chat, open_: Sequence[Rollout], words: str, 
 
     What is cut by that limit goes back to whole paragraphs, which may leave the thought as it was. One engine call.
     """
-    drafts = [Draft(r.problem.question, r.prompt, r.completion, start=len(r.completion.tokens)) for r in open_]
+    drafts = [Draft(r.prompt, r.completion, start=len(r.completion.tokens)) for r in open_]
     for d in drafts:
         d.say(chat, words)
     _go_on(engine, drafts, [sampling.max_tokens] * len(drafts), replace(sampling, n=1))
@@ -199,8 +198,8 @@ def correction(
     prompts = [chat.prompt(q) for q in questions]
     sampling = replace(sampling, stop=chat.stop)
     drawn = engine.generate(prompts, replace(sampling, n=n))
-    latest = [ungraded(chat, q, p, c) for q, p, cs in zip(questions, prompts, drawn, strict=True) for c in cs]
-    chains: list[list[tuple[float, Rollout]]] = [[] for _ in latest]
+    latest = [candidate(chat, p, c) for p, cs in zip(prompts, drawn, strict=True) for c in cs]
+    chains: list[list[tuple[float, Candidate]]] = [[] for _ in latest]
     generated, verified = [len(r.completion.tokens) for r in latest], [0] * len(latest)
     trying = list(range(len(latest)))
     for i in range(config.rounds + 1):
@@ -211,13 +210,13 @@ def correction(
         trying = [j for j in trying if chains[j][-1][0] < config.accept]
         if i == config.rounds or not trying:
             break
-        judged = [[*question(chat, latest[j]), chat.verdicts[1]] for j in trying]
-        asked = [config.retry.replace("{question}", latest[j].problem.question) for j in trying]
+        judged = [[*question(chat, latest[j]), chat.yes_no_ids[1]] for j in trying]
+        asked = [config.retry.replace("{question}", questions[j // n]) for j in trying]
         again = [chat.ask(tokens, words) for tokens, words in zip(judged, asked, strict=True)]
         drawn = engine.generate(again, replace(sampling, n=1))
         for j, before, prompt, (c,) in zip(trying, judged, again, drawn, strict=True):
             generated[j] += len(prompt) - len(before) + len(c.tokens)
-            latest[j] = ungraded(chat, latest[j].problem.question, prompt, c)
+            latest[j] = candidate(chat, prompt, c)
     share = (time.monotonic() - began) / max(1, len(questions))
     made = []
     for i, prompt in enumerate(prompts):

@@ -15,12 +15,12 @@ from functools import wraps
 from typing import Literal, Protocol, TypeVar
 
 from twofold.compute.cost import Cost, Made
-from twofold.compute.rollout import forced, join, split, ungraded
+from twofold.compute.rollout import candidate, forced, join, split
 from twofold.compute.value import VALUES, Value, ValueName
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
 from twofold.text.extract import last_boxed
-from twofold.types import Completion, Rollout, Sampling
+from twofold.types import Candidate, Completion, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Node:
     included; ``read`` the tokens spent on its value (0 if a twin's was taken).
     """
 
-    whole: Rollout
+    whole: Candidate
     parent: Node | None
     step: Completion
     done: bool = False
@@ -117,7 +117,7 @@ def grow_all(
     """What the search of each question returned; scores are values of whole solutions."""
     began = time.monotonic()
     nothing = forced([])
-    roots = [Node(ungraded(chat, q, chat.prompt(q), nothing), None, nothing) for q in questions]
+    roots = [Node(candidate(chat, chat.prompt(q), nothing), None, nothing) for q in questions]
     searches = [search(r, random.Random(f"{sampling.seed}/{q}")) for r, q in zip(roots, questions, strict=True)]
     nodes: list[list[Node]] = [[] for _ in questions]
     found: dict[int, list[Node]] = {}
@@ -167,7 +167,7 @@ def grow(engine: Engine, chat: Chat, leaves: Sequence[Node], sampling: Sampling,
 
 def _child(chat: Chat, leaf: Node, step: Completion, over: bool, drawn: int) -> Node:
     completion = join(leaf.whole.completion, step)
-    whole = ungraded(chat, leaf.whole.problem.question, leaf.whole.prompt, completion)
+    whole = candidate(chat, leaf.whole.prompt, completion)
     finished = step.tokens[-1] in chat.stop or last_boxed(whole.text) is not None
     whole = replace(whole, completion=replace(completion, finish="stop" if finished else "length"))
     return Node(whole, leaf, step, over or finished, drawn)

@@ -11,31 +11,31 @@ from dataclasses import replace
 from typing import Literal
 
 from twofold.compute.judge import judge_cost, p_yes, verdicts
-from twofold.compute.rollout import forced, join, ungraded
+from twofold.compute.rollout import candidate, forced, join
 from twofold.compute.verify import Of, scored
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
 from twofold.text.extract import canonical
 from twofold.text.prompts import ANSWER
 from twofold.text.steps import Cut
-from twofold.types import Rollout, Sampling
+from twofold.types import Candidate, Sampling
 
-Value = Callable[[Engine, Chat, Sequence[Rollout]], list[tuple[float, int]]]
+Value = Callable[[Engine, Chat, Sequence[Candidate]], list[tuple[float, int]]]
 """(value in [0, 1], tokens read or written to find it beyond the partial solution's own) of each; batched."""
 
 ValueName = Literal["p_yes", "outlook", "agreement", "steps"]
 
 
-def verdict(engine: Engine, chat: Chat, partials: Sequence[Rollout]) -> list[tuple[float, int]]:
+def p_yes_value(engine: Engine, chat: Chat, partials: Sequence[Candidate]) -> list[tuple[float, int]]:
     """P(Yes) of the solution as it stands, finished or not. The cheapest: no token is written."""
     return [(p, judge_cost(chat, r)) for p, r in zip(p_yes(engine, chat, partials), partials, strict=True)]
 
 
-def outlook(engine: Engine, chat: Chat, partials: Sequence[Rollout], k: int = 4) -> list[tuple[float, int]]:
+def outlook(engine: Engine, chat: Chat, partials: Sequence[Candidate], k: int = 4) -> list[tuple[float, int]]:
     """Mean P(Yes) of ``k`` solutions made by forcing the answer here; of a finished solution, its own P(Yes)."""
     probes, spent = answers_here(engine, chat, partials, k)
     everyone = [r for group in probes for r in group]
-    scores = iter(verdict(engine, chat, everyone))
+    scores = iter(p_yes_value(engine, chat, everyone))
     values = []
     for group, tokens in zip(probes, spent, strict=True):
         mine = [next(scores) for _ in group]
@@ -43,7 +43,7 @@ def outlook(engine: Engine, chat: Chat, partials: Sequence[Rollout], k: int = 4)
     return values
 
 
-def agreement(engine: Engine, chat: Chat, partials: Sequence[Rollout], k: int = 4) -> list[tuple[float, int]]:
+def agreement(engine: Engine, chat: Chat, partials: Sequence[Candidate], k: int = 4) -> list[tuple[float, int]]:
     """Share of ``k`` forced answers that are the most frequent one; 1 of a finished solution with an answer, else 0."""
     values = []
     for group, tokens in zip(*answers_here(engine, chat, partials, k), strict=True):
@@ -52,7 +52,7 @@ def agreement(engine: Engine, chat: Chat, partials: Sequence[Rollout], k: int = 
     return values
 
 
-def steps(engine: Engine, chat: Chat, partials: Sequence[Rollout], k: int = 4) -> list[tuple[float, int]]:
+def steps(engine: Engine, chat: Chat, partials: Sequence[Candidate], k: int = 4) -> list[tuple[float, int]]:
     """The least share, over the steps so far, of ``k`` written verifications that call the step right."""
     return verdicts(engine, chat, partials, "steps", votes=k)
 
@@ -60,15 +60,15 @@ def steps(engine: Engine, chat: Chat, partials: Sequence[Rollout], k: int = 4) -
 def step_value(question: str, sampling: Sampling, cut: Cut = "tags", of: Of = "steps") -> Value:
     """A value by ``sampling.n`` written verifications that are asked for with ``question``, see ``verify.scored``."""
 
-    def value(engine: Engine, chat: Chat, partials: Sequence[Rollout]) -> list[tuple[float, int]]:
+    def value(engine: Engine, chat: Chat, partials: Sequence[Candidate]) -> list[tuple[float, int]]:
         return scored(engine, chat, partials, question, replace(sampling, stop=chat.stop), cut, of)
 
     return value
 
 
 def answers_here(
-    engine: Engine, chat: Chat, partials: Sequence[Rollout], k: int, closing: str = ANSWER, limit: int = 32
-) -> tuple[list[list[Rollout]], list[int]]:
+    engine: Engine, chat: Chat, partials: Sequence[Candidate], k: int, closing: str = ANSWER, limit: int = 32
+) -> tuple[list[list[Candidate]], list[int]]:
     """``k`` ways to answer at once from each partial solution, and the tokens forced and drawn for them.
 
     A new line, ``closing`` and at most ``limit`` tokens of one line are added. A finished solution stands for itself.
@@ -82,9 +82,9 @@ def answers_here(
     groups, spent = [[r] for r in partials], [0] * len(partials)
     for i, completions in zip(still, engine.generate(prompts, sampling) if still else [], strict=True):
         r = partials[i]
-        groups[i] = [ungraded(chat, r.problem.question, r.prompt, join(r.completion, ends[i], c)) for c in completions]
+        groups[i] = [candidate(chat, r.prompt, join(r.completion, ends[i], c)) for c in completions]
         spent[i] = sum(len(ends[i].tokens) + len(c.tokens) for c in completions)
     return groups, spent
 
 
-VALUES: dict[ValueName, Value] = {"p_yes": verdict, "outlook": outlook, "agreement": agreement, "steps": steps}
+VALUES: dict[ValueName, Value] = {"p_yes": p_yes_value, "outlook": outlook, "agreement": agreement, "steps": steps}

@@ -9,7 +9,7 @@ from typing import Literal
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
 from twofold.text.steps import Critique, Cut, read, span_ends
-from twofold.types import Completion, Rollout, Sampling
+from twofold.types import Candidate, Completion, Sampling
 
 Of = Literal["steps", "final"]
 """What of a verification counts: its verdicts on the steps, or the one on the whole."""
@@ -24,7 +24,7 @@ class Verification:
     critique: Critique
 
 
-def step_ends(chat: Chat, rollout: Rollout, cut: Cut) -> list[int]:
+def step_ends(chat: Chat, rollout: Candidate, cut: Cut) -> list[int]:
     """Tokens of the completion up to the end of each of its steps."""
     return span_ends(chat.pieces(rollout.completion.tokens), cut)
 
@@ -35,7 +35,7 @@ def asked(chat: Chat, tokens: Sequence[int], question: str, steps: int) -> list[
 
 
 def verify(
-    engine: Engine, chat: Chat, rollouts: Sequence[Rollout], steps: Sequence[int], question: str, sampling: Sampling
+    engine: Engine, chat: Chat, rollouts: Sequence[Candidate], steps: Sequence[int], question: str, sampling: Sampling
 ) -> list[list[Verification]]:
     """``sampling.n`` verifications of each rollout, whose number of steps is in ``steps``; all in one engine call.
 
@@ -53,14 +53,14 @@ def verify(
 
 def mean_verdicts(verifications: Sequence[Verification], steps: int) -> list[float] | None:
     """Mean verdict of each step, +1 right, -1 wrong, over the verifications that judge each step once; None if none does."""
-    known = [v for x in verifications if (v := x.critique.verdicts(steps)) is not None]
+    known = [v for x in verifications if (v := x.critique.step_verdicts(steps)) is not None]
     return [sum(2.0 * ok - 1 for ok in column) / len(known) for column in zip(*known, strict=True)] if known else None
 
 
 def scored(
     engine: Engine,
     chat: Chat,
-    rollouts: Sequence[Rollout],
+    rollouts: Sequence[Candidate],
     question: str,
     sampling: Sampling,
     cut: Cut,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from twofold.compute.judge import p_yes
-from twofold.compute.rollout import forced, ungraded
+from twofold.compute.rollout import candidate, forced
 from twofold.compute.verify import verify
 from twofold.engines.base import Engine
 from twofold.maths.processbench import ProcessScore, best_threshold, first_error, process_score
@@ -18,7 +18,7 @@ from twofold.text.chat import Chat
 from twofold.text.extract import last_boxed
 from twofold.text.prompts import FIND_ERROR, VERIFY
 from twofold.text.steps import Critique, Cut, written
-from twofold.types import Rollout, Sampling
+from twofold.types import Candidate, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +100,10 @@ def tuned(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> 
     return replace(critic, threshold=best_threshold(values, [c.label for c in cases]))
 
 
-def solution(chat: Chat, case: Case, cut: Cut) -> Rollout:
+def solution(chat: Chat, case: Case, cut: Cut) -> Candidate:
     """The case as if the model had written it."""
     text = written(case.steps, case.answer, cut)
-    return ungraded(chat, case.problem, chat.prompt(case.problem), forced(chat.encode(text, tags=True)))
+    return candidate(chat, chat.prompt(case.problem), forced(chat.encode(text, tags=True)))
 
 
 def _sampling(chat: Chat, critic: Critic) -> Sampling:
@@ -120,7 +120,7 @@ def _verified(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic)
 
 def said(critique: Critique, steps: int, whole: bool) -> int | None:
     """The first step that a verification calls INCORRECT, -1 for none, None if it cannot be read."""
-    verdicts = critique.verdicts(steps)
+    verdicts = critique.step_verdicts(steps)
     if verdicts is None:
         return None
     first = first_error(verdicts)

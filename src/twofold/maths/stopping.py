@@ -1,6 +1,6 @@
 """When have enough samples been drawn? Rules that read the samples of one problem in the order they came.
 
-The same functions run online and over a saved pool. ``verdict`` of all rules: None says draw on, a number m says stop
+The same functions run online and over a saved pool. ``should_stop`` for all rules: None says draw on, a number m says stop
 and hold the vote over the last m samples (all of them, but for ESC, whose deciding window answers alone).
 """
 
@@ -113,7 +113,7 @@ def rounds(rule: Number, n: int) -> list[int]:
     return [*range(rule.step, n, rule.step), n]
 
 
-def verdict(
+def should_stop(
     rule: Number, answers: Sequence[str | None], scores: Sequence[float | None], calibration: Calibration
 ) -> int | None:
     """How many of the last samples to vote over, or None to draw on. ``answers`` and ``scores`` are all seen so far.

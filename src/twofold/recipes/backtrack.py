@@ -149,8 +149,8 @@ class Recipe(Sourced[MRTB]):
         method = self.config.method
         groups = rollouts(engine, self.chat, self.task, problems, sampling)
         firsts = [[self._first(r) for r in g] for g in groups]
-        right = [[r for r in g if r.grade.reward == 1 and r.answer is not None] for g in firsts]
-        failed = [[r for r in g if r.grade.reward == 0 and r.answer is not None] for g in firsts]
+        right = [[r for r in g if r.grade.correct and r.answer is not None] for g in firsts]
+        failed = [[r for r in g if r.grade.label == "wrong" and r.answer is not None] for g in firsts]
         learn_all = self.config.learn == "turn" or method == "star"
         end = forced([self.chat.stop[0]])
         samples = [target(r, end, learn_all) for g in right for r in g]
@@ -193,10 +193,9 @@ class Recipe(Sourced[MRTB]):
             for line, end in enumerate(own, 1):
                 begun = replace(r, completion=forced(r.completion.tokens[:end]))
                 tries = next(drawn)
-                rewards = [on.grade.reward for on in extended(self.task, self.chat, begun, tries)]
-                known = [reward for reward in rewards if reward is not None]
-                success = mean(known)  # NaN is never the best
-                right = (c for c, reward in zip(tries, rewards, strict=True) if reward == 1 and c.finish == "stop")
+                grades = [on.grade for on in extended(self.task, self.chat, begun, tries)]
+                success = mean([g.reward for g in grades if g.reward is not None])  # NaN is never the best
+                right = (c for c, g in zip(tries, grades, strict=True) if g.correct and c.finish == "stop")
                 whole = next(right, None)
                 if whole is not None and success >= best:
                     best, found = success, (line, whole)

@@ -233,7 +233,7 @@ class Recipe(Sourced[MRT]):
         everyone = [r for g in groups for r in g]
         stats = describe(groups)
         if self.config.method == "star":
-            learnt = [r for r in everyone if r.grade.reward == 1]
+            learnt = [r for r in everyone if r.grade.correct]
         else:
             probes = self._probed(engine, everyone, sampling)
             stats |= probe_stats(probes)
@@ -249,7 +249,7 @@ class Recipe(Sourced[MRT]):
 
         Blank lines at its end go: they come before another episode, and learnt before the end they breed.
         """
-        right = next(r for r in kept.answers if r.grade.reward == 1)
+        right = next(r for r in kept.answers if r.grade.correct)
         thought, rest = split(right.completion, kept.end)
         while len(thought.tokens) > 1 and self.chat.decode(thought.tokens[-2:]).isspace():
             thought, _ = split(thought, len(thought.tokens) - 1)
@@ -278,11 +278,11 @@ def penalised(group: Group, share: float) -> list[float]:
     r * (1 - share * sigmoid((length - mean) / std)), mean and (population) std over the right ones (Arora & Zanette,
     arXiv:2502.04463). Right ones of equal length lose share / 2.
     """
-    lengths = [len(r.completion.tokens) for r in group if r.grade.reward == 1]
+    lengths = [len(r.completion.tokens) for r in group if r.grade.correct]
     middle = mean(lengths)
     std = math.sqrt(mean([(n - middle) ** 2 for n in lengths])) or 1.0
     longer = iter([1 / (1 + math.exp((middle - n) / std)) for n in lengths])
-    return [1 - share * next(longer) if r.grade.reward == 1 else r.grade.reward or 0.0 for r in group]
+    return [1 - share * next(longer) if r.grade.correct else r.grade.reward or 0.0 for r in group]
 
 
 def best_prefix(row: Sequence[Probe], keep: Literal["value", "jump", "problem"]) -> Probe | None:

@@ -132,25 +132,25 @@ class Recipe:
             return set()
         if self.config.balance == "all":
             return set(range(len(everyone)))
-        right = [i for i, r in enumerate(everyone) if r.grade.reward == 1]
-        wrong = [i for i, r in enumerate(everyone) if r.grade.reward != 1]
+        right = [i for i, r in enumerate(everyone) if r.grade.correct]
+        wrong = [i for i, r in enumerate(everyone) if not r.grade.correct]
         rng, few = random.Random(f"{self.sampling.seed}/{step}"), min(len(right), len(wrong))
         return {*rng.sample(right, few), *rng.sample(wrong, few)}
 
     def _with_verdict(self, sample: Sample, rollout: Rollout, lam: float) -> Sample:
         """Append the question, and the verdict token as a target (or the label for a scalar head)."""
         tokens = question(self.chat, rollout)
-        correct = rollout.grade.reward == 1
+        correct = rollout.grade.correct
         if self.config.verify in ("bce", "regression"):
             return replace(_padded(sample, tokens), values=[(len(tokens) - 1, float(correct), lam)])
-        sample = _padded(sample, [*tokens, self.chat.verdicts[0 if correct else 1]])
+        sample = _padded(sample, [*tokens, self.chat.yes_no_ids[0 if correct else 1]])
         sample.targets[-1] = lam
         return sample
 
     def _score(self, engine: Engine, everyone: list[Rollout]) -> dict[str, float]:
         if self.config.verify != "generative" or len(everyone) < 2:
             return {}
-        labels = [r.grade.reward == 1 for r in everyone]
+        labels = [r.grade.correct for r in everyone]
         # problems matter to the intervals only, which are not logged: one problem per step is fine
         quality = verifier_quality(p_yes(engine, self.chat, everyone), labels, [str(i) for i in range(len(labels))])
         return {

@@ -261,12 +261,12 @@ class Recipe:
         counts = [len(e) for e in ends]
         limit = replace(sampling, n=config.rollouts, max_tokens=config.verifier_tokens, seed=sampling.seed + 1)
         found = verify(self.verifier or engine, self.chat, everyone, counts, config.question, limit)
-        weights = self._weights([r.grade.reward == 1 for r in everyone])
+        weights = self._weights([r.grade.correct for r in everyone])
         samples: list[Sample] = []
         rewards: list[float] = []
         for r, k, drawn, label, weight in zip(everyone, counts, found, labels, weights, strict=True):
             counted = solution_format(r.text, config.cut) >= COUNTABLE
-            right = r.grade.reward == 1
+            right = r.grade.correct
             paid = [self.reward(v.critique, right, k, counted, label) for v in drawn]
             rewards += paid
             for v, a in zip(drawn, grpo(paid), strict=True):
@@ -302,7 +302,7 @@ class Recipe:
         if critique.final is None:
             return 0.0
         reward = float(critique.final == right) + config.format * critique.format(steps, counted)
-        verdicts = critique.verdicts(steps)
+        verdicts = critique.step_verdicts(steps)
         if verdicts is None:
             return reward
         agrees = [v == label for v, label in zip(verdicts, labels, strict=True) if label is not None]
@@ -334,7 +334,7 @@ def monte_carlo(values: Sequence[float], ratio: float = 0.0) -> list[bool | None
 
 def verifier_stats(rated: Sequence[Rollout], counts: Sequence[int], found: Sequence[Sequence[Verification]]) -> Stats:
     """How final verdicts agree with the grades, over all verifications; one that cannot be read agrees with nothing."""
-    everything = [(r.grade.reward == 1, k, v) for r, k, drawn in zip(rated, counts, found, strict=True) for v in drawn]
+    everything = [(r.grade.correct, k, v) for r, k, drawn in zip(rated, counts, found, strict=True) for v in drawn]
     finals = [(right, v.critique.final) for right, _, v in everything]
     right = [final is True for ok, final in finals if ok]
     wrong = [final is False for ok, final in finals if not ok]
@@ -345,7 +345,7 @@ def verifier_stats(rated: Sequence[Rollout], counts: Sequence[int], found: Seque
         "verifier/balanced_accuracy": (mean(right) + mean(wrong)) / 2,
         "verifier/f1": 2 * sum(wrong) / (named + len(wrong)) if wrong else math.nan,
         "verifier/readable": mean([final is not None for _, final in finals]),
-        "verifier/matched": mean([v.critique.verdicts(k) is not None for _, k, v in everything]),
+        "verifier/matched": mean([v.critique.step_verdicts(k) is not None for _, k, v in everything]),
         "verifier/tokens": _tokens(v.completion for _, _, v in everything),
         "verifier/mean_length": mean([len(v.completion.tokens) for _, _, v in everything]),
         "verifier/clipped_ratio": mean([v.completion.finish == "length" for _, _, v in everything]),

@@ -76,7 +76,7 @@ def read_text(body: TextRequest, name: str, chat: Chat, context: int) -> Job:
 
 def ticket(body: Request, chat: Chat, context: int, seconds: float) -> Ticket:
     deadline = time.monotonic() + min(seconds, body.timeout or seconds)
-    return Ticket(Stops(body.stops, chat.decode), chat.verdicts[0], context, deadline)
+    return Ticket(Stops(body.stops, chat.decode), chat.yes_no_ids[0], context, deadline)
 
 
 def check_logprobs(body: Request, raw: bool) -> None:

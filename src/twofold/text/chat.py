@@ -115,7 +115,7 @@ class Chat:
         return tokens, target
 
     @cached_property
-    def verdicts(self) -> tuple[int, int]:
+    def yes_no_ids(self) -> tuple[int, int]:
         """Token ids of (Yes, No). Raises ValueError if they are not single, distinct tokens."""
         yes, no = (self.encode(word, tags=True) for word in ("Yes", "No"))
         if len(yes) != 1 or len(no) != 1 or yes == no:

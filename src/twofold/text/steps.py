@@ -121,7 +121,7 @@ class Critique:
     closed: bool
     loose: bool
 
-    def verdicts(self, count: int) -> list[bool] | None:
+    def step_verdicts(self, count: int) -> list[bool] | None:
         """The verdicts on a solution of ``count`` steps, if there is exactly one for each."""
         known = [v for v in self.steps if v is not None]
         return known if len(known) == len(self.steps) == count > 0 else None
