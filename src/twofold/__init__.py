@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from twofold.run import evaluate as evaluate
     from twofold.run import load as load
     from twofold.run import solve as solve
-    from twofold.run import train as train
     from twofold.tasks.grading import grade as grade
+    from twofold.training import train as train
     from twofold.types import Grade as Grade
     from twofold.types import Stopped as Stopped
 
@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Plan": "compute.plan", "report": "evals.report", "Eval": "evals.run", "choose": "maths.votes", "Config": "config",
-    "connect": "run", "evaluate": "run", "load": "run", "solve": "run", "train": "run",
+    "connect": "run", "evaluate": "run", "load": "run", "solve": "run", "train": "training",
     "grade": "tasks.grading", "Grade": "types", "Stopped": "types",
 }  # fmt: skip
 __all__ = sorted(_HOMES)

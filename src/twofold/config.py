@@ -1,15 +1,19 @@
-"""Everything that a run may be told, and the names that other libraries have for it."""
+"""Everything that a training run may be told, and the names that other libraries have for it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from twofold import toml
+from twofold import source, toml
+from twofold.engines.base import PolicyEngine
 from twofold.models.io import Precision
 from twofold.recipes import backtrack, mrt, pretrain, rlv, sft, tango
+from twofold.recipes.common import Recipe, Setup
 from twofold.tasks.procedural import PROCEDURAL, Countdown, Letters, Sums
+from twofold.text.prompts import JUDGE
 from twofold.trainer.learner import Loss
+from twofold.trainer.log import LogTo
 from twofold.trainer.optim import Optim
 
 SHIPPED = "tiny"
@@ -18,7 +22,7 @@ SHIPPED = "tiny"
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """A real data set: a local file, a name such as ``gsm8k``, or a Hugging Face data set."""
+    """A data set: a local file, a name such as ``gsm8k``, or a Hugging Face data set."""
 
     name: Literal["data"] = "data"
     source: str = "gsm8k"
@@ -36,7 +40,63 @@ class Gym:
     seed: int = 0
 
 
-TaskConfig = Sums | Countdown | Letters | Data | Gym
+def _required(value: str, example: str) -> None:
+    if not value:
+        raise ValueError(f'source is required: the file and the name in it, such as source = "{example}"')
+
+
+@dataclass(frozen=True, slots=True)
+class PythonTask:
+    """Your own task: ``mine.py:Task``, with ``name``, ``problem(split, i)`` and, if it grades in its own way, ``grade``."""
+
+    name: Literal["python"] = "python"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _required(self.source, "mine.py:Task")
+
+
+@dataclass(frozen=True, slots=True)
+class PythonRecipe:
+    """Your own recipe: ``mine.py:Recipe``, called with the run's ``Setup``."""
+
+    name: Literal["python"] = "python"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _required(self.source, "mine.py:Recipe")
+
+    def build(self, setup: Setup) -> Recipe:
+        return source.load(self.source)(setup)
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """The engine that drives the very module that trains."""
+
+    name: Literal["native"] = "native"
+    exact: bool = False
+    """Run each prompt as a batch of its own, so that company in a batch cannot change a result by a rounding; slower."""
+    max_rows: int = 1024
+    """Rows that are decoded at once; the samples of one prompt stay together."""
+
+
+@dataclass(frozen=True, slots=True)
+class PythonEngine:
+    """Your own engine: ``mine.py:Engine``, called with the module that trains, once for each role."""
+
+    name: Literal["python"] = "python"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _required(self.source, "mine.py:Engine")
+
+    def build(self, model: Any) -> PolicyEngine:
+        return source.load(self.source)(model)
+
+
+TaskConfig = Sums | Countdown | Letters | Data | Gym | PythonTask
+RecipeConfig = rlv.RLV | mrt.MRT | backtrack.MRTB | tango.Tango | sft.SFT | pretrain.Base | PythonRecipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +110,16 @@ class Rollouts:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the model is asked about its own solution. A checkpoint keeps the question, and whatever loads it asks the same."""
+
+    question: str = JUDGE
+
+
+@dataclass(frozen=True, slots=True)
 class Train:
     """The run. ``micro_tokens`` per forward pass bounds memory and changes nothing else (None: 4096 on a CPU, where more is
-    no faster, 16384 on a GPU)."""
+    no faster, 16384 on a GPU). The last ``keep`` checkpoints stay on disk (0: all)."""
 
     steps: int = 100
     seed: int = 0
@@ -62,20 +129,63 @@ class Train:
     precision: Precision = "float32"
     checkpointing: bool = False
     save_every: int = 50
+    keep: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A short evaluation while training, every ``every`` steps (0: never), into ``evals/step-N`` of the run.
+
+    It samples as training does. ``task`` is named as for ``twofold eval --task``; without one it is the training task's own
+    test split, which a data set does not have.
+    """
+
+    every: int = 0
+    task: str = ""
+    problems: int = 64
+    n: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Logging:
+    """What a run writes beside ``metrics.jsonl``, which it always writes.
+
+    ``rollouts`` groups of every step go to ``rollouts.jsonl``, for ``twofold show``.
+    """
+
+    to: tuple[LogTo, ...] = ()
+    rollouts: int = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything a training run depends on."""
+    """Everything a training run depends on.
+
+    ``reward`` names functions (problem, text) -> number or ``Grade``, each as ``mine.py:name``, and "correct" for the task's
+    own reward; the policy is paid their sum, weighted by ``reward_weights`` if there are any. Without ``reward`` it is paid
+    the task's own.
+    """
 
     model: str = SHIPPED
     system: str | None = None
-    recipe: rlv.RLV | mrt.MRT | backtrack.MRTB | tango.Tango | sft.SFT | pretrain.Base = field(default_factory=rlv.RLV)
+    reward: tuple[str, ...] = ()
+    reward_weights: tuple[float, ...] = ()
+    recipe: RecipeConfig = field(default_factory=rlv.RLV)
     task: TaskConfig = field(default_factory=Sums)
     rollout: Rollouts = field(default_factory=Rollouts)
+    judge: Verdict = field(default_factory=Verdict)
+    engine: Native | PythonEngine = field(default_factory=Native)
     optim: Optim = field(default_factory=Optim)
     loss: Loss = field(default_factory=Loss)
     train: Train = field(default_factory=Train)
+    eval: Check = field(default_factory=Check)
+    log: Logging = field(default_factory=Logging)
+
+    def __post_init__(self) -> None:
+        if self.reward_weights and len(self.reward_weights) != len(self.reward):
+            raise ValueError(
+                f"reward names {len(self.reward)} functions, and reward_weights has {len(self.reward_weights)} numbers"
+            )
 
 
 ALIASES = {
@@ -83,8 +193,10 @@ ALIASES = {
     "rollout.n": "recipe.rollouts", "n_samples_per_prompt": "recipe.rollouts", "max_completion_length": "rollout.max_tokens",
     "learning_rate": "optim.lr", "lr_scheduler_type": "optim.schedule", "warmup_ratio": "optim.warmup", "max_grad_norm": "optim.clip",
     "epsilon": "loss.clip_low", "epsilon_high": "loss.clip_high", "loss_type": "loss.normalise", "scale_rewards": "recipe.estimator",
+    "importance_sampling_level": "loss.kind", "loss_mode": "loss.kind", "filter_groups": "recipe.refills",
     "mask_truncated_completions": "recipe.truncated", "per_device_train_batch_size": "train.micro_tokens",
     "gradient_accumulation_steps": "train.micro_tokens", "max_steps": "train.steps", "save_steps": "train.save_every",
+    "save_total_limit": "train.keep", "eval_steps": "eval.every", "report_to": "log.to", "reward_funcs": "reward",
     "bf16": "train.precision", "dataset_name": "task.source", "lambda": "recipe.lam", "kl_coef": "loss.beta",
     "gradient_checkpointing": "train.checkpointing", "num_train_epochs": "train.epochs", "output_dir": "--out",
 }  # fmt: skip
@@ -92,10 +204,13 @@ ALIASES = {
 
 
 def task_named(name: str) -> TaskConfig:
-    """``sums``, ``countdown``, ``letters``, ``gym:NAME``, a known data set or a file.
+    """Return the task that a command line names: ``sums``, ``countdown``, ``letters``, ``gym:NAME``, ``mine.py:Task``, a known
+    data set or a file.
 
-    A name may carry options: ``sums:level=4,choice=0``.
+    The name of a procedural task may carry options: ``sums:level=4,choice=0``.
     """
+    if source.is_source(name):
+        return PythonTask(source=name)
     kind, _, options = name.partition(":")
     if kind == "gym":
         return Gym(task=options)

@@ -227,6 +227,8 @@ def _scalar(hint: Any, value: Any, key: str, source: _Source) -> Any:
             return value
         raise source.wrong_type(key, f"one of {', '.join(map(repr, args))}", value)
     if origin is tuple and len(args) == 2 and args[1] is Ellipsis:
+        if isinstance(value, str) and _is_text(args[0]):
+            value = [value]  # one text stands for a list of one
         if isinstance(value, list | tuple):
             return tuple(_convert(args[0], item, f"{key}[{i}]", MISSING, source) for i, item in enumerate(value))
         raise source.wrong_type(key, "a list such as [1, 2]" if args[0] in (int, float) else "a list", value)
@@ -237,6 +239,10 @@ def _scalar(hint: Any, value: Any, key: str, source: _Source) -> Any:
     if type(value) is not hint:  # not isinstance: true is no whole number
         raise source.wrong_type(key, _SCALARS[hint], value)
     return value
+
+
+def _is_text(hint: Any) -> bool:
+    return hint is str or (get_origin(hint) is Literal and all(isinstance(choice, str) for choice in get_args(hint)))
 
 
 _SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}

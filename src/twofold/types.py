@@ -146,6 +146,16 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Collected:
+    """What a recipe makes of one step: samples for the learner of each role ("policy" and, where there is one, another),
+    numbers for the log, and the groups of rollouts that a person may want to read."""
+
+    samples: dict[str, list[Sample]]
+    stats: dict[str, float]
+    groups: list[Group] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     """All samples of one problem in an evaluation; every voting rule and every k is computed from it.
 

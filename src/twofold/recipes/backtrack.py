@@ -28,16 +28,17 @@ from typing import Literal
 
 from twofold.compute.backtrack import tried
 from twofold.compute.probe import extended
-from twofold.compute.rollout import forced, graded, join, rollouts, split
+from twofold.compute.rollout import Task, forced, graded, join, rollouts, split
 from twofold.engines.base import Engine
 from twofold.maths.credit import mean
-from twofold.recipes.mrt import Sourced, branch_advantages, credited, relative
-from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer
+from twofold.maths.seeds import derive
+from twofold.recipes import common
+from twofold.recipes.common import Setup, Stats, policy_sample, relative, rewards_of, whole
+from twofold.recipes.mrt import branch_advantages
+from twofold.text.chat import Chat
 from twofold.text.prompts import BACKTRACK
 from twofold.text.segments import line_starts
-from twofold.types import Completion, Group, Problem, Rollout, Sample, Sampling
-
-Stats = dict[str, float]
+from twofold.types import Collected, Completion, Group, Problem, Rollout, Sample, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,35 +64,52 @@ class MRTB:
     def __post_init__(self) -> None:
         if self.rollouts < 1 or self.branches < 1 or self.continuations < 1:
             raise ValueError(f"rollouts, branches and continuations must be at least 1, got {self}")
+        if self.rollouts < 2 and self.method in ("rl", "grpo"):
+            raise ValueError(f"rollouts must be at least 2 for {self.method}: a group of one has no baseline")
+
+    def build(self, setup: Setup) -> Recipe:
+        start = setup.frozen() if self.source == "start" else None
+        return Recipe(self, setup.task, setup.chat, setup.sampling, start, setup.reference())
 
 
-class Recipe(Sourced[MRTB]):
-    def collect(
-        self, engine: Engine, problems: Sequence[Problem], step: int
-    ) -> tuple[dict[str, list[Sample]], dict[str, float]]:
+class Recipe(common.Recipe):
+    """``start`` is the starting model, for ``source = "start"``; ``reference`` is asked for the KL stream if given."""
+
+    def __init__(
+        self,
+        config: MRTB,
+        task: Task,
+        chat: Chat,
+        sampling: Sampling,
+        start: Engine | None = None,
+        reference: Engine | None = None,
+    ) -> None:
+        if config.source == "start" and start is None:
+            raise ValueError('source = "start" needs an engine of the starting model')
+        super().__init__(task, chat, sampling, config.rollouts, reference)
+        self.config, self.start = config, start
+
+    def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
         config = self.config
-        sampling = replace(self.sampling, seed=hash_seed(self.sampling.seed, step))
-        source = self._source(engine)
+        sampling = replace(self.sampling, seed=derive(self.sampling.seed, step))
+        source = self.start or engine
         if config.method in ("warm", "rise", "star"):
-            samples, stats = self._supervised(source, problems, sampling)
-            return {"policy": samples}, stats
+            return self._supervised(source, problems, sampling)
         groups = rollouts(engine, self.chat, self.task, problems, sampling)
-        stats = describe(groups) | self._described(groups)
-        groups = [[r for r in g if r.grade.reward is not None] for g in groups]
+        stats = common.describe(groups) | self._described(groups)
+        known = common.gradable(groups)
         samples = [
-            credited(r, [a] * len(r.completion.tokens))
-            for g in groups
-            for r, a in zip(g, relative([r.grade.reward or 0.0 for r in g]), strict=True)
+            policy_sample(r, whole(a, r)) for g in known for r, a in zip(g, relative(rewards_of(g)), strict=True)
         ]
         if config.method == "rl" and config.alpha:
             if source is not engine:
-                groups = rollouts(source, self.chat, self.task, problems, replace(sampling, n=1))
-            branched, more = self._branched(engine, [self._first(g[0]) for g in groups if g], sampling)
+                known = rollouts(source, self.chat, self.task, problems, replace(sampling, n=1))
+            branched, more = self._branched(engine, [self._first(g[0]) for g in known if g], sampling)
             samples += branched
             stats |= more
         if self.reference is not None:
-            refer(samples, self.reference, self.sampling.temperature)
-        return {"policy": samples}, stats
+            common.refer(samples, self.reference, self.sampling.temperature)
+        return Collected({"policy": samples}, stats, groups)
 
     def _first(self, rollout: Rollout) -> Rollout:
         """Its first attempt alone, graded, without what ended it: a line break before the mark, or the turn's end."""
@@ -126,7 +144,7 @@ class Recipe(Sourced[MRTB]):
         firsts = [r for r in firsts if r.answer is not None and r.grade.reward is not None]
         begun = [replace(r, completion=forced(r.completion.tokens)) for r in firsts]
         # a seed of its own: with the rollouts' the stream that the attempt began would be the same again
-        limit = replace(sampling, n=config.branches, seed=sampling.seed + 1)
+        limit = replace(sampling, n=config.branches, seed=derive(sampling.seed, "branches"))
         drawn = engine.generate([[*r.prompt, *r.completion.tokens] for r in begun], limit) if begun else []
         samples: list[Sample] = []
         gains: list[float] = []
@@ -134,17 +152,13 @@ class Recipe(Sourced[MRTB]):
             on = [o for o in extended(self.task, self.chat, r, completions) if o.grade.reward is not None]
             direct, rewards = r.grade.reward or 0.0, [o.grade.reward or 0.0 for o in on]
             numbers = branch_advantages([direct] * len(on), rewards, config.bonus)[len(on) :] if on else []
-            samples += [
-                credited(o, [config.alpha * a] * len(o.completion.tokens)) for o, a in zip(on, numbers, strict=True)
-            ]
+            samples += [policy_sample(o, whole(config.alpha * a, o)) for o, a in zip(on, numbers, strict=True)]
             gains += [reward - direct for reward in rewards]
         return samples, {"backtrack/branch_progress": sum(gains) / max(1, len(gains))}
 
     # ------------------------------------------------------------ supervised
 
-    def _supervised(
-        self, engine: Engine, problems: Sequence[Problem], sampling: Sampling
-    ) -> tuple[list[Sample], Stats]:
+    def _supervised(self, engine: Engine, problems: Sequence[Problem], sampling: Sampling) -> Collected:
         """Right first attempts and their end; failed ones with what was found for them (not ``star``)."""
         method = self.config.method
         groups = rollouts(engine, self.chat, self.task, problems, sampling)
@@ -154,7 +168,7 @@ class Recipe(Sourced[MRTB]):
         learn_all = self.config.learn == "turn" or method == "star"
         end = forced([self.chat.stop[0]])
         samples = [target(r, end, learn_all) for g in right for r in g]
-        stats = describe(groups)
+        stats = common.describe(groups)
         if method == "rise":
             mended = self._stitched(failed, right, sampling.seed)
         elif method == "warm":
@@ -164,7 +178,7 @@ class Recipe(Sourced[MRTB]):
             mended = []
         samples += [target(r, suffix, learn_all) for r, suffix in mended]
         tries = max(1, sum(map(len, failed)))
-        return samples, stats | {"backtrack/kept": len(mended) / tries}
+        return Collected({"policy": samples}, stats | {"backtrack/kept": len(mended) / tries}, groups)
 
     def _stitched(self, failed: Sequence[Group], right: Sequence[Group], seed: int) -> list[tuple[Rollout, Completion]]:
         """RISE: every failed attempt with a random right one of its problem, from the first line on."""
@@ -185,7 +199,7 @@ class Recipe(Sourced[MRTB]):
         """
         cuts = [line_starts(self.chat.pieces(r.completion.tokens)) for r in failed]
         prefixes = [[*r.prompt, *r.completion.tokens[:end]] for r, own in zip(failed, cuts, strict=True) for end in own]
-        limit = replace(sampling, n=self.config.continuations, seed=sampling.seed + 1)
+        limit = replace(sampling, n=self.config.continuations, seed=derive(sampling.seed, "continuations"))
         drawn = iter(engine.generate(prefixes, limit) if prefixes else [])
         pairs, chosen = [], []
         for r, own in zip(failed, cuts, strict=True):
@@ -196,9 +210,9 @@ class Recipe(Sourced[MRTB]):
                 grades = [on.grade for on in extended(self.task, self.chat, begun, tries)]
                 success = mean([g.reward for g in grades if g.reward is not None])  # NaN is never the best
                 right = (c for c, g in zip(tries, grades, strict=True) if g.correct and c.finish == "stop")
-                whole = next(right, None)
-                if whole is not None and success >= best:
-                    best, found = success, (line, whole)
+                finished = next(right, None)
+                if finished is not None and success >= best:
+                    best, found = success, (line, finished)
             if found is not None:
                 pairs.append((r, forced([*self._mark(r, found[0]), *found[1].tokens])))
                 chosen.append((best, found[0]))
@@ -215,7 +229,7 @@ class Recipe(Sourced[MRTB]):
 
 def target(attempt: Rollout, suffix: Completion, learn_all: bool) -> Sample:
     """The attempt with the suffix behind, which is the target; with ``learn_all`` the attempt is one too."""
-    whole = replace(attempt, completion=join(attempt.completion, suffix))
-    sample = policy_sample(whole, None)
+    joined = replace(attempt, completion=join(attempt.completion, suffix))
+    sample = common.context_sample(joined)
     start = len(attempt.prompt) + (0 if learn_all else len(attempt.completion.tokens))
     return replace(sample, targets=[0.0] * start + [1.0] * (len(sample.tokens) - start))

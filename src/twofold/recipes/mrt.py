@@ -27,19 +27,20 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Literal
 
 from twofold.compute.probe import Probe, Prover, boundaries, closing, extended, probe, stopped
 from twofold.compute.rollout import Task, forced, join, rollouts, split
 from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, mean, spread, to_go
 from twofold.maths.regret import progress
-from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer, target_sample
+from twofold.maths.seeds import derive
+from twofold.recipes import common
+from twofold.recipes.common import Setup, Stats, policy_sample, relative, rewards_of, target_sample, whole
 from twofold.text.chat import Chat
 from twofold.text.segments import Episodes
-from twofold.types import Group, Problem, Rollout, Sample, Sampling
+from twofold.types import Collected, Group, Problem, Rollout, Sample, Sampling
 
-Stats = dict[str, float]
 Bonus = Literal["mixed", "termination", "baseline"]
 
 
@@ -77,66 +78,48 @@ class MRT:
             raise ValueError(f"branches must be even, half stop and half go on, got {self.branches}")
         if self.rollouts < 1 or self.answers < 1 or not 0 <= self.penalty <= 1:
             raise ValueError(f"rollouts and answers must be at least 1, penalty in [0, 1], got {self}")
+        if self.rollouts < 2 and self.method not in ("star", "mrt_star"):
+            raise ValueError(f"rollouts must be at least 2 for {self.method}: a group of one has no baseline")
+
+    def build(self, setup: Setup) -> Recipe:
+        start = setup.frozen() if self.source == "start" else None
+        return Recipe(self, setup.task, setup.chat, setup.sampling, start, setup.reference())
 
 
-class Options(Protocol):
-    """What ``Sourced`` reads of a recipe's options."""
-
-    @property
-    def rollouts(self) -> int: ...
-
-    @property
-    def source(self) -> Literal["policy", "start"]: ...
-
-
-C = TypeVar("C", bound=Options)
-
-
-class Sourced(Generic[C]):
+class Recipe(common.Recipe):
     """``start`` is the starting model, for ``source = "start"``; ``reference`` is asked for the KL stream if given."""
 
     def __init__(
         self,
-        config: C,
+        config: MRT,
         task: Task,
         chat: Chat,
         sampling: Sampling,
         start: Engine | None = None,
         reference: Engine | None = None,
     ) -> None:
-        if sampling.top_p != 1:
-            raise ValueError("top_p must be 1 while training: the learner scores the full distribution")
         if config.source == "start" and start is None:
             raise ValueError('source = "start" needs an engine of the starting model')
-        self.config, self.task, self.chat, self.start, self.reference = config, task, chat, start, reference
-        self.sampling = replace(sampling, n=config.rollouts, stop=chat.stop)
+        super().__init__(task, chat, sampling, config.rollouts, reference)
+        self.config, self.start = config, start
 
-    def _source(self, engine: Engine) -> Engine:
-        return self.start if self.config.source == "start" and self.start is not None else engine
-
-
-class Recipe(Sourced[MRT]):
-    def collect(
-        self, engine: Engine, problems: Sequence[Problem], step: int
-    ) -> tuple[dict[str, list[Sample]], dict[str, float]]:
+    def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
         config = self.config
-        sampling = replace(self.sampling, seed=hash_seed(self.sampling.seed, step))
+        sampling = replace(self.sampling, seed=derive(self.sampling.seed, step))
         if config.method in ("star", "mrt_star"):
-            samples, stats = self._star(self._source(engine), problems, sampling)
-            return {"policy": samples}, stats
+            return self._star(self.start or engine, problems, sampling)
         groups = self._rollouts(engine, problems, sampling)
-        stats = describe(groups)
-        groups = [[r for r in g if r.grade.reward is not None] for g in groups]
+        stats, known = common.describe(groups), common.gradable(groups)
         if config.method == "online":
-            samples, more = self._online(engine, groups, sampling)
+            samples, more = self._online(engine, known, sampling)
         else:
-            samples, more = self._outcome(groups), {}
+            samples, more = self._outcome(known), {}
         if config.method == "rl" and config.alpha:
-            branched, more = self._branched(engine, problems, groups, sampling)
+            branched, more = self._branched(engine, problems, known, sampling)
             samples += branched
         if self.reference is not None:
-            refer(samples, self.reference, self.sampling.temperature)
-        return {"policy": samples}, stats | more
+            common.refer(samples, self.reference, self.sampling.temperature)
+        return Collected({"policy": samples}, stats | more, groups)
 
     def _rollouts(self, engine: Engine, problems: Sequence[Problem], sampling: Sampling) -> list[Group]:
         return rollouts(engine, self.chat, self.task, problems, sampling, self.config.prover.opening)
@@ -147,10 +130,8 @@ class Recipe(Sourced[MRT]):
         """GRPO: one advantage per rollout."""
         samples = []
         for group in groups:
-            rewards = penalised(group, self.config.penalty) if self.config.method == "length" else _rewards(group)
-            samples += [
-                credited(r, [a] * len(r.completion.tokens)) for r, a in zip(group, relative(rewards), strict=True)
-            ]
+            rewards = penalised(group, self.config.penalty) if self.config.method == "length" else rewards_of(group)
+            samples += [policy_sample(r, whole(a, r)) for r, a in zip(group, relative(rewards), strict=True)]
         return samples
 
     # ------------------------------------------------------------ MRT (RL)
@@ -164,7 +145,7 @@ class Recipe(Sourced[MRT]):
         """
         config, prover = self.config, self.config.prover
         if config.source == "start":
-            drawn = self._rollouts(self._source(engine), problems, replace(sampling, n=1))
+            drawn = self._rollouts(self.start or engine, problems, replace(sampling, n=1))
             thoughts = [r for (r,) in drawn]
         else:
             thoughts = [g[0] for g in groups if g]
@@ -174,7 +155,7 @@ class Recipe(Sourced[MRT]):
         prompts = [[*r.prompt, *r.completion.tokens] for r in (*off, *on)]
         # a seed of its own: with the rollouts' an uncut thought would be the same again
         most = max(sampling.max_tokens - min(cuts, default=0), prover.tokens)
-        limit = replace(sampling, n=config.branches // 2, max_tokens=most, seed=sampling.seed + 1)
+        limit = replace(sampling, n=config.branches // 2, max_tokens=most, seed=derive(sampling.seed, "branches"))
         branches = engine.generate(prompts, limit) if prompts else []
         samples: list[Sample] = []
         stops: list[float] = []
@@ -188,12 +169,12 @@ class Recipe(Sourced[MRT]):
             t, y = ([r for r in half if r.grade.reward is not None] for half in halves)
             if not t or not y:
                 continue
-            numbers = branch_advantages(_rewards(t), _rewards(y), config.bonus)
+            numbers = branch_advantages(rewards_of(t), rewards_of(y), config.bonus)
             first = len(t) if config.bonus == "baseline" else 0
             for r, a in list(zip((*t, *y), numbers, strict=True))[first:]:
-                samples.append(credited(r, [config.alpha * a] * len(r.completion.tokens)))
-            stops.append(mean(_rewards(t)))
-            gains.append(mean(_rewards(y)) - stops[-1])
+                samples.append(policy_sample(r, whole(config.alpha * a, r)))
+            stops.append(mean(rewards_of(t)))
+            gains.append(mean(rewards_of(y)) - stops[-1])
         return samples, {"mrt/stop_value": mean(stops), "mrt/progress": mean(gains), "mrt/cut_tokens": mean(cuts)}
 
     def _cut(self, rollout: Rollout, seed: int) -> int:
@@ -211,27 +192,27 @@ class Recipe(Sourced[MRT]):
         samples = []
         for group in groups:
             known = [(r, row) for r in group for row in [next(rows)] if not any(math.isnan(p.value) for p in row)]
-            outcome = relative(_rewards([r for r, _ in known]))
+            outcome = relative(rewards_of([r for r, _ in known]))
             for (rollout, row), a in zip(known, outcome, strict=True):
                 gained = progress([p.value for p in row])
                 paid = to_go(gained) if self.config.reward_to_go else gained
                 size = len(rollout.completion.tokens)
                 bonus = spread([*paid, 0.0], [*(p.end for p in row[1:]), size], size)
-                samples.append(credited(rollout, [a + self.config.alpha * b for b in bonus]))
+                samples.append(policy_sample(rollout, [a + self.config.alpha * b for b in bonus]))
         return samples, stats
 
     def _probed(self, engine: Engine, everyone: Sequence[Rollout], sampling: Sampling) -> list[list[Probe]]:
         config = self.config
         ends = [boundaries(self.chat, r, config.prover, config.episodes) for r in everyone]
-        limit = replace(sampling, n=config.answers, seed=sampling.seed + 1)
+        limit = replace(sampling, n=config.answers, seed=derive(sampling.seed, "answers"))
         return probe(engine, self.chat, self.task, everyone, ends, config.prover, limit)
 
     # ------------------------------------------------------------ STaR
 
-    def _star(self, engine: Engine, problems: Sequence[Problem], sampling: Sampling) -> tuple[list[Sample], Stats]:
+    def _star(self, engine: Engine, problems: Sequence[Problem], sampling: Sampling) -> Collected:
         groups = self._rollouts(engine, problems, sampling)
         everyone = [r for g in groups for r in g]
-        stats = describe(groups)
+        stats = common.describe(groups)
         if self.config.method == "star":
             learnt = [r for r in everyone if r.grade.correct]
         else:
@@ -242,7 +223,8 @@ class Recipe(Sourced[MRT]):
                 n = self.config.rollouts
                 kept = [best for i in range(0, len(kept), n) for best in best_of(kept[i : i + n])]
             learnt = [self._solution(p) for p in kept if p is not None]
-        return [target_sample(r) for r in learnt], stats | {"mrt/kept": len(learnt) / len(everyone)}
+        samples = [target_sample(r) for r in learnt]
+        return Collected({"policy": samples}, stats | {"mrt/kept": len(learnt) / len(everyone)}, groups)
 
     def _solution(self, kept: Probe) -> Rollout:
         """The thought up to there, closed as a whole thought is, and the first right answer.
@@ -256,11 +238,6 @@ class Recipe(Sourced[MRT]):
         answer = [t for t, drawn in zip(rest.tokens, rest.sampled, strict=True) if drawn]
         end = closing(self.chat, thought.tokens, self.config.prover, cut=False)
         return replace(right, completion=join(thought, forced([*end, *answer])))
-
-
-def relative(rewards: Sequence[float]) -> list[float]:
-    """GRPO's advantages; a group of one has none."""
-    return grpo(rewards) if len(rewards) > 1 else [0.0] * len(rewards)
 
 
 def branch_advantages(stop: Sequence[float], on: Sequence[float], bonus: Bonus) -> list[float]:
@@ -317,13 +294,3 @@ def probe_stats(probes: Sequence[Sequence[Probe]]) -> Stats:
         "mrt/episodes": mean([len(row) - 1 for row in probes]),
         "mrt/probe_tokens": mean([sum(p.cost.generated for p in row) for row in probes]),
     }
-
-
-def credited(rollout: Rollout, advantages: Sequence[float]) -> Sample:
-    """A sample whose tokens that were not drawn have no credit."""
-    drawn = rollout.completion.sampled
-    return policy_sample(rollout, [a if s else 0.0 for a, s in zip(advantages, drawn, strict=True)])
-
-
-def _rewards(group: Sequence[Rollout]) -> list[float]:
-    return [r.grade.reward or 0.0 for r in group]

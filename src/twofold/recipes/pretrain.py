@@ -1,7 +1,9 @@
-"""How the shipped base model is made: a tokenizer, a small Llama, the corpus. ``twofold train configs/base.toml``.
+"""Pretraining: make a tokenizer and a small Llama and train it on the corpus, as the shipped base model was made.
+
+``twofold train configs/base.toml`` runs it.
 
 The architecture is standard, so the result loads in ``transformers.AutoModelForCausalLM`` as it is. It is deep
-for its width: spotting a slip takes layers behind the ones that predict the right digit.
+for its width: to spot a slip takes layers after the ones that predict the right digit.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from twofold.engines.base import Engine
+from twofold.recipes import common
+from twofold.recipes.common import Setup
 from twofold.recipes.corpus import Mix, document
 from twofold.recipes.sft import sample
 from twofold.text.chat import Chat
-from twofold.types import Problem, Sample
+from twofold.types import Collected, Problem
 
 SPECIAL = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"]
 WHOLE = [
@@ -38,7 +42,7 @@ TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A model from scratch. ``documents`` of the corpus per step."""
+    """Options of a model from scratch. ``documents`` is how many documents of the corpus a step has."""
 
     name: Literal["base"] = "base"
     hidden: int = 128
@@ -49,23 +53,25 @@ class Base:
     documents: int = 48
     mix: Mix = field(default_factory=Mix)
 
+    def build(self, setup: Setup) -> Recipe:
+        setup.begin(*create(self, setup.seed))
+        return Recipe(self, setup.chat, setup.seed)
 
-class Recipe:
-    """Fresh documents every step, none seen twice."""
+
+class Recipe(common.Recipe):
+    """Fresh documents at every step, none of them twice. It takes no problems."""
 
     def __init__(self, config: Base, chat: Chat, seed: int) -> None:
         self.config, self.chat, self.seed = config, chat, seed
 
-    def collect(
-        self, engine: Engine, problems: Sequence[Problem], step: int
-    ) -> tuple[dict[str, list[Sample]], dict[str, float]]:
+    def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
         first = step * self.config.documents
         documents = [document(self.seed, i, self.config.mix) for i in range(first, first + self.config.documents)]
-        return {"policy": [sample(self.chat, d) for d in documents]}, {}
+        return Collected({"policy": [sample(self.chat, d) for d in documents]}, {})
 
 
 def create(config: Base, seed: int) -> tuple[Any, Any]:
-    """(model, tokenizer), randomly initialised from ``seed``."""
+    """Return (model, tokenizer); the weights are random, from ``seed``."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -90,7 +96,7 @@ def create(config: Base, seed: int) -> tuple[Any, Any]:
 
 
 def make_tokenizer(config: Base) -> Any:
-    """Byte-level BPE (any text can be encoded), one token per digit, learnt on the corpus itself."""
+    """Make a byte-level BPE tokenizer (it can encode any text) with one token per digit, learnt on the corpus itself."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

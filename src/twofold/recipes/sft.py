@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the same batch without the policy stream. Also how the shipped base is trained."""
+"""Supervised fine-tuning: the same batch without the policy stream. The shipped base model is trained with it too."""
 
 from __future__ import annotations
 
@@ -7,31 +7,34 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from twofold.engines.base import Engine
+from twofold.recipes import common
+from twofold.recipes.common import Setup
 from twofold.text.chat import Chat, Turn
-from twofold.types import Problem, Sample
+from twofold.types import Collected, Problem, Sample
 
 
 @dataclass(frozen=True, slots=True)
 class SFT:
-    """Learn the data set's own ``solution`` texts. Takes any data set that has such a column."""
+    """Learn the ``solution`` texts of a data set, which must have such a column."""
 
     name: Literal["sft"] = "sft"
 
+    def build(self, setup: Setup) -> Recipe:
+        return Recipe(setup.chat)
 
-class Recipe:
-    """Every assistant token is a target of weight 1; the loss is the mean per token."""
+
+class Recipe(common.Recipe):
+    """Every token of a reply is a target of weight 1; the loss is the mean per token."""
 
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
 
-    def collect(
-        self, engine: Engine, problems: Sequence[Problem], step: int
-    ) -> tuple[dict[str, list[Sample]], dict[str, float]]:
+    def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
         """Raises ValueError for a problem that comes without a worked solution."""
         for p in problems:
             if "solution" not in p.meta:
                 raise ValueError(f"problem {p.id} has no worked solution: SFT needs a data set with a solution column")
-        return {"policy": [sample(self.chat, [Turn(p.question, p.meta["solution"])]) for p in problems]}, {}
+        return Collected({"policy": [sample(self.chat, [Turn(p.question, p.meta["solution"])]) for p in problems]}, {})
 
 
 def sample(chat: Chat, turns: Sequence[Turn]) -> Sample:

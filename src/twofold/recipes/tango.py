@@ -27,15 +27,15 @@ from twofold.compute.rollout import Task, continuations, rollouts, value
 from twofold.compute.verify import Verification, mean_verdicts, step_ends, verify
 from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, mean, rloo, spread, standardise, to_go
+from twofold.maths.seeds import derive
 from twofold.maths.step_credit import StepCredit, class_weights, decayed, grpo_steps, pooled, rloo_steps, step_rewards
-from twofold.recipes.rlv import describe, hash_seed, policy_sample, refer, target_sample
+from twofold.recipes import common
+from twofold.recipes.common import Setup, Stats, policy_sample, rewards_of, target_sample, whole
 from twofold.text.chat import Chat
 from twofold.text.prompts import VERIFY
 from twofold.text.steps import Critique, Cut, solution_format
-from twofold.types import Completion, Group, Problem, Rollout, Sample, Sampling
+from twofold.types import Collected, Completion, Group, Problem, Rollout, Sample, Sampling
 
-Stats = dict[str, float]
-Samples = dict[str, list[Sample]]
 Role = Literal["generator", "verifier"]
 
 COUNTABLE = 0.6
@@ -107,6 +107,12 @@ class Tango:
         if self.share and self.verifier is not None:
             raise ValueError("share = true has one model in both roles: leave out verifier, or set share = false")
 
+    def build(self, setup: Setup) -> Recipe:
+        verifier = None if self.share else setup.second("verifier", self.verifier)
+        roles = ("policy",) if self.share else ("policy", "verifier")
+        found = {role: reference for role in roles if (reference := setup.reference(role)) is not None}
+        return Recipe(self, setup.task, setup.chat, setup.sampling, setup.steps, verifier, found)
+
 
 def turn(config: Tango, step: int) -> tuple[Role, int]:
     """Whose update a step is, and how many of that role came before it.
@@ -123,15 +129,9 @@ def turn(config: Tango, step: int) -> tuple[Role, int]:
     return "verifier", config.verifier_warmup + turns * v + place - g
 
 
-def planned(config: Tango, steps: int) -> dict[str, int]:
-    """Updates of each model in a run of so many steps: one model has them all."""
-    verifier = sum(turn(config, step)[0] == "verifier" for step in range(steps))
-    return {"policy": steps} if config.share else {"policy": steps - verifier, "verifier": verifier}
-
-
-class Recipe:
+class Recipe(common.Recipe):
     """``verifier`` is the engine of the second model, None where one model has both roles; ``references`` are asked for the KL
-    stream, by role. ``steps`` of the run set the pace of alpha. ``memory`` is what one step must know of those before it."""
+    stream, by role. ``steps`` of the run set the pace of alpha."""
 
     def __init__(
         self,
@@ -142,42 +142,50 @@ class Recipe:
         steps: int,
         verifier: Engine | None = None,
         references: Mapping[str, Engine] | None = None,
-        memory: dict[str, float] | None = None,
     ) -> None:
-        if sampling.top_p != 1:
-            raise ValueError("top_p must be 1 while training: the learner scores the full distribution")
         if config.share != (verifier is None):
             raise ValueError("share = false needs an engine of the second model, share = true has none")
-        self.config, self.task, self.chat, self.verifier = config, task, chat, verifier
+        super().__init__(task, chat, sampling)
+        self.config, self.verifier = config, verifier
         self.references = references or {}
-        self.memory = {} if memory is None else memory
-        self.updates = sum(turn(config, step)[0] == "generator" for step in range(steps))
-        self.sampling = replace(sampling, stop=chat.stop)
+        self.counts: dict[str, float] = {}
+        self.planned = sum(turn(config, step)[0] == "generator" for step in range(steps))
 
-    def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> tuple[Samples, Stats]:
-        sampling = replace(self.sampling, seed=hash_seed(self.sampling.seed, step))
+    def updates(self, steps: int) -> dict[str, int]:
+        verifier = sum(turn(self.config, step)[0] == "verifier" for step in range(steps))
+        return {} if self.config.share else {"policy": steps - verifier, "verifier": verifier}
+
+    def state(self) -> dict[str, float]:
+        """The moving averages of right and wrong solutions, for the class weights."""
+        return dict(self.counts)
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        self.counts = dict(state)
+
+    def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
+        sampling = replace(self.sampling, seed=derive(self.sampling.seed, step))
         role, done = turn(self.config, step)
         if role == "generator":
-            samples, stats = self._generator(engine, problems, sampling, done)
+            samples, stats, groups = self._generator(engine, problems, sampling, done)
         else:
-            samples, stats = self._verifier(engine, problems, sampling)
+            samples, stats, groups = self._verifier(engine, problems, sampling)
         model = "policy" if role == "generator" or self.config.share else "verifier"
         if model in self.references:
-            refer(samples, self.references[model], self.sampling.temperature)
-        return {model: samples}, stats | {"tango/verifier_turn": float(role == "verifier")}
+            common.refer(samples, self.references[model], self.sampling.temperature)
+        return Collected({model: samples}, stats | {"tango/verifier_turn": float(role == "verifier")}, groups)
 
     # ------------------------------------------------------------ the generator's update
 
     def _generator(
         self, engine: Engine, problems: Sequence[Problem], sampling: Sampling, done: int
-    ) -> tuple[list[Sample], Stats]:
+    ) -> tuple[list[Sample], Stats, list[Group]]:
         config = self.config
-        groups = rollouts(engine, self.chat, self.task, problems, replace(sampling, n=config.rollouts))
-        stats = describe(groups) | {"tango/tokens": _tokens(r.completion for g in groups for r in g)}
-        groups = [[r for r in g if r.grade.reward is not None] for g in groups]
+        drawn = rollouts(engine, self.chat, self.task, problems, replace(sampling, n=config.rollouts))
+        stats = common.describe(drawn) | {"tango/tokens": _tokens(r.completion for g in drawn for r in g)}
+        groups = common.gradable(drawn)
         everyone = [r for g in groups for r in g]
         ends = [step_ends(self.chat, r, config.cut) for r in everyone]
-        alpha = decayed(config.alpha, config.alpha_min, done, self.updates)
+        alpha = decayed(config.alpha, config.alpha_min, done, self.planned)
         verdicts: list[list[float] | None] = [None] * len(everyone)
         if alpha:
             verdicts, more = self._verdicts(engine, everyone, ends, sampling)
@@ -188,7 +196,7 @@ class Recipe:
             for both in zip(self._outcome_credit(groups), steps, strict=True)
         ]
         samples = [policy_sample(r, a) for r, a in zip(everyone, credit, strict=True)]
-        return samples, stats | {"tango/alpha": alpha, "tango/steps": mean([len(e) for e in ends])}
+        return samples, stats | {"tango/alpha": alpha, "tango/steps": mean([len(e) for e in ends])}, drawn
 
     def _verdicts(
         self, engine: Engine, everyone: list[Rollout], ends: Sequence[Sequence[int]], sampling: Sampling
@@ -197,7 +205,12 @@ class Recipe:
         config = self.config
         asked = [i for i, e in enumerate(ends) if e]
         rated, counts = [everyone[i] for i in asked], [len(ends[i]) for i in asked]
-        limit = replace(sampling, n=config.verifications, max_tokens=config.verifier_tokens, seed=sampling.seed + 1)
+        limit = replace(
+            sampling,
+            n=config.verifications,
+            max_tokens=config.verifier_tokens,
+            seed=derive(sampling.seed, "verifications"),
+        )
         found = verify(self.verifier or engine, self.chat, rated, counts, config.question, limit)
         verdicts: list[list[float] | None] = [None] * len(everyone)
         for i, k, drawn in zip(asked, counts, found, strict=True):
@@ -210,15 +223,12 @@ class Recipe:
 
     def _outcome_credit(self, groups: list[Group]) -> list[list[float]]:
         """Per rollout and token: normalised in its group, or, with REINFORCE++, over all tokens of the step."""
-        rewards = [[r.grade.reward or 0.0 for r in g] for g in groups]
-        sizes = [len(r.completion.tokens) for g in groups for r in g]
+        everyone = [r for g in groups for r in g]
         if self.config.estimator == "reinforce++":
-            return pooled(
-                standardise, [[y] * n for y, n in zip((y for row in rewards for y in row), sizes, strict=True)]
-            )
-        relative = grpo if self.config.estimator == "grpo" else rloo
-        numbers = [a for row in rewards for a in (relative(row) if len(row) > 1 else [0.0] * len(row))]
-        return [[a] * n for a, n in zip(numbers, sizes, strict=True)]
+            return pooled(standardise, [whole(r.grade.reward or 0.0, r) for r in everyone])
+        estimate = grpo if self.config.estimator == "grpo" else rloo
+        numbers = [a for g in groups for a in (estimate(rewards_of(g)) if len(g) > 1 else [0.0] * len(g))]
+        return [whole(a, r) for a, r in zip(numbers, everyone, strict=True)]
 
     def _step_credit(
         self, groups: list[Group], ends: Sequence[Sequence[int]], verdicts: Sequence[Sequence[float] | None]
@@ -248,10 +258,12 @@ class Recipe:
 
     # ------------------------------------------------------------ the verifier's update
 
-    def _verifier(self, engine: Engine, problems: Sequence[Problem], sampling: Sampling) -> tuple[list[Sample], Stats]:
+    def _verifier(
+        self, engine: Engine, problems: Sequence[Problem], sampling: Sampling
+    ) -> tuple[list[Sample], Stats, list[Group]]:
         config = self.config
         groups = rollouts(engine, self.chat, self.task, problems, replace(sampling, n=1))
-        stats = describe(groups) | {"tango/tokens": _tokens(r.completion for (r,) in groups)}
+        stats = common.describe(groups) | {"tango/tokens": _tokens(r.completion for (r,) in groups)}
         everyone = [r for (r,) in groups if r.grade.reward is not None]
         ends = [step_ends(self.chat, r, config.cut) for r in everyone]
         labels: list[list[bool | None]] = [[None] * len(e) for e in ends]
@@ -259,7 +271,8 @@ class Recipe:
             labels, more = self._labels(engine, everyone, ends, sampling)
             stats["tango/tokens"] += more
         counts = [len(e) for e in ends]
-        limit = replace(sampling, n=config.rollouts, max_tokens=config.verifier_tokens, seed=sampling.seed + 1)
+        seed = derive(sampling.seed, "verifications")
+        limit = replace(sampling, n=config.rollouts, max_tokens=config.verifier_tokens, seed=seed)
         found = verify(self.verifier or engine, self.chat, everyone, counts, config.question, limit)
         weights = self._weights([r.grade.correct for r in everyone])
         samples: list[Sample] = []
@@ -272,23 +285,24 @@ class Recipe:
             for v, a in zip(drawn, grpo(paid), strict=True):
                 written = replace(r, prompt=v.prompt, completion=v.completion)
                 if config.verifier_learns == "rl":
-                    samples.append(policy_sample(written, [weight * a] * len(v.completion.tokens)))
+                    samples.append(policy_sample(written, whole(weight * a, written)))
                 elif v.critique.final == right and v.critique.format(k, counted) == 1:
                     samples.append(target_sample(written, weight))
         flat = [len({*rewards[i : i + config.rollouts]}) < 2 for i in range(0, len(rewards), config.rollouts)]
-        return samples, stats | verifier_stats(everyone, counts, found) | {
+        stats |= verifier_stats(everyone, counts, found) | {
             "verifier/reward": mean(rewards),
             "verifier/frac_reward_zero_std": mean(flat),
             "verifier/learnt": len(samples) / max(1, len(rewards)),
             "tango/steps": mean(counts),
         }
+        return samples, stats, groups
 
     def _labels(
         self, engine: Engine, everyone: Sequence[Rollout], ends: Sequence[Sequence[int]], sampling: Sampling
     ) -> tuple[list[list[bool | None]], float]:
         """Of every step, by continuations from its two ends; and how many tokens those wrote."""
         n, ratio = self.config.continuations, self.config.label_ratio
-        more = replace(sampling, n=n, seed=sampling.seed + 2)
+        more = replace(sampling, n=n, seed=derive(sampling.seed, "labels"))
         groups = continuations(engine, self.chat, self.task, everyone, [[0, *own] for own in ends], more)
         written = _tokens(r.completion for own in groups for g in own for r in g) - n * sum(map(sum, ends))
         return [monte_carlo([value(g) for g in own], ratio) for own in groups], written
@@ -310,14 +324,14 @@ class Recipe:
         return reward + (config.step_labels * mean(agrees) if agrees else 0.0)
 
     def _weights(self, right: Sequence[bool]) -> list[float]:
-        """Of every solution's advantages, by its class; the moving averages take in this step first."""
+        """Weight of each solution's advantages, by its class; the moving averages take in this step first."""
         if not self.config.class_weights:
             return [1.0] * len(right)
         counts = {"right": sum(right), "wrong": len(right) - sum(right)}
         for name, n in counts.items():
-            before = self.memory.get(name, float(n))
-            self.memory[name] = self.config.ema * before + (1 - self.config.ema) * n
-        yes, no = class_weights(counts["right"], counts["wrong"], self.memory["right"], self.memory["wrong"])
+            before = self.counts.get(name, float(n))
+            self.counts[name] = self.config.ema * before + (1 - self.config.ema) * n
+        yes, no = class_weights(counts["right"], counts["wrong"], self.counts["right"], self.counts["wrong"])
         return [yes if ok else no for ok in right]
 
 

@@ -2,6 +2,7 @@
 
 ``checkpoints/step-40/`` loads with ``from_pretrained`` and ``vllm serve`` as it is. Randomness and data order are
 functions of (seed, step), so the optimiser's moments, the step number and a recipe's few numbers are all the state there is.
+The state also keeps the verdict question that the model was trained on, for whoever loads the model.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def save(
     learner: Learner,
     tokenizer: Any,
     role: str = "policy",
-    memory: Mapping[str, float] | None = None,
+    *,
+    state: Mapping[str, float],
+    question: str,
 ) -> Path:
     """Write ``run/checkpoints/step-N`` (``step-N-ROLE`` for other roles) under a draft name, then rename it."""
     final = run / "checkpoints" / (f"step-{step}" if role == "policy" else f"step-{step}-{role}")
@@ -37,9 +40,8 @@ def save(
     save_model(draft, learner.model, tokenizer)
     found = moments(learner.optimizer, learner.model)
     save_file({k: v.contiguous() for k, v in found.items()}, draft / OPTIMIZER)
-    (draft / STATE).write_text(
-        json.dumps({"step": step, "learner_step": learner.step, "memory": dict(memory or {})}) + "\n"
-    )
+    content = {"step": step, "learner_step": learner.step, "recipe": dict(state), "question": question}
+    (draft / STATE).write_text(json.dumps(content) + "\n")
     shutil.rmtree(final, ignore_errors=True)
     draft.rename(final)
     return final
@@ -51,9 +53,26 @@ def latest(run: Path) -> Path | None:
     return max(found, key=lambda p: int(p.name[5:]), default=None)
 
 
-def read_memory(directory: Path) -> dict[str, float]:
-    """What the recipe remembered when this checkpoint was written; nothing before there was such a thing."""
-    return json.loads((directory / STATE).read_text()).get("memory", {})
+def thin(run: Path, keep: int) -> None:
+    """Delete all but the last ``keep`` checkpoints, with those of other roles; 0 keeps all."""
+    steps = sorted(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*") if p.name[5:].isdigit())
+    for step in steps[:-keep] if keep else []:
+        # the policy's first: its presence says that the step is whole
+        for folder in sorted((run / "checkpoints").glob(f"step-{step}*")):
+            if folder.name == f"step-{step}" or folder.name.startswith(f"step-{step}-"):
+                shutil.rmtree(folder)
+
+
+def recipe_state(directory: Path) -> dict[str, float]:
+    """What the recipe's ``state()`` was when this checkpoint was written. (Older checkpoints call it memory.)"""
+    content = json.loads((directory / STATE).read_text())
+    return content.get("recipe", content.get("memory", {}))
+
+
+def verdict_question(directory: Path) -> str | None:
+    """The question that the model in this directory was trained on, None if it is no checkpoint of ours or an older one."""
+    path = directory / STATE
+    return json.loads(path.read_text()).get("question") if path.is_file() else None
 
 
 def restore(directory: Path, learner: Learner) -> int:

@@ -1,15 +1,20 @@
-"""What a run says while it works: one JSON line per step on disk, one line (or a live bar) for people."""
+"""What a run reports while it works: one JSON line per step on disk, one line (or a live bar) for people, and trackers."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Literal, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from twofold.types import Group
+
+METRICS, ROLLOUTS = "metrics.jsonl", "rollouts.jsonl"
 
 SHOWN = {
     "reward": "reward",
@@ -20,18 +25,30 @@ SHOWN = {
     "step_time": "s/step",
 }
 
+Score = Callable[[Group], Sequence[float | None]]
+"""P(Yes) for each rollout of a group, None where it cannot be asked."""
+LogTo = Literal["wandb", "tensorboard", "trackio"]
+
+
+class Tracker(Protocol):
+    """Where else a run's numbers go."""
+
+    def write(self, step: int, stats: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
 
 class Log:
-    """Appends to ``metrics.jsonl``; on a terminal shows a live bar, elsewhere prints a line now and then.
+    """Appends to ``metrics.jsonl`` and ``rollouts.jsonl``; on a terminal shows a live bar, elsewhere prints a line now and then.
 
-    Lines from step ``start`` on, left by a run that died behind its last checkpoint, give way to the new ones.
+    Lines from step ``start`` on, which a run that was killed after its last checkpoint has left, are removed.
     """
 
-    def __init__(self, run: Path, steps: int, title: str = "training", start: int = 0) -> None:
-        path = run / "metrics.jsonl"
-        kept = path.read_text().splitlines(keepends=True)[:start] if path.exists() else []
-        path.write_text("".join(kept))
-        self._file = path.open("a")
+    def __init__(
+        self, run: Path, steps: int, title: str = "training", start: int = 0, trackers: Sequence[Tracker] = ()
+    ) -> None:
+        self._metrics = _continued(run / METRICS, start)
+        self._rollouts = _continued(run / ROLLOUTS, start)
+        self._trackers = trackers
         self._console = Console()
         self._steps = steps
         self._last: dict[str, float] = {}
@@ -54,14 +71,36 @@ class Log:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
-        self._file.close()
+        self._metrics.close()
+        self._rollouts.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+    def rollouts(self, step: int, groups: Sequence[Group], score: Score) -> None:
+        """Write what the model wrote in these groups, with grades and P(Yes), for people to read."""
+        for group in groups:
+            problem = group[0].problem
+            rows = [
+                {
+                    "text": r.text, "answer": r.answer, "reward": r.grade.reward, "label": r.grade.label, "p_yes": p,
+                    "tokens": len(r.completion.tokens), "finish": r.completion.finish,
+                }
+                for r, p in zip(group, score(group), strict=True)
+            ]  # fmt: skip
+            about = {"step": step, "id": problem.id, "question": problem.question, "reference": problem.answer}
+            self._rollouts.write(json.dumps(about | {"rollouts": rows}) + "\n")
+        self._rollouts.flush()
 
     def step(self, step: int, stats: Mapping[str, float]) -> None:
+        """Write one step's numbers everywhere."""
         # NaN is not JSON; null says the same to every reader
         line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in stats.items()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        self._last |= {k: v for k, v in stats.items() if math.isfinite(v)}
+        self._metrics.write(json.dumps(line) + "\n")
+        self._metrics.flush()
+        known = {k: v for k, v in stats.items() if math.isfinite(v)}
+        for tracker in self._trackers:
+            tracker.write(step, known)
+        self._last |= known
         now = "  ".join(f"{label} {self._last[name]:.3g}" for name, label in SHOWN.items() if name in self._last)
         self._progress.update(self._task, completed=step + 1, now=now)
         if not self._console.is_terminal and ((step + 1) % max(1, self._steps // 10) == 0 or step + 1 == self._steps):
@@ -69,3 +108,11 @@ class Log:
 
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
+
+
+def _continued(path: Path, start: int) -> Any:
+    """The file, open for appending, without lines of step ``start`` and later ones, nor the half line of a killed run."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] < start)
+    path.write_text("".join(kept), encoding="utf-8")
+    return path.open("a", encoding="utf-8")

@@ -5,70 +5,85 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 from twofold.engines.base import Engine, PolicyEngine
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner
-from twofold.trainer.log import Log
-from twofold.types import Problem, Sample
+from twofold.trainer.log import Log, Score
+from twofold.types import Collected, Problem
 
 
-class Collects(Protocol):
-    """A recipe: problems in, per-token credit out, one list of samples per role ("policy", ...)."""
+class Recipe(Protocol):
+    """Problems in, per-token credit out (see ``recipes.common.Recipe``)."""
 
-    def collect(
-        self, engine: Engine, problems: Sequence[Problem], step: int
-    ) -> tuple[dict[str, list[Sample]], dict[str, float]]: ...
+    def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected: ...
+    def state(self) -> Mapping[str, float]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Steps ``start`` .. ``steps - 1``; a save every ``save_every`` and an evaluation every ``eval_every`` steps (0: only at the
+    end, never); ``keep`` checkpoints stay (0: all); ``rollouts`` groups of each step are written down."""
+
+    start: int
+    steps: int
+    save_every: int
+    eval_every: int = 0
+    keep: int = 0
+    rollouts: int = 0
 
 
 def train(
-    recipe: Collects,
+    recipe: Recipe,
     engines: Mapping[str, PolicyEngine],
     learners: Mapping[str, Learner],
     problems: Callable[[int], list[Problem]],
+    schedule: Schedule,
     *,
-    memory: Mapping[str, float],
-    run: Path,
-    tokenizer: Any,
-    start: int,
-    steps: int,
-    save_every: int,
+    save: Callable[[int, str, Learner], object],
+    evaluate: Callable[[int], Mapping[str, float]],
+    score: Score,
     log: Log,
+    run: Path,
 ) -> int:
-    """Run steps ``start`` .. ``steps - 1`` with an engine and a learner per role; ``memory``, the recipe's, is saved with the
-    weights. Returns the number of the next step (less than ``steps`` if asked to stop).
+    """Train with an engine and a learner per role. Return the number of the next step, which is less than
+    ``schedule.steps`` if the run was asked to stop.
 
     Ctrl-C or SIGTERM finishes the step, saves, and returns; a second one stops at once.
     """
     with _Stop() as stop:
-        for step in range(start, steps):
+        for step in range(schedule.start, schedule.steps):
             began = time.monotonic()
-            samples, stats = recipe.collect(engines["policy"], problems(step), step)
-            collected = time.monotonic()
+            collected = recipe.collect(engines["policy"], problems(step), step)
+            log.rollouts(step, collected.groups[: schedule.rollouts], score)
+            sampled = time.monotonic()
+            stats = dict(collected.stats)
             for engine in engines.values():
                 engine.rest()
             for role, learner in learners.items():
                 prefix = "" if role == "policy" else f"{role}/"
-                stats |= {prefix + k: v for k, v in learner.update(samples.get(role, [])).items()}
+                stats |= {prefix + k: v for k, v in learner.update(collected.samples.get(role, [])).items()}
             for role, engine in engines.items():
                 engine.load(learners[role].weights())
             ended = time.monotonic()
-            log.step(
-                step,
-                stats
-                | {"collect_time": collected - began, "update_time": ended - collected, "step_time": ended - began},
-            )
+            stats |= {"collect_time": sampled - began, "update_time": ended - sampled, "step_time": ended - began}
             done = step + 1
-            if done == steps or stop.asked or (save_every and done % save_every == 0):
+            if schedule.eval_every and done % schedule.eval_every == 0:
+                stats |= evaluate(done)
+            log.step(step, stats)
+            last = done == schedule.steps or stop.asked
+            if last or (schedule.save_every and done % schedule.save_every == 0):
                 # the policy's last: its presence says that the step is whole
                 for role, learner in reversed(list(learners.items())):
-                    checkpoint.save(run, done, learner, tokenizer, role, memory)
+                    save(done, role, learner)
+                checkpoint.thin(run, schedule.keep)
             if stop.asked:
                 return done
-    return steps
+    return schedule.steps
 
 
 class _Stop:

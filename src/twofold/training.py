@@ -1,0 +1,311 @@
+"""From a config to objects to the loop. Every recipe, task and engine comes through here in one way."""
+
+from __future__ import annotations
+
+import copy
+import random
+import shutil
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property, lru_cache, partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from twofold import source, toml
+from twofold.compute.judge import p_yes
+from twofold.compute.rollout import Task
+from twofold.config import Config, Native, PythonEngine, PythonRecipe, PythonTask, task_named
+from twofold.engines.base import Engine, PolicyEngine
+from twofold.engines.native import NativeEngine
+from twofold.evals.pools import POOLS, read_pools
+from twofold.evals.run import Eval
+from twofold.evals.run import evaluate as evaluate_task
+from twofold.maths import votes
+from twofold.maths.credit import mean
+from twofold.maths.seeds import derive
+from twofold.maths.stats import verifier_metrics
+from twofold.models import head
+from twofold.models.io import load_model
+from twofold.recipes.common import MOST_DRAWS, Recipe, Setup
+from twofold.run import find_model, guarded, make_task, rewarded
+from twofold.tasks.user import CORRECT, inner
+from twofold.text.chat import Chat
+from twofold.trainer import checkpoint
+from twofold.trainer.learner import Learner
+from twofold.trainer.log import Log
+from twofold.trainer.loop import Schedule
+from twofold.trainer.loop import train as loop
+from twofold.trainer.trackers import open_trackers
+from twofold.types import Group, Pool, Problem, Sampling, Stopped
+
+MakeEngine = Callable[[Any], PolicyEngine]
+"""From the module that trains to the engine that samples from it."""
+ENDLESS = 10_000_000
+"""Problems that a seed may use of an endless task."""
+VOTES = {"maj": "majority", "weighted": "weighted"}
+
+
+class _Setup:
+    """What a run has for its recipe (``recipes.common.Setup``), and what the recipe asked for: a model for each role."""
+
+    def __init__(self, config: Config, task: Task, engine: MakeEngine) -> None:
+        self.config, self.task, self.steps, self.seed = config, task, config.train.steps, config.train.seed
+        self.models: dict[str, Any] = {}
+        self.engines: dict[str, PolicyEngine] = {}
+        self.tokenizer: Any = None
+        self.problems = _Problems(config, task)
+        self._engine = engine
+
+    def begin(self, model: object, tokenizer: object) -> None:
+        self.tokenizer = tokenizer
+        self._add("policy", model)
+
+    @property
+    def policy(self) -> Any:
+        """The model that trains; the config's, unless the recipe has begun with another."""
+        if "policy" not in self.models:
+            self.begin(*load_model(find_model(self.config.model)))
+        return self.models["policy"]
+
+    @cached_property
+    def chat(self) -> Chat:
+        assert self.policy is not None
+        return Chat(self.tokenizer, self.config.system, question=self.config.judge.question)
+
+    @property
+    def sampling(self) -> Sampling:
+        rollout = self.config.rollout
+        return Sampling(temperature=rollout.temperature, max_tokens=rollout.max_tokens, seed=self.seed)
+
+    def second(self, role: str, model: str | None = None) -> Engine:
+        name = model or self.config.model
+        found, tokenizer = load_model(find_model(name))
+        assert self.policy is not None
+        if tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise ValueError(f"{name} has another tokenizer than {self.config.model}: it could not read solutions")
+        self._add(role, found)
+        return self.engines[role]
+
+    def frozen(self, role: str = "policy") -> Engine:
+        model = self.models[role] if role in self.models else self.policy
+        return NativeEngine(copy.deepcopy(model), precision=self.config.train.precision)
+
+    def reference(self, role: str = "policy") -> Engine | None:
+        return self.frozen(role) if self.config.loss.beta else None
+
+    def head(self, kind: Literal["bce", "regression"]) -> None:
+        head.attach(self.policy, kind)
+
+    def spare(self, step: int, draw: int) -> list[Problem]:
+        return self.problems.spare(step, draw)
+
+    def learner(self, role: str, updates: int) -> Learner:
+        """Its learning rate runs over its own updates."""
+        config, model = self.config, self.models[role]
+        return Learner(
+            model, config.optim, config.loss,
+            steps=updates, temperature=config.rollout.temperature, epochs=config.train.epochs,
+            minibatches=config.train.minibatches, precision=config.train.precision,
+            micro_tokens=config.train.micro_tokens or (4096 if model.device.type == "cpu" else 16384),
+            checkpointing=config.train.checkpointing,
+        )  # fmt: skip
+
+    def _add(self, role: str, model: Any) -> None:
+        self.models[role] = model
+        self.engines[role] = self._engine(model)
+
+
+def train(
+    config: Config,
+    out: str | Path,
+    *,
+    task: Task | None = None,
+    recipe: Callable[[Setup], Recipe] | None = None,
+    engine: MakeEngine | None = None,
+    resume: bool = False,
+    title: str = "training",
+) -> Path:
+    """Train into the run directory ``out``; return its last checkpoint.
+
+    ``task``, ``recipe`` (called with the run's ``Setup``) and ``engine`` (called with the module that trains, for each role)
+    take the place of the config's: see docs/extending.md. The run's ``config.toml`` records them with their file's hash.
+
+    ``resume`` continues from the newest checkpoint. Raises FileExistsError if ``out`` already holds a run and ``resume`` is
+    not set, ValueError if it is set and the run there was made with another config or other code, and Stopped if Ctrl-C or
+    SIGTERM ended it before its last step (everything is saved).
+    """
+    run = Path(out)
+    make = engine or partial(make_engine, config)
+    config = _recorded(config, task, recipe, engine)
+    _refuse_to_mix(run, config, resume)
+    found = checkpoint.latest(run) if resume else None
+    graded = rewarded(guarded(task) if task is not None else make_task(config.task), config)
+    setup = _Setup(config, graded, make)
+    built = (recipe or config.recipe.build)(setup)
+    assert setup.policy is not None
+    updates = built.updates(config.train.steps)
+    learners = {role: setup.learner(role, updates.get(role, config.train.steps)) for role in setup.models}
+    start = 0
+    if found:
+        for role, learner in learners.items():
+            start = checkpoint.restore(found if role == "policy" else found.with_name(f"{found.name}-{role}"), learner)
+        built.restore(checkpoint.recipe_state(found))
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.toml").write_text(toml.to_toml(config))
+    schedule = Schedule(
+        start, config.train.steps, config.train.save_every, config.eval.every, config.train.keep, config.log.rollouts
+    )
+    trackers = open_trackers(config.log.to, run, flat(asdict(config)), start)
+    with Log(run, config.train.steps, title, start, trackers) as log:
+        if start:
+            log.say(f"resuming {run} at step {start}")
+        reached = loop(
+            built, setup.engines, learners, setup.problems, schedule,
+            save=lambda step, role, learner: checkpoint.save(
+                run, step, learner, setup.tokenizer, role, state=built.state(), question=setup.chat.question
+            ),
+            evaluate=_check(config, setup, run), score=partial(_p_yes, setup), log=log, run=run,
+        )  # fmt: skip
+    if reached < config.train.steps:
+        raise Stopped(f"stopped after step {reached}; saved in {run}")
+    last = checkpoint.latest(run)
+    assert last is not None
+    return last
+
+
+def make_engine(config: Config, model: Any) -> PolicyEngine:
+    """Return the engine that a config names, for a module that trains."""
+    chosen = config.engine
+    if isinstance(chosen, Native):
+        return NativeEngine(model, exact=chosen.exact, max_rows=chosen.max_rows, precision=config.train.precision)
+    return chosen.build(model)
+
+
+def _recorded(config: Config, task: object, recipe: object, engine: object) -> Config:
+    """The config with every piece of the user's own code pinned to what it is now, given in Python or by name."""
+    if task is not None:
+        config = replace(config, task=PythonTask(source=source.describe(task)))
+    if recipe is not None:
+        config = replace(config, recipe=PythonRecipe(source=source.describe(recipe)))
+    if engine is not None:
+        config = replace(config, engine=PythonEngine(source=source.describe(engine)))
+    for name in ("task", "recipe", "engine"):
+        part = getattr(config, name)
+        if part.name == "python" and source.is_source(part.source):
+            config = replace(config, **{name: replace(part, source=source.pin(part.source))})
+    return replace(config, reward=tuple(r if r == CORRECT else source.pin(r) for r in config.reward))
+
+
+def _p_yes(setup: _Setup, group: Group) -> list[float | None]:
+    """The model's verdict on each rollout, for people to read; None where Yes and No are not single tokens."""
+    try:
+        _ = setup.chat.yes_no_ids
+    except ValueError:
+        return [None] * len(group)
+    return [*p_yes(setup.engines.get("verifier", setup.engines["policy"]), setup.chat, group)]
+
+
+def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str, float]]:
+    """Step -> a few numbers of a short evaluation there, whose samples are kept in ``evals/step-N``."""
+    if not config.eval.every:
+        return lambda step: {}
+    named = rewarded(make_task(task_named(config.eval.task)), config) if config.eval.task else setup.task
+    if not config.eval.task and length(setup.task) is not None:
+        raise ValueError("eval.every: a data set has no held-out part of its own; name another with eval.task")
+    settings = Eval(
+        problems=config.eval.problems, n=config.eval.n, temperature=config.rollout.temperature,
+        max_tokens=config.rollout.max_tokens, seed=config.train.seed,
+    )  # fmt: skip
+
+    def check(step: int) -> dict[str, float]:
+        out = run / "evals" / f"step-{step}"
+        shutil.rmtree(out, ignore_errors=True)  # a resumed run does this step again
+        evaluate_task(
+            setup.engines["policy"], setup.chat, named, settings, out, name=f"step {step}", model=config.model
+        )
+        return {f"eval/{name}": value for name, value in _figures(read_pools(out / POOLS)).items()}
+
+    return check
+
+
+def _figures(pools: Sequence[Pool]) -> dict[str, float]:
+    """Accuracy of one sample and of the votes over all, and how well P(Yes) tells right from wrong."""
+    n = len(pools[0].answers)
+    correct = [[g.correct for g in pool.grades] for pool in pools]
+    scores = [[p or 0.0 for p in pool.scores] for pool in pools]
+    curves = [votes.curves(p.answers, c, s, [1, n]) for p, c, s in zip(pools, correct, scores, strict=True)]
+    found = {"pass@1": mean([c["pass@k"][0] for c in curves])}
+    found |= {f"{name}@{n}": mean([c[rule][1] for c in curves]) for name, rule in VOTES.items()}
+    auroc, balanced_accuracy, ece = verifier_metrics(list(chain(*scores)), list(chain(*correct)))
+    return found | {"auroc": auroc, "balanced_accuracy": balanced_accuracy, "ece": ece}
+
+
+def _refuse_to_mix(run: Path, config: Config, resume: bool) -> None:
+    """Raise if ``run`` holds a run that this is not the continuation of."""
+    path = run / "config.toml"
+    if not path.exists():
+        return
+    if not resume:
+        raise FileExistsError(f"{run} already holds a run: continue it with --resume, or choose another --out")
+    old, new = (flat(tomllib.loads(text)) for text in (path.read_text(), toml.to_toml(config)))
+    changed = [f"{k} = {new.get(k)!r}, was {old.get(k)!r}" for k in {**old, **new} if new.get(k) != old.get(k)]
+    if changed:
+        raise ValueError(f"{run} was made with another config ({'; '.join(changed[:5])}); resume with its own {path}")
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+class _Problems:
+    """The problems of every step: a pure function of (seed, step), so that it needs no checkpoint.
+
+    A task with a length is shuffled anew for every epoch. Procedural tasks are endless, and another seed never repeats a
+    problem: its own ones count up from the start of its ten million, spare ones down from the end.
+    """
+
+    def __init__(self, config: Config, task: Task) -> None:
+        self.task, self.n, self.seed = task, config.rollout.problems, config.train.seed
+        self.size = length(task)
+
+    def __call__(self, step: int) -> list[Problem]:
+        places = range(step * self.n, (step + 1) * self.n)
+        if self.size is not None:
+            return [self._at(_shuffled(self.seed, self.size, place)) for place in places]
+        return [self._at(self.seed * ENDLESS + place) for place in places]
+
+    def spare(self, step: int, draw: int) -> list[Problem]:
+        first = (step * MOST_DRAWS + draw) * self.n
+        places = range(first, first + self.n)
+        if self.size is not None:
+            seed = derive(self.seed, "spare")
+            return [self._at(_shuffled(seed, self.size, place)) for place in places]
+        return [self._at((self.seed + 1) * ENDLESS - 1 - place) for place in places]
+
+    def _at(self, i: int) -> Problem:
+        return self.task.problem("train", i)
+
+
+def length(task: Task) -> int | None:
+    """Return how many problems a task has; None where they are endless."""
+    found = inner(task)
+    return len(found) if hasattr(found, "__len__") else None
+
+
+def _shuffled(seed: int, size: int, place: int) -> int:
+    """Index at a place of an endless stream that passes over ``size`` items in a new order each epoch."""
+    epoch, i = divmod(place, size)
+    return _order(seed, size, epoch)[i]
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, size: int, epoch: int) -> Sequence[int]:
+    order = list(range(size))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
