@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twofold.engines.base import Finished, check_prompts, unheard
+from twofold.engines.base import Finished, check_prompts, ignore_finished
 from twofold.engines.sampling import confidences, draw, uniforms
 from twofold.types import Completion, Finish, Sampling
 
@@ -30,7 +30,7 @@ class HFEngine:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
     ) -> list[list[Completion]]:
         check_prompts(prompts)
         randoms = torch.from_numpy(uniforms(prompts, sampling)).view(len(prompts), sampling.n, sampling.max_tokens)

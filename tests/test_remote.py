@@ -146,7 +146,7 @@ def test_the_posterior_stops_through_a_server(remote: Model) -> None:
 
 
 def test_what_a_server_cannot_honour_is_refused(remote: Model) -> None:
-    with pytest.raises(ValueError, match="tells no confidences"):
+    with pytest.raises(ValueError, match="returns no confidences"):
         remote.engine.generate([[5]], Sampling(confidence=20))
     with pytest.raises(ValueError, match=r"temperature 1, not 0\.5"):
         remote.engine.logprobs([[5]], [[6]], 0.5)
@@ -154,7 +154,7 @@ def test_what_a_server_cannot_honour_is_refused(remote: Model) -> None:
         remote.engine.generate([[5], []], Sampling())
     with pytest.raises(ValueError, match="1 prompts but 2 continuations"):
         remote.engine.logprobs([[5]], [[6], [7]])
-    with pytest.raises(ValueError, match="tells no confidences"):
+    with pytest.raises(ValueError, match="returns no confidences"):
         solve_many(remote, PUZZLES, "deepconf-4")
 
 
@@ -254,8 +254,8 @@ FAULTS: dict[str, tuple[Any, int, str, int]] = {
     "busy for good": (flaky.times(99, flaky.error(429, "full")), 429, r"too busy \(HTTP 429, attempt 5\): full", 5),
     "broken for good": (flaky.times(99, flaky.error(500, "boom")), 500, r"failed \(HTTP 500, attempt 5\): boom", 5),
     "refused": (flaky.times(99, flaky.error(400, "too long")), 400, r"refused a request \(HTTP 400\): too long", 1),
-    "no JSON": (flaky.times(9, (200, {}, b"<html>")), 502, "cannot be read as its reply", 1),
-    "another JSON": (flaky.times(9, (200, {}, b"[1, 2]")), 502, "cannot be read as its reply", 1),
+    "no JSON": (flaky.times(9, (200, {}, b"<html>")), 502, "a reply that cannot be read", 1),
+    "another JSON": (flaky.times(9, (200, {}, b"[1, 2]")), 502, "a reply that cannot be read", 1),
     "no choices": (flaky.times(9, (200, {}, b'{"choices": []}')), 502, "completion of 0 tokens by None", 1),
     "cut off": (flaky.cut, 503, r"no answer .*attempt 5", 5),
 }
@@ -282,14 +282,14 @@ def test_a_silent_server_is_given_up(through: Model, proxy: Proxy) -> None:
 def test_one_failure_ends_the_call_and_its_other_requests(through: Model, proxy: Proxy, upstream: Served) -> None:
     def answer(handler: flaky.Handler, body: dict[str, Any]) -> flaky.Reply | None:
         if body["prompt"] == [6]:
-            until(lambda: upstream.service.loop.live_rows == 1)
+            until(lambda: upstream.service.scheduler.running_rows == 1)
             return flaky.error(400, "not this one")
         return None
 
     proxy.answer = answer
     with pytest.raises(UpstreamError, match="not this one"):
         through.engine.generate([[5], [6]], Sampling(temperature=2, max_tokens=300))
-    until(lambda: not upstream.service.works, seconds=30)  # the proxy reads to the end
+    until(lambda: not upstream.service.requests, seconds=30)  # the proxy reads to the end
 
 
 def test_the_command_line_says_it_in_a_line(
@@ -380,13 +380,13 @@ def test_stop_strings_are_ours(front: Served, upstream: Served) -> None:
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_who_leaves_takes_the_work_of_the_server_behind_with_it(front: Served, upstream: Served, path: str) -> None:
     body = {"model": "tiny", **SLOW, "n": 16} if path == "/v1/completions" else chat_body("tiny:weighted-16")
-    behind = upstream.service.loop
+    behind = upstream.service.scheduler
     for _ in range(3):
         connection = front.open(path, {**body, "temperature": 2, "stream": True})
-        until(lambda: behind.live_rows == 16)
+        until(lambda: behind.running_rows == 16)
         connection.close()
-        assert until(lambda: not behind.live_rows and not front.service.works) < 0.5
-    until(lambda: not upstream.service.works)
+        assert until(lambda: not behind.running_rows and not front.service.requests) < 0.5
+    until(lambda: not upstream.service.requests)
     assert front.ask("/v1/chat/completions", chat_body(max_tokens=2))[0] == 200
 
 
@@ -397,17 +397,17 @@ def test_at_its_deadline_a_request_gets_what_there_is(front: Served, upstream: S
     assert status == 200 and time.monotonic() - began < 2 and reply["twofold"]["timed_out"]
     for choice in reply["choices"]:
         assert choice["finish_reason"] == "length" and 0 < len(choice["logprobs"]["tokens"]) < 1500
-    until(lambda: not upstream.service.works)
+    until(lambda: not upstream.service.requests)
 
 
 def test_many_at_once_do_not_wait_for_one_another(front: Served) -> None:
     """A long one, and behind it short ones that each sample and judge."""
     slow = front.open("/v1/completions", {"model": "tiny", **SLOW, "temperature": 2})
-    until(lambda: front.service.loop.live_rows == 1)
+    until(lambda: front.service.scheduler.running_rows == 1)
     with ThreadPoolExecutor(8) as pool:
         asked = chat_body("tiny:weighted-4", temperature=0)
         replies = list(pool.map(lambda _: front.ask("/v1/chat/completions", asked), range(6)))
-    assert front.service.loop.live_rows == 1
+    assert front.service.scheduler.running_rows == 1
     assert {status for status, _, _ in replies} == {200}
     assert len({str(reply["choices"]) for _, reply, _ in replies}) == 1
     slow.close()
@@ -416,7 +416,7 @@ def test_many_at_once_do_not_wait_for_one_another(front: Served) -> None:
 @pytest.mark.parametrize(
     ("fault", "status", "words"),
     [
-        (flaky.times(99, flaky.error(429)), 503, "away or too busy"),
+        (flaky.times(99, flaky.error(429)), 503, "cannot be reached or is too busy"),
         (flaky.times(99, flaky.error(500)), 502, "failed on this request (status 500)"),
         (flaky.times(99, (200, {}, b"<html>")), 502, "failed on this request (status 502)"),
         (flaky.cut, 502, ""),
@@ -438,12 +438,12 @@ def test_a_failure_behind_is_the_gateways_error(
 
 
 def test_a_silent_server_behind_is_a_timeout(through: Model, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "LATE", 0.2)
+    monkeypatch.setattr(scheduler, "OVERTIME", 0.2)
     with serving(through) as front:
         proxy.answer = flaky.hang
         status, reply, _ = front.ask("/v1/chat/completions", chat_body("tiny:weighted-4", timeout=0.1))
         assert status == 504 and "did not answer in time" in reply["error"]["message"]
-        until(lambda: not front.service.works)
+        until(lambda: not front.service.requests)
 
 
 def test_a_server_that_dies_fails_what_it_was_doing_and_no_more(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,9 +455,9 @@ def test_a_server_that_dies_fails_what_it_was_doing_and_no_more(model: Model, mo
             got: list[Any] = []
             waiting = threading.Thread(target=lambda: got.append(front.ask("/v1/completions", asked)))
             waiting.start()
-            until(lambda: dying.service.loop.live_rows == 1)
+            until(lambda: dying.service.scheduler.running_rows == 1)
             dying.service.close()  # what was under way ends in an error event
             waiting.join(timeout=10)
             assert got[0][0] in (502, 503) and "behind this one" in got[0][1]["error"]["message"]
-            assert front.ask("/health")[0] == 200 and not front.service.works
+            assert front.ask("/health")[0] == 200 and not front.service.requests
         found.engine.close()

@@ -19,7 +19,7 @@ from serving import Served, chat_body, events, serving, until
 
 from twofold.cli import main
 from twofold.run import Model, load
-from twofold.serve.schema import SAMPLES, TEXT
+from twofold.serve.schema import MAX_SAMPLES, MAX_TEXT
 from twofold.serve.server import read_key
 from twofold.serve.service import Limits
 
@@ -45,7 +45,7 @@ WITH_PLAN = chat_body("tiny:weighted-4")
 REFUSED = {
     "no such model": (CHAT, chat_body("gpt-4"), 404, "model"),
     "no such plan": (CHAT, chat_body("tiny:wieghted-4"), 400, "plan"),
-    "a plan of too many": (CHAT, chat_body(f"tiny:weighted-{SAMPLES + 1}"), 400, "plan"),
+    "a plan of too many": (CHAT, chat_body(f"tiny:weighted-{MAX_SAMPLES + 1}"), 400, "plan"),
     "a plan of unending search": (CHAT, chat_body("tiny:weighted-8:make=mcts,simulations=100000"), 400, "plan"),
     "a plan that does not divide": (CHAT, chat_body("tiny:weighted-7:make=beam"), 400, "plan"),
     "a plan of an unknown option": (CHAT, chat_body("tiny:weighted-7:stpo=posterior"), 400, "plan"),
@@ -64,7 +64,7 @@ REFUSED = {
     "a plan whose numbers make no sense": (CHAT, chat_body(plan="majority-4:temperature=-1"), 400, "plan"),
     "an unknown field": (CHAT, chat_body(best=3), 400, "best"),
     "a number as text": (CHAT, chat_body(n="2"), 400, "n"),
-    "n beyond its limit": (CHAT, chat_body(n=SAMPLES + 1), 400, "n"),
+    "n beyond its limit": (CHAT, chat_body(n=MAX_SAMPLES + 1), 400, "n"),
     "n beyond any integer": (CHAT, chat_body(n=2**63), 400, "n"),
     "temperature": (CHAT, chat_body(temperature=2.1), 400, "temperature"),
     "no messages": (CHAT, {"model": "tiny", "messages": []}, 400, "messages"),
@@ -95,7 +95,7 @@ REFUSED = {
     "an echo in a stream": (TEXTS, {"model": "tiny", "prompt": "x", "echo": True, "stream": True}, 400, "echo"),
     "logprobs beyond their limit": (TEXTS, {"model": "tiny", "prompt": "x", "logprobs": 21}, 400, "logprobs"),
     "fields that are meant for a client": (CHAT, chat_body(extra_body={"n": 2}), 400, "extra_body"),
-    "a text beyond its limit": (TEXTS, {"model": "tiny", "prompt": "x" * (TEXT + 1)}, 400, None),
+    "a text beyond its limit": (TEXTS, {"model": "tiny", "prompt": "x" * (MAX_TEXT + 1)}, 400, None),
     "no such path": ("/v1/embeddings", {}, 404, None),
 }
 
@@ -113,7 +113,7 @@ def test_what_cannot_be_served_is_refused_in_openais_shape(served: Served, what:
 
 
 def test_what_is_at_its_limit_is_served(served: Served) -> None:
-    assert served.ask(CHAT, chat_body(n=SAMPLES, max_tokens=1))[0] == 200
+    assert served.ask(CHAT, chat_body(n=MAX_SAMPLES, max_tokens=1))[0] == 200
     assert served.ask(CHAT, chat_body(temperature=2, stop=["q" * 64] * 16, max_tokens=1))[0] == 200
     assert served.ask(TEXTS, {"model": "tiny", "prompt": [5] * 2047, "max_tokens": 1})[0] == 200
     neutral = dict(presence_penalty=0, frequency_penalty=0.0, logit_bias={}, tools=[], user="me", store=False)
@@ -177,7 +177,7 @@ def test_who_listens_to_others_needs_a_key(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("TWOFOLD_API_KEY", raising=False)
     assert read_key(None, "127.0.0.1") is read_key(None, "::1") is read_key(None, "localhost") is None
     for host in ("0.0.0.0", "::", "10.0.0.7", "example.org"):
-        with pytest.raises(ValueError, match="others need a key"):
+        with pytest.raises(ValueError, match="clients need a key"):
             read_key(None, host)
     (tmp_path / "key").write_text("from-file\n")
     assert read_key(tmp_path / "key", "0.0.0.0") == "from-file"
@@ -225,11 +225,11 @@ def test_a_client_that_leaves_takes_its_work_with_it(served: Served, path: str, 
     threads = len(served.service._pool._threads)
     for _ in range(3):
         connection = served.open(path, {**body, "stream": stream})
-        until(lambda: served.service.loop.live_rows == 32)
-        (work,) = served.service.works
+        until(lambda: served.service.scheduler.running_rows == 32)
+        (request,) = served.service.requests
         connection.close()
-        assert until(lambda: not served.service.loop.live_rows and not served.service.works) < 2
-        assert work.ticket.cancelled.is_set()
+        assert until(lambda: not served.service.scheduler.running_rows and not served.service.requests) < 2
+        assert request.state.cancelled.is_set()
     assert served.ask(CHAT, chat_body(max_tokens=2))[0] == 200
     assert len(served.service._pool._threads) <= threads + 2
 
@@ -237,9 +237,9 @@ def test_a_client_that_leaves_takes_its_work_with_it(served: Served, path: str, 
 def test_more_than_may_wait_are_sent_away_at_once(model: Model) -> None:
     with serving(model, Limits(concurrent=1, queue=1)) as served:
         running = served.open(TEXTS, SLOW)
-        until(lambda: served.service.loop.live_rows == 1)
+        until(lambda: served.service.scheduler.running_rows == 1)
         waiting = served.open(CHAT, chat_body(max_tokens=2))
-        until(lambda: len(served.service.works) == 2)
+        until(lambda: len(served.service.requests) == 2)
         status, reply, headers = served.ask(CHAT, chat_body(max_tokens=2))
         assert status == 429 and reply["error"]["type"] == "rate_limit_error" and int(headers["retry-after"]) >= 1
         assert "requests_waiting 1" in served.ask("/metrics")[1]

@@ -85,7 +85,7 @@ def model() -> Model:
 def test_what_it_is_found_to_be(remote: Model, request: pytest.FixtureRequest) -> None:
     raw = "raw" in request.node.callspec.id
     engine: Any = remote.engine
-    assert (engine.model, engine.context, engine.raw, engine._quick) == ("tiny", 2048, raw, raw)
+    assert (engine.model, engine.context, engine.raw_logprobs, engine._can_force) == ("tiny", 2048, raw, raw)
 
 
 def test_completions_and_their_log_probs(remote: Model, model: Model) -> None:
@@ -97,7 +97,7 @@ def test_completions_and_their_log_probs(remote: Model, model: Model) -> None:
     hot = Sampling(4, 0.7, max_tokens=40, stop=model.chat.stop, seed=3)
     groups = remote.engine.generate(prompts, hot)
     assert groups[0] != remote.engine.generate(prompts[:1], Sampling(4, 0.7, max_tokens=40, stop=model.chat.stop))[0]
-    told = 1.0 if remote.engine.raw else 0.7  # type: ignore[union-attr]
+    told = 1.0 if remote.engine.raw_logprobs else 0.7  # type: ignore[union-attr]
     for prompt, group in zip(prompts, groups, strict=True):
         want_logprobs = model.engine.logprobs([prompt] * 4, [c.tokens for c in group], told)
         for c, logprobs in zip(group, want_logprobs, strict=True):
@@ -146,7 +146,7 @@ def test_in_front_of_it(remote: Model, upstream: Running) -> None:
 
 def test_a_verdict_reads_the_cache_of_its_solution(remote: Model, upstream: Running) -> None:
     """Of a forced one, vLLM computes what is not in whole blocks of the prefix cache."""
-    if not remote.engine.raw:  # type: ignore[union-attr]
+    if not remote.engine.raw_logprobs:  # type: ignore[union-attr]
         pytest.skip("an echo reads no cache")
     sampling = Sampling(8, 2.0, max_tokens=500)
     everyone = draw(remote.engine, remote.chat, [PUZZLE], sampling)[0]
