@@ -1,4 +1,4 @@
-"""A proxy before a real server that can fail it, or change its dialect. Plain sockets: what is asked for is what happens."""
+"""A proxy before a real server, which can fail requests or answer as vLLM does. It uses plain sockets and does nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Answer = Callable[["Handler", dict[str, Any]], Reply | None]
 
 
 class Proxy(ThreadingHTTPServer):
-    """``answer`` may reply in the server's place; ``seen`` are the bodies of all requests for completions."""
+    """The proxy. ``answer`` may reply in the server's place; ``seen`` are the bodies of all requests for completions."""
 
     daemon_threads = True
 
@@ -30,7 +30,7 @@ class Proxy(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that left, or a fault that was asked for."""
+        """Print nothing: the client has left, or the test wants the fault."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -85,25 +85,26 @@ def error(status: int, message: str = "no", **headers: str) -> Reply:
 
 
 def times(n: int, reply: Reply) -> Answer:
-    """The first ``n`` requests get this reply."""
+    """Give this reply to the first ``n`` requests."""
     left = iter(range(n))
     return lambda handler, body: reply if next(left, None) is not None else None
 
 
 def hang(handler: Handler, body: dict[str, Any]) -> Reply | None:
+    """Reply after 3 s."""
     time.sleep(3)
     return error(500)
 
 
 def cut(handler: Handler, body: dict[str, Any]) -> Reply | None:
-    """The connection breaks in the middle of the reply."""
+    """Break the connection in the middle of the reply."""
     status, headers, data = handler.forward(body)
     handler.close_connection = True
     return status, headers | {"content-length": str(len(data))}, data[: len(data) // 2]
 
 
 def vllm(engine: NativeEngine) -> Answer:
-    """vLLM's ways where they are not our server's: log-probs are those at temperature 1, and a token can be forced."""
+    """Answer as vLLM does where our server differs: log-probs are those at temperature 1, and a token can be forced."""
 
     def answer(handler: Handler, body: dict[str, Any]) -> Reply | None:
         forced = body.pop("allowed_token_ids", None)
@@ -111,8 +112,8 @@ def vllm(engine: NativeEngine) -> Answer:
             asked = {"prompt": [*body["prompt"], *forced], "echo": True, "max_tokens": 0, "temperature": 1.0}
             status, headers, data = handler.forward(body | asked)
             choice = json.loads(data)["choices"][0]
-            told = {name: choice["logprobs"][name][-1:] for name in ("tokens", "token_logprobs")}
-            done = {"choices": [{"index": 0, "text": "", "logprobs": told, "finish_reason": "length"}]}
+            last = {name: choice["logprobs"][name][-1:] for name in ("tokens", "token_logprobs")}
+            done = {"choices": [{"index": 0, "text": "", "logprobs": last, "finish_reason": "length"}]}
             return 200, headers, json.dumps(done).encode()
         if body.get("echo") or body.get("stream"):
             return None

@@ -1,4 +1,4 @@
-"""``transformers.generate`` behind the engine protocol: slow and obvious, the oracle of the fast engines."""
+"""The slow and obvious engine that the fast ones are tested against: ``transformers.generate`` behind the engine protocol."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twofold.engines.base import Finished, check_prompts, unheard
+from twofold.engines.base import Finished, check_prompts, ignore_finished
 from twofold.engines.sampling import confidences, draw, uniforms
 from twofold.types import Completion, Finish, Sampling
 
 
-class HFEngine:
-    """One prompt at a time, one full forward pass per text scored. Draws the native engine's random numbers."""
+class Oracle:
+    """Implements ``PolicyEngine`` one sample at a time, and with one full forward pass per text that is scored.
+
+    It uses the native engine's random numbers, so that both draw the same tokens.
+    """
 
     def __init__(self, model: Any) -> None:
         from transformers import GenerationConfig
 
         self.model = model
-        model.generation_config = GenerationConfig()  # the model's own penalties would change what is sampled
+        model.generation_config = GenerationConfig()  # the model's own would add penalties and stop tokens
 
     def load(self, weights: Mapping[str, Any]) -> None:
         self.model.load_state_dict(weights)
@@ -30,27 +33,27 @@ class HFEngine:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
     ) -> list[list[Completion]]:
         check_prompts(prompts)
         randoms = torch.from_numpy(uniforms(prompts, sampling)).view(len(prompts), sampling.n, sampling.max_tokens)
         groups: list[list[Completion]] = [[] for _ in prompts]
         for i, (prompt, us) in enumerate(zip(prompts, randoms, strict=True)):
             for j, u in enumerate(us):
-                groups[i].append(self._one(prompt, sampling, u))
+                groups[i].append(self._sample(prompt, sampling, u))
                 finished(i, j, groups[i][j])
         return groups
 
-    def _one(self, prompt: Sequence[int], sampling: Sampling, uniforms_T: Tensor) -> Completion:
+    def _sample(self, prompt: Sequence[int], sampling: Sampling, uniforms_T: Tensor) -> Completion:
         logprobs: list[float] = []
-        sureness: list[list[float]] = [[], []]
+        confidence: list[list[float]] = [[], []]  # and certainty
 
         def force(ids: Tensor, scores: Tensor) -> Tensor:
-            """Draw with our own numbers, then leave ``generate`` no other choice."""
+            """Draw a token with our own random number, and mask all others so that ``generate`` takes it."""
             token, logp = draw(scores, uniforms_T[None, len(logprobs)], sampling.temperature, sampling.top_p)
             logprobs.append(float(logp))
             if sampling.confidence:
-                for values, value in zip(sureness, confidences(scores, sampling.confidence), strict=True):
+                for values, value in zip(confidence, confidences(scores, sampling.confidence), strict=True):
                     values.append(float(value))
             return torch.full_like(scores, float("-inf")).scatter(1, token[:, None], 0.0)
 
@@ -66,7 +69,7 @@ class HFEngine:
         )
         tokens = out[0, len(prompt) :].tolist()
         finish: Finish = "stop" if tokens[-1] in sampling.stop else "length"
-        return Completion(tokens, logprobs, [True] * len(tokens), finish, *(sureness if sampling.confidence else ()))
+        return Completion(tokens, logprobs, [True] * len(tokens), finish, *(confidence if sampling.confidence else ()))
 
     @torch.inference_mode()
     def logprobs(

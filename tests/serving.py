@@ -20,7 +20,7 @@ PUZZLE = "Start with 9, 18 or 24. Multiply by 3. Subtract 8. The result is 46. W
 
 
 class Served:
-    """``service`` is the server's own state, ``port`` where it listens."""
+    """A running server: its own ``service``, and the ``port`` where it listens."""
 
     def __init__(self, service: Service, port: int, key: str | None) -> None:
         self.service, self.port, self.key = service, port, key
@@ -29,7 +29,7 @@ class Served:
     def ask(
         self, path: str, body: Any = None, method: str | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, Any, dict[str, str]]:
-        """(status, decoded JSON or text, headers) of one request on a connection of its own."""
+        """Send one request on a new connection; return (status, decoded JSON or text, headers)."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         sent = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         default = {"content-type": "application/json"} | ({"authorization": f"Bearer {self.key}"} if self.key else {})
@@ -45,7 +45,7 @@ class Served:
             return reply.status, text, dict(reply.getheaders())
 
     def open(self, path: str, body: Any) -> socket.socket:
-        """A connection on which the request was sent and nothing was read."""
+        """Send a request and return the connection, on which nothing was read."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         sent = json.dumps(body).encode()
         key = f"authorization: Bearer {self.key}\r\n" if self.key else ""
@@ -55,13 +55,14 @@ class Served:
 
 
 def exact() -> Model:
-    """The shipped model in exact mode, so that company changes no bit."""
+    """Return the shipped model in exact mode, so that other requests change no bit of a reply."""
     tiny = load("tiny")
     return Model("tiny", NativeEngine(tiny.engine.model, exact=True), tiny.chat, tiny.tokenizer)
 
 
 @contextmanager
 def serving(model: Model, limits: Limits | None = None, key: str | None = None) -> Iterator[Served]:
+    """Run a server until the block ends."""
     state = service(model, limits)
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listening:
         server = Server(state, key)
@@ -78,7 +79,7 @@ def serving(model: Model, limits: Limits | None = None, key: str | None = None) 
 
 
 def until(true: Callable[[], bool], seconds: float = 10.0) -> float:
-    """Wait for it; the seconds it took."""
+    """Wait until ``true`` holds; return the seconds it took."""
     began = time.monotonic()
     while not true():
         assert time.monotonic() - began < seconds, f"did not happen within {seconds} s"
@@ -91,7 +92,7 @@ def chat_body(model: str = "tiny", **more: Any) -> dict[str, Any]:
 
 
 def events(text: str) -> list[Any]:
-    """The data of server-sent events; the last must be [DONE]."""
+    """Return the JSON of server-sent events; the last event must be [DONE]."""
     lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
     assert lines[-1] == "[DONE]", lines[-1]
     return [json.loads(line) for line in lines[:-1]]

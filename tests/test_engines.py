@@ -1,4 +1,4 @@
-"""One suite over every engine: what is sampled, what is scored, what is reused. The oracle is a full forward pass."""
+"""One suite for every engine: what is sampled, scored and reused. The oracle is a full forward pass per text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from oracle import HFEngine
+from oracle import Oracle
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
@@ -37,14 +37,14 @@ SHORT = Sampling(n=2, max_tokens=5, stop=MANY_STOPS, seed=4)
 
 @dataclass(frozen=True)
 class Pair:
-    """The same weights twice: as ``transformers`` runs them, and as ours."""
+    """The same weights twice: a model that ``transformers`` runs, and one prepared by ``install``."""
 
     plain: Any
     ours: Any
 
     def engine(self, kind: str) -> Engine:
-        if kind == "hf":
-            return HFEngine(copy.deepcopy(self.plain))
+        if kind == "oracle":
+            return Oracle(copy.deepcopy(self.plain))
         return NativeEngine(self.ours, exact=kind == "exact")
 
 
@@ -55,7 +55,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return Pair(plain, load_model(folder, device="cpu")[0])
 
 
-@pytest.fixture(params=["native", "exact", "hf"])
+@pytest.fixture(params=["native", "exact", "oracle"])
 def engine(pair: Pair, request: pytest.FixtureRequest) -> Engine:
     return pair.engine(request.param)
 
@@ -69,7 +69,7 @@ def native(pair: Pair) -> NativeEngine:
 def full_forward(
     model: Any, prompt: Sequence[int], tokens: Sequence[int], temperature: float = 1.0, top_p: float = 1.0
 ) -> list[float]:
-    """Log-prob of each token from one pass over the whole text; the nucleus by the book, one position at a time."""
+    """Return each token's log-prob from one pass over the whole text, with the nucleus found token by token."""
     logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1].double() / temperature
     out = []
     for row, token in zip(logits.softmax(-1), tokens, strict=True):
@@ -97,7 +97,7 @@ def logprobs_of(groups: list[list[Completion]]) -> list[float]:
 
 
 def near(numbers: Any) -> Any:
-    """fp32 rounding: the wide random weights stretch 1e-7 to 2e-5 with AVX-512 products, and to 5.4e-5 with AVX2 ones."""
+    """Allow fp32 rounding. The wide random weights amplify 1e-7 to 2e-5 with AVX-512 products, and to 5.4e-5 with AVX2."""
     return pytest.approx(numbers, abs=1e-4, rel=0)
 
 
@@ -133,7 +133,7 @@ def test_logprobs_are_those_of_the_distribution_sampled_from(
 
 
 def test_engines_draw_the_same_tokens(pair: Pair) -> None:
-    first, *others = (pair.engine(kind).generate(PROMPTS, ROLLOUT) for kind in ("native", "exact", "hf"))
+    first, *others = (pair.engine(kind).generate(PROMPTS, ROLLOUT) for kind in ("native", "exact", "oracle"))
     for other in others:
         assert tokens_of(other) == tokens_of(first)
         assert logprobs_of(other) == near(logprobs_of(first))
@@ -149,13 +149,13 @@ def test_the_stop_token_is_kept_and_last(engine: Engine) -> None:
     assert {c.finish for c in done} == {"stop", "length"}
 
 
-def test_one_token_of_room(engine: Engine) -> None:
+def test_a_completion_of_one_token(engine: Engine) -> None:
     (c,) = flat(engine.generate([[7, 8]], Sampling(max_tokens=1)))
     assert len(c.tokens) == len(c.logprobs) == 1
 
 
 def test_samples_of_one_token_can_be_asked_about(pair: Pair, native: NativeEngine) -> None:
-    """They leave a cache without a token of its own; equal ones are read from one row, which copies it."""
+    """They leave a cache without a token of its own; equal samples read one row, so a fork copies it."""
     (group,) = native.generate([PROMPTS[0]], Sampling(n=4, max_tokens=1))
     asked = [[*PROMPTS[0], *c.tokens, 7] for c in group]
     for prompt, scores in zip(asked, native.logprobs(asked, [[8, 9]] * 4), strict=True):
@@ -163,7 +163,7 @@ def test_samples_of_one_token_can_be_asked_about(pair: Pair, native: NativeEngin
 
 
 def test_a_cache_grows_with_its_samples(pair: Pair, native: NativeEngine) -> None:
-    """Beyond the memory it begins with, twice, with and without a fork; the memory follows the tokens, not the limit."""
+    """It grows twice beyond its first memory, with and without a fork, and its memory follows the tokens, not the limit."""
     for n in (1, 2):
         (group,) = native.generate([PROMPTS[0]], Sampling(n=n, max_tokens=150, temperature=0.9))
         for c in group:
@@ -174,22 +174,22 @@ def test_a_cache_grows_with_its_samples(pair: Pair, native: NativeEngine) -> Non
         assert run.decodings[0].kv.keys[0].shape[2] <= 64
 
 
-def test_every_completion_is_told_of_once(engine: Engine) -> None:
-    told: list[tuple[tuple[int, int], Completion]] = []
-    groups = engine.generate(PROMPTS, ROLLOUT, lambda i, j, completion: told.append(((i, j), completion)))
-    assert len(told) == len(PROMPTS) * ROLLOUT.n
-    assert dict(told) == {(i, j): c for i, group in enumerate(groups) for j, c in enumerate(group)}
+def test_every_completion_is_reported_once(engine: Engine) -> None:
+    reported: list[tuple[tuple[int, int], Completion]] = []
+    groups = engine.generate(PROMPTS, ROLLOUT, lambda i, j, completion: reported.append(((i, j), completion)))
+    assert len(reported) == len(PROMPTS) * ROLLOUT.n
+    assert dict(reported) == {(i, j): c for i, group in enumerate(groups) for j, c in enumerate(group)}
 
 
-def test_a_completion_is_told_of_when_it_ends(pair: Pair, native: NativeEngine) -> None:
-    """When one of k tokens is told of, none has run more than k; the last token of a sample is never run."""
-    told: list[tuple[int, int]] = []
+def test_a_completion_is_reported_when_it_ends(pair: Pair, native: NativeEngine) -> None:
+    """When a completion of k tokens is reported, no sample has run more than k; a sample's last token is never run."""
+    reported: list[tuple[int, int]] = []
     sampling = replace(ROLLOUT, n=8)
     (group,) = native.generate(
-        PROMPTS[:1], sampling, lambda i, j, c: told.append((len(c.tokens), native.usage.computed))
+        PROMPTS[:1], sampling, lambda i, j, c: reported.append((len(c.tokens), native.usage.computed))
     )
-    assert len({size for size, _ in told}) > 2
-    for size, computed in told:
+    assert len({size for size, _ in reported}) > 2
+    for size, computed in reported:
         assert computed == len(PROMPTS[0]) + sum(min(size, len(c.tokens) - 1) for c in group)
 
 
@@ -227,7 +227,7 @@ def test_exact_mode_gives_the_same_bits_in_any_company(pair: Pair) -> None:
 
 @pytest.mark.parametrize("max_rows", [16, 1024])
 def test_retired_rows_leave_the_others_as_they_were(pair: Pair, max_rows: int) -> None:
-    """Rows that finish at many different steps are swapped behind the rest; each result is that of its prompt alone."""
+    """Rows that finish at many different steps are swapped after the rest; each result is that of its prompt alone."""
     sampling = Sampling(n=8, max_tokens=30, stop=MANY_STOPS, seed=2)
     done = NativeEngine(pair.ours, max_rows=max_rows).generate(PROMPTS, sampling)
     assert len({len(c.tokens) for c in flat(done)}) >= 10
@@ -237,7 +237,7 @@ def test_retired_rows_leave_the_others_as_they_were(pair: Pair, max_rows: int) -
 
 
 def test_calls_taken_token_by_token_in_company_are_calls_alone(pair: Pair) -> None:
-    """Three calls of two sessions, begun at different times with different settings; one forward pass per token for all."""
+    """Three calls of two sessions begin at different times with different settings, and share one forward pass per token."""
     engine = NativeEngine(pair.ours)
     one, two = engine.session(), engine.session()
     settings = [ROLLOUT, Sampling(n=1, max_tokens=7, temperature=0), Sampling(n=2, max_tokens=5, top_p=0.8, seed=3)]
@@ -263,7 +263,7 @@ def test_calls_taken_token_by_token_in_company_are_calls_alone(pair: Pair) -> No
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_confidence_of_tokens_by_a_full_forward_pass(pair: Pair, engine: Engine, temperature: float) -> None:
-    """Of the untempered distribution: minus the mean ln p of the 3 likeliest, and KL(uniform || p)."""
+    """At temperature 1, confidence is minus the mean ln p of the 3 likeliest and certainty is KL(uniform || p)."""
     done = engine.generate(PROMPTS[:3], replace(ROLLOUT, temperature=temperature, confidence=3))
     for prompt, group in zip(PROMPTS[:3], done, strict=True):
         for c in group:
@@ -292,7 +292,7 @@ def test_logprobs_of_ragged_pairs(pair: Pair, engine: Engine, temperature: float
 
 
 def test_the_likeliest_tokens_of_each_place(pair: Pair, native: NativeEngine) -> None:
-    """Two continuations of different lengths, one of them from a kept cache; a top of the whole vocabulary sums to 1."""
+    """This holds for continuations of two lengths, one from a kept cache; the probabilities of the whole vocabulary sum to 1."""
     (group,) = native.generate(PROMPTS[:1], Sampling(max_tokens=3))
     tokens = group[0].tokens
     prompts, continuations = [PROMPTS[0], [*PROMPTS[0], *tokens]], [tokens, [9, 8, 7, 6]]
@@ -310,14 +310,14 @@ def test_the_likeliest_tokens_of_each_place(pair: Pair, native: NativeEngine) ->
 
 
 def test_scores_of_what_was_sampled_are_its_logprobs(engine: Engine) -> None:
-    """The gap that the trainer prints at step 0 is nothing but rounding."""
+    """So the gap that the trainer prints at step 0 is rounding only."""
     (group,) = engine.generate(PROMPTS[:1], replace(ROLLOUT, temperature=0.8))
     scores = engine.logprobs(PROMPTS[:1] * 3, [c.tokens for c in group], 0.8)
     assert [x for row in scores for x in row] == near(logprobs_of([group]))
 
 
 def test_continuations_that_differ_in_their_last_token_are_one_pass(pair: Pair, native: NativeEngine) -> None:
-    """What has to be run for them is the same: (5 7) 1 and (5 7) 2 and nothing behind (5 7) once, (5 7) 1 4 apart."""
+    """One pass of (5 7) serves the continuations 1, 2 and none; (5 7) with 1 4 is another pass."""
     prompts = [[5, 7], [9, 8, 7], [5, 7], [5, 7], [5, 7]]
     continuations = [[1], [3], [2], [1, 4], []]
     scores, computed, _ = spent(native, lambda: native.logprobs(prompts, continuations, 0.7))
@@ -358,17 +358,17 @@ def test_logprobs_of_unequal_lists_are_refused(engine: Engine) -> None:
 
 
 def test_the_models_own_generation_settings_do_not_matter(pair: Pair) -> None:
-    """A hub model may ship a penalty and end tokens: no part of the policy that is trained."""
+    """A hub model may come with a penalty and stop tokens, which are no part of the policy in training."""
     sampling = replace(ROLLOUT, stop=())
     want = pair.engine("native").generate(PROMPTS[:2], sampling)
     model = copy.deepcopy(pair.plain)
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.eos_token_id = want[0][0].tokens[3]
-    assert tokens_of(HFEngine(model).generate(PROMPTS[:2], sampling)) == tokens_of(want)
+    assert tokens_of(Oracle(model).generate(PROMPTS[:2], sampling)) == tokens_of(want)
 
 
 def test_bfloat16_samples_what_a_bfloat16_learner_scores(pair: Pair) -> None:
-    """The learner's forward pass: packed, model and head under autocast. fp32 log-probs are ten times as far off."""
+    """The learner's forward pass is packed, with model and head under autocast. fp32 log-probs are ten times as far off."""
     engine, module = NativeEngine(pair.ours, precision="bfloat16"), install(copy.deepcopy(pair.plain))
     done = engine.generate(PROMPTS, ROLLOUT)
     texts = [[*p, *c.tokens] for p, group in zip(PROMPTS, done, strict=True) for c in group]
@@ -399,21 +399,21 @@ def test_bfloat16_samples_what_a_bfloat16_learner_scores(pair: Pair) -> None:
 
 
 def spent(engine: NativeEngine, call: Any) -> tuple[Any, int, int]:
-    """(result, tokens computed, tokens reused) of one call."""
+    """Do one call; return (its result, tokens computed, tokens reused)."""
     before = replace(engine.usage)
     result = call()
     return result, engine.usage.computed - before.computed, engine.usage.reused - before.reused
 
 
 def test_a_shared_prompt_is_prefilled_once(native: NativeEngine) -> None:
-    """5 prompt tokens once for 4 samples; of 6 new tokens each, the last is never run: 5 + 4 * 5."""
+    """The 5 prompt tokens run once for 4 samples, and 5 of each sample's 6 tokens, without the last: 5 + 4 * 5."""
     _, computed, reused = spent(native, lambda: native.generate([PROMPTS[0]], Sampling(n=4, max_tokens=6)))
     assert (computed, reused) == (5 + 4 * 5, 0)
 
 
 @pytest.mark.parametrize("max_rows", [8, 1024])
 def test_a_judgement_computes_the_question_and_one_token_more(pair: Pair, max_rows: int) -> None:
-    """The rollout's last token was drawn but never run, so it is run with the question; the verdict itself is not."""
+    """The rollout's last token was drawn but never run, so it runs with the question. The verdict itself is not run."""
     native = NativeEngine(pair.ours, max_rows=max_rows)
     done = native.generate(PROMPTS, ROLLOUT)
     question = [400, 401, 402, 403, 404, 405, 406]
@@ -424,7 +424,7 @@ def test_a_judgement_computes_the_question_and_one_token_more(pair: Pair, max_ro
     assert reused == sum(map(len, prompts)) - computed
     fresh = NativeEngine(pair.ours).logprobs(prompts, [[50]] * len(prompts))
     assert [s for (s,) in scores] == near([s for (s,) in fresh])
-    # asking again, then a written judgement: still from the rollouts' caches
+    # a second question and then a written judgement also read the rollouts' caches
     assert spent(native, lambda: native.logprobs(prompts, [[51]] * len(prompts)))[1:] == (computed, reused)
     critique = Sampling(n=2, max_tokens=4, seed=1)
     written, more, again = spent(native, lambda: native.generate(prompts, critique))
@@ -477,7 +477,7 @@ def test_the_oracle_takes_new_weights(pair: Pair) -> None:
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(1.05)
-    engine = pair.engine("hf")
+    engine = pair.engine("oracle")
     engine.load(other.state_dict())
     assert engine.logprobs([[1, 2]], [[3]])[0] == near(full_forward(other, [1, 2], [3]))
 
@@ -491,7 +491,7 @@ def test_rest_forgets_but_changes_nothing(native: NativeEngine) -> None:
 
 
 def run(pair: Pair, kv: KV, pieces: list[list[int]]) -> torch.Tensor:
-    """Logits [rows, longest, V] of the next tokens of every row."""
+    """Append the next tokens of every row; return their logits [rows, longest, V]."""
     longest = max(map(len, pieces))
     ids = torch.tensor([p + [0] * (longest - len(p)) for p in pieces])
     with torch.inference_mode():
@@ -506,8 +506,8 @@ def empty(rows: int, room: int) -> KV:
 
 @pytest.mark.parametrize("rounds", [1, 2, DEEPEST, DEEPEST + 3])
 def test_forks_of_forks_are_the_texts_they_stand_for(pair: Pair, rounds: int) -> None:
-    """Every round forks rows many times over, in another order and at shorter prefixes (nothing of a row, too), prefills ragged
-    pieces, forks again and decodes two tokens, one row being retired between them."""
+    """Every round forks rows several times, in another order and at shorter prefixes (also empty ones), prefills ragged
+    pieces, forks again and decodes two tokens, with one row retired between them."""
     rng = random.Random(rounds)
     texts = [[rng.randrange(3, 90) for _ in range(size)] for size in (5, 3, 6)]
     kv = empty(3, 6)
@@ -538,8 +538,8 @@ def test_forks_of_forks_are_the_texts_they_stand_for(pair: Pair, rounds: int) ->
     assert kv.depth <= DEEPEST + 1
 
 
-def test_a_fork_of_a_few_rows_keeps_the_others_no_longer(pair: Pair) -> None:
-    """A row of eight is copied; its text goes on as before."""
+def test_a_fork_of_a_few_rows_lets_go_of_the_others(pair: Pair) -> None:
+    """One row of eight is copied; its text continues as before."""
     texts = [[5 + i, 6, 7, 8 + i] for i in range(8)]
     kv = empty(8, 4)
     run(pair, kv, texts)
@@ -574,7 +574,7 @@ GRID = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
 
 
 def counts(probabilities: list[float], temperature: float = 1.0, top_p: float = 1.0) -> tuple[list[int], torch.Tensor]:
-    """How often each token is drawn over 1000 evenly spaced uniforms, and the log-probs of the draws."""
+    """Draw with 1000 evenly spaced uniforms; return how often each token is drawn, and the draws' log-probs."""
     logits = torch.tensor(probabilities).log().expand(1000, -1)
     tokens, logp = draw(logits, GRID, temperature, top_p)
     return torch.bincount(tokens, minlength=len(probabilities)).tolist(), logp
@@ -587,7 +587,7 @@ def test_a_grid_of_uniforms_gives_the_probabilities() -> None:
 
 
 def test_temperature_by_hand() -> None:
-    """Temperature 1/2 squares: 1 16 4 9 of 30."""
+    """Temperature 1/2 squares probabilities: 1, 16, 4 and 9 of 30."""
     drawn, logp = counts(P, temperature=0.5)
     assert drawn == pytest.approx([1000 * x / 30 for x in (1, 16, 4, 9)], abs=1)
     assert float(logp.exp().max()) == pytest.approx(16 / 30)
@@ -606,7 +606,7 @@ def test_temperature_by_hand() -> None:
     ],
 )
 def test_top_p_by_hand(top_p: float, kept: list[int]) -> None:
-    """In order 0.4 0.3 0.2 0.1; the token that crosses top_p stays in, and the rest is renormalised."""
+    """In order 0.4, 0.3, 0.2, 0.1, the token that crosses top_p is kept, and those kept are renormalised."""
     mass = sum(P[i] for i in kept)
     drawn, logp = counts(P, top_p=top_p)
     assert drawn == pytest.approx([1000 * P[i] / mass if i in kept else 0 for i in range(4)], abs=1)
@@ -688,19 +688,19 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("config", "options"), ACCEPTED, ids=[c for c, _ in ACCEPTED])
 def test_any_full_attention_model_works(config: str, options: dict[str, Any]) -> None:
     model = tiny(config, **options)
-    hf, native = HFEngine(copy.deepcopy(model)), NativeEngine(model)
+    oracle, native = Oracle(copy.deepcopy(model)), NativeEngine(model)
     sampling = Sampling(n=2, max_tokens=6, stop=tuple(range(10)))
     prompts = [[5, 6, 70, 8], [9, 10]]
-    done, want = native.generate(prompts, sampling), hf.generate(prompts, sampling)
+    done, want = native.generate(prompts, sampling), oracle.generate(prompts, sampling)
     assert tokens_of(done) == tokens_of(want)
     assert logprobs_of(done) == near(logprobs_of(want))
     texts = [[*p, *c.tokens, 20, 21] for p, group in zip(prompts, done, strict=True) for c in group]
-    scores, expected = (e.logprobs(texts, [[30, 31]] * len(texts)) for e in (native, hf))
+    scores, expected = (e.logprobs(texts, [[30, 31]] * len(texts)) for e in (native, oracle))
     assert [x for row in scores for x in row] == near([x for row in expected for x in row])
 
 
-def test_the_written_out_forward_pass_is_for_plain_models_of_the_family() -> None:
-    """Others, and one whose layer was replaced (an adapter, say), run as they are."""
+def test_the_plain_forward_pass_is_for_unchanged_models_of_the_llama_family() -> None:
+    """Other models, and one with a replaced layer (such as an adapter), run as they are."""
     found = {config: Decoder.suits(install(tiny(config, **options))) for config, options in ACCEPTED}
     assert [c for c, suits in found.items() if suits] == ["LlamaConfig", "Qwen2Config", "Qwen3Config", "MistralConfig"]
 
@@ -729,7 +729,7 @@ def test_changed_weights_are_seen_after_load() -> None:
 
 
 def model_without_layout(model: Any) -> Any:
-    """The same weights as ``transformers`` runs them."""
+    """Return a model with the same weights that ``transformers`` runs."""
     plain = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), attn_implementation="sdpa").float().eval()
     plain.load_state_dict(model.state_dict())
     return plain
@@ -761,7 +761,7 @@ def test_a_model_that_would_give_other_numbers_is_refused_by_name(
     config: str, options: dict[str, Any], reason: str
 ) -> None:
     model = tiny(config, **options)
-    for _ in range(2):  # and again, by a caller that swallowed the first error
+    for _ in range(2):  # the second time for a caller that swallowed the first error
         with pytest.raises(ValueError, match=reason):
             install(model)
 
@@ -770,7 +770,7 @@ def test_a_model_that_would_give_other_numbers_is_refused_by_name(
 
 
 def samples_of(families: list[tuple[int, list[int]]]) -> tuple[list[list[int]], list[int]]:
-    """Random samples whose families begin alike; and the tokens as they are laid."""
+    """Return random samples, alike at their beginnings within a family, and the tokens as packed."""
     rng = random.Random(0)
     samples, laid = [], []
     for head, sizes in families:
@@ -787,15 +787,15 @@ def samples_of(families: list[tuple[int, list[int]]]) -> tuple[list[list[int]], 
     [
         ([(0, [4, 1, 7])], [0, 1, 2, 3, 0, 0, 1, 2, 3, 4, 5, 6]),
         ([(2, [2, 1, 3]), (0, [2, 1]), (1, [1, 1])], [0, 1, 2, 3, 2, 2, 3, 4, 0, 1, 0, 0, 1, 1]),
-        ([(0, [70, 130, 3]), (90, [80, 80])], None),  # over several blocks of queries
+        ([(0, [70, 130, 3]), (90, [80, 80])], None),  # several blocks of queries
     ],
 )
 def test_a_packed_batch_is_its_samples_one_by_one(
     pair: Pair, families: Any, positions: Any, everywhere: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hidden states and gradients."""
+    """Hidden states and gradients are equal."""
     monkeypatch.setattr(attention, "BLOCK", 2**14)
-    if everywhere:  # what runs where there is no CPU
+    if everywhere:  # the path for other devices than CPUs
         monkeypatch.setattr(attention.Packing, "attend", lambda self, layer, *qkv: self.attend_set_out(*qkv))
     samples, laid = samples_of(families)
     packed, alone = install(copy.deepcopy(pair.plain)), copy.deepcopy(pair.plain)
@@ -805,7 +805,7 @@ def test_a_packed_batch_is_its_samples_one_by_one(
     ours = packed.base_model(input_ids=ids, position_ids=layout.positions, use_cache=False, layout=layout)
     theirs = [alone.base_model(input_ids=torch.tensor([s])).last_hidden_state[0] for s in samples]
     hidden = torch.cat([ours.last_hidden_state[0][row[: len(s)]] for row, s in zip(layout.index, samples, strict=True)])
-    # 1e-5 is near the rounding of a long sample's own sums
+    # a long sample's sums have a rounding near 1e-5
     torch.testing.assert_close(hidden, torch.cat(theirs), atol=1e-5 if max(map(len, samples)) < 100 else 3e-5, rtol=0)
     weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
     (hidden * weights).sum().backward()
@@ -820,7 +820,7 @@ def test_a_packed_batch_is_its_samples_one_by_one(
             )
 
 
-def test_where_tokens_are_laid_by_hand() -> None:
+def test_where_tokens_are_packed_by_hand() -> None:
     layout = Packing([(1, [3, 2]), (0, [2])])
     assert layout.positions.tolist() == [[0, 1, 2, 3, 1, 2, 0, 1]]
     assert layout.index.tolist() == [[0, 1, 2, 3], [0, 4, 5, 0], [6, 7, 0, 0]]

@@ -1,4 +1,4 @@
-"""Other people's programs against our server, each as its users run it; what comes out is what the library computes."""
+"""Other projects' programs against our server, each run as its users run it: their results equal what the library computes."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def served(model: Model) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def batched() -> Iterator[Served]:
-    """As it is usually served."""
+    """The server as users run it, not in exact mode."""
     with serving(load("tiny")) as running:
         yield running
 
 
 def example(name: str) -> Any:
-    """A file of ``docs/interop`` as a module."""
+    """Import a file of ``docs/interop``."""
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -52,7 +52,7 @@ def example(name: str) -> Any:
 
 
 def p_yes(model: Model, question: str, text: str) -> float:
-    """Of a solution as a conversation shows it: ended, in the tokenizer's own tokens."""
+    """Return P(Yes) of a solution as a conversation has it: with its stop token, in the tokenizer's own tokens."""
     chat = model.chat
     solved = [*chat.prompt(question), *chat.encode(text, tags=True), chat.stop[0]]
     ((logprob,),) = model.engine.session().logprobs([chat.ask(solved, JUDGE)], [[chat.yes_no_ids[0]]])
@@ -76,18 +76,18 @@ def test_its_hub_picks_by_our_verdicts(its_hub: Any, batched: Served, model: Mod
         found = algorithm.infer(lm, problem.question, budget=8, return_response_only=False)
         texts = [r["content"] for r in found.responses]
         assert len(texts) == 8
-        if len(set(texts)) > 1:  # of equal ones it asks for no score
+        if len(set(texts)) > 1:  # its_hub does not score equal texts
             assert found.scores == pytest.approx([p_yes(model, problem.question, t) for t in texts], abs=1e-5)
             assert found.selected_index == found.scores.index(max(found.scores))
         solved += Sums().grade(problem, found.the_one["content"])[1].label == "correct"
-    assert solved >= 1  # of six, of which it solves five on average
+    assert solved >= 1  # of six; the mean is five
 
 
 def test_its_hub_votes(its_hub: Any, batched: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    """The example as it is documented, self-consistency among it."""
+    """The example as documented, which includes self-consistency."""
     solved = example("its_hub_sums").main(batched.url, "tiny", problems=2, budget=8)
-    told = [f"{name}: {n} of 2 problems with 8 samples each" for name, n in solved.items()]
-    assert [line for line in capsys.readouterr().out.splitlines() if "problems with" in line] == told
+    lines = [f"{name}: {n} of 2 problems with 8 samples each" for name, n in solved.items()]
+    assert [line for line in capsys.readouterr().out.splitlines() if "problems with" in line] == lines
     assert set(solved) == {"best of n", "self-consistency"} and set(solved.values()) <= {0, 1, 2}
 
 
@@ -105,7 +105,7 @@ def test_its_hubs_scores_of_one_conversation(its_hub: Any, batched: Served, mode
 
 @pytest.fixture
 def inspected(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the example task with a model and the options of Inspect's own ``GenerateConfig``; its log comes back."""
+    """A function that runs the example task with a model and options of Inspect's ``GenerateConfig``, and returns its log."""
     inspect_ai = pytest.importorskip("inspect_ai", reason="needs the extra interop")
     monkeypatch.setenv("TWOFOLD_BASE_URL", served.url)
     monkeypatch.setenv("TWOFOLD_API_KEY", "none")
@@ -140,7 +140,7 @@ def test_inspect_reads_logprobs(inspected: Any) -> None:
     for sample in log.samples:
         content = sample.output.choices[0].logprobs.content
         assert all(len(entry.top_logprobs) == 2 for entry in content)
-        assert all(entry.logprob == entry.top_logprobs[0].logprob for entry in content)  # it was greedy
+        assert all(entry.logprob == entry.top_logprobs[0].logprob for entry in content)  # sampling was greedy
 
 
 # lm-eval --------------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def test_inspect_reads_logprobs(inspected: Any) -> None:
 
 @pytest.fixture
 def evaluated() -> Any:
-    """Runs one of the example tasks; (its results, its samples by question) come back."""
+    """A function that runs one of the example tasks and returns (its results, its samples by question)."""
     lm_eval = pytest.importorskip("lm_eval", reason="needs the extra interop")
     from lm_eval.tasks import TaskManager
 
@@ -188,7 +188,7 @@ def test_lm_eval_generates(evaluated: Any, served: Served, model: Model) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"num_concurrent": 4, "batch_size": 3}], ids=["one by one", "batches"])
 def test_lm_eval_scores_choices(evaluated: Any, served: Served, model: Model, options: Any) -> None:
-    """Sums of log-probs, and whether each token was the likeliest."""
+    """lm-eval reads sums of log-probs, and whether each token was the likeliest."""
     results, samples = evaluated(
         "local-completions",
         "twofold_sums_choice",
@@ -205,9 +205,9 @@ def test_lm_eval_scores_choices(evaluated: Any, served: Served, model: Model, op
         greedy = [
             all(t in top for t, top in zip(c, tops, strict=True)) for c, (_, tops) in zip(choices, scored, strict=True)
         ]
-        told = [r[0] for r in sample["resps"]]
-        assert [float(x) for x, _ in told] == pytest.approx(want, abs=1e-4)
-        assert [str(g) == "True" for _, g in told] == greedy
+        found = [r[0] for r in sample["resps"]]
+        assert [float(x) for x, _ in found] == pytest.approx(want, abs=1e-4)
+        assert [str(g) == "True" for _, g in found] == greedy
         right += want.index(max(want)) == sample["doc"]["label"]
     assert len(samples) == len(PROBLEMS)
     assert results["acc,none"] == pytest.approx(right / len(samples))

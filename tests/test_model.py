@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import HFEngine
+from oracle import Oracle
 from random_models import random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -24,7 +24,7 @@ TEXTS, ENDS = [[5, 6, 70, 8, 9, 200, 31], [9, 10]], [[30, 31, 32], [33]]
 
 
 def as_transformers_has_it(folder: Path) -> list[float]:
-    oracle = HFEngine(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+    oracle = Oracle(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
     return [x for row in oracle.logprobs(TEXTS, ENDS) for x in row]
 
 

@@ -22,7 +22,7 @@ from twofold.compute.cost import Cost
 from twofold.compute.probe import Probe, Prover, boundaries, probe
 from twofold.compute.rollout import rollouts
 from twofold.config import Config
-from twofold.engines.base import Finished, told, unheard
+from twofold.engines.base import Finished, ignore_finished, report_all
 from twofold.maths.credit import grpo
 from twofold.recipes.mrt import MRT, Recipe, best_prefix, branch_advantages, penalised
 from twofold.tasks.procedural import Sums
@@ -55,13 +55,13 @@ class Scripted:
     calls: list[tuple[list[str], Sampling]] = field(default_factory=list)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
     ) -> list[list[Completion]]:
         texts = self.script[len(self.calls)]
         self.calls.append(([self.chat.decode(p) for p in prompts], sampling))
         drawn = [[self.completion(t) for t in texts[self.chat.decode(p)]] for p in prompts]
         assert all(len(d) == sampling.n for d in drawn)
-        return told(drawn, finished)
+        return report_all(drawn, finished)
 
     def completion(self, text: str) -> Completion:
         cut = text.endswith("...")

@@ -17,7 +17,7 @@ from words import Words
 
 from twofold.compute.judge import question
 from twofold.compute.rollout import rollouts
-from twofold.engines.base import Finished, told, unheard
+from twofold.engines.base import Finished, ignore_finished, report_all
 from twofold.engines.native import NativeEngine
 from twofold.maths.credit import grpo, rloo
 from twofold.models.io import load_model
@@ -50,10 +50,10 @@ class Scripted:
     scored: list[list[list[int]]] = field(default_factory=list)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
     ) -> list[list[Completion]]:
         self.generated.append(([list(p) for p in prompts], sampling))
-        return told([[self.completion(t) for t in self.script[self.chat.decode(p)]] for p in prompts], finished)
+        return report_all([[self.completion(t) for t in self.script[self.chat.decode(p)]] for p in prompts], finished)
 
     def completion(self, text: str) -> Completion:
         tokens = self.chat.encode(text) + ([] if text.endswith("...") else [self.chat.stop[0]])
@@ -269,10 +269,10 @@ def vine(chat: Chat) -> tuple[rlv.Recipe, Scripted]:
     first, plain = [engine.completion("a\nb\nyes"), engine.completion("c\nno")], engine.generate
 
     def generate(
-        prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+        prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
     ) -> list[list[Completion]]:
         out = plain(prompts, sampling)
-        return told(out if len(engine.generated) > 1 else [first], finished)
+        return report_all(out if len(engine.generated) > 1 else [first], finished)
 
     engine.generate = generate  # type: ignore[method-assign]
     return recipe(chat, estimator="vineppo", rollouts=2, vine_k=4, verify="none"), engine

@@ -1,4 +1,4 @@
-"""A server behind the engine protocol: the same as the model itself, whatever the server does."""
+"""The remote engine: a server gives what the model itself gives, and every failure of it is reported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from twofold.types import Completion, Sampling
 
 PUZZLES = [PUZZLE, "Start with 47. Add 38. What is the result?", "Start with 3. Multiply by 5. What is the result?"]
 SLOW = {"prompt": [5, 9, 40], "max_tokens": 1500, "ignore_eos": True}
-"""At temperature 2 it goes on for long."""
+"""At temperature 2 this takes long."""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def proxy(upstream: Served) -> Iterator[Proxy]:
 
 @pytest.fixture
 def through(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
-    """The model through a proxy that is yet to fail."""
+    """The model through a proxy that does not fail yet."""
     monkeypatch.setattr(wire, "BACKOFF", 0.01)
     found = connect(proxy.url)
     proxy.seen.clear()
@@ -87,11 +87,11 @@ def test_greedy_completions_are_the_models_own(remote: Model, model: Model) -> N
 def test_samples_come_with_the_log_probs_they_were_drawn_with(remote: Model, model: Model) -> None:
     sampling = Sampling(3, 0.7, max_tokens=30, stop=model.chat.stop, seed=5)
     groups = remote.engine.generate(prompts(model), sampling)
-    told: list[tuple[tuple[int, int], Completion]] = []
-    again = remote.engine.generate(prompts(model), sampling, lambda i, j, c: told.append(((i, j), c)))
-    assert groups == again  # the seed decides
-    assert len(told) == 3 * len(groups)
-    assert dict(told) == {(i, j): c for i, group in enumerate(groups) for j, c in enumerate(group)}
+    reported: list[tuple[tuple[int, int], Completion]] = []
+    again = remote.engine.generate(prompts(model), sampling, lambda i, j, c: reported.append(((i, j), c)))
+    assert groups == again  # the seed is the same
+    assert len(reported) == 3 * len(groups)
+    assert dict(reported) == {(i, j): c for i, group in enumerate(groups) for j, c in enumerate(group)}
     assert groups != remote.engine.generate(prompts(model), replace(sampling, seed=6))
     assert len({tuple(c.tokens) for c in groups[0]}) == 3
     for prompt, group in zip(prompts(model), groups, strict=True):
@@ -102,7 +102,7 @@ def test_samples_come_with_the_log_probs_they_were_drawn_with(remote: Model, mod
 
 
 def test_equal_prompts_of_a_call_and_near_seeds_draw_apart(remote: Model, model: Model) -> None:
-    """A server counts its seeds on from one sample to the next: seed 1 must not give what seed 0 gave, shifted."""
+    """A server counts up from the seed, one per sample: seed 1 must not give the samples of seed 0, shifted by one."""
     sampling = Sampling(2, 1.5, max_tokens=30, stop=model.chat.stop)
     twice = remote.engine.generate([prompts(model)[0]] * 2, sampling)
     other = remote.engine.generate(prompts(model)[:1], replace(sampling, seed=1))
@@ -142,11 +142,11 @@ def test_the_posterior_stops_through_a_server(remote: Model) -> None:
     assert all(score is not None for score, answer in zip(s.scores, s.answers, strict=True) if answer is not None)
 
 
-# What cannot be had is refused ----------------------------------------------------------------------------------------
+# What is refused -----------------------------------------------------------------------------------------------------
 
 
 def test_what_a_server_cannot_honour_is_refused(remote: Model) -> None:
-    with pytest.raises(ValueError, match="tells no confidences"):
+    with pytest.raises(ValueError, match="returns no confidences"):
         remote.engine.generate([[5]], Sampling(confidence=20))
     with pytest.raises(ValueError, match=r"temperature 1, not 0\.5"):
         remote.engine.logprobs([[5]], [[6]], 0.5)
@@ -154,7 +154,7 @@ def test_what_a_server_cannot_honour_is_refused(remote: Model) -> None:
         remote.engine.generate([[5], []], Sampling())
     with pytest.raises(ValueError, match="1 prompts but 2 continuations"):
         remote.engine.logprobs([[5]], [[6], [7]])
-    with pytest.raises(ValueError, match="tells no confidences"):
+    with pytest.raises(ValueError, match="returns no confidences"):
         solve_many(remote, PUZZLES, "deepconf-4")
 
 
@@ -188,7 +188,7 @@ def test_a_server_that_lacks_what_is_needed_is_noticed_at_the_start(
         connect(url)
 
 
-def test_a_server_that_does_not_say_its_context_cannot_be_stood_in_front_of(remote: Model) -> None:
+def test_a_server_that_does_not_say_its_context_is_refused_as_upstream(remote: Model) -> None:
     engine = remote.engine
     known, engine.context = engine.context, None  # type: ignore[misc]
     try:
@@ -212,8 +212,8 @@ def test_the_key_goes_with_every_request(model: Model, monkeypatch: pytest.Monke
 # vLLM's dialect -------------------------------------------------------------------------------------------------------
 
 
-def test_a_verdict_is_forced_where_the_server_tells_raw_log_probs(proxy: Proxy, model: Model) -> None:
-    """vLLM reads no cached prefix for an echo: the token is the only one allowed, told with its probability among all."""
+def test_a_verdict_is_forced_where_the_server_reports_raw_log_probs(proxy: Proxy, model: Model) -> None:
+    """vLLM reads no cached prefix for an echo. So the token is the only one allowed, and comes with its log-prob among all."""
     proxy.answer = flaky.vllm(model.engine)  # type: ignore[arg-type]
     found = connect(proxy.url)
     proxy.seen.clear()
@@ -236,7 +236,9 @@ def test_a_verdict_is_forced_where_the_server_tells_raw_log_probs(proxy: Proxy, 
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503])
-def test_it_is_tried_again_while_the_server_is_busy(through: Model, proxy: Proxy, model: Model, status: int) -> None:
+def test_a_request_is_repeated_while_the_server_is_busy(
+    through: Model, proxy: Proxy, model: Model, status: int
+) -> None:
     proxy.answer = flaky.times(3, flaky.error(status))
     sampling = Sampling(temperature=0, max_tokens=10)
     assert through.engine.generate([[5, 6]], sampling) == model.engine.session().generate([[5, 6]], sampling)
@@ -254,8 +256,8 @@ FAULTS: dict[str, tuple[Any, int, str, int]] = {
     "busy for good": (flaky.times(99, flaky.error(429, "full")), 429, r"too busy \(HTTP 429, attempt 5\): full", 5),
     "broken for good": (flaky.times(99, flaky.error(500, "boom")), 500, r"failed \(HTTP 500, attempt 5\): boom", 5),
     "refused": (flaky.times(99, flaky.error(400, "too long")), 400, r"refused a request \(HTTP 400\): too long", 1),
-    "no JSON": (flaky.times(9, (200, {}, b"<html>")), 502, "cannot be read as its reply", 1),
-    "another JSON": (flaky.times(9, (200, {}, b"[1, 2]")), 502, "cannot be read as its reply", 1),
+    "no JSON": (flaky.times(9, (200, {}, b"<html>")), 502, "a reply that cannot be read", 1),
+    "another JSON": (flaky.times(9, (200, {}, b"[1, 2]")), 502, "a reply that cannot be read", 1),
     "no choices": (flaky.times(9, (200, {}, b'{"choices": []}')), 502, "completion of 0 tokens by None", 1),
     "cut off": (flaky.cut, 503, r"no answer .*attempt 5", 5),
 }
@@ -282,17 +284,17 @@ def test_a_silent_server_is_given_up(through: Model, proxy: Proxy) -> None:
 def test_one_failure_ends_the_call_and_its_other_requests(through: Model, proxy: Proxy, upstream: Served) -> None:
     def answer(handler: flaky.Handler, body: dict[str, Any]) -> flaky.Reply | None:
         if body["prompt"] == [6]:
-            until(lambda: upstream.service.loop.live_rows == 1)
+            until(lambda: upstream.service.scheduler.running_rows == 1)
             return flaky.error(400, "not this one")
         return None
 
     proxy.answer = answer
     with pytest.raises(UpstreamError, match="not this one"):
         through.engine.generate([[5], [6]], Sampling(temperature=2, max_tokens=300))
-    until(lambda: not upstream.service.works, seconds=30)  # the proxy reads to the end
+    until(lambda: not upstream.service.requests, seconds=30)  # the proxy reads its whole reply
 
 
-def test_the_command_line_says_it_in_a_line(
+def test_the_command_line_reports_a_failure_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wire, "BACKOFF", 0.01)
@@ -334,9 +336,9 @@ def test_a_server_in_front_says_what_the_one_behind_says(front: Served, upstream
     assert replies[0]["choices"] == replies[1]["choices"]
     assert replies[0]["usage"] == replies[1]["usage"]
     echo = {"model": "tiny", "prompt": PUZZLE, "echo": True, "logprobs": 0, "max_tokens": 0}
-    told = [one.ask("/v1/completions", echo)[1]["choices"][0]["logprobs"] for one in (front, upstream)]
-    assert told[0]["tokens"] == told[1]["tokens"] and told[0]["token_logprobs"][0] is None
-    assert told[0]["token_logprobs"][1:] == pytest.approx(told[1]["token_logprobs"][1:])
+    scored = [one.ask("/v1/completions", echo)[1]["choices"][0]["logprobs"] for one in (front, upstream)]
+    assert scored[0]["tokens"] == scored[1]["tokens"] and scored[0]["token_logprobs"][0] is None
+    assert scored[0]["token_logprobs"][1:] == pytest.approx(scored[1]["token_logprobs"][1:])
     status, reply, _ = front.ask("/v1/completions", {**echo, "temperature": 0.5})
     assert status == 400 and reply["error"]["param"] == "temperature"
 
@@ -378,15 +380,15 @@ def test_stop_strings_are_ours(front: Served, upstream: Served) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-def test_who_leaves_takes_the_work_of_the_server_behind_with_it(front: Served, upstream: Served, path: str) -> None:
+def test_a_client_that_leaves_ends_the_work_of_the_server_behind(front: Served, upstream: Served, path: str) -> None:
     body = {"model": "tiny", **SLOW, "n": 16} if path == "/v1/completions" else chat_body("tiny:weighted-16")
-    behind = upstream.service.loop
+    behind = upstream.service.scheduler
     for _ in range(3):
         connection = front.open(path, {**body, "temperature": 2, "stream": True})
-        until(lambda: behind.live_rows == 16)
+        until(lambda: behind.running_rows == 16)
         connection.close()
-        assert until(lambda: not behind.live_rows and not front.service.works) < 0.5
-    until(lambda: not upstream.service.works)
+        assert until(lambda: not behind.running_rows and not front.service.requests) < 0.5
+    until(lambda: not upstream.service.requests)
     assert front.ask("/v1/chat/completions", chat_body(max_tokens=2))[0] == 200
 
 
@@ -397,17 +399,17 @@ def test_at_its_deadline_a_request_gets_what_there_is(front: Served, upstream: S
     assert status == 200 and time.monotonic() - began < 2 and reply["twofold"]["timed_out"]
     for choice in reply["choices"]:
         assert choice["finish_reason"] == "length" and 0 < len(choice["logprobs"]["tokens"]) < 1500
-    until(lambda: not upstream.service.works)
+    until(lambda: not upstream.service.requests)
 
 
 def test_many_at_once_do_not_wait_for_one_another(front: Served) -> None:
-    """A long one, and behind it short ones that each sample and judge."""
+    """Short requests, which sample and judge, end while a long one is running."""
     slow = front.open("/v1/completions", {"model": "tiny", **SLOW, "temperature": 2})
-    until(lambda: front.service.loop.live_rows == 1)
+    until(lambda: front.service.scheduler.running_rows == 1)
     with ThreadPoolExecutor(8) as pool:
         asked = chat_body("tiny:weighted-4", temperature=0)
         replies = list(pool.map(lambda _: front.ask("/v1/chat/completions", asked), range(6)))
-    assert front.service.loop.live_rows == 1
+    assert front.service.scheduler.running_rows == 1
     assert {status for status, _, _ in replies} == {200}
     assert len({str(reply["choices"]) for _, reply, _ in replies}) == 1
     slow.close()
@@ -416,7 +418,7 @@ def test_many_at_once_do_not_wait_for_one_another(front: Served) -> None:
 @pytest.mark.parametrize(
     ("fault", "status", "words"),
     [
-        (flaky.times(99, flaky.error(429)), 503, "away or too busy"),
+        (flaky.times(99, flaky.error(429)), 503, "cannot be reached or is too busy"),
         (flaky.times(99, flaky.error(500)), 502, "failed on this request (status 500)"),
         (flaky.times(99, (200, {}, b"<html>")), 502, "failed on this request (status 502)"),
         (flaky.cut, 502, ""),
@@ -438,12 +440,12 @@ def test_a_failure_behind_is_the_gateways_error(
 
 
 def test_a_silent_server_behind_is_a_timeout(through: Model, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "LATE", 0.2)
+    monkeypatch.setattr(scheduler, "OVERTIME", 0.2)
     with serving(through) as front:
         proxy.answer = flaky.hang
         status, reply, _ = front.ask("/v1/chat/completions", chat_body("tiny:weighted-4", timeout=0.1))
         assert status == 504 and "did not answer in time" in reply["error"]["message"]
-        until(lambda: not front.service.works)
+        until(lambda: not front.service.requests)
 
 
 def test_a_server_that_dies_fails_what_it_was_doing_and_no_more(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,9 +457,9 @@ def test_a_server_that_dies_fails_what_it_was_doing_and_no_more(model: Model, mo
             got: list[Any] = []
             waiting = threading.Thread(target=lambda: got.append(front.ask("/v1/completions", asked)))
             waiting.start()
-            until(lambda: dying.service.loop.live_rows == 1)
-            dying.service.close()  # what was under way ends in an error event
+            until(lambda: dying.service.scheduler.running_rows == 1)
+            dying.service.close()  # its running request ends in an error event
             waiting.join(timeout=10)
             assert got[0][0] in (502, 503) and "behind this one" in got[0][1]["error"]["message"]
-            assert front.ask("/health")[0] == 200 and not front.service.works
+            assert front.ask("/health")[0] == 200 and not front.service.requests
         found.engine.close()

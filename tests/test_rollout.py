@@ -10,7 +10,7 @@ import pytest
 
 import twofold
 from twofold.compute.rollout import continued, continued_values, graded, rollouts
-from twofold.engines.base import Finished, unheard
+from twofold.engines.base import Finished, ignore_finished
 from twofold.engines.native import NativeEngine
 from twofold.run import Model
 from twofold.tasks.grading import grade
@@ -49,7 +49,7 @@ class Watched:
     task: Patient
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
     ) -> list[list[Completion]]:
         def one(i: int, j: int, completion: Completion) -> None:
             finished(i, j, completion)

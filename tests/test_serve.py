@@ -1,4 +1,4 @@
-"""The server through its clients: what is asked for is what the library does, and it costs what it says."""
+"""The server as its clients see it: replies equal what the library computes, and their costs are right."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def client(served: Served) -> Iterator[openai.OpenAI]:
 
 
 def sampled(model: Model, prompt: list[int] | None = None, **options: Any) -> list[Completion]:
-    """What the engine gives when it is asked directly."""
+    """Return what the engine samples when it is called directly."""
     sampling = Sampling(**{"stop": model.chat.stop, "max_tokens": 40, "seed": 7} | options)
     return model.engine.session().generate([prompt or model.chat.prompt(PUZZLE)], sampling)[0]
 
@@ -60,8 +60,8 @@ def test_chat_is_what_the_engine_samples(client: openai.OpenAI, model: Model) ->
     want = sampled(model, n=3, temperature=0.8, top_p=0.9)
     assert [c.message.content for c in reply.choices] == [model.chat.decode(c.tokens) for c in want]
     assert [c.finish_reason for c in reply.choices] == [c.finish for c in want]
-    told = [[t.logprob for t in c.logprobs.content] for c in reply.choices if c.logprobs and c.logprobs.content]
-    assert told == [c.logprobs for c in want]
+    found = [[t.logprob for t in c.logprobs.content] for c in reply.choices if c.logprobs and c.logprobs.content]
+    assert found == [c.logprobs for c in want]
     assert reply.usage is not None
     assert reply.usage.prompt_tokens == len(model.chat.prompt(PUZZLE))
     assert reply.usage.completion_tokens == sum(len(c.tokens) for c in want)
@@ -86,7 +86,7 @@ def test_a_stream_joins_to_the_whole_reply(client: openai.OpenAI, stop: Any) -> 
 
 
 def test_text_arrives_while_it_is_sampled(client: openai.OpenAI) -> None:
-    """Not all at the end: each chunk has little of it."""
+    """It comes in many chunks, each with little of it, not all at the end."""
     parts = [
         chunk.choices[0].delta.content
         for chunk in client.chat.completions.create(
@@ -97,7 +97,7 @@ def test_text_arrives_while_it_is_sampled(client: openai.OpenAI) -> None:
     assert len(parts) > 5 and max(map(len, parts)) < 12
 
 
-def test_without_a_seed_every_request_draws_anew(client: openai.OpenAI) -> None:
+def test_without_a_seed_every_request_draws_other_samples(client: openai.OpenAI) -> None:
     replies = [client.chat.completions.create(model="tiny", messages=MESSAGES, n=4, max_tokens=30) for _ in range(2)]
     assert replies[0].choices != replies[1].choices
 
@@ -136,16 +136,16 @@ def test_echo_scores_the_prompt(client: openai.OpenAI, model: Model) -> None:
     tokens = model.chat.prompt(PUZZLE)
     done = client.completions.create(model="tiny", prompt=tokens, max_tokens=0, echo=True, logprobs=0)
     (want,) = model.engine.session().logprobs([tokens[:1]], [tokens[1:]])
-    told = done.choices[0].logprobs
-    assert told is not None and told.token_logprobs is not None and told.token_logprobs[0] is None
-    assert told.token_logprobs[1:] == want
+    scored = done.choices[0].logprobs
+    assert scored is not None and scored.token_logprobs is not None and scored.token_logprobs[0] is None
+    assert scored.token_logprobs[1:] == want
     assert done.choices[0].text == model.chat.decode(tokens)
     longer = client.completions.create(model="tiny", prompt=tokens, max_tokens=6, echo=True, logprobs=0, seed=7)
     assert longer.choices[0].text == model.chat.decode([*tokens, *sampled(model, tokens, max_tokens=6)[0].tokens])
 
 
 def test_the_likeliest_tokens_of_a_reply(client: openai.OpenAI, model: Model) -> None:
-    """As many as were asked for, likeliest first; the token itself has one and the same log-prob wherever it stands."""
+    """There are as many as were asked for, likeliest first; a token has the same log-prob as itself and among the likeliest."""
     asked: dict[str, Any] = dict(model="tiny", messages=MESSAGES, seed=7, max_tokens=12, temperature=0.8, logprobs=True)
     reply = client.chat.completions.create(**asked, top_logprobs=3)
     (want,) = sampled(model, max_tokens=12, temperature=0.8)
@@ -163,7 +163,7 @@ def test_the_likeliest_tokens_of_a_reply(client: openai.OpenAI, model: Model) ->
 
 
 def test_the_likeliest_tokens_of_a_prompt(client: openai.OpenAI, model: Model) -> None:
-    """The request with which evaluation harnesses score texts: is each token the likeliest in its place?"""
+    """Evaluation harnesses score texts with this request: is each token the likeliest in its place?"""
     greedy = sampled(model, temperature=0, max_tokens=8)[0].tokens
     start = model.chat.prompt(PUZZLE)
     other = [t if i != 3 else model.chat.yes_no_ids[0] for i, t in enumerate(greedy)]
@@ -172,18 +172,18 @@ def test_the_likeliest_tokens_of_a_prompt(client: openai.OpenAI, model: Model) -
     )
     found = []
     for choice in done.choices:
-        told = choice.logprobs
-        assert told is not None and told.token_logprobs and told.top_logprobs
-        assert told.top_logprobs[0] is None and len(told.top_logprobs) == len(told.token_logprobs)
-        pairs = [*zip(told.token_logprobs, told.top_logprobs, strict=True)][len(start) : -1]
-        assert all(x in top.values() for x, top in pairs)  # the token itself is always told
+        scored = choice.logprobs
+        assert scored is not None and scored.token_logprobs and scored.top_logprobs
+        assert scored.top_logprobs[0] is None and len(scored.top_logprobs) == len(scored.token_logprobs)
+        pairs = [*zip(scored.token_logprobs, scored.top_logprobs, strict=True)][len(start) : -1]
+        assert all(x in top.values() for x, top in pairs)  # the token itself is always among them
         found.append([x == max(top.values()) for x, top in pairs])
     assert found[0] == [True] * 8
     assert found[1][:4] == [True, True, True, False]
 
 
 def test_stop_tokens(client: openai.OpenAI, model: Model) -> None:
-    """As vLLM names them: the tokenizer's own end unless it is to be ignored, and any other."""
+    """Completions end at ``stop_token_ids`` and, unless ``ignore_eos``, at the tokenizer's own end, as in vLLM."""
     tokens = model.chat.prompt(PUZZLE)
     dot = model.chat.encode("=", tags=True)[0]
     extra = {"stop_token_ids": [dot], "ignore_eos": True, "return_tokens_as_token_ids": True}
@@ -253,22 +253,22 @@ def test_a_plan_in_the_body(client: openai.OpenAI) -> None:
         assert (choice.answer, choice.votes) == (first.answer, first.votes)
 
 
-def test_a_stream_of_a_plan_tells_how_far_it_is(served: Served) -> None:
+def test_a_stream_of_a_plan_reports_its_progress(served: Served) -> None:
     body = chat_body("tiny:weighted-6", seed=3, max_tokens=48, stream=True, progress="samples")
     status, whole, _ = served.ask("/v1/chat/completions", {**body, "stream": False, "progress": None})
     assert status == 200
     status, text, headers = served.ask("/v1/chat/completions", body)
     assert status == 200 and headers["content-type"].startswith("text/event-stream")
     chunks = events(text)
-    told = [c["twofold"]["progress"] for c in chunks if "progress" in c.get("twofold", {})]
+    reports = [c["twofold"]["progress"] for c in chunks if "progress" in c.get("twofold", {})]
     for count in ("tokens", "finished", "judged"):
-        numbers = [t[count] for t in told]
+        numbers = [r[count] for r in reports]
         assert numbers == sorted(numbers)
-    assert told[-1]["samples"] == told[-1]["finished"] == told[-1]["judged"] == 6
-    assert told[-1]["tokens"] == whole["twofold"]["cost"]["generated"]
-    assert len(told) > 2
+    assert reports[-1]["samples"] == reports[-1]["finished"] == reports[-1]["judged"] == 6
+    assert reports[-1]["tokens"] == whole["twofold"]["cost"]["generated"]
+    assert len(reports) > 2
     texts, verdicts = [""] * 6, [0.0] * 6
-    for news in (news for t in told for news in t["news"]):
+    for news in (news for r in reports for news in r["news"]):
         texts[news["sample"]] += news.get("text", "")
         verdicts[news["sample"]] = news.get("verdict", verdicts[news["sample"]])
     content = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"])
@@ -288,11 +288,11 @@ def test_a_timeout_answers_with_what_there_is(served: Served) -> None:
     assert reply["choices"][0]["finish_reason"] == "length"
 
 
-# Together -------------------------------------------------------------------------------------------------------------
+# Requests at once -----------------------------------------------------------------------------------------------------
 
 
 def test_requests_at_once_never_see_each_other(served: Served, model: Model) -> None:
-    """Each of 32 at once, of different kinds, replies bit for bit as it does alone."""
+    """Each of 32 requests at once, of different kinds, gets bit for bit the reply that it gets alone."""
 
     def body(i: int) -> dict[str, Any]:
         messages = [{"role": "system", "content": f"canary {i}"}, {"role": "user", "content": f"{PUZZLE} {i}"}]

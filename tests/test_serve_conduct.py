@@ -1,4 +1,4 @@
-"""How the server behaves under clients that ask too much, leave, lie or flood it, and when it is told to stop."""
+"""The server under clients that ask for too much, leave, lie or flood it, and under signals that stop it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serving import Served, chat_body, events, serving, until
 
 from twofold.cli import main
 from twofold.run import Model, load
-from twofold.serve.schema import SAMPLES, TEXT
+from twofold.serve.schema import MAX_SAMPLES, MAX_TEXT
 from twofold.serve.server import read_key
 from twofold.serve.service import Limits
 
@@ -45,7 +45,7 @@ WITH_PLAN = chat_body("tiny:weighted-4")
 REFUSED = {
     "no such model": (CHAT, chat_body("gpt-4"), 404, "model"),
     "no such plan": (CHAT, chat_body("tiny:wieghted-4"), 400, "plan"),
-    "a plan of too many": (CHAT, chat_body(f"tiny:weighted-{SAMPLES + 1}"), 400, "plan"),
+    "a plan of too many": (CHAT, chat_body(f"tiny:weighted-{MAX_SAMPLES + 1}"), 400, "plan"),
     "a plan of unending search": (CHAT, chat_body("tiny:weighted-8:make=mcts,simulations=100000"), 400, "plan"),
     "a plan that does not divide": (CHAT, chat_body("tiny:weighted-7:make=beam"), 400, "plan"),
     "a plan of an unknown option": (CHAT, chat_body("tiny:weighted-7:stpo=posterior"), 400, "plan"),
@@ -64,7 +64,7 @@ REFUSED = {
     "a plan whose numbers make no sense": (CHAT, chat_body(plan="majority-4:temperature=-1"), 400, "plan"),
     "an unknown field": (CHAT, chat_body(best=3), 400, "best"),
     "a number as text": (CHAT, chat_body(n="2"), 400, "n"),
-    "n beyond its limit": (CHAT, chat_body(n=SAMPLES + 1), 400, "n"),
+    "n beyond its limit": (CHAT, chat_body(n=MAX_SAMPLES + 1), 400, "n"),
     "n beyond any integer": (CHAT, chat_body(n=2**63), 400, "n"),
     "temperature": (CHAT, chat_body(temperature=2.1), 400, "temperature"),
     "no messages": (CHAT, {"model": "tiny", "messages": []}, 400, "messages"),
@@ -95,7 +95,7 @@ REFUSED = {
     "an echo in a stream": (TEXTS, {"model": "tiny", "prompt": "x", "echo": True, "stream": True}, 400, "echo"),
     "logprobs beyond their limit": (TEXTS, {"model": "tiny", "prompt": "x", "logprobs": 21}, 400, "logprobs"),
     "fields that are meant for a client": (CHAT, chat_body(extra_body={"n": 2}), 400, "extra_body"),
-    "a text beyond its limit": (TEXTS, {"model": "tiny", "prompt": "x" * (TEXT + 1)}, 400, None),
+    "a text beyond its limit": (TEXTS, {"model": "tiny", "prompt": "x" * (MAX_TEXT + 1)}, 400, None),
     "no such path": ("/v1/embeddings", {}, 404, None),
 }
 
@@ -113,7 +113,7 @@ def test_what_cannot_be_served_is_refused_in_openais_shape(served: Served, what:
 
 
 def test_what_is_at_its_limit_is_served(served: Served) -> None:
-    assert served.ask(CHAT, chat_body(n=SAMPLES, max_tokens=1))[0] == 200
+    assert served.ask(CHAT, chat_body(n=MAX_SAMPLES, max_tokens=1))[0] == 200
     assert served.ask(CHAT, chat_body(temperature=2, stop=["q" * 64] * 16, max_tokens=1))[0] == 200
     assert served.ask(TEXTS, {"model": "tiny", "prompt": [5] * 2047, "max_tokens": 1})[0] == 200
     neutral = dict(presence_penalty=0, frequency_penalty=0.0, logit_bias={}, tools=[], user="me", store=False)
@@ -139,20 +139,22 @@ def test_a_body_that_is_no_request_is_refused(served: Served, raw: bytes) -> Non
 def test_a_body_beyond_its_limit_is_not_read(served: Served) -> None:
     status, reply, _ = served.ask(TEXTS, b"x" * 200_001)
     assert status == 413 and reply["error"]["code"] == "too_large"
-    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as one:  # said to be a gigabyte: none is sent
+    with socket.create_connection(
+        ("127.0.0.1", served.port), timeout=10
+    ) as one:  # announces a gigabyte and sends nothing
         one.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n")
         assert b" 413 " in one.recv(100)
-    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as one:  # in chunks, of unknown number
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as one:  # in chunks, without a length
         one.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
         for _ in range(5):
             one.sendall(b"c350\r\n" + b"x" * 50_000 + b"\r\n")
         assert b" 413 " in one.recv(100)
 
 
-# Who may come ---------------------------------------------------------------------------------------------------------
+# Keys and logs --------------------------------------------------------------------------------------------------------
 
 
-def test_every_route_asks_for_the_key(model: Model) -> None:
+def test_every_route_needs_the_key(model: Model) -> None:
     with serving(model, key="s3cret") as served:
         schema = served.ask("/openapi.json")[1]
         paths = {*schema["paths"], "/openapi.json", "/docs", "/nowhere", "/v1/chat/completions/", "//", "/health/"}
@@ -168,16 +170,16 @@ def test_every_route_asks_for_the_key(model: Model) -> None:
                     status, reply, _ = served.ask(path, method=method, headers=headers)
                     assert (status, reply["error"]["code"]) == (401, "invalid_api_key"), (path, method)
         assert served.ask("/health", headers={})[0] == 200
-        assert served.ask("/", headers={})[0] == 200  # the page: it holds nothing, and asks for the key
+        assert served.ask("/", headers={})[0] == 200  # the page has no secrets, and asks for the key
         assert served.ask("/v1/models")[0] == 200
         assert served.ask(CHAT, chat_body(max_tokens=2))[0] == 200
 
 
-def test_who_listens_to_others_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_others_can_reach_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TWOFOLD_API_KEY", raising=False)
     assert read_key(None, "127.0.0.1") is read_key(None, "::1") is read_key(None, "localhost") is None
     for host in ("0.0.0.0", "::", "10.0.0.7", "example.org"):
-        with pytest.raises(ValueError, match="others need a key"):
+        with pytest.raises(ValueError, match="clients need a key"):
             read_key(None, host)
     (tmp_path / "key").write_text("from-file\n")
     assert read_key(tmp_path / "key", "0.0.0.0") == "from-file"
@@ -191,7 +193,7 @@ def test_who_listens_to_others_needs_a_key(tmp_path: Path, monkeypatch: pytest.M
 def test_neither_prompts_nor_keys_are_logged(
     model: Model, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At any level, and not when the server fails on a request whose text is in the error."""
+    """This holds at any log level, and when the server fails with an error that contains a request's text."""
     with serving(model, key="canary-key") as served, caplog.at_level(logging.DEBUG):
         canary = {"model": "tiny", "messages": [{"role": "user", "content": "canary-prompt"}], "max_tokens": 3}
         assert served.ask(CHAT, canary)[0] == 200
@@ -213,10 +215,10 @@ def test_neither_prompts_nor_keys_are_logged(
     assert "canary" not in said + json.dumps(reply) + stream
 
 
-# Who leaves, and too many ---------------------------------------------------------------------------------------------
+# Clients that leave, and overload -------------------------------------------------------------------------------------
 
 
-PLANNED = chat_body("tiny:weighted-32", temperature=2, seed=1)  # at this temperature they go on for long
+PLANNED = chat_body("tiny:weighted-32", temperature=2, seed=1)  # at this temperature the samples are long
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -225,36 +227,36 @@ def test_a_client_that_leaves_takes_its_work_with_it(served: Served, path: str, 
     threads = len(served.service._pool._threads)
     for _ in range(3):
         connection = served.open(path, {**body, "stream": stream})
-        until(lambda: served.service.loop.live_rows == 32)
-        (work,) = served.service.works
+        until(lambda: served.service.scheduler.running_rows == 32)
+        (request,) = served.service.requests
         connection.close()
-        assert until(lambda: not served.service.loop.live_rows and not served.service.works) < 2
-        assert work.ticket.cancelled.is_set()
+        assert until(lambda: not served.service.scheduler.running_rows and not served.service.requests) < 2
+        assert request.state.cancelled.is_set()
     assert served.ask(CHAT, chat_body(max_tokens=2))[0] == 200
     assert len(served.service._pool._threads) <= threads + 2
 
 
-def test_more_than_may_wait_are_sent_away_at_once(model: Model) -> None:
+def test_requests_beyond_the_queue_are_refused_at_once(model: Model) -> None:
     with serving(model, Limits(concurrent=1, queue=1)) as served:
         running = served.open(TEXTS, SLOW)
-        until(lambda: served.service.loop.live_rows == 1)
+        until(lambda: served.service.scheduler.running_rows == 1)
         waiting = served.open(CHAT, chat_body(max_tokens=2))
-        until(lambda: len(served.service.works) == 2)
+        until(lambda: len(served.service.requests) == 2)
         status, reply, headers = served.ask(CHAT, chat_body(max_tokens=2))
         assert status == 429 and reply["error"]["type"] == "rate_limit_error" and int(headers["retry-after"]) >= 1
         assert "requests_waiting 1" in served.ask("/metrics")[1]
-        running.close()  # the waiting one gets its place
+        running.close()  # the waiting request takes its place
         assert b" 200 " in waiting.recv(100)
         waiting.close()
         assert served.ask(CHAT, chat_body(max_tokens=2))[0] == 200
 
 
-# When it is told to stop ----------------------------------------------------------------------------------------------
+# Signals --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[list[tuple[subprocess.Popen[str], Served]]]:
-    """Two servers with grace times of half a second and a minute, started side by side."""
+    """Two server processes, with grace times of half a second and of a minute."""
     code = [sys.executable, "-m", "twofold.cli", "serve", "tiny", "--port", "0", "--grace"]
     pipes: dict[str, Any] = dict(stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(SRC)})
     started = [subprocess.Popen([*code, grace], **pipes) for grace in ("0.5", "60")]
@@ -270,7 +272,7 @@ def processes() -> Iterator[list[tuple[subprocess.Popen[str], Served]]]:
 
 
 def test_sigterm_lets_requests_end(processes: list[tuple[subprocess.Popen[str], Served]]) -> None:
-    """Streams get their final events within the grace time, new requests 503, and the process ends with 0."""
+    """Streams get their final events within the grace time, new requests get 503, and the process exits with 0."""
     one, served = processes[0]
     with ThreadPoolExecutor(8) as pool:
         streams = [pool.submit(served.ask, TEXTS, {**SLOW, "stream": True, "seed": i}) for i in range(8)]
@@ -293,8 +295,8 @@ def test_a_second_sigterm_ends_it_at_once(processes: list[tuple[subprocess.Popen
     one.send_signal(signal.SIGTERM)
     until(lambda: served.ask("/health")[0] == 503)
     one.send_signal(signal.SIGTERM)
-    one.wait(timeout=20)  # of 60 s of grace
-    assert connection.recv(1 << 16).startswith(b"HTTP/1.1 50")  # an error, no answer
+    one.wait(timeout=20)  # the grace time is 60 s
+    assert connection.recv(1 << 16).startswith(b"HTTP/1.1 50")  # an error, not an answer
     connection.close()
 
 

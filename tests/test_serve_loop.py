@@ -1,4 +1,4 @@
-"""The loop that serves many requests with one model: the same results as alone, and nobody waits for what is not theirs."""
+"""The scheduler, which serves many requests with one engine: each gets what it gets alone, and waits for no other."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from twofold.engines.native import NativeEngine
 from twofold.models.io import load_model
 from twofold.run import load
-from twofold.serve.detokenize import Reader, Stops
-from twofold.serve.scheduler import Cancelled, Client, Loop, Ticket
+from twofold.serve.detokenize import Detokenizer, StopStrings
+from twofold.serve.scheduler import Cancelled, RequestEngine, RequestState, Scheduler
 from twofold.text.chat import Chat
 from twofold.types import Completion, Sampling
 
@@ -36,7 +36,7 @@ def chat(module: tuple[Any, Any]) -> Chat:
 
 
 class Counting(NativeEngine):
-    """The engine itself, with a count of its steps and of the most samples in one."""
+    """The native engine, with a count of its steps and of the most samples in one step."""
 
     steps, most = 0, 0
 
@@ -52,14 +52,14 @@ def engine(module: tuple[Any, Any]) -> Counting:
 
 
 @pytest.fixture
-def loop(engine: Counting) -> Iterator[Loop]:
-    loop = Loop(engine)
-    yield loop
-    loop.close()
+def scheduler(engine: Counting) -> Iterator[Scheduler]:
+    scheduler = Scheduler(engine)
+    yield scheduler
+    scheduler.close()
 
 
-def ticket(chat: Chat, *stops: str, **more: Any) -> Ticket:
-    return Ticket(Stops(stops, chat.decode), chat.yes_no_ids[0], 1024, **more)
+def state(chat: Chat, *stops: str, **more: Any) -> RequestState:
+    return RequestState(StopStrings(stops, chat.decode), chat.yes_no_ids[0], 1024, **more)
 
 
 def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
@@ -69,24 +69,24 @@ def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
         time.sleep(0.001)
 
 
-def in_thread(client: Client, sampling: Sampling) -> Any:
-    """A generate call under way in another thread: its future."""
+def in_thread(request: RequestEngine, sampling: Sampling) -> Any:
+    """Return the future of a generate call in another thread."""
     pool = ThreadPoolExecutor(1)
-    future = pool.submit(client.generate, PROMPTS[:2], sampling)
+    future = pool.submit(request.generate, PROMPTS[:2], sampling)
     pool.shutdown(wait=False)
     return future
 
 
-def test_every_request_gets_what_it_gets_alone(loop: Loop, engine: Counting, chat: Chat) -> None:
-    """Bit for bit in exact mode, and in fewer steps than one after the other."""
+def test_every_request_gets_what_it_gets_alone(scheduler: Scheduler, engine: Counting, chat: Chat) -> None:
+    """The results are bit for bit the same in exact mode, and take fewer steps than one request after the other."""
     plans = [Sampling(n=1 + i % 3, max_tokens=30 + i, seed=i, temperature=0.5 + i / 4) for i in range(8)]
     ready = threading.Barrier(8)
 
     def work(i: int) -> tuple[list[list[Completion]], list[list[float]]]:
-        client = loop.client(ticket(chat))
+        request = scheduler.request_engine(state(chat))
         ready.wait()
-        done = client.generate([PROMPTS[i]], plans[i])
-        return done, client.logprobs([[*PROMPTS[i], *done[0][0].tokens, 7]], [[8, 9]])
+        done = request.generate([PROMPTS[i]], plans[i])
+        return done, request.logprobs([[*PROMPTS[i], *done[0][0].tokens, 7]], [[8, 9]])
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(work, range(8)))
@@ -97,74 +97,84 @@ def test_every_request_gets_what_it_gets_alone(loop: Loop, engine: Counting, cha
     assert engine.steps < 0.5 * sum(p.max_tokens for p in plans)
 
 
-def test_a_judgement_reads_what_its_own_request_left(loop: Loop, chat: Chat) -> None:
-    client, other = loop.client(ticket(chat)), loop.client(ticket(chat))
-    (group,) = client.generate([PROMPTS[3]], Sampling(n=4, max_tokens=20))
+def test_a_judgement_reads_what_its_own_request_left(scheduler: Scheduler, chat: Chat) -> None:
+    request, other = scheduler.request_engine(state(chat)), scheduler.request_engine(state(chat))
+    (group,) = request.generate([PROMPTS[3]], Sampling(n=4, max_tokens=20))
     other.generate([PROMPTS[3]], Sampling(n=2, max_tokens=5, seed=3))
-    before = client.session.usage.computed  # type: ignore[attr-defined]
-    client.logprobs([[*PROMPTS[3], *c.tokens, 7, 8] for c in group], [[1]] * 4)
-    assert client.session.usage.computed - before == 4 * 3  # type: ignore[attr-defined]
+    before = request.session.usage.computed  # type: ignore[attr-defined]
+    request.logprobs([[*PROMPTS[3], *c.tokens, 7, 8] for c in group], [[1]] * 4)
+    assert request.session.usage.computed - before == 4 * 3  # type: ignore[attr-defined]
 
 
-def test_a_cancelled_request_stops_at_once_and_the_others_go_on(loop: Loop, engine: Counting, chat: Chat) -> None:
-    gone, stays = loop.client(ticket(chat)), loop.client(ticket(chat))
+def test_a_cancelled_request_stops_at_once_and_the_others_continue(
+    scheduler: Scheduler, engine: Counting, chat: Chat
+) -> None:
+    gone, stays = scheduler.request_engine(state(chat)), scheduler.request_engine(state(chat))
     leaving = in_thread(gone, LONG)
-    until(lambda: bool(gone.batches) and len(gone.batches[0].rows[0]) > 3)
+    until(lambda: bool(gone.progress) and len(gone.progress[0].tokens[0]) > 3)
     staying = in_thread(stays, Sampling(n=1, max_tokens=40))
-    gone.ticket.cancelled.set()
+    gone.state.cancelled.set()
     with pytest.raises(Cancelled):
         leaving.result(timeout=0.25)
-    drawn = len(gone.batches[0].rows[0])
+    drawn = len(gone.progress[0].tokens[0])
     assert len(staying.result(timeout=5)[0][0].tokens) == 40
-    assert len(gone.batches[0].rows[0]) == drawn < 800
-    until(lambda: loop.live_rows == 0)
+    assert len(gone.progress[0].tokens[0]) == drawn < 800
+    until(lambda: scheduler.running_rows == 0)
     with pytest.raises(Cancelled):
         gone.logprobs([[1]], [[2]])
 
 
-def test_what_the_engine_refuses_is_told_to_its_caller_alone(loop: Loop, chat: Chat) -> None:
+def test_an_engines_error_reaches_only_its_caller(scheduler: Scheduler, chat: Chat) -> None:
     with pytest.raises(ValueError, match="no tokens"):
-        loop.client(ticket(chat)).generate([[]], LONG)
-    assert loop.client(ticket(chat)).generate([], LONG) == []
-    assert len(loop.client(ticket(chat)).generate([[1]], Sampling(max_tokens=3))[0][0].tokens) == 3
+        scheduler.request_engine(state(chat)).generate([[]], LONG)
+    assert scheduler.request_engine(state(chat)).generate([], LONG) == []
+    assert len(scheduler.request_engine(state(chat)).generate([[1]], Sampling(max_tokens=3))[0][0].tokens) == 3
 
 
-def test_from_its_deadline_on_a_request_gets_what_there_is(loop: Loop, engine: Counting, chat: Chat) -> None:
-    client = loop.client(ticket(chat, deadline=time.monotonic() + 0.2))
+def test_a_call_beyond_the_limits_is_refused(scheduler: Scheduler, chat: Chat) -> None:
+    one = scheduler.request_engine(state(chat))
+    with pytest.raises(ValueError, match="a prompt of 1024 tokens fills the context of 1024"):
+        one.generate([[5] * 1024], Sampling())
+    with pytest.raises(ValueError, match="3 x 342 samples in one call, more than 1024"):
+        one.generate([[5]] * 3, Sampling(n=342))
+
+
+def test_at_its_deadline_a_request_gets_what_there_is(scheduler: Scheduler, engine: Counting, chat: Chat) -> None:
+    request = scheduler.request_engine(state(chat, deadline=time.monotonic() + 0.2))
     began = time.monotonic()
-    (group, _) = client.generate(PROMPTS[:2], LONG)
-    assert time.monotonic() - began < 5  # the whole would take many times that
+    (group, _) = request.generate(PROMPTS[:2], LONG)
+    assert time.monotonic() - began < 5  # all 800 tokens take longer
+    assert [len(c.tokens) for c in request.generate([[4]], LONG)[0]] == [1, 1]  # the strategy ends with what it has
     whole = engine.session().generate(PROMPTS[:1], LONG)[0]
     for c, w in zip(group, whole, strict=True):
         assert 1 < len(c.tokens) < 800 and c.finish == "length"
         assert c.tokens == w.tokens[: len(c.tokens)]
-    assert [len(c.tokens) for c in client.generate([[4]], LONG)[0]] == [1, 1]  # the strategy ends with what it has
 
 
 def test_samples_wait_for_rows_in_order_and_scores_do_not(engine: Counting, chat: Chat) -> None:
-    loop = Loop(engine, max_rows=4)
-    first, second, scored = (loop.client(ticket(chat)) for _ in range(3))
+    scheduler = Scheduler(engine, max_rows=4)
+    first, second, scored = (scheduler.request_engine(state(chat)) for _ in range(3))
     running = in_thread(first, LONG)  # 2 prompts x 2 samples
-    until(lambda: bool(first.batches))
+    until(lambda: bool(first.progress))
     waiting = in_thread(second, Sampling(max_tokens=3))
     assert scored.logprobs([[1, 2]], [[3]])
-    assert not second.batches and not running.done()
-    first.ticket.cancelled.set()
+    assert not second.progress and not running.done()
+    first.state.cancelled.set()
     assert [len(g[0].tokens) for g in waiting.result(timeout=5)] == [3, 3]
     assert engine.most <= 4
-    loop.close()
+    scheduler.close()
 
 
 def test_closing_cancels_everything(engine: Counting, chat: Chat) -> None:
-    loop = Loop(engine)
-    client = loop.client(ticket(chat))
-    running = in_thread(client, LONG)
-    until(lambda: bool(client.batches))
-    loop.close()
+    scheduler = Scheduler(engine)
+    request = scheduler.request_engine(state(chat))
+    running = in_thread(request, LONG)
+    until(lambda: bool(request.progress))
+    scheduler.close()
     with pytest.raises(Cancelled):
         running.result(timeout=1)
     with pytest.raises(Cancelled):
-        client.generate([[1]], LONG)
+        request.generate([[1]], LONG)
 
 
 def test_an_engine_that_fails_loses_its_runs_and_not_the_server(engine: Counting, chat: Chat) -> None:
@@ -174,11 +184,11 @@ def test_an_engine_that_fails_loses_its_runs_and_not_the_server(engine: Counting
             if self.steps == 3:
                 raise MemoryError("no room")
 
-    loop = Loop(Broken(engine.model))
+    scheduler = Scheduler(Broken(engine.model))
     with pytest.raises(MemoryError):
-        loop.client(ticket(chat)).generate([[1, 2]], LONG)
-    assert len(loop.client(ticket(chat)).generate([[1, 2]], Sampling(max_tokens=5))[0][0].tokens) == 5
-    loop.close()
+        scheduler.request_engine(state(chat)).generate([[1, 2]], LONG)
+    assert len(scheduler.request_engine(state(chat)).generate([[1, 2]], Sampling(max_tokens=5))[0][0].tokens) == 5
+    scheduler.close()
 
 
 # Stop strings and text ------------------------------------------------------------------------------------------------
@@ -186,14 +196,14 @@ def test_an_engine_that_fails_loses_its_runs_and_not_the_server(engine: Counting
 
 def test_a_stop_string_ends_each_sample_where_it_is_complete() -> None:
     model = load("tiny")
-    loop = Loop(model.engine)
+    scheduler = Scheduler(model.engine)
     prompt = model.chat.prompt(
         "Start with 9, 18 or 24. Multiply by 3. Subtract 8. The result is 46. What was the start?"
     )
     sampling = Sampling(n=6, max_tokens=40, stop=model.chat.stop, seed=2)
     (whole,) = model.engine.session().generate([prompt], sampling)
-    client = loop.client(ticket(model.chat, "\n54", "=27"))
-    (group,) = client.generate([prompt], sampling)
+    request = scheduler.request_engine(state(model.chat, "\n54", "=27"))
+    (group,) = request.generate([prompt], sampling)
     dropped = 0
     for c, w in zip(group, whole, strict=True):
         text = model.chat.decode(w.tokens)
@@ -204,15 +214,15 @@ def test_a_stop_string_ends_each_sample_where_it_is_complete() -> None:
             )
             assert c.finish == "stop"
             assert model.chat.decode(c.tokens) == text[: min(hits) + 3]
-            assert client.ticket.stops.cut(model.chat.decode(c.tokens)) == text[: min(hits)]
-            dropped += len(client.batches[0].rows[group.index(c)]) - len(c.tokens)
+            assert request.state.stops.cut(model.chat.decode(c.tokens)) == text[: min(hits)]
+            dropped += len(request.progress[0].tokens[group.index(c)]) - len(c.tokens)
         else:
             assert c.tokens == w.tokens
     assert any(len(c.tokens) < len(w.tokens) for c, w in zip(group, whole, strict=True))
-    assert client.dropped >= 0 and sum(len(r) for r in client.batches[0].rows) == client.dropped + sum(
+    assert request.discarded >= 0 and sum(len(r) for r in request.progress[0].tokens) == request.discarded + sum(
         len(c.tokens) for c in group
     )
-    loop.close()
+    scheduler.close()
 
 
 TEXTS = st.text(alphabet="ab \né🍎<end|", max_size=12)
@@ -221,12 +231,12 @@ TEXTS = st.text(alphabet="ab \né🍎<end|", max_size=12)
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), text=TEXTS, stops=st.lists(st.text(alphabet="ab \né", min_size=1, max_size=3), max_size=2))
 def test_pieces_of_a_stream_join_to_the_text(module: Any, data: Any, text: str, stops: list[str]) -> None:
-    """However the tokens come, whatever the bytes: characters of several tokens, stop strings over several pieces."""
+    """This holds for any split and any bytes: characters of several tokens, stop strings over several pieces."""
     chat = Chat(module[1])
     tokens = chat.encode(text)
-    tokens += data.draw(st.lists(st.integers(4, 511), max_size=4))  # any bytes, also those that are no character
-    reader = Reader(Stops(tuple(stops), chat.decode))
+    tokens += data.draw(st.lists(st.integers(4, 511), max_size=4))  # any bytes, including those that are no character
+    reader = Detokenizer(StopStrings(tuple(stops), chat.decode))
     ends = sorted(data.draw(st.sets(st.integers(0, len(tokens)), max_size=8)))
-    pieces = [reader.more(tokens[:end]) for end in ends]
-    pieces.append(reader.more(tokens, final=True))
+    pieces = [reader.read(tokens[:end]) for end in ends]
+    pieces.append(reader.read(tokens, final=True))
     assert "".join(pieces) == reader.stops.cut(chat.decode(tokens))

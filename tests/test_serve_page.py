@@ -1,4 +1,4 @@
-"""The page in a real browser: headless Chromium against a real server."""
+"""The page in headless Chromium, served by a real server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="need
 
 @pytest.fixture
 def page() -> Iterator[Any]:
-    """A page of a server with a key; whatever it complains of, and whatever it asks another host, fails the test."""
+    """The page of a server with a key. An error in its script, or a request to another host, fails the test."""
     with serving(load("tiny"), key="open sesame") as served, playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         page = browser.new_page()
@@ -33,9 +33,9 @@ def page() -> Iterator[Any]:
         assert all(url.startswith(f"http://127.0.0.1:{served.port}/") for url in asked)
 
 
-def test_a_problem_is_solved_before_ones_eyes(page: Any) -> None:
+def test_a_problem_is_solved_on_the_page(page: Any) -> None:
     page.click("#go")
-    page.locator("#key-row").wait_for(state="visible")  # it asks for the key once it is refused
+    page.locator("#key-row").wait_for(state="visible")  # the page asks for the key after a refusal
     page.fill("#key", "open sesame")
     page.fill("#problem", "Start with 47. Add 38. What is the result?")
     page.select_option("#n", "8")

@@ -26,7 +26,7 @@ from twofold.compute.value import step_value
 from twofold.compute.verify import step_ends
 from twofold.compute.verify import verify as verifications
 from twofold.config import Config
-from twofold.engines.base import Finished, told, unheard
+from twofold.engines.base import Finished, ignore_finished, report_all
 from twofold.engines.native import NativeEngine
 from twofold.evals.plans import replayable
 from twofold.evals.pools import read_header, read_pools
@@ -59,12 +59,12 @@ class Scripted:
     scored: int = 0
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
     ) -> list[list[Completion]]:
         texts = self.script[len(self.calls)]
         self.calls.append(([self.chat.decode(p) for p in prompts], sampling))
         assert [len(t) for t in texts] == [sampling.n] * len(prompts)
-        return told([[self.completion(t) for t in group] for group in texts], finished)
+        return report_all([[self.completion(t) for t in group] for group in texts], finished)
 
     def completion(self, text: str) -> Completion:
         cut = text.endswith("...")

@@ -1,4 +1,4 @@
-"""The remote engine against vLLM itself, which is no dependency: ``TWOFOLD_VLLM`` names its executable (docs/serve.md)."""
+"""The remote engine with vLLM itself, which is not a dependency: ``TWOFOLD_VLLM`` is its executable (see docs/serve.md)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ PUZZLES = [PUZZLE, "Start with 47. Add 38. What is the result?", "Start with 3. 
 
 
 class Running:
+    """A running vLLM server."""
+
     def __init__(self, port: int) -> None:
         self.root = f"http://127.0.0.1:{port}"
 
@@ -43,7 +45,7 @@ class Running:
 
 @pytest.fixture(scope="module", params=["raw_logprobs", "processed_logprobs"])
 def upstream(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """The shipped model in vLLM, in single precision, with either kind of log-probs."""
+    """vLLM with the shipped model in single precision, once with either kind of log-probs."""
     assert VLLM
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -82,10 +84,10 @@ def model() -> Model:
     return load("tiny")
 
 
-def test_what_it_is_found_to_be(remote: Model, request: pytest.FixtureRequest) -> None:
+def test_what_the_server_can_do_is_found_out(remote: Model, request: pytest.FixtureRequest) -> None:
     raw = "raw" in request.node.callspec.id
     engine: Any = remote.engine
-    assert (engine.model, engine.context, engine.raw, engine._quick) == ("tiny", 2048, raw, raw)
+    assert (engine.model, engine.context, engine.raw_logprobs, engine._can_force) == ("tiny", 2048, raw, raw)
 
 
 def test_completions_and_their_log_probs(remote: Model, model: Model) -> None:
@@ -97,9 +99,9 @@ def test_completions_and_their_log_probs(remote: Model, model: Model) -> None:
     hot = Sampling(4, 0.7, max_tokens=40, stop=model.chat.stop, seed=3)
     groups = remote.engine.generate(prompts, hot)
     assert groups[0] != remote.engine.generate(prompts[:1], Sampling(4, 0.7, max_tokens=40, stop=model.chat.stop))[0]
-    told = 1.0 if remote.engine.raw else 0.7  # type: ignore[union-attr]
+    temperature = 1.0 if remote.engine.raw_logprobs else 0.7  # type: ignore[union-attr]
     for prompt, group in zip(prompts, groups, strict=True):
-        want_logprobs = model.engine.logprobs([prompt] * 4, [c.tokens for c in group], told)
+        want_logprobs = model.engine.logprobs([prompt] * 4, [c.tokens for c in group], temperature)
         for c, logprobs in zip(group, want_logprobs, strict=True):
             assert c.logprobs == pytest.approx(logprobs, abs=1e-3)
             assert (c.finish == "stop") == (c.tokens[-1] in model.chat.stop)
@@ -125,8 +127,8 @@ def test_plans(remote: Model, model: Model) -> None:
     assert s.answer in s.answers and s.cost.verified > 0
 
 
-def test_in_front_of_it(remote: Model, upstream: Running) -> None:
-    """Text while it is sampled; who leaves takes the work there with it."""
+def test_a_server_in_front_of_it(remote: Model, upstream: Running) -> None:
+    """Text arrives while it is sampled, and a client that leaves ends the work in vLLM."""
     with serving(remote) as front:
         chunks = events(front.ask("/v1/chat/completions", chat_body(temperature=0, max_tokens=40, stream=True))[1])
         texts = [c["choices"][0]["delta"].get("content") for c in chunks]
@@ -145,8 +147,8 @@ def test_in_front_of_it(remote: Model, upstream: Running) -> None:
 
 
 def test_a_verdict_reads_the_cache_of_its_solution(remote: Model, upstream: Running) -> None:
-    """Of a forced one, vLLM computes what is not in whole blocks of the prefix cache."""
-    if not remote.engine.raw:  # type: ignore[union-attr]
+    """For a forced verdict vLLM computes only what is not in whole blocks of its prefix cache."""
+    if not remote.engine.raw_logprobs:  # type: ignore[union-attr]
         pytest.skip("an echo reads no cache")
     sampling = Sampling(8, 2.0, max_tokens=500)
     everyone = draw(remote.engine, remote.chat, [PUZZLE], sampling)[0]

@@ -106,7 +106,7 @@ def same(a: str, b: str) -> bool:
 
 def service(model: Model, limits: Limits | None = None) -> Service:
     """A model made ready to serve, see ``serve/``. Raises ValueError if its context or its verdicts cannot be told."""
-    from twofold.serve.scheduler import Loop
+    from twofold.serve.scheduler import Scheduler
     from twofold.serve.service import Service
 
     engine = model.engine
@@ -116,8 +116,8 @@ def service(model: Model, limits: Limits | None = None) -> Service:
             where = f"the upstream's list of models does not say (max_model_len of {engine.model})"
         raise ValueError(f"{model.name}: how long may a text be? {where}")
     _ = model.chat.yes_no_ids
-    raw = not isinstance(engine, NativeEngine) and engine.raw
-    return Service(Path(model.name).name, model.chat, Loop(engine), engine.context, same, limits, raw)
+    raw = not isinstance(engine, NativeEngine) and engine.raw_logprobs
+    return Service(Path(model.name).name, model.chat, Scheduler(engine), engine.context, same, limits, raw)
 
 
 def make_task(config: TaskConfig) -> Task:

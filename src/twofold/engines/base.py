@@ -1,28 +1,32 @@
-"""The engine protocol: tokens in, tokens and log-probs out. No text, template or tool inside.
+"""The engine protocols: tokens in, tokens and log-probs out. No text, template or tool inside.
 
-Whoever spends inference needs two verbs (``Engine``); the trainer two more (``PolicyEngine``).
+``Engine`` is what test-time compute and the recipes call. ``PolicyEngine`` adds what the trainer needs. ``StepEngine`` adds
+what a server needs: calls that advance token by token, many at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from twofold.types import Completion, Sampling
 
 Scored = tuple[list[float], list[dict[int, float]]]
-"""Per token of a continuation: its log-prob, and the likeliest tokens in its place with theirs, likeliest first."""
+"""Two lists with an entry per token of a continuation: its log-prob, and ``{token: log-prob}`` of the likeliest tokens in its
+place, likeliest first."""
 
 Finished = Callable[[int, int, Completion], None]
-"""Told that sample j of prompt i has ended: (i, j, completion)."""
+"""A callback ``finished(i, j, completion)``: sample j of prompt i has ended."""
+
+ResultT = TypeVar("ResultT", covariant=True)
 
 
-def unheard(i: int, j: int, completion: Completion) -> None:
-    """For those who wait for the whole result."""
+def ignore_finished(i: int, j: int, completion: Completion) -> None:
+    """Do nothing: the callback of callers that wait for the whole result."""
 
 
-def told(groups: list[list[Completion]], finished: Finished) -> list[list[Completion]]:
-    """``groups``, when ``finished`` has been told of them: for an engine that hears of all at once."""
+def report_all(groups: list[list[Completion]], finished: Finished) -> list[list[Completion]]:
+    """Call ``finished`` for every completion and return ``groups``: for an engine that gets all completions at once."""
     for i, group in enumerate(groups):
         for j, completion in enumerate(group):
             finished(i, j, completion)
@@ -30,23 +34,25 @@ def told(groups: list[list[Completion]], finished: Finished) -> list[list[Comple
 
 
 class Engine(Protocol):
-    """What callers may rely on. They make one call per phase, never one per rollout."""
+    """What every engine does. Callers make one call per phase, never one per rollout."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
     ) -> list[list[Completion]]:
-        """``sampling.n`` completions for each prompt (token ids). ``logprobs`` are those of the distribution
-        sampled from (temperature and top-p included; greedy: of the untempered softmax).
+        """Return ``sampling.n`` completions for each prompt (token ids).
 
-        ``finished`` is told of every completion once, in any order and thread, before the call returns; as soon as it has
-        ended where the engine knows. What it does holds up the others.
+        A completion's ``logprobs`` are those of the distribution sampled from, temperature and top-p included; greedy
+        decoding reports the softmax at temperature 1.
+
+        ``finished`` is called once per completion before this call returns, as soon as the engine knows that it has ended, in
+        any order and from any thread. The other samples wait while it runs.
         """
         ...
 
     def logprobs(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float = 1.0
     ) -> list[list[float]]:
-        """log p(continuation[t] | prompt, continuation[:t]) of each pair, at ``temperature``, in nats.
+        """Return log p(continuation[t] | prompt, continuation[:t]) for every token t of each pair, at ``temperature``, in nats.
 
         Raises ValueError, as ``generate`` does, for a prompt without tokens.
         """
@@ -57,7 +63,7 @@ class PolicyEngine(Engine, Protocol):
     """An engine of the policy in training."""
 
     def load(self, weights: Mapping[str, Any]) -> None:
-        """Take a new policy; whatever was cached under the old one is dropped."""
+        """Take new weights and drop whatever was cached under the old ones."""
         ...
 
     def rest(self) -> None:
@@ -65,10 +71,61 @@ class PolicyEngine(Engine, Protocol):
         ...
 
 
-class UpstreamError(OSError):
-    """A server that an engine stands for cannot be reached, is too busy, or gave no answer that can be read.
+class Run(Protocol[ResultT]):
+    """A call that has begun and advances with ``StepEngine.step``."""
 
-    ``status``: its HTTP status, or a gateway's for it (502 bad answer, 503 not reached, 504 too late).
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will come."""
+        ...
+
+    @property
+    def tokens(self) -> Sequence[list[int]]:
+        """The tokens so far, one list per sample, samples of one prompt together. The lists themselves grow. Empty if the
+        call scores."""
+        ...
+
+    @property
+    def logprobs(self) -> Sequence[list[float]]:
+        """The log-probs of ``tokens``; a list is never shorter than its list of tokens."""
+        ...
+
+    @property
+    def results(self) -> ResultT:
+        """What there is so far. Raises what the call failed with."""
+        ...
+
+    def stop(self) -> None:
+        """End the call early; ``results`` stay readable."""
+        ...
+
+
+class StepEngine(Engine, Protocol):
+    """An engine whose calls advance together, so that the requests of a server share its forward passes."""
+
+    def session(self) -> StepEngine:
+        """Return an engine on the same model for one request, with caches of its own."""
+        ...
+
+    def start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Run[list[list[Completion]]]:
+        """Begin a ``generate`` call."""
+        ...
+
+    def score(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float, top: int
+    ) -> Run[list[Scored]]:
+        """Begin a ``logprobs`` call that also returns the ``top`` likeliest tokens of each place."""
+        ...
+
+    def step(self, runs: Sequence[Run[Any]]) -> None:
+        """Advance these runs, of whatever sessions, by one token each, or wait a moment for tokens to arrive."""
+        ...
+
+
+class UpstreamError(OSError):
+    """The server behind an engine cannot be reached, is too busy, or gave an answer that cannot be read.
+
+    ``status`` is its HTTP status, or the one a gateway would give (502 bad answer, 503 not reached, 504 too late).
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -77,7 +134,7 @@ class UpstreamError(OSError):
 
 
 def check_prompts(prompts: Sequence[Sequence[int]]) -> None:
-    """Raises ValueError for a prompt without tokens: there is nothing to predict its first token from."""
+    """Raise ValueError for a prompt without tokens: nothing precedes its first token to predict it from."""
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"prompt {i} of {len(prompts)} has no tokens: begin it with at least one")

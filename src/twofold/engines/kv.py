@@ -1,4 +1,4 @@
-"""The native engine's cache. A fork copies nothing: its rows point at what they begin with."""
+"""The native engine's KV cache. A fork copies nothing as a rule: its rows point at the rows they begin with."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from twofold.models.attention import merge, partial_attention
 
 SMALLEST = 64
-"""Tokens per row that a cache first has memory for, if it may get so many; then it doubles."""
+"""Tokens per row that a cache first allocates memory for, or its ``room`` if that is less; then the memory doubles."""
 DEEPEST = 4
-"""A row's tokens lie in at most so many caches; a deeper fork copies them into one."""
+"""The most caches that a row's tokens are spread over; a deeper fork copies them into one."""
 
 
 class KV:
-    """Keys and values of rows, one tensor [rows, H_kv, room, D] per layer; a row may begin in another cache's row.
+    """Keys and values of rows, one tensor [rows, H_kv, room, D] per layer. A row may begin in a row of another cache.
 
-    Row r stands for the first ``start[r]`` tokens of row ``source[r]`` of ``parent``, then for its own. So n samples of a
-    prompt read one copy of it, in one product for all n, and a judgement reads the cache its solution left.
+    Row r is the first ``start[r]`` tokens of row ``source[r]`` of ``parent``, followed by its own tokens. So n samples of a
+    prompt read one copy of it, in one product for all n, and a judgement reads the cache that its solution left.
 
-    Own tokens come in two ways only: many per row at once, right-padded, into an empty cache (a prefill), or one per
-    row, all rows being equally long. Either way they are a plain slice, and causality alone says who sees whom.
+    Own tokens are appended in two ways only: many per row at once, right-padded, into an empty cache (a prefill), or one per
+    row while all rows are equally long. Either way they are a plain slice, and the causal mask is the only mask they need.
 
-    The first ``active`` rows take part in a call; a finished row is swapped behind them and keeps what it holds.
+    The first ``active`` rows take part in a call; a finished row is swapped to a place after them and keeps its tokens.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class KV:
         self._inherited: list[Inherited] | None = None
 
     def begin(self, counts: list[int]) -> Tensor:
-        """Row r < active is to append ``counts[r]`` tokens, right-padded to T = max; returns positions [active, T].
+        """Make place for ``counts[r]`` tokens of each row r < active, right-padded to T = max; return positions [active, T].
 
-        Raises ValueError if there is no room, or if rows that hold tokens get several, or are not equally long.
+        Raises ValueError if there is no room, or if rows that hold tokens get several or are not equally long.
         """
         if self.filled and (max(counts) > 1 or not self._even):
             raise ValueError("a cache that holds tokens takes one more per row, of equally long rows: fork this one")
@@ -64,6 +64,8 @@ class KV:
         return (self.start[: self.active, None] + steps).to(self.device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Store key and value [active, H_kv, T, D] of the new tokens; return the attention's output [active, T, H, D] for
+        their query [active, H, T, D]."""
         rows, heads, steps, width = query.shape
         self._grow(layer, key, value)
         self.keys[layer][:rows, :, self._from : self.filled] = key
@@ -83,7 +85,7 @@ class KV:
         return out.to(value.dtype).view(rows, heads, steps, -1).transpose(1, 2)
 
     def _grow(self, layer: int, *like: Tensor) -> None:
-        """Memory for the tokens there are, not for all there may be: most samples end long before their limit."""
+        """Allocate memory for the tokens there are, not for ``room``: most samples end long before their limit."""
         have = self.keys[layer].shape[2] if layer < len(self.keys) else 0
         if self.filled <= have:
             return
@@ -97,7 +99,7 @@ class KV:
                 store.append(new)
 
     def retire(self, finished: list[int]) -> tuple[list[int], list[int]]:
-        """Swap finished rows behind the active ones; returns the row indices exchanged, pairwise."""
+        """Swap finished rows to places after the active ones; return the row indices exchanged, pairwise."""
         self.active -= len(finished)
         done = set(finished)
         front = [i for i in finished if i < self.active]
@@ -110,10 +112,10 @@ class KV:
         return front, back
 
     def fork(self, rows: Tensor, lengths: Tensor, room: int) -> KV:
-        """A cache whose row i begins with the first ``lengths[i]`` tokens of row ``rows[i]`` and has ``room`` for more.
+        """Return a cache whose row i begins with the first ``lengths[i]`` tokens of row ``rows[i]`` and has ``room`` for more.
 
-        What is to be read lies where it is, unless it is spread over too many caches or is a small part of this one:
-        then it is copied.
+        The beginnings stay where they are, unless they are spread over too many caches or are a small part of this one: then
+        they are copied.
         """
         used, where = rows.unique(return_inverse=True)
         if self.depth < DEEPEST and 2 * len(used) > len(self.start):
@@ -122,7 +124,7 @@ class KV:
         return KV(lengths.clone(), room, self.device, self._copy(used, needed), where)
 
     def _copy(self, rows: Tensor, lengths: Tensor) -> KV:
-        """The first tokens of these rows, in a cache of their own."""
+        """Return the first ``lengths[i]`` tokens of each ``rows[i]`` in a cache of their own."""
         longest = int(lengths.max())
         new = KV(torch.zeros_like(lengths), longest, self.device)
         parts = KV(lengths, 0, self.device, self, rows)._ancestors()
@@ -130,22 +132,22 @@ class KV:
         for layer in range(len(nearest.keys)):
             for store in ("keys", "values"):
                 like = getattr(nearest, store)[layer]
-                laid = like.new_zeros(len(rows), longest, *like.shape[1::2])  # tokens before heads: one scatter
+                copied = like.new_zeros(len(rows), longest, *like.shape[1::2])  # tokens before heads: one scatter
                 for part in parts:
-                    part.copy(getattr(part.kv, store)[layer], laid)
-                getattr(new, store).append(laid.transpose(1, 2))
+                    part.copy(getattr(part.kv, store)[layer], copied)
+                getattr(new, store).append(copied.transpose(1, 2))
         return new
 
     def _ancestors(self) -> list[Inherited]:
-        """The caches that the active rows begin in, nearest first."""
+        """Return what the active rows inherit, from the nearest cache to the furthest."""
         found = []
-        kv, rows, upto = self.parent, self.source, self.start[: self.active]
+        kv, rows, end = self.parent, self.source, self.start[: self.active]
         rows = None if rows is None else rows[: self.active]
         while kv is not None and rows is not None and self.active:
             first = kv.start[rows]
-            if bool((upto > first).any()):
-                found.append(Inherited.of(kv, rows, first, (upto - first).clamp(min=0)))
-            upto = upto.minimum(first)
+            if bool((end > first).any()):
+                found.append(Inherited.of(kv, rows, first, (end - first).clamp(min=0)))
+            end = end.minimum(first)
             rows = None if kv.source is None else kv.source[rows]
             kv = kv.parent
         return found
@@ -153,72 +155,78 @@ class KV:
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """What the rows of one cache see of another's: row i sees the first ``counts[i]`` own tokens of row ``rows[i]``.
+    """What the rows of one cache read of another: row i reads the first ``counts[i]`` own tokens of row ``rows[i]`` of ``kv``.
 
-    Rows with one source are its ``slots`` and read it together.
+    Rows that read the same row fill its ``slots`` and are one product.
     """
 
     kv: KV
     rows: Tensor
-    first: Tensor  # position of the first of these tokens
+    first: Tensor  # [rows] position of the first of these tokens
     counts: Tensor
-    reach: int
-    slots: int
-    asks: Tensor  # [kv rows * slots] which of our rows asks there (any, where none does)
-    answers: Tensor  # [rows] where the answer for each of our rows stands
-    mask: Tensor | None  # [kv rows, slots, reach]
-    masks: dict[int, Tensor]  # the same, [kv rows, 1, slots * T, reach] for T queries each
+    longest: int  # the largest count
+    slots: int  # the most rows that read one row of kv
+    readers: Tensor  # [kv rows * slots] which of our rows fills each slot (any row in an empty slot)
+    slot_of: Tensor  # [rows] the slot of each of our rows
+    mask: Tensor | None  # [kv rows, slots, longest]
+    masks: dict[int, Tensor]  # the same as [kv rows, 1, slots * T, longest], by the number T of queries per row
 
     @staticmethod
     def of(kv: KV, rows: Tensor, first: Tensor, counts: Tensor) -> Inherited:
-        size, reach = len(kv.start), int(counts.max())
+        size, longest = len(kv.start), int(counts.max())
         slots = int(rows.bincount().max())
         order = rows.argsort(stable=True)
-        before = torch.searchsorted(rows[order], rows[order])  # how many rows have an earlier source
-        answers = torch.empty_like(rows)
-        answers[order] = rows[order] * slots + torch.arange(len(rows)) - before
-        asks = torch.zeros(size * slots, dtype=torch.long)
-        asks[answers] = torch.arange(len(rows))
+        before = torch.searchsorted(rows[order], rows[order])  # how many of our rows read an earlier row of kv
+        slot_of = torch.empty_like(rows)
+        slot_of[order] = rows[order] * slots + torch.arange(len(rows)) - before
+        readers = torch.zeros(size * slots, dtype=torch.long)
+        readers[slot_of] = torch.arange(len(rows))
         mask = None
-        if bool((counts < reach).any()):
-            hidden = torch.arange(reach) >= counts[asks][:, None]
-            mask = torch.zeros(hidden.shape).masked_fill(hidden, -1e30)  # finite: a row may see nothing here
-            mask = mask.view(size, slots, reach).to(kv.device)
-        return Inherited(kv, rows, first, counts, reach, slots, asks.to(kv.device), answers.to(kv.device), mask, {})
+        if bool((counts < longest).any()):
+            hidden = torch.arange(longest) >= counts[readers][:, None]
+            mask = torch.zeros(hidden.shape).masked_fill(hidden, -1e30)  # finite: a row may read nothing here
+            mask = mask.view(size, slots, longest).to(kv.device)
+        return Inherited(
+            kv, rows, first, counts, longest, slots, readers.to(kv.device), slot_of.to(kv.device), mask, {}
+        )
 
     def attend(self, layer: int, query: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
-        """query [rows, H_kv, T, D] (T may run over several heads) -> outputs of the same shape and their log-sums."""
-        keys, values = (x[layer][:, :, : self.reach] for x in (self.kv.keys, self.kv.values))
+        """Return the outputs for query [rows, H_kv, T, D], in its shape, and their log-sum-exps [rows, H_kv, T].
+
+        T may also run over the query heads that share a key head.
+        """
+        keys, values = (x[layer][:, :, : self.longest] for x in (self.kv.keys, self.kv.values))
         size, heads = keys.shape[:2]
         steps, width = query.shape[2:]
-        asked = query[self.asks].view(size, self.slots, heads, steps, width).transpose(1, 2)
+        queries = query[self.readers].view(size, self.slots, heads, steps, width).transpose(1, 2)
         if self.mask is not None and steps not in self.masks:
             wide = self.mask[:, :, None].expand(-1, -1, steps, -1)
-            self.masks[steps] = wide.reshape(size, 1, self.slots * steps, self.reach)
+            self.masks[steps] = wide.reshape(size, 1, self.slots * steps, self.longest)
         mask = self.masks.get(steps)
-        out, lse = partial_attention(asked.reshape(size, heads, -1, width), keys, values, scale, mask)
+        out, lse = partial_attention(queries.reshape(size, heads, -1, width), keys, values, scale, mask)
         out = out.view(size, heads, self.slots, steps, -1).transpose(1, 2).reshape(-1, heads, steps, values.shape[3])
         lse = lse.view(size, heads, self.slots, steps).transpose(1, 2).reshape(-1, heads, steps)
-        return out[self.answers], lse[self.answers]
+        return out[self.slot_of], lse[self.slot_of]
 
-    def copy(self, theirs: Tensor, laid: Tensor) -> None:
-        """Write these tokens from ``theirs`` [kv rows, H_kv, room, D] into ``laid`` [rows, longest, H_kv, D]."""
-        seen = torch.arange(self.reach) < self.counts[:, None]
-        row, step = seen.nonzero(as_tuple=True)
-        laid[row, self.first[row] + step] = theirs[self.rows[row], :, step]
+    def copy(self, stored: Tensor, out: Tensor) -> None:
+        """Write these tokens from ``stored`` [kv rows, H_kv, room, D] into ``out`` [rows, all tokens, H_kv, D]."""
+        read = torch.arange(self.longest) < self.counts[:, None]
+        row, step = read.nonzero(as_tuple=True)
+        out[row, self.first[row] + step] = stored[self.rows[row], :, step]
 
 
-class Together:
-    """The active rows of several caches in one call, one token each: calls that began at different times decode as one batch."""
+class JoinedKV:
+    """The active rows of several caches as one batch, one token each, for calls that began at different times."""
 
     def __init__(self, caches: Sequence[KV]) -> None:
         self.caches = caches
         self.sizes = [kv.active for kv in caches]
 
     def begin(self, counts: list[int]) -> Tensor:
-        """As ``KV.begin``; every count is 1."""
+        """Do ``KV.begin`` in every cache; every count is 1."""
         return torch.cat([kv.begin([1] * size) for kv, size in zip(self.caches, self.sizes, strict=True)])
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Do ``KV.attend`` in every cache."""
         rows = zip(self.caches, *(x.split(self.sizes) for x in (query, key, value)), strict=True)
         return torch.cat([kv.attend(layer, *qkv, scale) for kv, *qkv in rows])

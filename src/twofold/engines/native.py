@@ -1,8 +1,8 @@
-"""The native engine: drives the very module that trains, with our own KV cache.
+"""The native engine: it drives the very module that trains, with a KV cache of our own.
 
-A prompt shared by n samples is prefilled once and forked; finished rows leave the batch; what they leave behind is
-kept until the weights change, so a judgement, a forced answer or a continuation that starts with any prefix of a
-finished rollout is computed from where that prefix ends.
+A prompt shared by n samples is prefilled once and forked, and finished rows leave the batch. The caches of the last call are kept
+until the weights change, so a judgement, a forced answer or a continuation that begins with any prefix of a finished rollout is
+computed from the end of that prefix.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twofold.engines.base import Finished, Scored, check_prompts, unheard
-from twofold.engines.kv import KV, Together
+from twofold.engines.base import Finished, Run, Scored, check_prompts, ignore_finished
+from twofold.engines.kv import KV, JoinedKV
 from twofold.engines.sampling import confidences, draw, uniforms
 from twofold.models.attention import install
 from twofold.models.decoder import Decoder, Module, network
@@ -34,22 +34,22 @@ class Usage:
     reused: int = 0
 
 
-class Kept:
-    """The cache left behind by a generate call: its rows' tokens, found by the prompt that began them."""
+class PrefixCache:
+    """The cache that a call left: row i holds the keys and values of ``tokens[i]``, which begin with ``prompts[i]``."""
 
     def __init__(self, kv: KV, prompts: list[tuple[int, ...]], tokens: list[list[int]]) -> None:
         self.kv = kv
         rows: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for row, prompt in enumerate(prompts):
             rows[prompt].append(row)
-        self._found = {p: (r, _matrix([tokens[i] for i in r])) for p, r in rows.items()}
-        self._sizes = {len(p) for p in rows}
+        self._by_prompt = {p: (r, _padded([tokens[i] for i in r])) for p, r in rows.items()}
+        self._prompt_lengths = {len(p) for p in rows}
 
-    def longest(self, tokens: Sequence[int]) -> tuple[int, int]:
-        """(row, length) of the longest kept prefix of ``tokens``; length 0 when there is none."""
+    def longest_prefix(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """Return (row, length) of the longest kept prefix of ``tokens``, at least a prompt; length 0 if there is none."""
         best = (0, 0)
-        for size in self._sizes:
-            if found := self._found.get(tuple(tokens[:size])):
+        for size in self._prompt_lengths:
+            if found := self._by_prompt.get(tuple(tokens[:size])):
                 rows, kept = found
                 width = min(kept.shape[1], len(tokens))
                 same = (kept[:, :width] == np.asarray(tokens[:width])).cumprod(1).sum(1)
@@ -58,8 +58,8 @@ class Kept:
         return best
 
 
-def _matrix(rows: list[list[int]]) -> np.ndarray:
-    """Token lists as one array, -1 behind the short ones."""
+def _padded(rows: list[list[int]]) -> np.ndarray:
+    """Return token lists as one array [rows, longest], padded with -1 on the right."""
     out = np.full((len(rows), max(map(len, rows))), -1)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
@@ -68,7 +68,10 @@ def _matrix(rows: list[list[int]]) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some prompts of a call, which are run together: prompt i begins with ``starts[i]`` tokens of row ``rows[i]`` of ``kv``."""
+    """Prompts of a call that run together. Prompt i begins with the first ``starts[i]`` tokens of row ``rows[i]`` of ``kv``.
+
+    ``indices[i]`` is its place in the call. Without a ``kv`` every start is 0.
+    """
 
     indices: list[int]
     prompts: list[Sequence[int]]
@@ -77,11 +80,11 @@ class Part:
     starts: list[int]
 
     def pieces(self) -> list[Sequence[int]]:
-        """What has still to be run."""
+        """Return what is left to run of each prompt."""
         return [p[s:] for p, s in zip(self.prompts, self.starts, strict=True)]
 
     def begin(self, room: int, device: torch.device) -> KV:
-        """A cache of these beginnings with ``room`` more tokens per row."""
+        """Return a cache of the prompts' beginnings with ``room`` more tokens per row."""
         starts = torch.tensor(self.starts)
         return KV(starts, room, device) if self.kv is None else self.kv.fork(torch.tensor(self.rows), starts, room)
 
@@ -93,20 +96,20 @@ class Decoding:
         self.part, self.sampling = part, sampling
         self.kv, self.logits, self.randoms = kv, logits_R_V, randoms_R_T
         rows = range(len(randoms_R_T))
-        self.order = list(rows)  # order[i] is the sample that row i of the cache holds
+        self.order = list(rows)  # order[i] is the sample in row i of the cache
         self.tokens: list[list[int]] = [[] for _ in rows]
         self.logprobs: list[list[float]] = [[] for _ in rows]
         self.confidence: list[list[float]] = [[] for _ in rows]
         self.certainty: list[list[float]] = [[] for _ in rows]
         self.steps = 0
-        self.running = len(rows)  # how many samples ``tell`` has not told of
+        self.unreported = len(rows)  # samples that ``report`` has not reported
 
     @property
     def done(self) -> bool:
         return self.kv.active == 0 or self.steps == self.sampling.max_tokens
 
     def draw(self) -> list[int]:
-        """One more token for every active row. Rows that end are retired; what the others drew has to be run next."""
+        """Draw one more token for every active row, retire rows that end, and return the tokens to run next."""
         kv, s = self.kv, self.sampling
         drawn, logp = draw(self.logits, self.randoms[self.order[: kv.active], self.steps], s.temperature, s.top_p)
         found: list[tuple[list[list[Any]], Tensor]] = [(self.tokens, drawn), (self.logprobs, logp)]
@@ -122,34 +125,31 @@ class Decoding:
         self.steps += 1
         return [] if self.done else new[: kv.active]
 
-    def completions(self) -> list[list[Completion]]:
-        """What has been drawn, by prompt."""
-        done, n = [self._completion(r) for r in range(len(self.tokens))], self.sampling.n
-        return [done[i : i + n] for i in range(0, len(done), n)]
-
-    def tell(self, finished: Finished) -> None:
-        """Tell of the samples that have ended since it was last asked."""
+    def report(self, finished: Finished) -> None:
+        """Call ``finished`` for the samples that have ended since the last call."""
         running = 0 if self.done else self.kv.active
-        for r in self.order[running : self.running]:
+        for r in self.order[running : self.unreported]:
             i, j = divmod(r, self.sampling.n)
-            finished(self.part.indices[i], j, self._completion(r))
-        self.running = running
+            finished(self.part.indices[i], j, self.completion(r))
+        self.unreported = running
 
-    def _completion(self, r: int) -> Completion:
+    def completion(self, r: int) -> Completion:
+        """Return sample r as far as it is drawn."""
         tokens = [*self.tokens[r]]
         finish: Finish = "stop" if tokens and tokens[-1] in self.sampling.stop else "length"
-        more = ([*self.confidence[r]], [*self.certainty[r]]) if self.sampling.confidence else ()
-        return Completion(tokens, [*self.logprobs[r]], [True] * len(tokens), finish, *more)
+        confidence = ([*self.confidence[r]], [*self.certainty[r]]) if self.sampling.confidence else ()
+        return Completion(tokens, [*self.logprobs[r]], [True] * len(tokens), finish, *confidence)
 
-    def kept(self) -> Kept:
-        """The cache with the texts in it: the last token drawn was never run."""
+    def cache(self) -> PrefixCache:
+        """Return the cache with the texts in it, without each sample's last token, which was never run."""
         prompts = [tuple(self.part.prompts[r // self.sampling.n]) for r in self.order]
-        return Kept(self.kv, prompts, [[*p, *self.tokens[r][:-1]] for p, r in zip(prompts, self.order, strict=True)])
+        texts = [[*p, *self.tokens[r][:-1]] for p, r in zip(prompts, self.order, strict=True)]
+        return PrefixCache(self.kv, prompts, texts)
 
 
 @dataclass(slots=True)
-class Run:
-    """A ``generate`` call that is taken token by token, see ``NativeEngine.step``."""
+class NativeRun:
+    """A ``generate`` call that ``NativeEngine.step`` advances. Implements ``Run``."""
 
     session: NativeEngine
     decodings: list[Decoding]
@@ -160,57 +160,55 @@ class Run:
 
     @property
     def tokens(self) -> list[list[int]]:
-        """Every sample's tokens so far, those of one prompt together: the lists that grow, not copies."""
-        return self._rows("tokens")
+        return [d.tokens[r] for group in self._samples() for d, r in group]
 
     @property
     def logprobs(self) -> list[list[float]]:
-        """Those of ``tokens``."""
-        return self._rows("logprobs")
+        return [d.logprobs[r] for group in self._samples() for d, r in group]
 
     @property
     def results(self) -> list[list[Completion]]:
-        """All completions as far as they are drawn, by prompt."""
-        groups = {i: g for d in self.decodings for i, g in zip(d.part.indices, d.completions(), strict=True)}
-        return [groups[i] for i in range(len(groups))]
+        return [[d.completion(r) for d, r in group] for group in self._samples()]
 
-    def leave(self) -> None:
-        """Leave the caches to the session: done when the run is, and by who ends it early."""
-        self.session._kept = [d.kept() for d in self.decodings]
+    def stop(self) -> None:
+        """Keep the caches in the session, whether the run is done or not."""
+        self.session._kept = [d.cache() for d in self.decodings]
 
-    def _rows(self, name: str) -> list[list[Any]]:
-        found: dict[int, list[list[Any]]] = {}
+    def _samples(self) -> list[list[tuple[Decoding, int]]]:
+        """Return (decoding, its row) of every sample, by prompt."""
+        found: dict[int, list[tuple[Decoding, int]]] = {}
         for d in self.decodings:
             n = d.sampling.n
-            found |= {i: getattr(d, name)[j * n : (j + 1) * n] for j, i in enumerate(d.part.indices)}
-        return [row for i in range(len(found)) for row in found[i]]
+            found |= {i: [(d, k * n + j) for j in range(n)] for k, i in enumerate(d.part.indices)}
+        return [found[i] for i in range(len(found))]
 
 
 @dataclass(frozen=True, slots=True)
-class Scoring:
-    """A ``scored`` call in the shape of a run: it is done at once."""
+class NativeScores:
+    """A ``scored`` call, which is done at once. Implements ``Run``."""
 
     results: list[Scored]
     tokens: tuple[()] = ()
     logprobs: tuple[()] = ()
     done: bool = True
 
-    def leave(self) -> None:
+    def stop(self) -> None:
         pass
 
 
 def _last(hidden: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
-    """The hidden state of each row's last token, [rows, D]."""
+    """Return the hidden state of each row's last token, [rows, D], from [rows, longest, D]."""
     return hidden[torch.arange(len(pieces)), torch.tensor([len(p) - 1 for p in pieces])]
 
 
 class NativeEngine:
-    """Implements ``Engine`` over a ``transformers`` causal LM with full attention.
+    """Implements ``PolicyEngine`` and ``StepEngine`` over a ``transformers`` causal LM with full attention.
 
-    ``exact``: every prompt (with its n samples) runs as a batch of its own, so that company cannot change a
-    result by a rounding; slower. ``max_rows`` bounds the rows decoded at once (one prompt's samples stay together).
-    ``precision`` must be the learner's, so that what is sampled is what is scored: with ``bfloat16`` the model and
-    its head run under autocast, or, where ``Decoder`` suits, as if they did. Call ``load`` when weights have changed.
+    With ``exact`` every prompt (with its n samples) runs as a batch of its own, so that the rest of the batch cannot change a
+    result by a rounding; this is slower. ``max_rows`` bounds the rows decoded at once; one prompt's samples stay together.
+    ``precision`` must be the learner's, so that what is sampled is what is scored: with ``bfloat16`` the model and its head
+    run under autocast, or, where ``Decoder`` suits, as if they did. Call ``load`` after the weights have changed.
+
     Raises ValueError for a model that ``install`` refuses.
     """
 
@@ -227,72 +225,72 @@ class NativeEngine:
         self.max_rows = max_rows
         self.precision = precision
         self.usage = Usage()
-        self._kept: list[Kept] = []
-        self._made: Decoder | Module | None = None
+        self._kept: list[PrefixCache] = []
+        self._built: Decoder | Module | None = None
 
     def load(self, weights: Mapping[str, Any]) -> None:
-        """The weights are the module's own and already in place; only what was made of them is stale now."""
-        self._kept, self._made = [], None
+        """Drop what was computed from the old weights. The new ones are the module's own and already in place."""
+        self.rest()
 
     def rest(self) -> None:
-        self._kept, self._made = [], None
+        self._kept, self._built = [], None
 
     @property
     def context(self) -> int | None:
-        """Most tokens of a text, if the model's config says."""
+        """The most tokens of a text, None if the model's config does not say."""
         return getattr(self.model.config, "max_position_embeddings", None)
 
     @property
     @torch.inference_mode()
     def _network(self) -> Decoder | Module:
-        if self._made is None:
-            self._made = network(self.model, getattr(torch, self.precision))
-        return self._made
+        if self._built is None:
+            self._built = network(self.model, getattr(torch, self.precision))
+        return self._built
 
     def session(self) -> NativeEngine:
-        """An engine on the same module with caches and a count of its own, for a caller that is served beside others."""
-        assert self._network  # made once for all sessions
+        """Return an engine on the same module with its own caches and usage, for one of many callers served at once."""
+        assert self._network  # built once for all sessions
         other = copy.copy(self)
         other.usage, other._kept = Usage(), []
         return other
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
     ) -> list[list[Completion]]:
         size = 1 if self.exact else max(1, self.max_rows // sampling.n)
-        run = Run(self, [])
+        run = NativeRun(self, [])
         with self._autocast():
             for part, randoms in self._take(prompts, sampling, size):
                 decoding = self._begin(part, sampling, randoms)
                 while not decoding.done:
                     self._advance([decoding])
-                    decoding.tell(finished)
+                    decoding.report(finished)
                 run.decodings.append(decoding)
-        self._kept = [d.kept() for d in run.decodings]
+        run.stop()
         return run.results
 
     @torch.inference_mode()
-    def start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Run:
-        """A ``generate`` call whose prompts have been run and whose tokens ``step`` will draw."""
+    def start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> NativeRun:
+        """Run the prompts of a ``generate`` call, whose tokens ``step`` draws."""
         with self._autocast():
             parts = self._take(prompts, sampling, 1 if self.exact else max(1, len(prompts)))
-            return Run(self, [self._begin(part, sampling, randoms) for part, randoms in parts])
+            return NativeRun(self, [self._begin(part, sampling, randoms) for part, randoms in parts])
 
     @torch.inference_mode()
-    def step(self, runs: Sequence[Run]) -> None:
-        """One more token for every unfinished sample of these runs, of whatever sessions, in one forward pass.
+    def step(self, runs: Sequence[Run[Any]]) -> None:
+        """Draw one more token for every unfinished sample of these runs, of whatever sessions, in one forward pass.
 
-        A run that is done leaves its caches to its session.
+        A run that gets done leaves its caches to its session.
         """
-        waiting = [run for run in runs if not run.done]
-        decodings = [d for run in waiting for d in run.decodings if not d.done]
+        running = [run for run in runs if isinstance(run, NativeRun) and not run.done]
+        decodings = [d for run in running for d in run.decodings if not d.done]
         with self._autocast():
             for together in [[d] for d in decodings] if self.exact else [decodings]:
                 self._advance(together)
-        for run in waiting:
+        for run in running:
             if run.done:
-                run.leave()
+                run.stop()
 
     def logprobs(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float = 1.0
@@ -307,13 +305,13 @@ class NativeEngine:
         temperature: float = 1.0,
         top: int = 0,
     ) -> list[Scored]:
-        """``logprobs``, and in each place the ``top`` likeliest tokens with theirs."""
+        """Return the ``logprobs`` and the ``top`` likeliest tokens of each place with theirs."""
         if len(prompts) != len(continuations):
             raise ValueError(f"{len(prompts)} prompts but {len(continuations)} continuations")
         check_prompts(prompts)
         alike: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
         for i, (p, c) in enumerate(zip(prompts, continuations, strict=True)):
-            alike[tuple(p), tuple(c[:-1])].append(i)  # what is run: the last token is only asked about
+            alike[tuple(p), tuple(c[:-1])].append(i)  # what is run: the last token is only looked up
         groups = list(alike.values())
         results: dict[int, Scored] = {}
         with self._autocast():
@@ -326,8 +324,8 @@ class NativeEngine:
 
     def score(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float, top: int
-    ) -> Scoring:
-        return Scoring(self.scored(prompts, continuations, temperature, top))
+    ) -> NativeScores:
+        return NativeScores(self.scored(prompts, continuations, temperature, top))
 
     @torch.inference_mode()
     def values(self, prompts: Sequence[Sequence[int]]) -> list[float]:
@@ -346,11 +344,11 @@ class NativeEngine:
     def _scored(
         self, part: Part, continuations: Sequence[Sequence[Sequence[int]]], temperature: float, top: int
     ) -> list[list[Scored]]:
-        """Of every prompt its continuations, which differ in their last token alone: each prompt is run once, from where
-        its kept prefix ends."""
+        """Score every prompt's continuations, which differ in their last token only, by one pass per prompt from the end of its
+        kept prefix."""
         if not any(c for group in continuations for c in group):
             return [[([], []) for _ in group] for group in continuations]
-        # at least the last prompt token is run again: its logits predict the first token asked about
+        # at least the last prompt token is run again: its logits predict the continuation's first token
         own = part.pieces()
         pieces = [[*p, *group[0][:-1]] for p, group in zip(own, continuations, strict=True)]
         hidden = self._extend(part.begin(max(map(len, pieces)), self.model.device), pieces)
@@ -363,19 +361,20 @@ class NativeEngine:
             ).T
             rows_T_D = hidden[row, len(p) - 1 : len(p) - 1 + most]
             found: list[Tensor] = []
-            tops: list[dict[int, float]] = []
+            likeliest: list[dict[int, float]] = []
             for part_t_D, ids_t_G in zip(rows_T_D.split(size), ids_T_G.split(size), strict=True):
                 logp = (self._head(part_t_D).float() / temperature).log_softmax(-1)
                 best = logp.topk(min(top, logp.shape[1]))
                 pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                tops += [dict(zip(i, x, strict=True)) for i, x in pairs]
+                likeliest += [dict(zip(i, x, strict=True)) for i, x in pairs]
                 found.append(logp.gather(1, ids_t_G))
             columns = torch.cat(found).T.tolist()
-            results.append([(x[: len(c)], tops[: len(c)]) for x, c in zip(columns, group, strict=True)])
+            results.append([(x[: len(c)], likeliest[: len(c)]) for x, c in zip(columns, group, strict=True)])
         return results
 
     def _take(self, prompts: Sequence[Sequence[int]], sampling: Sampling, size: int) -> Iterator[tuple[Part, Tensor]]:
-        """The parts of a call with their random numbers; what was kept of the call before is held no longer than needed."""
+        """Yield the parts of a call, each with its random numbers [R, max_tokens]. The caches of the last call are dropped as
+        soon as no part needs them."""
         check_prompts(prompts)
         randoms = torch.from_numpy(uniforms(prompts, sampling)).view(len(prompts), sampling.n, sampling.max_tokens)
         kept, self._kept = self._kept, []
@@ -383,7 +382,7 @@ class NativeEngine:
             yield part, randoms[part.indices].flatten(0, 1).to(self.model.device)
 
     def _begin(self, part: Part, sampling: Sampling, randoms_R_T: Tensor) -> Decoding:
-        """Run the prompts, each once, and give every sample a row."""
+        """Run each prompt once and give every sample a row of the cache."""
         n, prompts, pieces = sampling.n, part.prompts, part.pieces()
         longest = max(map(len, pieces))
         even = n == 1 and longest == min(map(len, pieces))
@@ -396,25 +395,27 @@ class NativeEngine:
         return Decoding(part, sampling, kv, logits, randoms_R_T)
 
     def _advance(self, decodings: Sequence[Decoding]) -> None:
-        """Draw a token for every row, and run those that are not the last."""
+        """Draw a token for every row and run those that are not their sample's last."""
         new = [x for d in decodings for x in d.draw()]
         live = [d for d in decodings if not d.done]
         if not live:
             return
-        kv = live[0].kv if len(live) == 1 else Together([d.kv for d in live])
+        kv = live[0].kv if len(live) == 1 else JoinedKV([d.kv for d in live])
         logits = self._head(self._extend(kv, [[x] for x in new])[:, 0])
         for decoding, rows in zip(live, logits.split([d.kv.active for d in live]), strict=True):
             decoding.logits = rows
 
-    def _parts(self, prompts: Sequence[Sequence[int]], kept: list[Kept], size: int) -> Iterator[Part]:
-        """The prompts, at most ``size`` at a time, those that begin in one kept cache together."""
+    def _parts(self, prompts: Sequence[Sequence[int]], kept: list[PrefixCache], size: int) -> Iterator[Part]:
+        """Yield the prompts in parts of at most ``size``, each part of prompts that begin in the same kept cache."""
         found: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
         for i, prompt in enumerate(prompts):
             best = max(
-                ((*k.longest(prompt), which) for which, k in enumerate(kept)), key=lambda f: f[1], default=(0, 0, -1)
+                ((*k.longest_prefix(prompt), which) for which, k in enumerate(kept)),
+                key=lambda f: f[1],
+                default=(0, 0, -1),
             )
             row, length, which = best
-            start = min(length, len(prompt) - 1)  # the last token is run: its logits are wanted
+            start = min(length, len(prompt) - 1)  # the last token is run again for its logits
             self.usage.reused += start
             found[which if start else -1].append((i, row, start))
         for which, mine in found.items():
@@ -423,8 +424,8 @@ class NativeEngine:
                 texts = [prompts[j] for j in indices]
                 yield Part(indices, texts, None if which < 0 else kept[which].kv, rows, starts)
 
-    def _extend(self, kv: KV | Together, pieces: Sequence[Sequence[int]]) -> Tensor:
-        """Run the next tokens of every active row; hidden states [active, longest, D], right-padded."""
+    def _extend(self, kv: KV | JoinedKV, pieces: Sequence[Sequence[int]]) -> Tensor:
+        """Run the next tokens of every active row and return their hidden states [active, longest, D], right-padded."""
         counts = [len(p) for p in pieces]
         longest = max(counts)
         ids = torch.tensor([[*p, *[0] * (longest - len(p))] for p in pieces], device=self.model.device)
@@ -432,7 +433,7 @@ class NativeEngine:
         return self._network(ids, kv.begin(counts), kv)
 
     def _autocast(self) -> torch.autocast:
-        """What the learner scores under. Around a whole call, so that weights are cast once and not per token."""
+        """Return the autocast that the learner scores under. It wraps a whole call, so that weights are cast once, not per token."""
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _head(self, hidden: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from twofold.types import Sampling
 
 
 def uniforms(prompts: Sequence[Sequence[int]], sampling: Sampling) -> np.ndarray:
-    """[len(prompts) * n, max_tokens] numbers in [0, 1), one row per sample.
+    """Return numbers in [0, 1), [len(prompts) * n, max_tokens]: one row per sample.
 
-    A row's key is a hash of the seed, the prompt's tokens, how often that prompt stood earlier in this call,
-    and the sample index: neither order nor company in the batch matters.
+    A row's key is a hash of the seed, the prompt's tokens, how often that prompt occurred earlier in this call, and the sample
+    index. So neither the order nor the rest of the batch matters.
     """
     seen: Counter[bytes] = Counter()
     rows = []
@@ -36,10 +36,11 @@ def uniforms(prompts: Sequence[Sequence[int]], sampling: Sampling) -> np.ndarray
 
 
 def draw(logits_A_V: Tensor, uniforms_A: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """One token per row by inversion of the cumulative distribution, and its log-prob.
+    """Draw a token per row by inversion of the cumulative distribution; return tokens [A] and their log-probs [A].
 
-    ``temperature = 0`` takes the argmax and reports its untempered log-prob. With ``top_p < 1`` the log-prob is
-    that of the truncated, renormalised distribution, the one actually sampled from. Tokens below ``LEAST`` are never drawn.
+    ``temperature = 0`` takes the argmax and reports its log-prob at temperature 1. With ``top_p < 1`` the log-prob is that of
+    the truncated, renormalised distribution, the one sampled from. A token whose logit, divided by the temperature, is more
+    than ``-LEAST`` below the row's greatest is never drawn.
     """
     logp_A_V = threshold(shifted(logits_A_V, temperature or 1.0), LEAST, float("-inf")).log_softmax(-1)
     if temperature == 0:
@@ -48,18 +49,19 @@ def draw(logits_A_V: Tensor, uniforms_A: Tensor, temperature: float, top_p: floa
     if top_p < 1:
         order = logp_A_V.argsort(-1, descending=True)
         sorted_p = logp_A_V.gather(1, order).exp()
-        outside = (sorted_p.cumsum(-1) - sorted_p) >= top_p  # the token that crosses top_p stays in
+        outside = (sorted_p.cumsum(-1) - sorted_p) >= top_p  # the token that crosses top_p is kept
         logp_A_V = logp_A_V.masked_fill(outside.scatter(1, order, outside), float("-inf")).log_softmax(-1)
-    cumulative = logp_A_V.softmax(-1).cumsum(-1, dtype=torch.float64)  # exp(), but not slow at tiny ones on CPUs
-    goal = uniforms_A.to(cumulative)[:, None] * cumulative[:, -1:]
-    tokens_A = (cumulative <= goal).sum(-1).clamp(max=logits_A_V.shape[1] - 1)
+    cumulative = logp_A_V.softmax(-1).cumsum(-1, dtype=torch.float64)  # exp() is slow on CPUs at tiny ones
+    target = uniforms_A.to(cumulative)[:, None] * cumulative[:, -1:]
+    tokens_A = (cumulative <= target).sum(-1).clamp(max=logits_A_V.shape[1] - 1)
     return tokens_A, logp_A_V.gather(1, tokens_A[:, None])[:, 0]
 
 
 def confidences(logits_A_V: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(confidence, certainty) of each row's distribution, see ``Completion``. Raises ValueError if k exceeds the vocabulary.
+    """Return (confidence [A], certainty [A]) of the rows' distributions, as ``Completion`` defines them.
 
-    Four tokens of probability 1/4 and k = 2: confidence ln 4 = 1.386, certainty 0.
+    Raises ValueError if k exceeds the vocabulary. Example: four tokens of probability 1/4 and k = 2 give confidence
+    ln 4 = 1.386 and certainty 0.
     """
     size = logits_A_V.shape[-1]
     if k > size:

@@ -1,4 +1,4 @@
-"""HTTP to one server: requests that are tried again while it is too busy or away, and errors that say what to do."""
+"""HTTP to one server: requests that are repeated while it is too busy or away, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -16,48 +16,49 @@ import httpx2
 from twofold.engines.base import UpstreamError
 
 KEY = "TWOFOLD_UPSTREAM_KEY"
-"""Environment variable that may hold the server's API key."""
+"""The environment variable with the server's API key, if it needs one."""
 ATTEMPTS = 5
 BACKOFF = 0.5
-"""Seconds before the second attempt; then twice as many each time, or as many as the server asks for."""
-PATIENCE = 30.0
-"""Most seconds between two attempts."""
-CONNECT = 10.0
-"""Seconds to connect in."""
-CONNECTIONS = 128
-"""Requests under way at once; more wait for their turn."""
-AGAIN = {429, 500, 502, 503, 504}
+"""Seconds before the second attempt; they double with each attempt, or are longer if the server asks for it."""
+MAX_BACKOFF = 30.0
+"""The most seconds between two attempts."""
+CONNECT_TIMEOUT = 10.0
+MAX_CONNECTIONS = 128
+"""The most requests under way at once; the others wait for their turn."""
+RETRIED = {429, 500, 502, 503, 504}
+"""HTTP statuses after which a request is repeated."""
 
-Take = Callable[[dict[str, Any]], None]
+OnObject = Callable[[dict[str, Any]], None]
+"""A callback for every JSON object of a reply."""
 
 
 class Wire:
-    """Requests run in a thread of their own; to cancel a future that ``submit`` gave closes its connections at once.
+    """A client whose requests run in a thread of its own. To cancel a future of ``submit`` closes its connections at once.
 
-    ``timeout``: seconds of silence after which a request is given up. Raises ValueError for what is no URL.
+    ``timeout`` is the seconds of silence after which a request is given up. Raises ValueError if ``url`` is not a URL.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
         try:
-            known = httpx2.URL(url).scheme in ("http", "https")
+            valid = httpx2.URL(url).scheme in ("http", "https")
         except httpx2.InvalidURL:
-            known = False
-        if not known:
+            valid = False
+        if not valid:
             raise ValueError(f"upstream {url!r}: a URL such as http://127.0.0.1:8000/v1 is needed")
         self.url, self.timeout = url.rstrip("/"), timeout
         key = os.environ.get(KEY, "").strip()
         self._client = httpx2.AsyncClient(
             headers={"authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx2.Timeout(timeout, connect=CONNECT, pool=None),
-            limits=httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
+            timeout=httpx2.Timeout(timeout, connect=CONNECT_TIMEOUT, pool=None),
+            limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="twofold-upstream", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Iterable[Coroutine[Any, Any, Any]]) -> Future[list[Any]]:
-        """All of these at once; the first error ends the others."""
-        return asyncio.run_coroutine_threadsafe(_together([*work]), self._loop)
+    def submit(self, requests: Iterable[Coroutine[Any, Any, Any]]) -> Future[list[Any]]:
+        """Run all of these at once and return a future of their results; the first error cancels the others."""
+        return asyncio.run_coroutine_threadsafe(_gather([*requests]), self._loop)
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result()
@@ -65,19 +66,19 @@ class Wire:
         self._thread.join()
         self._loop.close()
 
-    async def ask(self, path: str, body: dict[str, Any] | None, take: Take) -> None:
-        """POST ``body`` (GET without one) and ``take`` the reply: one JSON object, or those of a stream as they come.
+    async def request(self, path: str, body: dict[str, Any] | None, on_object: OnObject) -> None:
+        """POST ``body`` (GET without one) and pass the reply to ``on_object``: one JSON object, or each one of a stream.
 
-        Asked again after 429, 5xx and lost connections, unless something was taken. Raises UpstreamError.
+        Repeats the request after 429, 5xx and lost connections, unless an object has arrived. Raises UpstreamError.
         """
         for attempt in range(1, ATTEMPTS + 1):
-            taken, wait = 0, BACKOFF * 2 ** (attempt - 1)
+            received, wait = 0, BACKOFF * 2 ** (attempt - 1)
             try:
                 async with self._client.stream("POST" if body else "GET", self.url + path, json=body) as reply:
                     if reply.status_code == 200:
                         async for text in _objects(reply):
-                            self._give(path, text, take)
-                            taken += 1
+                            self._parse(path, text, on_object)
+                            received += 1
                         return
                     await reply.aread()
                     error = self._refusal(reply, attempt)
@@ -87,40 +88,43 @@ class Wire:
             except httpx2.RequestError as lost:
                 kind = f"{type(lost).__name__}: {lost}".rstrip(": ")
                 error = UpstreamError(503, f"no answer from the upstream {self.url}: {kind} (attempt {attempt})")
-            if attempt == ATTEMPTS or taken or error.status not in AGAIN:
+            if attempt == ATTEMPTS or received or error.status not in RETRIED:
                 raise error
-            await asyncio.sleep(min(wait, PATIENCE))
+            await asyncio.sleep(min(wait, MAX_BACKOFF))
 
-    def _give(self, path: str, text: str, take: Take) -> None:
+    def _parse(self, path: str, text: str, on_object: OnObject) -> None:
+        """Pass a JSON text to ``on_object``. Raises UpstreamError if it is an error, or if ``on_object`` cannot read it."""
         try:
             payload = json.loads(text)
             if "error" in payload:
-                raise UpstreamError(502, f"the upstream {self.url} failed under way: {_message(payload)}")
-            take(payload)
+                raise UpstreamError(502, f"the upstream {self.url} failed while it replied: {_message(payload)}")
+            on_object(payload)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             what = f"{type(error).__name__}: {error}"[:200]
-            raise UpstreamError(502, f"{self.url}{path} gave what cannot be read as its reply ({what})") from error
+            raise UpstreamError(502, f"{self.url}{path} gave a reply that cannot be read ({what})") from error
 
     def _refusal(self, reply: httpx2.Response, attempt: int) -> UpstreamError:
+        """Return the error for a reply whose status is not 200."""
         status = reply.status_code
         try:
             said = _message(reply.json())
         except (ValueError, AttributeError):
             said = reply.text[:300]
         if status in (401, 403):
-            words = f"asks for a key, or for another one: set {KEY}"
+            words = f"needs an API key, or another one: set {KEY}"
         elif status == 404:
             words = f"has no {reply.request.url.path} (the URL of a vLLM server ends in /v1)"
         elif status == 429:
             words = "is too busy"
         else:
             words = "failed" if status >= 500 else "refused a request"
-        tries = f", attempt {attempt}" if status in AGAIN else ""
+        tries = f", attempt {attempt}" if status in RETRIED else ""
         return UpstreamError(status, f"the upstream {self.url} {words} (HTTP {status}{tries}): {said}")
 
 
-async def _together(work: list[Coroutine[Any, Any, Any]]) -> list[Any]:
-    tasks = [asyncio.ensure_future(one) for one in work]
+async def _gather(requests: list[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Await all of these; an error or a cancellation cancels the others."""
+    tasks = [asyncio.ensure_future(one) for one in requests]
     try:
         return await asyncio.gather(*tasks)
     finally:
@@ -129,7 +133,7 @@ async def _together(work: list[Coroutine[Any, Any, Any]]) -> list[Any]:
 
 
 async def _objects(reply: httpx2.Response) -> AsyncIterator[str]:
-    """The JSON texts of a reply: of every server-sent event, or the whole body."""
+    """Yield the JSON texts of a reply: each server-sent event's, or the whole body."""
     if not reply.headers.get("content-type", "").startswith("text/event-stream"):
         yield (await reply.aread()).decode()
         return
@@ -139,13 +143,13 @@ async def _objects(reply: httpx2.Response) -> AsyncIterator[str]:
 
 
 def _message(payload: Any) -> str:
-    """What an error says, in OpenAI's shape or vLLM's older one."""
+    """Return an error's message, in OpenAI's shape or vLLM's older one."""
     error = payload.get("error", payload)
     return str(error.get("message", error) if isinstance(error, dict) else error)[:300]
 
 
 def _retry_after(reply: httpx2.Response) -> float:
-    """Seconds that the server asks to wait; 0 if it does not (a date is not understood)."""
+    """Return the seconds that the server asks to wait, 0 if it asks for none or gives a date."""
     try:
         seconds = float(reply.headers.get("retry-after", "0"))
     except ValueError:

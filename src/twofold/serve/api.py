@@ -1,4 +1,4 @@
-"""The routes: OpenAI's, the page, health and metrics."""
+"""The routes: OpenAI's two kinds of completion and its models, the page, health and metrics."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.exceptions import HTTPException
 
 from twofold.serve import parse
-from twofold.serve.middleware import Guard, failure
+from twofold.serve.middleware import Guard, to_refused
 from twofold.serve.parse import Job
-from twofold.serve.render import ChatShape, Chunks, Shape, TextShape, whole
+from twofold.serve.render import ChatFormat, ChunkWriter, ReplyFormat, TextFormat, full_reply
 from twofold.serve.schema import ChatRequest, ErrorReply, Refused, TextRequest
 from twofold.serve.schema import Request as Body
-from twofold.serve.service import Service, Work
+from twofold.serve.service import ActiveRequest, Service
 
-_FIELD = re.compile(r"[a-z_]+|\d+")  # not the name of one of a field's forms, such as constrained-str
+_FIELD = re.compile(r"[a-z_]+|\d+")
+"""A field's name or index. What else stands in an error's location names a form that the field may have (constrained-str)."""
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}}
 STREAMED = ERRORS | {200: {"content": {"text/event-stream": {}}}}
 
 
 def app(service: Service, key: str | None = None) -> Guard:
-    """The server as an ASGI application. With ``key``, all but the page and ``/health`` ask for it."""
+    """Return the server as an ASGI application. With a ``key``, every path but the page and ``/health`` needs it."""
     api = FastAPI(title="twofold", docs_url=None, redoc_url=None, separate_input_output_schemas=False)
     page = (files("twofold") / "serve" / "page.html").read_text(encoding="utf-8")
     policy = _content_policy(page)
@@ -53,104 +54,106 @@ def app(service: Service, key: str | None = None) -> Guard:
 
     @api.get("/v1/models", responses=ERRORS)
     async def models() -> dict[str, Any]:
-        one = {"object": "model", "created": service.began, "owned_by": "twofold", "max_model_len": service.context}
+        one = {"object": "model", "created": service.created, "owned_by": "twofold", "max_model_len": service.context}
         names = [service.name, *(f"{service.name}:{plan}" for plan in ("majority-16", "best-16", "weighted-16"))]
         return {"object": "list", "data": [{"id": name, **one} for name in names]}
 
     @api.post("/v1/chat/completions", responses=STREAMED)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         s = service
-        job, plan = await asyncio.to_thread(parse.read_chat, body, s.name, s.chat, s.context, s.same)
-        return await _serve(service, body, job, ChatShape(body, service.chat, plan is not None), request)
+        job, plan = await asyncio.to_thread(parse.chat_job, body, s.name, s.chat, s.context, s.same)
+        return await _serve(service, body, job, ChatFormat(body, service.chat, plan is not None), request)
 
     @api.post("/v1/completions", responses=STREAMED)
     async def completions(body: TextRequest, request: Request) -> Response:
-        job = await asyncio.to_thread(parse.read_text, body, service.name, service.chat, service.context)
-        return await _serve(service, body, job, TextShape(body, service.chat), request)
+        job = await asyncio.to_thread(parse.text_job, body, service.name, service.chat, service.context)
+        return await _serve(service, body, job, TextFormat(body, service.chat), request)
 
-    _refusals(api)
+    _handle_errors(api)
     paths = frozenset(route.path for route in api.routes if hasattr(route, "path"))
     return Guard(api, paths, service.metrics, key, service.limits.body)
 
 
-async def _serve(service: Service, body: Body, job: Job, shape: Shape, request: Request) -> Response:
-    parse.check_logprobs(body, service.raw)
-    work = service.begin(job, parse.ticket(body, service.chat, service.context, service.limits.seconds))
-    identity = {"id": f"{shape.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
+async def _serve(service: Service, body: Body, job: Job, fmt: ReplyFormat, request: Request) -> Response:
+    """Let a request in and reply to it, in full or as a stream. Cancels it when its client leaves."""
+    parse.check_logprobs(body, service.raw_logprobs)
+    state = parse.request_state(body, service.chat, service.context, service.limits.seconds)
+    active = service.begin(job, state)
+    identity = {"id": f"{fmt.id_prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
     if body.stream:
-        return EventStream(work, Chunks(shape, identity, body, work.client))
-    gone = asyncio.create_task(_gone(request.receive))
-    either: list[asyncio.Future[Any]] = [work.future, gone]
+        return EventStream(active, ChunkWriter(fmt, identity, body, active.engine))
+    client_left = asyncio.create_task(_disconnect(request.receive))
+    either: list[asyncio.Future[Any]] = [active.future, client_left]
     try:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not work.future.done():
-            work.cancel()
+        if not active.future.done():
+            active.cancel()
             return Response(status_code=499)
-        return JSONResponse(whole(shape, identity, work.future.result()))
-    except Exception as error:  # of the strategy or the engine
-        raise failure(error) from None
+        return JSONResponse(full_reply(fmt, identity, active.future.result()))
+    except Exception as error:  # from the strategy or the engine
+        raise to_refused(error) from None
     finally:
-        gone.cancel()
+        client_left.cancel()
 
 
 class EventStream(Response):
-    """Server-sent events while a request is worked on; when the client leaves, so does the work."""
+    """Server-sent events while a request runs. It is cancelled when its client leaves."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, work: Work, chunks: Chunks) -> None:
+    def __init__(self, active: ActiveRequest, writer: ChunkWriter) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self.work, self.chunks = work, chunks
+        self.active, self.writer = active, writer
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        gone = asyncio.create_task(_gone(receive))
-        writing = asyncio.create_task(self._write(send))
+        client_left = asyncio.create_task(_disconnect(receive))
+        sending = asyncio.create_task(self._send_all(send))
         try:
-            await asyncio.wait([gone, writing], return_when=asyncio.FIRST_COMPLETED)
-            if writing.done():
-                writing.result()
+            await asyncio.wait([client_left, sending], return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
         finally:
-            gone.cancel()
-            writing.cancel()
-            if not self.work.future.done():
-                self.work.cancel()
+            client_left.cancel()
+            sending.cancel()
+            if not self.active.future.done():
+                self.active.cancel()
 
-    async def _write(self, send: Callable[[Any], Awaitable[None]]) -> None:
+    async def _send_all(self, send: Callable[[Any], Awaitable[None]]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async for event in self._events():
             await send({"type": "http.response.body", "body": f"data: {event}\n\n".encode(), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _events(self) -> AsyncIterator[str]:
-        work, chunks = self.work, self.chunks
+        active, writer = self.active, self.writer
         try:
-            for chunk in chunks.first():
+            for chunk in writer.first():
                 yield json.dumps(chunk)
-            while not work.future.done():
-                news = asyncio.create_task(work.news.wait())
-                either: list[asyncio.Future[Any]] = [work.future, news]
+            while not active.future.done():
+                progress = asyncio.create_task(active.progress.wait())
+                either: list[asyncio.Future[Any]] = [active.future, progress]
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-                news.cancel()
-                work.news.clear()
-                for chunk in chunks.more():
+                progress.cancel()
+                active.progress.clear()
+                for chunk in writer.new():
                     yield json.dumps(chunk)
-                await asyncio.sleep(chunks.pause)
-            for chunk in chunks.last(work.future.result()):
+                await asyncio.sleep(writer.pause)
+            for chunk in writer.last(active.future.result()):
                 yield json.dumps(chunk)
-        except Exception as error:  # the status was sent: say it in the stream
-            yield json.dumps(failure(error).body)
+        except Exception as error:  # the status was sent already, so the error goes into the stream
+            yield json.dumps(to_refused(error).body)
         yield "[DONE]"
 
 
-async def _gone(receive: Callable[[], Awaitable[Any]]) -> None:
-    """Returns when the client has left."""
+async def _disconnect(receive: Callable[[], Awaitable[Any]]) -> None:
+    """Wait until the client leaves."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def _refusals(api: FastAPI) -> None:
-    """Every error in OpenAI's shape."""
+def _handle_errors(api: FastAPI) -> None:
+    """Make every error a reply in OpenAI's shape."""
 
     def reply(refused: Refused) -> JSONResponse:
         wait = refused.retry_after
@@ -158,7 +161,9 @@ def _refusals(api: FastAPI) -> None:
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        deepest = max(error.errors(), key=lambda e: len(e["loc"]))  # of several forms a field may have, the one meant
+        deepest = max(
+            error.errors(), key=lambda e: len(e["loc"])
+        )  # if a field has several forms, most likely the one meant
         named = [str(x) for x in deepest["loc"][1:]]
         if deepest["type"] != "extra_forbidden":
             named = [x for x in named if _FIELD.fullmatch(x)]
@@ -179,11 +184,11 @@ def _refusals(api: FastAPI) -> None:
 
     @api.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        return reply(failure(error))
+        return reply(to_refused(error))
 
 
 def _content_policy(page: str) -> str:
-    """Only this page's own script and style may run, and it may speak to this server alone."""
+    """Return the content security policy: only the page's own script and style run, and they reach only this server."""
 
     def allowed(tag: str) -> str:
         inside = page.split(f"<{tag}>")[1].split(f"</{tag}>")[0]

@@ -1,4 +1,4 @@
-"""Tokens to text while they still come: pieces that never change once given, and where a stop string ends it."""
+"""From tokens to text while they arrive: pieces that never change once given, cut where a stop string ends the text."""
 
 from __future__ import annotations
 
@@ -9,66 +9,67 @@ Decode = Callable[[Sequence[int]], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Stops:
-    """Strings that end a sample. ``decode`` is the tokenizer's, control tokens left out."""
+class StopStrings:
+    """Strings that end a sample. ``decode`` is the tokenizer's, which leaves out control tokens."""
 
     strings: tuple[str, ...]
     decode: Decode
 
-    def first(self, tokens: Sequence[int], seen: int, size: int) -> int | None:
-        """How many of the first ``size`` tokens there are when a stop string is complete, if one is behind ``seen`` of them.
+    def first_end(self, tokens: Sequence[int], searched: int, size: int) -> int | None:
+        """Return the first length in ``searched`` + 1 ... ``size`` at which ``tokens`` complete a stop string, if there is one.
 
-        Every token is at least a byte, so few have to be read.
+        A token is at least one byte, so the last few tokens are enough to find a stop string in.
         """
         if not self.strings:
             return None
         most = max(len(s.encode()) for s in self.strings)
-        for end in range(seen + 1, size + 1):
+        for end in range(searched + 1, size + 1):
             text = self.decode(tokens[max(0, end - most) : end])
             if any(s in text for s in self.strings):
                 return end
         return None
 
     def cut(self, text: str) -> str:
-        """What stands before the stop string that was complete first.
+        """Return the text before the stop string that is complete first.
 
-        >>> Stops(("2", "34"), str).cut("1 34 2")
+        >>> StopStrings(("2", "34"), str).cut("1 34 2")
         '1 '
         """
         ends = ((i + len(s), i) for s in self.strings if (i := text.find(s)) >= 0)
         return text[: min(ends, default=(0, len(text)))[1]]
 
-    def held(self, text: str) -> int:
-        """Length of the longest end of ``text`` that may become a stop string.
+    def partial(self, text: str) -> int:
+        """Return the length of the longest end of ``text`` that may become a stop string.
 
-        >>> Stops(("\\n\\nQ",), str).held("so 4.\\n")
+        >>> StopStrings(("\\n\\nQ",), str).partial("so 4.\\n")
         1
         """
         sizes = range(min(len(text), max(map(len, self.strings), default=1) - 1), 0, -1)
         return next((k for k in sizes if any(s.startswith(text[-k:]) for s in self.strings)), 0)
 
 
-class Reader:
-    """The text of one growing list of tokens, piece by piece; the pieces join to the text that ``Stops.cut`` gives."""
+class Detokenizer:
+    """The text of one growing list of tokens, piece by piece. The pieces join to the text that ``StopStrings.cut`` gives."""
 
-    def __init__(self, stops: Stops) -> None:
+    def __init__(self, stops: StopStrings) -> None:
         self.stops = stops
-        self._from = self._read = 0  # tokens behind ``_read`` are decoded from ``_from``, where a piece began
-        self._waiting = ""
-        self._ended = False
+        self._start = self._end = 0  # the last piece was tokens[_start:_end]; decoding with it keeps spaces right
+        self._held_back = ""
+        self._stopped = False
 
-    def more(self, tokens: Sequence[int], final: bool = False) -> str:
-        """What the tokens since the last call add. Half a character, or what may begin a stop string, waits."""
+    def read(self, tokens: Sequence[int], final: bool = False) -> str:
+        """Return the text that was added since the last call. Half a character, or the beginning of a stop string, is held
+        back until the next call or the ``final`` one."""
         decode = self.stops.decode
-        before, now = decode(tokens[self._from : self._read]), decode(tokens[self._from :])
+        before, now = decode(tokens[self._start : self._end]), decode(tokens[self._start :])
         if final or not now.endswith("\ufffd"):
-            self._waiting += now[len(before) :]
-            self._from, self._read = self._read, len(tokens)
-        if self._ended:
+            self._held_back += now[len(before) :]
+            self._start, self._end = self._end, len(tokens)
+        if self._stopped:
             return ""
-        text = self.stops.cut(self._waiting)
-        self._ended = len(text) < len(self._waiting)
-        if not final and not self._ended and (k := self.stops.held(text)):
+        text = self.stops.cut(self._held_back)
+        self._stopped = len(text) < len(self._held_back)
+        if not final and not self._stopped and (k := self.stops.partial(text)):
             text = text[:-k]
-        self._waiting = self._waiting[len(text) :]
+        self._held_back = self._held_back[len(text) :]
         return text

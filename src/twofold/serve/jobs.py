@@ -1,4 +1,4 @@
-"""What a request's thread does: sample, solve by a plan, or score a text. Engine calls only, no HTTP."""
+"""What the thread of a request does: sample, run a plan, or score a text. It calls the engine and knows no HTTP."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from twofold.compute.cost import Cost
 from twofold.compute.plan import Plan
 from twofold.compute.select import Same
 from twofold.compute.solve import solve
-from twofold.serve.scheduler import Client
+from twofold.serve.scheduler import RequestEngine
 from twofold.serve.schema import Refused
 from twofold.text.chat import Chat
 from twofold.types import Sampling
@@ -19,14 +19,15 @@ from twofold.types import Sampling
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """``tokens`` with ``logprobs`` (None for a first token of a prompt) and the likeliest tokens of each place (none if they
-    were not asked for), if these can be told."""
+    """One choice of a reply. A plan's has no tokens; its ``details`` are the answer, confidence, votes and candidates."""
 
     text: str
     finish: Literal["stop", "length"]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float | None] = field(default_factory=list)
-    tops: list[dict[int, float]] = field(default_factory=list)
+    """None at a prompt's first token, which nothing predicts."""
+    top_logprobs: list[dict[int, float]] = field(default_factory=list)
+    """The likeliest tokens of each place with their log-probs; empty if they were not asked for."""
     details: dict[str, Any] = field(default_factory=dict)
 
 
@@ -38,58 +39,66 @@ class Answer:
 
 
 def sample(
-    client: Client, chat: Chat, prompts: Sequence[Sequence[int]], sampling: Sampling, echo: bool = False, top: int = 0
+    engine: RequestEngine,
+    chat: Chat,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    echo: bool = False,
+    top: int = 0,
 ) -> Answer:
-    """``sampling.n`` choices for each prompt; ``echo`` puts the prompt, with its log-probs, in front. With ``top``, the
-    completions are scored once they are there, so that a token's log-prob is the one it has among the likeliest."""
+    """Return ``sampling.n`` choices for each prompt. ``echo`` puts the prompt with its log-probs before each choice.
+
+    With ``top``, the completions are scored again when they are complete, so that a token's log-prob is the number it also has
+    among the likeliest.
+    """
     began = time.monotonic()
     choices = []
-    heads = _scored(client, prompts, sampling.temperature, top) if echo else [([], []) for _ in prompts]
-    groups = client.generate(prompts, sampling)
-    rows = [(prompt, head, c) for prompt, head, group in zip(prompts, heads, groups, strict=True) for c in group]
+    echoed = _score_prompts(engine, prompts, sampling.temperature, top) if echo else [([], []) for _ in prompts]
+    groups = engine.generate(prompts, sampling)
+    rows = [(prompt, head, c) for prompt, head, group in zip(prompts, echoed, groups, strict=True) for c in group]
     if top:
-        heat = sampling.temperature or 1.0
-        tails = client.scored([p for p, _, _ in rows], [c.tokens for _, _, c in rows], heat, top)
+        temperature = sampling.temperature or 1.0
+        scored = engine.scored([p for p, _, _ in rows], [c.tokens for _, _, c in rows], temperature, top)
     else:
-        tails = [(c.logprobs, [{} for _ in c.tokens]) for _, _, c in rows]
-    for (prompt, head, c), tail in zip(rows, tails, strict=True):
-        text, tokens = client.ticket.stops.cut(chat.decode(c.tokens)), c.tokens
+        scored = [(c.logprobs, [{} for _ in c.tokens]) for _, _, c in rows]
+    for (prompt, head, c), tail in zip(rows, scored, strict=True):
+        text, tokens = engine.state.stops.cut(chat.decode(c.tokens)), c.tokens
         if echo:
             text, tokens = chat.decode(prompt) + text, [*prompt, *c.tokens]
         choices.append(Choice(text, c.finish, tokens, [*head[0], *tail[0]], [*head[1], *tail[1]]))
-    generated = sum(len(row) for batch in client.batches for row in batch.rows)
-    cost = Cost(sum(map(len, prompts)), generated, 0, client.dropped, time.monotonic() - began)
-    return Answer(choices, cost, time.monotonic() >= client.ticket.deadline)
+    generated = sum(len(row) for progress in engine.progress for row in progress.tokens)
+    cost = Cost(sum(map(len, prompts)), generated, 0, engine.discarded, time.monotonic() - began)
+    return Answer(choices, cost, time.monotonic() >= engine.state.deadline)
 
 
-def score(client: Client, chat: Chat, prompts: Sequence[Sequence[int]], temperature: float, top: int) -> Answer:
-    """The prompts themselves with their log-probs: nothing is generated."""
+def score(engine: RequestEngine, chat: Chat, prompts: Sequence[Sequence[int]], temperature: float, top: int) -> Answer:
+    """Return the prompts themselves with their log-probs; nothing is generated."""
     began = time.monotonic()
-    heads = _scored(client, prompts, temperature, top)
-    choices = [Choice(chat.decode(p), "length", list(p), *head) for p, head in zip(prompts, heads, strict=True)]
+    scored = _score_prompts(engine, prompts, temperature, top)
+    choices = [Choice(chat.decode(p), "length", list(p), *found) for p, found in zip(prompts, scored, strict=True)]
     return Answer(choices, Cost(prompt=sum(map(len, prompts)), seconds=time.monotonic() - began), False)
 
 
-def plan(client: Client, chat: Chat, question: str, chosen: Plan, same: Same) -> Answer:
-    """One choice, which carries its answer, confidence, votes and candidates. Raises Refused for a plan that cannot run."""
+def run_plan(engine: RequestEngine, chat: Chat, question: str, plan: Plan, same: Same) -> Answer:
+    """Return the plan's one choice. Raises Refused if the plan cannot run."""
     try:
-        s = solve(client, chat, [question], chosen, same)[0]
+        s = solve(engine, chat, [question], plan, same)[0]
     except ValueError as error:
-        raise Refused(400, f"this plan cannot be carried out: {error}"[:400], "invalid_plan", "plan") from error
-    beyond = client.dropped  # drawn behind stop strings: no strategy knows of them
+        raise Refused(400, f"this plan cannot run: {error}"[:400], "invalid_plan", "plan") from error
+    beyond = engine.discarded  # drawn after stop strings, which no strategy sees
     cost = replace(s.cost, generated=s.cost.generated + beyond, discarded=s.cost.discarded + beyond)
-    late = time.monotonic() >= client.ticket.deadline
+    late = time.monotonic() >= engine.state.deadline
     candidates = [{"answer": a, "score": x} for a, x in zip(s.answers, s.scores, strict=True)]
     details = {"answer": s.answer, "confidence": s.confidence, "votes": s.votes, "candidates": candidates}
-    return Answer([Choice(client.ticket.stops.cut(s.text), "length" if late else "stop", details=details)], cost, late)
+    return Answer([Choice(engine.state.stops.cut(s.text), "length" if late else "stop", details=details)], cost, late)
 
 
-def _scored(
-    client: Client, prompts: Sequence[Sequence[int]], temperature: float, top: int
+def _score_prompts(
+    engine: RequestEngine, prompts: Sequence[Sequence[int]], temperature: float, top: int
 ) -> list[tuple[list[float | None], list[dict[int, float]]]]:
-    """Log-prob and likeliest of every token of a text but the first, which nothing predicts."""
+    """Return the log-probs and the likeliest tokens of each prompt, with None and nothing at its first token."""
     try:
-        found = client.scored([p[:1] for p in prompts], [p[1:] for p in prompts], temperature or 1.0, top)
+        scored = engine.scored([p[:1] for p in prompts], [p[1:] for p in prompts], temperature or 1.0, top)
     except ValueError as error:
         raise Refused(400, str(error), param="temperature") from error
-    return [([None, *values], [{}, *tops]) for values, tops in found]
+    return [([None, *logprobs], [{}, *likeliest]) for logprobs, likeliest in scored]

@@ -1,4 +1,4 @@
-"""In front of every route: the key, the size of the body, the count and the log. Plain ASGI."""
+"""What precedes every route: the check of the key, the limit of the body, the count and the log. Plain ASGI."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 OPEN = ("/", "/health")
-"""Served without a key: the page, which asks for one, and whether the server lives."""
+"""Paths that need no key: the page, which asks for one, and the health check."""
 BODY_SECONDS = 30.0
+"""Seconds in which the body must arrive."""
 log = logging.getLogger("twofold.serve")
 
 
 class Guard:
-    """Neither a prompt nor a key is ever logged."""
+    """The application behind a check of key and body. Counts and logs every request, but never a prompt or a key.
+
+    ``paths`` are those that are logged by name; ``body`` is the most bytes of a body.
+    """
 
     def __init__(self, app: App, paths: frozenset[str], metrics: Metrics, key: str | None, body: int) -> None:
         self.app, self.paths, self.metrics, self.body = app, paths, metrics, body
@@ -38,9 +42,9 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.monotonic(), 499  # of a client that left
+        began, status = time.monotonic(), 499  # unless a reply begins, the client has left
 
-        async def tell(message: Message) -> None:
+        async def send_noting_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -48,16 +52,16 @@ class Guard:
 
         try:
             self._check_key(scope)
-            await self.app(scope, await self._whole(scope, receive), tell)
+            await self.app(scope, await self._read_body(scope, receive), send_noting_status)
         except Refused as refused:
-            await _reply(refused, tell)
+            await _reply(refused, send_noting_status)
         except Exception as error:
             if status == 499:
-                await _reply(failure(error), tell)
+                await _reply(to_refused(error), send_noting_status)
         finally:
             path = scope["path"] if scope["path"] in self.paths else "other"
             seconds = time.monotonic() - began
-            self.metrics.request(path, status, seconds)
+            self.metrics.count_request(path, status, seconds)
             log.info("%s %s %d %.3f s", scope["method"], path, status, seconds)
 
     def _check_key(self, scope: MutableMapping[str, Any]) -> None:
@@ -65,10 +69,12 @@ class Guard:
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
         if not hmac.compare_digest(given, b"Bearer " + self.key):
-            raise Refused(401, "a valid API key is needed: Authorization: Bearer KEY", "invalid_api_key")
+            raise Refused(
+                401, "this server needs a valid API key, sent as Authorization: Bearer KEY", "invalid_api_key"
+            )
 
-    async def _whole(self, scope: MutableMapping[str, Any], receive: Receive) -> Receive:
-        """The body, read up to its limit, and then whatever comes behind it."""
+    async def _read_body(self, scope: MutableMapping[str, Any], receive: Receive) -> Receive:
+        """Read the whole body, up to its limit; return a ``receive`` that gives it and then what follows it."""
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 15 or int(length) > self.body:
             raise self._too_large()
@@ -85,28 +91,33 @@ class Guard:
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
-            raise Refused(408, f"the body did not come within {BODY_SECONDS:.0f} seconds", "timeout") from None
-        first = [{"type": "http.request", "body": bytes(read), "more_body": False}]
+            raise Refused(408, f"the body did not arrive within {BODY_SECONDS:.0f} seconds", "timeout") from None
+        body = [{"type": "http.request", "body": bytes(read), "more_body": False}]
 
-        async def again() -> Message:
-            return first.pop() if first else await receive()
+        async def body_first() -> Message:
+            return body.pop() if body else await receive()
 
-        return again
+        return body_first
 
     def _too_large(self) -> Refused:
         return Refused(413, f"the body may have at most {self.body} bytes", "too_large")
 
 
-def failure(error: BaseException) -> Refused:
-    """What to tell of an error of ours. Its message could hold a prompt, so only where it came from is logged."""
+def to_refused(error: BaseException) -> Refused:
+    """Return the reply to any error. What is unexpected is logged without its message, which may contain a prompt."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, Cancelled | asyncio.CancelledError):
         return Refused(503, "the server is shutting down", "shutting_down")
     if isinstance(error, UpstreamError):
-        log.error("the upstream failed: status %d", error.status)
+        log.error("the upstream server failed: status %d", error.status)
         if error.status in (429, 503):
-            return Refused(503, "the server behind this one is away or too busy", "upstream_unavailable", retry_after=5)
+            return Refused(
+                503,
+                "the server behind this one cannot be reached or is too busy",
+                "upstream_unavailable",
+                retry_after=5,
+            )
         late = error.status == 504
         words = "did not answer in time" if late else f"failed on this request (status {error.status})"
         return Refused(504 if late else 502, f"the server behind this one {words}", "upstream_failed")

@@ -1,4 +1,4 @@
-"""From a request to what its thread is to do; whatever cannot be served is refused here, before it costs anything."""
+"""From a request to the job of its thread. What cannot be served is refused here, before it costs anything."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 from twofold.compute.plan import Plan, parse, settings
 from twofold.compute.select import Same
 from twofold.serve import jobs
-from twofold.serve.detokenize import Stops
+from twofold.serve.detokenize import StopStrings
 from twofold.serve.jobs import Answer
-from twofold.serve.scheduler import Client, Ticket
-from twofold.serve.schema import SAMPLES, TOKENS, ChatRequest, Refused, Request, TextRequest
+from twofold.serve.scheduler import RequestEngine, RequestState
+from twofold.serve.schema import MAX_SAMPLES, MAX_TOKENS, ChatRequest, Refused, Request, TextRequest
 from twofold.text.chat import Chat
 from twofold.text.prompts import JUDGE
 from twofold.types import COLDEST, Sampling
 
-BOUNDS = {
+PLAN_LIMITS = {
     "rounds": 8, "times": 8, "windows": 8, "simulations": 64, "width": 16, "children": 16, "depth": 64, "judge_tokens": 4096,
     "judge_votes": 16, "top": 64,
 }  # fmt: skip
-"""The most that a plan may say of what multiplies its cost. Any other number: ``TOKENS``."""
-LIKELIEST = 131_072
-"""Most likeliest tokens in one reply: as many as ``SAMPLES`` of 2,048 tokens have log-probs."""
-Job = Callable[[Client], Answer]
+"""The largest values of the options that multiply a plan's cost. Every other number is limited by ``MAX_TOKENS``."""
+MAX_TOP_LOGPROBS = 131_072
+"""The most likeliest tokens in one reply: as many as ``MAX_SAMPLES`` of 2,048 tokens have log-probs."""
+Job = Callable[[RequestEngine], Answer]
 
 
-def read_chat(body: ChatRequest, name: str, chat: Chat, context: int, same: Same) -> tuple[Job, Plan | None]:
-    """Raises Refused."""
+def chat_job(body: ChatRequest, name: str, chat: Chat, context: int, same: Same) -> tuple[Job, Plan | None]:
+    """Return what to do for a chat request, and its plan if it has one. Raises Refused."""
     if body.messages[-1].role != "user":
-        raise Refused(400, "the last message must be the user's", param="messages")
+        raise Refused(400, "the last message must have the role user", param="messages")
     roles = {"developer": "system"}
     before = [(roles.get(m.role, m.role), m.text) for m in body.messages[:-1]]
     question = body.messages[-1].text
@@ -41,67 +41,69 @@ def read_chat(body: ChatRequest, name: str, chat: Chat, context: int, same: Same
         prompt = chat.prompt(question)
     except ValueError as error:
         raise Refused(400, str(error), param="messages") from error
-    chosen = _plan(body, name)
-    if chosen is None:
+    plan = _plan(body, name)
+    if plan is None:
         if body.top and not body.logprobs:
-            raise Refused(400, "top_logprobs stand beside logprobs: ask for both", param="top_logprobs")
+            raise Refused(400, "top_logprobs needs logprobs: true", param="top_logprobs")
         sampling = _sampling(body, chat.stop, [prompt], context)
         return partial(jobs.sample, chat=chat, prompts=[prompt], sampling=sampling, top=body.top), None
     if body.n not in (None, 1):
-        raise Refused(400, "a plan gives one choice, from as many samples as it says: leave n out", param="n")
+        raise Refused(400, "a plan returns one choice and sets its own number of samples: leave n out", param="n")
     if body.logprobs or body.top:
-        raise Refused(400, "the choice of a plan has no logprobs: ask without a plan", param="logprobs")
-    chosen = _fitted(body, chosen, len(prompt), context - len(chat.follow_up(JUDGE)) - 1)
-    return partial(jobs.plan, chat=chat, question=question, chosen=chosen, same=same), chosen
+        raise Refused(400, "a plan's choice has no logprobs: leave them out, or the plan", param="logprobs")
+    plan = _adjusted(body, plan, len(prompt), context - len(chat.follow_up(JUDGE)) - 1)
+    return partial(jobs.run_plan, chat=chat, question=question, plan=plan, same=same), plan
 
 
-def read_text(body: TextRequest, name: str, chat: Chat, context: int) -> Job:
-    """Raises Refused."""
+def text_job(body: TextRequest, name: str, chat: Chat, context: int) -> Job:
+    """Return what to do for a text request. Raises Refused."""
     if _plan(body, name) is not None:
         raise Refused(400, "a plan needs a question: use /v1/chat/completions", param="plan")
     prompts = _prompts(body, chat)
     if body.echo and body.stream:
-        raise Refused(400, "an echo is not streamed", param="echo")
+        raise Refused(400, "echo and stream cannot be used together", param="echo")
     if body.limit == 0:
         if not body.echo:
-            raise Refused(400, "max_tokens 0 only scores a prompt: with echo", param="max_tokens")
-        _check_heat(body.temperature or 0.0, 1.0)
+            raise Refused(400, "max_tokens 0 scores a prompt and needs echo: true", param="max_tokens")
+        _check_sampling(body.temperature or 0.0, 1.0)
         _check_length(max(map(len, prompts)), 0, context)
         _check_top(body, sum(map(len, prompts)))
         return partial(jobs.score, chat=chat, prompts=prompts, temperature=body.temperature or 1.0, top=body.top)
-    ends = () if body.ignore_eos else chat.stop
-    sampling = _sampling(body, (*ends, *(body.stop_token_ids or ())), prompts, context)
+    stop = () if body.ignore_eos else chat.stop
+    sampling = _sampling(body, (*stop, *(body.stop_token_ids or ())), prompts, context)
     return partial(jobs.sample, chat=chat, prompts=prompts, sampling=sampling, echo=bool(body.echo), top=body.top)
 
 
-def ticket(body: Request, chat: Chat, context: int, seconds: float) -> Ticket:
+def request_state(body: Request, chat: Chat, context: int, seconds: float) -> RequestState:
+    """Return what the request's calls have in common; its deadline is at most ``seconds`` from now."""
     deadline = time.monotonic() + min(seconds, body.timeout or seconds)
-    return Ticket(Stops(body.stops, chat.decode), chat.yes_no_ids[0], context, deadline)
+    return RequestState(StopStrings(body.stops, chat.decode), chat.yes_no_ids[0], context, deadline)
 
 
 def check_logprobs(body: Request, raw: bool) -> None:
-    """Raises Refused if log-probs are asked for and the engine, a ``raw`` one, tells others than those sampled from."""
+    """Raise Refused if the request asks for the log-probs of a distribution that the engine, a ``raw`` one, does not report."""
     asked = body.logprobs if isinstance(body, ChatRequest) else isinstance(body, TextRequest) and body.logprobs == 0
-    plain = body.temperature == 0 or (body.temperature in (None, 1) and body.top_p in (None, 1))
-    if asked and raw and not plain:
-        message = "logprobs are told at temperature 1 and top_p 1, or 0: behind this server is one that tells no others"
+    untempered = body.temperature == 0 or (body.temperature in (None, 1) and body.top_p in (None, 1))
+    if asked and raw and not untempered:
+        message = "the server behind this one reports logprobs only at temperature 1 and top_p 1, or at temperature 0"
         raise Refused(400, message, param="logprobs")
 
 
 def _prompts(body: TextRequest, chat: Chat) -> list[list[int]]:
-    """Token ids as they are; in text, the literal of a control token is text."""
+    """Return the prompts as token ids. In a text, the literal of a control token is text."""
     prompts: list[list[int]] = []
-    for given in _several(body.prompt):
+    for given in _separate(body.prompt):
         prompts.append(chat.encode(given) if isinstance(given, str) else given)
     size = len(chat.tokenizer)
     if not all(prompts):
         raise Refused(400, "a prompt needs at least one token", param="prompt")
     if (worst := max(t for p in prompts for t in p)) >= size:
-        raise Refused(400, f"token {worst} is not in the vocabulary of {size}", param="prompt")
+        raise Refused(400, f"token {worst} is not in the vocabulary of {size} tokens", param="prompt")
     return prompts
 
 
-def _several(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[str | list[int]]:
+def _separate(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[str | list[int]]:
+    """Return the prompts that a request's ``prompt`` holds: one or several, texts or token ids."""
     if isinstance(prompt, str):
         return [prompt]
     ids = [t for t in prompt if isinstance(t, int)]
@@ -109,13 +111,13 @@ def _several(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[
 
 
 def _plan(body: Request, name: str) -> Plan | None:
-    """The plan a request asks for, in its body or behind its model's name."""
+    """Return the plan that the request asks for in its body or after its model's name."""
     base, _, alias = body.model.partition(":") if body.model != name else (name, "", "")
     if base != name:
         message = f"there is no model {body.model!r} here, only {name!r} and {name + ':PLAN'!r}"
         raise Refused(404, message, "model_not_found", "model")
     if alias and body.plan is not None:
-        raise Refused(400, "two plans: one in the model's name and one in the body", param="plan")
+        raise Refused(400, "there are two plans, one in the model's name and one in the body", param="plan")
     if isinstance(body.plan, dict):
         options = {"rule": "weighted", "n": 16, **body.plan}
         rest = ",".join(f"{k}={_value(v)}" for k, v in options.items() if k not in ("rule", "n"))
@@ -125,82 +127,79 @@ def _plan(body: Request, name: str) -> Plan | None:
 
 
 def _value(value: Any) -> str:
+    """Return a plan option's value as its short form writes it."""
     return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
 def read_plan(spec: str) -> Plan:
-    """A plan from its short form, see ``compute.plan.parse``. Raises Refused."""
+    """Return the plan of a short form, which ``compute.plan.parse`` describes. Raises Refused."""
     try:
         plan = parse(spec)
     except (ValueError, OverflowError) as error:
         raise Refused(400, str(error)[:400], "invalid_plan", "plan") from error
-    if plan.n > SAMPLES:
-        raise Refused(400, f"a plan may have at most {SAMPLES} samples here, not {plan.n}", "invalid_plan", "plan")
+    if plan.n > MAX_SAMPLES:
+        raise Refused(400, f"a plan may have at most {MAX_SAMPLES} samples here, not {plan.n}", "invalid_plan", "plan")
     for place, value, _ in settings(replace(plan, seed=0)):
-        most = BOUNDS.get(place.rpartition(".")[2], TOKENS)
+        most = PLAN_LIMITS.get(place.rpartition(".")[2], MAX_TOKENS)
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, int | float) and not abs(number) <= most:  # NaN neither
+            if isinstance(number, int | float) and not abs(number) <= most:  # this refuses NaN, too
                 raise Refused(400, f"{place} may be at most {most} here, not {number}", "invalid_plan", "plan")
     return plan
 
 
-def _check_heat(temperature: float, top_p: float) -> None:
-    if 0 < temperature < COLDEST or not COLDEST**2 <= top_p <= 1:
-        message = f"temperature must be 0 or at least {COLDEST}, top_p {COLDEST**2} to 1"
-        raise Refused(400, message, param="temperature")
-
-
-def _fitted(body: Request, chosen: Plan, prompt: int, context: int) -> Plan:
-    """The plan with what the request says beside it, and no more tokens than there is room for."""
-    said: dict[str, Any] = {
+def _adjusted(body: Request, plan: Plan, prompt: int, context: int) -> Plan:
+    """Return the plan with the request's own sampling options, and no more tokens than there is room for."""
+    given: dict[str, Any] = {
         "temperature": body.temperature,
         "top_p": body.top_p,
         "max_tokens": body.limit,
         "seed": body.seed,
     }
-    _check_heat(body.temperature or 0.0, body.top_p or 1.0)
-    chosen = replace(chosen, **{k: v for k, v in said.items() if v is not None})
-    given = body.limit is not None or chosen.max_tokens != Plan().max_tokens
-    if chosen.max_tokens < 1:
+    _check_sampling(body.temperature or 0.0, body.top_p or 1.0)
+    plan = replace(plan, **{k: v for k, v in given.items() if v is not None})
+    limited = body.limit is not None or plan.max_tokens != Plan().max_tokens
+    if plan.max_tokens < 1:
         raise Refused(400, "a plan needs max_tokens of at least 1", param="max_tokens")
-    _check_length(prompt, chosen.max_tokens if given else 1, context)
-    return replace(chosen, max_tokens=min(chosen.max_tokens, context - prompt))
+    _check_length(prompt, plan.max_tokens if limited else 1, context)
+    return replace(plan, max_tokens=min(plan.max_tokens, context - prompt))
 
 
 def _sampling(body: Request, stop: Sequence[int], prompts: Sequence[Sequence[int]], context: int) -> Sampling:
     longest = max(map(len, prompts))
-    _check_heat(body.temperature or 0.0, body.top_p or 1.0)
+    _check_sampling(body.temperature or 0.0, body.top_p or 1.0)
     _check_length(longest, 1 if body.limit is None else body.limit, context)
     n = body.n or 1
-    if n * len(prompts) > SAMPLES:
-        raise Refused(400, f"{len(prompts)} prompts x n = {n}: at most {SAMPLES} completions at once", param="n")
+    if n * len(prompts) > MAX_SAMPLES:
+        message = f"{len(prompts)} prompts x n = {n} is more than {MAX_SAMPLES} completions in one request"
+        raise Refused(400, message, param="n")
     if body.limit == 0:
         raise Refused(400, "max_tokens must be at least 1", param="max_tokens")
     if body.progress is not None:
-        raise Refused(400, "progress is told of plans", param="progress")
+        raise Refused(400, "progress needs a plan", param="progress")
     sampling = Sampling(
         n=n,
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
-        max_tokens=min(context - longest, TOKENS) if body.limit is None else body.limit,
+        max_tokens=min(context - longest, MAX_TOKENS) if body.limit is None else body.limit,
         stop=tuple(stop),
-        seed=_seed() if body.seed is None else body.seed,
+        seed=time.time_ns() if body.seed is None else body.seed,
     )
     _check_top(body, n * sum(len(p) + sampling.max_tokens for p in prompts))
     return sampling
 
 
-def _seed() -> int:
-    """Without a seed, every request draws anew."""
-    return time.time_ns()
+def _check_sampling(temperature: float, top_p: float) -> None:
+    if 0 < temperature < COLDEST or not COLDEST**2 <= top_p <= 1:
+        message = f"temperature must be 0 or at least {COLDEST}, and top_p between {COLDEST**2} and 1"
+        raise Refused(400, message, param="temperature")
 
 
 def _check_top(body: Request, tokens: int) -> None:
-    if body.top * tokens > LIKELIEST:
-        message = f"{body.top} likeliest of up to {tokens} tokens: at most {LIKELIEST} in all; lower max_tokens"
+    if body.top * tokens > MAX_TOP_LOGPROBS:
+        message = f"{body.top} likeliest of up to {tokens} tokens are more than {MAX_TOP_LOGPROBS}: lower max_tokens"
         raise Refused(400, message, param="max_tokens")
     if body.top and body.top_p not in (None, 1):
-        raise Refused(400, "the likeliest tokens are told of the whole distribution: leave top_p out", param="top_p")
+        raise Refused(400, "the likeliest tokens are those of the whole distribution: leave top_p out", param="top_p")
 
 
 def _check_length(prompt: int, tokens: int, context: int) -> None:

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shapes, whole or in chunks. What is ours stands beside it: see ``docs/serve.md``."""
+"""Replies in OpenAI's shapes, in full or in chunks, with fields of ours beside them: see ``docs/serve.md``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from functools import cache
 from itertools import accumulate
 from typing import Any, Protocol
 
-from twofold.serve.detokenize import Reader
+from twofold.serve.detokenize import Detokenizer
 from twofold.serve.jobs import Answer, Choice
-from twofold.serve.scheduler import Batch, Client
+from twofold.serve.scheduler import Progress, RequestEngine
 from twofold.serve.schema import ChatRequest, Request, TextRequest
 from twofold.text.chat import Chat
 
@@ -18,28 +18,35 @@ PAUSE = 0.05
 """Seconds between two reports of a plan's progress."""
 
 
-class Shape(Protocol):
-    """How one of the two kinds of completion is written."""
+class ReplyFormat(Protocol):
+    """The JSON of one of the two kinds of completion."""
 
-    prefix: str
-    whole_kind: str
-    chunk_kind: str
-    planned: bool
-    wanted: bool
-    """Whether log-probs were asked for."""
+    id_prefix: str
+    full_object: str
+    chunk_object: str
+    has_plan: bool
+    with_logprobs: bool
 
-    def choice(self, choice: Choice) -> dict[str, Any]: ...
-    def delta(self, text: str | None, first: bool = False) -> dict[str, Any]: ...
+    def choice(self, choice: Choice) -> dict[str, Any]:
+        """Return the fields of a full reply's choice that hold its text."""
+        ...
+
+    def delta(self, text: str | None, first: bool = False) -> dict[str, Any]:
+        """Return the fields of a chunk's choice that hold its text; ``first`` of the choice's chunks."""
+        ...
+
     def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any] | None:
-        """Of the choice's tokens, None if nobody asked; its text begins with character ``start`` of the whole."""
+        """Return the log-probs of the choice's tokens, None if not wanted. Its text begins at character ``start``."""
         ...
 
 
-class ChatShape:
-    prefix, whole_kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
+class ChatFormat:
+    """Implements ``ReplyFormat`` for /v1/chat/completions."""
 
-    def __init__(self, body: ChatRequest, chat: Chat, planned: bool) -> None:
-        self.wanted, self.planned, self.name = bool(body.logprobs), planned, _namer(chat)
+    id_prefix, full_object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def __init__(self, body: ChatRequest, chat: Chat, has_plan: bool) -> None:
+        self.with_logprobs, self.has_plan, self._text = bool(body.logprobs), has_plan, _token_text(chat)
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
@@ -48,25 +55,27 @@ class ChatShape:
         return {"delta": ({"role": "assistant"} if first else {}) | ({} if text is None else {"content": text})}
 
     def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any] | None:
-        if not self.wanted:
+        if not self.with_logprobs:
             return None
         content = [
             self._entry(t, x) | {"top_logprobs": [self._entry(*likely) for likely in top.items()]}
-            for t, x, top in zip(choice.tokens, choice.logprobs, choice.tops, strict=True)
+            for t, x, top in zip(choice.tokens, choice.logprobs, choice.top_logprobs, strict=True)
         ]
         return {"content": content, "refusal": None}
 
     def _entry(self, token: int, logprob: float | None) -> dict[str, Any]:
-        name = self.name(token)
-        return {"token": name, "logprob": _finite(logprob), "bytes": list(name.encode())}
+        text = self._text(token)
+        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
 
 
-class TextShape:
-    prefix, whole_kind, chunk_kind, planned = "cmpl", "text_completion", "text_completion", False
+class TextFormat:
+    """Implements ``ReplyFormat`` for /v1/completions."""
+
+    id_prefix, full_object, chunk_object, has_plan = "cmpl", "text_completion", "text_completion", False
 
     def __init__(self, body: TextRequest, chat: Chat) -> None:
-        self.wanted, self.name = body.logprobs is not None, _namer(chat)
-        self.written = "token_id:{}".format if body.return_tokens_as_token_ids else self.name
+        self.with_logprobs, self._text = body.logprobs is not None, _token_text(chat)
+        self._name = "token_id:{}".format if body.return_tokens_as_token_ids else self._text
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         return {"text": choice.text}
@@ -75,99 +84,103 @@ class TextShape:
         return {"text": text or ""}
 
     def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any] | None:
-        if not self.wanted:
+        if not self.with_logprobs:
             return None
-        told = zip(choice.tokens, choice.logprobs, choice.tops, strict=True)
-        tops = [self._likeliest({**top, t: x}) if top and x is not None else None for t, x, top in told]
+        places = zip(choice.tokens, choice.logprobs, choice.top_logprobs, strict=True)
+        likeliest = [self._by_name({**top, t: x}) if top and x is not None else None for t, x, top in places]
         return {
-            "tokens": [self.written(t) for t in choice.tokens],
+            "tokens": [self._name(t) for t in choice.tokens],
             "token_logprobs": [_finite(x) for x in choice.logprobs],
-            "top_logprobs": tops if any(tops) else None,
-            "text_offset": list(accumulate((len(self.name(t)) for t in choice.tokens), initial=start))[:-1],
+            "top_logprobs": likeliest if any(likeliest) else None,
+            "text_offset": list(accumulate((len(self._text(t)) for t in choice.tokens), initial=start))[:-1],
         }
 
-    def _likeliest(self, logprobs: dict[int, float]) -> dict[str, float | None]:
-        """By text, the likeliest first; halves of characters share one, which the likeliest has."""
+    def _by_name(self, logprobs: dict[int, float]) -> dict[str, float | None]:
+        """Return log-probs by the tokens' names, likeliest first. Of tokens with one name (halves of characters) the likeliest
+        has it."""
         named: dict[str, float | None] = {}
         for token in sorted(logprobs, key=logprobs.__getitem__, reverse=True):
-            named.setdefault(self.written(token), _finite(logprobs[token]))
+            named.setdefault(self._name(token), _finite(logprobs[token]))
         return named
 
 
-def _namer(chat: Chat) -> Callable[[int], str]:
-    """The text of a token."""
+def _token_text(chat: Chat) -> Callable[[int], str]:
+    """Return a function that gives a token's text."""
     return cache(lambda token: chat.tokenizer.decode([token]))
 
 
-def whole(shape: Shape, identity: dict[str, Any], answer: Answer) -> dict[str, Any]:
-    """The reply to a request that is not streamed."""
+def full_reply(fmt: ReplyFormat, identity: dict[str, Any], answer: Answer) -> dict[str, Any]:
+    """Return the reply to a request that is not streamed."""
     choices = [
-        {"index": i, **shape.choice(c), "logprobs": shape.logprobs(c), "finish_reason": c.finish, **c.details}
+        {"index": i, **fmt.choice(c), "logprobs": fmt.logprobs(c), "finish_reason": c.finish, **c.details}
         for i, c in enumerate(answer.choices)
     ]
     return {
         **identity,
-        "object": shape.whole_kind,
+        "object": fmt.full_object,
         "choices": choices,
         "usage": _usage(answer),
-        "twofold": _ours(answer),
+        "twofold": _cost(answer),
     }
 
 
-class Chunks:
-    """The chunks of a stream: text as it comes; of a plan, how far it is, then its answer."""
+class ChunkWriter:
+    """Writes the chunks of a stream: text as it arrives or, for a plan, reports of its progress and then its answer."""
 
-    def __init__(self, shape: Shape, identity: dict[str, Any], body: Request, client: Client) -> None:
-        self.shape, self.identity, self.client = shape, {**identity, "object": shape.chunk_kind}, client
-        self.late = bool(body.top)  # the likeliest tokens are known at the end, and log-probs come with them
-        self.usage = bool(body.stream_options and body.stream_options.include_usage)
-        self.texts = body.progress == "samples"
-        self.pause = PAUSE if shape.planned else 0.0
-        self._readers: dict[tuple[int, int], Reader] = {}
-        self._told: dict[tuple[int, int], float] = {}
-        self._tokens: dict[int, int] = {}  # of each choice, whose log-probs were told; and its characters
-        self._characters: dict[int, int] = {}
+    def __init__(self, fmt: ReplyFormat, identity: dict[str, Any], body: Request, engine: RequestEngine) -> None:
+        self.format, self.identity, self.engine = fmt, {**identity, "object": fmt.chunk_object}, engine
+        self.logprobs_last = bool(body.top)  # the likeliest tokens, and log-probs with them, are known at the end
+        self.with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        self.with_samples = body.progress == "samples"
+        self.pause = PAUSE if fmt.has_plan else 0.0
+        self._detokenizers: dict[tuple[int, int], Detokenizer] = {}  # by (generate call, row), as are the next two
+        self._begun: set[tuple[int, int]] = set()
+        self._verdicts: dict[tuple[int, int], float] = {}  # the last ones sent
+        self._tokens: dict[int, int] = {}  # choice -> tokens whose log-probs were sent
+        self._characters: dict[int, int] = {}  # choice -> characters of its text that were sent
 
     def first(self) -> list[dict[str, Any]]:
-        return [self._chunk(0, self.shape.delta("", first=True))] if self.shape.planned else []
+        """Return the chunks to send before anything is known."""
+        return [self._chunk(0, self.format.delta("", first=True))] if self.format.has_plan else []
 
-    def more(self) -> list[dict[str, Any]]:
-        """What is new since the last call."""
-        batches = tuple(self.client.batches)
-        if self.shape.planned:
-            return [self._progress(batches)] if batches else []
+    def new(self) -> list[dict[str, Any]]:
+        """Return the chunks for what is new since the last call."""
+        calls = tuple(self.engine.progress)
+        if self.format.has_plan:
+            return [self._progress(calls)] if calls else []
         found = []
-        for batch in batches:
-            for r, row in enumerate(batch.rows):
-                tokens = row[: batch.ready[r]]
-                piece = self._read(0, r, tokens)
-                told = None if self.late else self._logprobs(r, tokens, batch.logprobs[r], piece)
-                if piece or told:
-                    found.append(self._chunk(r, self.shape.delta(piece, (0, r) not in self._told), None, told))
-                    self._told[0, r] = 1.0
+        for progress in calls:
+            for r, row in enumerate(progress.tokens):
+                tokens = row[: progress.ready[r]]
+                text = self._new_text(0, r, tokens)
+                logprobs = None if self.logprobs_last else self._logprobs(r, tokens, progress.logprobs[r], text)
+                if text or logprobs:
+                    delta = self.format.delta(text, first=(0, r) not in self._begun)
+                    found.append(self._chunk(r, delta, None, logprobs))
+                    self._begun.add((0, r))
         return found
 
     def last(self, answer: Answer) -> list[dict[str, Any]]:
-        """What was still held back, how each choice ended, and the cost."""
-        found = [self._progress(tuple(self.client.batches))] if self.shape.planned else []
+        """Return the chunks for what was held back, how each choice ended, and the cost."""
+        found = [self._progress(tuple(self.engine.progress))] if self.format.has_plan else []
         for i, c in enumerate(answer.choices):
-            text = c.text if self.shape.planned else self._read(0, i, c.tokens, final=True)
-            told = self._logprobs(i, c.tokens, c.logprobs, text, c.tops)
-            if text or told:
-                found.append(self._chunk(i, self.shape.delta(text), None, told))
+            text = c.text if self.format.has_plan else self._new_text(0, i, c.tokens, final=True)
+            logprobs = self._logprobs(i, c.tokens, c.logprobs, text, c.top_logprobs)
+            if text or logprobs:
+                found.append(self._chunk(i, self.format.delta(text), None, logprobs))
         for i, c in enumerate(answer.choices):
-            chunk = self._chunk(i, self.shape.delta(None), c.finish)
+            chunk = self._chunk(i, self.format.delta(None), c.finish)
             chunk["choices"][0] |= c.details
             if i + 1 == len(answer.choices):
-                chunk["twofold"] = _ours(answer)
+                chunk["twofold"] = _cost(answer)
             found.append(chunk)
-        if self.usage:
+        if self.with_usage:
             found.append({**self.identity, "choices": [], "usage": _usage(answer)})
         return found
 
-    def _read(self, batch: int, row: int, tokens: Sequence[int], final: bool = False) -> str:
-        reader = self._readers.setdefault((batch, row), Reader(self.client.ticket.stops))
-        return reader.more(tuple(tokens), final)
+    def _new_text(self, call: int, row: int, tokens: Sequence[int], final: bool = False) -> str:
+        detokenizer = self._detokenizers.setdefault((call, row), Detokenizer(self.engine.state.stops))
+        return detokenizer.read(tuple(tokens), final)
 
     def _logprobs(
         self,
@@ -175,38 +188,39 @@ class Chunks:
         tokens: list[int],
         logprobs: Sequence[float | None],
         text: str,
-        tops: Sequence[dict[int, float]] = (),
+        top_logprobs: Sequence[dict[int, float]] = (),
     ) -> dict[str, Any] | None:
-        """Of the tokens since the last call, which ``text`` goes with, if they are wanted."""
+        """Return the log-probs of choice i's tokens since the last call, which ``text`` belongs to, None if not wanted."""
         before, start = self._tokens.get(i, 0), self._characters.get(i, 0)
         self._characters[i] = start + len(text)
-        if not self.shape.wanted or before == len(tokens):
+        if not self.format.with_logprobs or before == len(tokens):
             return None
         self._tokens[i] = len(tokens)
-        likeliest = list(tops[before:]) if tops else [{} for _ in tokens[before:]]
+        likeliest = list(top_logprobs[before:]) if top_logprobs else [{} for _ in tokens[before:]]
         new = Choice("", "length", tokens[before:], list(logprobs[before : len(tokens)]), likeliest)
-        return self.shape.logprobs(new, start)
+        return self.format.logprobs(new, start)
 
-    def _progress(self, batches: Sequence[Batch]) -> dict[str, Any]:
-        told: dict[str, Any] = {
-            "samples": sum(len(b.rows) for b in batches),
-            "finished": sum(b.finished for b in batches),
-            "judged": sum(len(b.verdicts) for b in batches),
-            "tokens": sum(len(row) for b in batches for row in b.rows),
+    def _progress(self, calls: Sequence[Progress]) -> dict[str, Any]:
+        report: dict[str, Any] = {
+            "samples": sum(len(p.tokens) for p in calls),
+            "finished": sum(p.finished for p in calls),
+            "judged": sum(len(p.verdicts) for p in calls),
+            "tokens": sum(len(row) for p in calls for row in p.tokens),
         }
-        if self.texts:
-            told["news"] = [new for i, b in enumerate(batches) for new in self._news(i, b)]
-        return {**self._chunk(0, self.shape.delta(None)), "twofold": {"progress": told}}
+        if self.with_samples:
+            report["news"] = [new for i, p in enumerate(calls) for new in self._new_in_samples(i, p)]
+        return {**self._chunk(0, self.format.delta(None)), "twofold": {"progress": report}}
 
-    def _news(self, i: int, batch: Batch) -> list[dict[str, Any]]:
+    def _new_in_samples(self, i: int, progress: Progress) -> list[dict[str, Any]]:
+        """Return the new text and the new verdict of every sample of generate call i that has any."""
         found = []
-        for r, row in enumerate(batch.rows):
+        for r, row in enumerate(progress.tokens):
             new: dict[str, Any] = {}
-            if piece := self._read(i, r, row, final=batch.finished == len(batch.rows)):
-                new["text"] = piece
-            verdict = batch.verdicts.get(r)
-            if verdict is not None and self._told.get((i, r)) != verdict:
-                new["verdict"] = self._told[i, r] = verdict
+            if text := self._new_text(i, r, row, final=progress.finished == len(progress.tokens)):
+                new["text"] = text
+            verdict = progress.verdicts.get(r)
+            if verdict is not None and self._verdicts.get((i, r)) != verdict:
+                new["verdict"] = self._verdicts[i, r] = verdict
             if new:
                 found.append({"batch": i, "sample": r, **new})
         return found
@@ -215,20 +229,20 @@ class Chunks:
         self, index: int, delta: dict[str, Any], finish: str | None = None, logprobs: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         choice = {"index": index, **delta, "logprobs": logprobs, "finish_reason": finish}
-        return {**self.identity, "choices": [choice]} | ({"usage": None} if self.usage else {})
+        return {**self.identity, "choices": [choice]} | ({"usage": None} if self.with_usage else {})
 
 
 def _usage(answer: Answer) -> dict[str, Any]:
-    """Every token spent: those that judged count as completion."""
+    """Return OpenAI's count of every token spent; those of judgements count as completion."""
     cost = answer.cost
-    done = cost.generated + cost.verified
-    return {"prompt_tokens": cost.prompt, "completion_tokens": done, "total_tokens": cost.prompt + done}
+    completion = cost.generated + cost.verified
+    return {"prompt_tokens": cost.prompt, "completion_tokens": completion, "total_tokens": cost.prompt + completion}
 
 
-def _ours(answer: Answer) -> dict[str, Any]:
+def _cost(answer: Answer) -> dict[str, Any]:
     return {"cost": asdict(answer.cost), "timed_out": answer.timed_out}
 
 
 def _finite(logprob: float | None) -> float | None:
-    """JSON has no infinity."""
+    """Return the log-prob, at least -9999: JSON has no infinity."""
     return None if logprob is None else max(logprob, -9999.0)

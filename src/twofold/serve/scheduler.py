@@ -1,5 +1,7 @@
-"""One thread owns the engine. What all requests ask to generate becomes one forward pass per token, or goes to a server
-that sees to it (``engines/remote.py``)."""
+"""The scheduler: one thread owns the engine and advances the calls of all requests together.
+
+With the native engine that is one forward pass per token for all requests; a remote engine leaves it to its server.
+"""
 
 from __future__ import annotations
 
@@ -10,310 +12,304 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
-from twofold.engines.base import Engine, Finished, Scored, UpstreamError, told, unheard
-from twofold.serve.detokenize import Stops
+from twofold.engines.base import Finished, Run, Scored, StepEngine, UpstreamError, ignore_finished, report_all
+from twofold.serve.detokenize import StopStrings
 from twofold.types import Completion, Sampling
 
-LATE = 5.0
-"""Seconds that a strategy has to end after its deadline, in which every generate call gives one token."""
-MOST = 1024
-"""Most samples of one call."""
+OVERTIME = 5.0
+"""Seconds that a strategy has to end after its deadline. Until then each of its generate calls returns one token per sample."""
+MAX_CALL_SAMPLES = 1024
+"""The most samples of one call."""
 
 
 class Cancelled(Exception):
-    """Whoever asked is gone, or the server is stopping."""
-
-
-class Run(Protocol):
-    """A call that is taken step by step. ``tokens`` are its samples' so far (none, if it scores) and ``logprobs`` theirs, in
-    lists that grow; ``results`` raises what it failed with; ``leave`` ends it early."""
-
-    @property
-    def done(self) -> bool: ...
-    @property
-    def tokens(self) -> Sequence[list[int]]: ...
-    @property
-    def logprobs(self) -> Sequence[list[float]]: ...
-    @property
-    def results(self) -> Any: ...
-    def leave(self) -> None: ...
-
-
-class Stepper(Engine, Protocol):
-    """An engine whose calls can be taken together: ``start`` is a generate call, ``score`` a logprobs call with the ``top``
-    likeliest tokens of each place (its results are ``Scored``), a ``step`` one more token, or a moment's wait for news."""
-
-    def session(self) -> Stepper: ...
-    def start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Run: ...
-    def score(
-        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float, top: int
-    ) -> Run: ...
-    def step(self, runs: Sequence[Any]) -> None: ...
+    """The client has left, or the server is stopping."""
 
 
 @dataclass(slots=True)
-class Ticket:
-    """What a request wants of all its calls.
+class RequestState:
+    """What the calls of one request have in common.
 
-    From ``deadline`` (``time.monotonic``) on, generate calls return what they have, at least a token per sample.
-    ``watch`` is called in the loop's thread whenever there are new tokens, and has to be quick.
+    From ``deadline`` (``time.monotonic``) on, generate calls return what they have, at least one token per sample.
+    ``on_progress`` is called in the scheduler's thread whenever there are new tokens or verdicts; it must return at once.
     """
 
-    stops: Stops
+    stops: StopStrings
     yes: int
     """The token whose probability is a verdict."""
     context: int
-    """Most tokens of a text; generate calls are cut to it."""
+    """The most tokens of a text; generate calls are cut to it."""
     deadline: float = float("inf")
     cancelled: threading.Event = field(default_factory=threading.Event)
-    watch: Callable[[], None] = lambda: None
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """``begin`` gives a Run of as many rows as there are ``prompts``; without any, it scores."""
-
-    client: Client
-    begin: Callable[[], Run]
-    prompts: Sequence[list[int]] = ()
-    sampling: Sampling = field(default_factory=Sampling)
-    result: Future[Any] = field(default_factory=Future)
-    run: Any = None
-    ends: dict[int, int] = field(default_factory=dict)
-    """Row -> tokens until a stop string was complete."""
-    seen: dict[int, int] = field(default_factory=dict)
-    """Row that still grows -> tokens that stop strings have been looked for in."""
-
-    @property
-    def rows(self) -> int:
-        return len(self.prompts)
+    on_progress: Callable[[], None] = lambda: None
 
 
 @dataclass(slots=True)
-class Batch:
-    """One generate call as it can be watched. The lists of ``rows`` are the tokens of every sample, and grow; those of
-    ``logprobs`` are theirs."""
+class Progress:
+    """How far a generate call is, for readers in other threads. It has a row per sample; the lists of ``tokens`` and
+    ``logprobs`` are the run's own and grow."""
 
     prompts: Sequence[list[int]]
-    rows: Sequence[list[int]]
+    tokens: Sequence[list[int]]
     logprobs: Sequence[list[float]]
     ready: list[int]
-    """Tokens of each row that are known to be in front of a stop string's end."""
+    """How many of each row's tokens are final: stop strings have been looked for in them."""
     finished: int = 0
     """How many rows have ended."""
     verdicts: dict[int, float] = field(default_factory=dict)
-    """Row -> P(Yes) on its text, where it was asked."""
+    """Row -> P(Yes) of its text, where it was asked for."""
 
-    def note(self, prompt: Sequence[int], p_yes: float) -> None:
-        """The verdict belongs to the row whose text the judgement's prompt begins with."""
-        for r, (start, row) in enumerate(zip(self.prompts, self.rows, strict=True)):
+    def record_verdict(self, prompt: Sequence[int], p_yes: float) -> None:
+        """Store a verdict in the row whose text ``prompt``, the judgement's, begins with."""
+        for r, (start, row) in enumerate(zip(self.prompts, self.tokens, strict=True)):
             size = len(start) + len(row)
             if len(prompt) > size and list(prompt[len(start) : size]) == row and prompt[: len(start)] == start:
                 self.verdicts[r] = p_yes
 
 
-class Client:
-    """The engine as one request sees it: its calls are carried out in the loop's thread, in step with all others'.
+@dataclass(slots=True, eq=False)
+class Call:
+    """A call that waits for its turn. ``prompts`` has one prompt per sample, and none if the call scores."""
+
+    engine: RequestEngine
+    begin: Callable[[], Run[Any]]
+    prompts: Sequence[list[int]] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    result: Future[Any] = field(default_factory=Future)
+
+    @property
+    def rows(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def cancelled(self) -> bool:
+        return self.engine.state.cancelled.is_set()
+
+
+class RunningCall:
+    """A call that has begun."""
+
+    def __init__(self, call: Call, run: Run[Any]) -> None:
+        self.call, self.run, self.state = call, run, call.engine.state
+        self.progress = Progress(call.prompts, run.tokens, run.logprobs, [0] * call.rows)
+        self._searched = dict.fromkeys(range(call.rows), 0)
+        """Row that still grows -> tokens that stop strings have been looked for in."""
+        self._stopped: dict[int, int] = {}
+        """Row -> tokens until a stop string was complete."""
+
+    def update(self, done: bool) -> None:
+        """Look for stop strings and ends in the new tokens, and report progress. ``done``: no more tokens will come."""
+        if not self.call.rows:
+            return
+        progress, sampling = self.progress, self.call.sampling
+        before = sum(progress.ready)
+        for r, searched in tuple(self._searched.items()):
+            row = progress.tokens[r]
+            size = len(row)
+            if end := self.state.stops.first_end(row, searched, size):
+                self._stopped[r] = end
+            if end or size >= sampling.max_tokens or (size and row[size - 1] in sampling.stop):
+                del self._searched[r]
+            else:
+                self._searched[r] = size
+            progress.ready[r] = end or size
+        progress.finished = self.call.rows if done else self.call.rows - len(self._searched)
+        if done or sum(progress.ready) > before:
+            self.state.on_progress()
+
+    def has_enough(self, late: bool) -> bool:
+        """Whether the call can end before its run is done: stop strings ended its last rows, or it is ``late`` and every
+        row has a token."""
+        if not self.call.rows:
+            return False
+        return bool(self._stopped and not self._searched) or (late and all(self.progress.tokens))
+
+    def collect(self) -> Any:
+        """Return the results, each completion cut where a stop string ended it. Raises what the run failed with."""
+        if not self.run.done:
+            self.run.stop()
+        results = self.run.results
+        n = self.call.sampling.n
+        for r, size in self._stopped.items():
+            completion = results[r // n][r % n]
+            self.call.engine.discarded += len(completion.tokens) - size
+            results[r // n][r % n] = _cut(completion, size)
+        return results
+
+    def fail(self, error: Exception) -> None:
+        """End the call early with ``error``."""
+        self.run.stop()
+        self.call.result.set_exception(error)
+
+
+class RequestEngine:
+    """Implements ``Engine`` for one request: the scheduler carries out its calls beside those of the other requests.
 
     Every call may raise ``Cancelled``, and whatever the engine raises.
     """
 
-    def __init__(self, loop: Loop, session: Stepper, ticket: Ticket) -> None:
-        self.loop, self.session, self.ticket = loop, session, ticket
-        self.batches: list[Batch] = []
-        """Its generate calls so far."""
-        self.dropped = 0
-        """Tokens drawn behind stop strings, which no completion contains."""
+    def __init__(self, scheduler: Scheduler, session: StepEngine, state: RequestState) -> None:
+        self.scheduler, self.session, self.state = scheduler, session, state
+        self.progress: list[Progress] = []
+        """One entry per generate call that has begun."""
+        self.discarded = 0
+        """Tokens drawn after a stop string was complete, which no completion contains."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = unheard
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
     ) -> list[list[Completion]]:
         if not prompts:
             return []
-        late = time.monotonic() - self.ticket.deadline
-        if late > LATE:
-            raise TimeoutError("the strategy did not end by itself after its deadline")
-        room = 1 if late >= 0 else self.ticket.context - max(map(len, prompts))
-        if room < 1 or len(prompts) * sampling.n > MOST:
-            raise ValueError(
-                f"{len(prompts)} x {sampling.n} samples with {room} tokens left each: more than is allowed"
-            )
+        late = time.monotonic() - self.state.deadline
+        if late > OVERTIME:
+            raise TimeoutError(f"the strategy still generates {OVERTIME:g} s after its deadline")
+        room = 1 if late >= 0 else self.state.context - max(map(len, prompts))
+        if room < 1:
+            raise ValueError(f"a prompt of {max(map(len, prompts))} tokens fills the context of {self.state.context}")
+        if len(prompts) * sampling.n > MAX_CALL_SAMPLES:
+            raise ValueError(f"{len(prompts)} x {sampling.n} samples in one call, more than {MAX_CALL_SAMPLES}")
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         rows = [list(p) for p in prompts for _ in range(sampling.n)]
-        groups = self.loop.do(Call(self, lambda: self.session.start(prompts, sampling), rows, sampling))
-        return told(groups, finished)
+        groups = self.scheduler.execute(Call(self, lambda: self.session.start(prompts, sampling), rows, sampling))
+        return report_all(groups, finished)
 
     def logprobs(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float = 1.0
     ) -> list[list[float]]:
-        done = [values for values, _ in self.scored(prompts, continuations, temperature, 0)]
-        for prompt, continuation, values in zip(prompts, continuations, done, strict=True):
-            if list(continuation) == [self.ticket.yes] and self.batches:
-                self.batches[-1].note(list(prompt), math.exp(values[0]))
-        self.ticket.watch()
-        return done
+        found = [logprobs for logprobs, _ in self.scored(prompts, continuations, temperature, 0)]
+        for prompt, continuation, logprobs in zip(prompts, continuations, found, strict=True):
+            if list(continuation) == [self.state.yes] and self.progress:
+                self.progress[-1].record_verdict(list(prompt), math.exp(logprobs[0]))
+        self.state.on_progress()
+        return found
 
     def scored(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float, top: int
     ) -> list[Scored]:
-        """``logprobs``, and the ``top`` likeliest tokens of each place with theirs."""
-        return self.loop.do(Call(self, lambda: self.session.score(prompts, continuations, temperature, top)))
+        """Return the ``logprobs`` and the ``top`` likeliest tokens of each place with theirs."""
+        return self.scheduler.execute(Call(self, lambda: self.session.score(prompts, continuations, temperature, top)))
 
 
-class Loop:
-    """Carries out the calls of its clients; at most ``max_rows`` samples are decoded at once, the others wait in order."""
+class Scheduler:
+    """Carries out the calls of all requests. At most ``max_rows`` samples are decoded at once; later calls wait in order."""
 
-    def __init__(self, engine: Stepper, max_rows: int = 256) -> None:
+    def __init__(self, engine: StepEngine, max_rows: int = 256) -> None:
         self.engine, self.max_rows = engine, max_rows
         self._waiting: deque[Call] = deque()
-        self._live: list[Call] = []
+        self._running: list[RunningCall] = []
         self._closed = False
-        self._news = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="twofold-loop", daemon=True)
+        self._changed = threading.Condition()  # guards _waiting and _closed
+        self._thread = threading.Thread(target=self._work, name="twofold-scheduler", daemon=True)
         self._thread.start()
 
     @property
-    def live_rows(self) -> int:
-        return sum(call.rows for call in self._live)
+    def running_rows(self) -> int:
+        return sum(running.call.rows for running in self._running)
 
-    def client(self, ticket: Ticket) -> Client:
-        return Client(self, self.engine.session(), ticket)
+    def request_engine(self, state: RequestState) -> RequestEngine:
+        """Return an engine for one request."""
+        return RequestEngine(self, self.engine.session(), state)
 
-    def do(self, call: Call) -> Any:
-        """Blocks until the loop's thread has carried it out."""
-        with self._news:
+    def execute(self, call: Call) -> Any:
+        """Wait until the scheduler's thread has carried out the call; return its result."""
+        with self._changed:
             if self._closed:
                 raise Cancelled("the server is stopping")
             self._waiting.append(call)
-            self._news.notify()
+            self._changed.notify()
         return call.result.result()
 
     def close(self) -> None:
         """Cancel every call and end the thread."""
-        with self._news:
+        with self._changed:
             self._closed = True
-            self._news.notify()
+            self._changed.notify()
         self._thread.join()
 
     def _work(self) -> None:
         while True:
-            with self._news:
-                self._news.wait_for(lambda: self._waiting or self._live or self._closed)
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._running or self._closed)
                 if self._closed:
                     break
-                ready = self._admit()
-            for call in ready:
+                admitted = self._admit()
+            for call in admitted:
                 self._begin(call)
             self._step()
-        for call in self._live:
-            call.run.leave()
-        for call in (*self._live, *self._waiting):
+        for running in self._running:
+            running.fail(Cancelled("the server is stopping"))
+        for call in self._waiting:
             call.result.set_exception(Cancelled("the server is stopping"))
-        self._live = []
+        self._running = []
 
     def _admit(self) -> list[Call]:
-        """Calls whose turn it is: scoring at once, samples in order while there are rows for them."""
-        ready, blocked = [], deque[Call]()
-        rows = self.live_rows
+        """Take the calls that can begin: scoring at once, generate calls in order while there are rows for them."""
+        admitted, blocked = [], deque[Call]()
+        rows = self.running_rows
         for call in self._waiting:
             fits = call.rows == 0 or (not blocked and (rows == 0 or rows + call.rows <= self.max_rows))
-            if fits or call.client.ticket.cancelled.is_set():
-                ready.append(call)
+            if fits or call.cancelled:
+                admitted.append(call)
                 rows += call.rows
             else:
                 blocked.append(call)
         self._waiting = blocked
-        return ready
+        return admitted
 
     def _begin(self, call: Call) -> None:
-        client = call.client
-        if client.ticket.cancelled.is_set():
+        if call.cancelled:
             call.result.set_exception(Cancelled("the request was cancelled"))
             return
         try:
-            call.run = call.begin()
-        except Exception as error:  # it is the caller's, whatever it is; the others' calls go on
+            running = RunningCall(call, call.begin())
+        except Exception as error:  # it belongs to this caller, whatever it is; the other calls continue
             call.result.set_exception(error)
             return
         if call.rows:
-            client.batches.append(Batch(call.prompts, call.run.tokens, call.run.logprobs, [0] * call.rows))
-            call.seen = dict.fromkeys(range(call.rows), 0)
-        self._live.append(call)
-        if call.run.done:
-            self._end(call)
+            call.engine.progress.append(running.progress)
+        self._running.append(running)
+        if running.run.done:
+            running.update(done=True)
+            self._end(running)
 
     def _step(self) -> None:
-        for call in [c for c in self._live if c.client.ticket.cancelled.is_set()]:
-            self._live.remove(call)
-            call.run.leave()
-            call.result.set_exception(Cancelled("the request was cancelled"))
-        if not self._live:
+        """Advance every running call, and end those that are done, cancelled, or too late."""
+        for running in tuple(self._running):
+            if running.call.cancelled:
+                self._running.remove(running)
+                running.fail(Cancelled("the request was cancelled"))
+        if not self._running:
             return
         try:
-            self.engine.step([call.run for call in self._live])
+            self.engine.step([running.run for running in self._running])
         except Exception as error:  # such as out of memory: the runs are lost, the server is not
-            for call in self._live:
-                call.result.set_exception(error)
-            self._live = []
+            for running in self._running:
+                running.call.result.set_exception(error)
+            self._running = []
             return
         now = time.monotonic()
-        for call in tuple(self._live):
-            ticket = call.client.ticket
-            done = call.run.done  # asked first: then what there is to look at is all there will be
-            late = now - ticket.deadline
-            if done | self._look(call, done, late >= 0):
-                self._end(call)
-            elif late > LATE:
-                self._live.remove(call)
-                call.run.leave()
-                call.result.set_exception(UpstreamError(504, "the engine gave no answer, long after the deadline"))
+        for running in tuple(self._running):
+            late = now - running.state.deadline
+            done = running.run.done  # read before the update, which then sees every token of a run that is done
+            running.update(done)
+            if done or running.has_enough(late=late >= 0):
+                self._end(running)
+            elif late > OVERTIME:
+                self._running.remove(running)
+                running.fail(UpstreamError(504, f"the engine gave no answer {OVERTIME:g} s after the deadline"))
 
-    def _look(self, call: Call, done: bool, late: bool) -> bool:
-        """Find which rows have ended, in what is new. Whether that will do: all have, one by a stop string; or it is late
-        and all have begun."""
-        if not call.rows:
-            return False
-        batch, stops, sampling = call.client.batches[-1], call.client.ticket.stops, call.sampling
-        before = sum(batch.ready)
-        for r, seen in tuple(call.seen.items()):
-            row = batch.rows[r]
-            size = len(row)
-            if end := stops.first(row, seen, size):
-                call.ends[r] = end
-            if end or size >= sampling.max_tokens or (size and row[size - 1] in sampling.stop):
-                del call.seen[r]
-            else:
-                call.seen[r] = size
-            batch.ready[r] = end or size
-        batch.finished = call.rows if done else call.rows - len(call.seen)
-        if done or sum(batch.ready) > before:
-            call.client.ticket.watch()
-        return bool(call.ends and not call.seen) or (late and all(batch.rows))
-
-    def _end(self, call: Call) -> None:
-        self._live.remove(call)
+    def _end(self, running: RunningCall) -> None:
+        self._running.remove(running)
         try:
-            call.result.set_result(self._collect(call))
+            running.call.result.set_result(running.collect())
         except Exception as error:  # what the call failed with
-            call.result.set_exception(error)
-
-    def _collect(self, call: Call) -> Any:
-        if not call.run.done:
-            call.run.leave()
-        groups = call.run.results
-        if not call.rows:
-            return groups
-        n = call.sampling.n
-        for r, size in call.ends.items():
-            whole = groups[r // n][r % n]
-            call.client.dropped += len(whole.tokens) - size
-            groups[r // n][r % n] = _first(whole, size)
-        return groups
+            running.call.result.set_exception(error)
 
 
-def _first(whole: Completion, size: int) -> Completion:
-    """The first tokens of a completion, which a stop string ended."""
-    more = [None if x is None else x[:size] for x in (whole.confidence, whole.certainty)]
-    return Completion(whole.tokens[:size], whole.logprobs[:size], whole.sampled[:size], "stop", *more)
+def _cut(completion: Completion, size: int) -> Completion:
+    """Return the first ``size`` tokens of a completion, which a stop string ended."""
+    c = completion
+    confidence, certainty = (None if x is None else x[:size] for x in (c.confidence, c.certainty))
+    return Completion(c.tokens[:size], c.logprobs[:size], c.sampled[:size], "stop", confidence, certainty)

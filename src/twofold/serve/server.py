@@ -1,4 +1,4 @@
-"""The process: where it listens, who may come, how it stops."""
+"""The server process: where it listens, whether it needs a key, how it stops."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from twofold.serve.api import app
 from twofold.serve.service import Service
 
 KEY = "TWOFOLD_API_KEY"
-"""Environment variable that may hold the key."""
+"""The environment variable with the API key, if no file has it."""
 
 
 def read_key(file: Path | None, host: str) -> str | None:
-    """The API key, from a file or the environment. Raises ValueError if ``host`` needs one and there is none."""
+    """Return the API key from a file or the environment, None if there is none.
+
+    Raises ValueError if there is none but ``host`` is reachable from other machines, or if the key cannot be used.
+    """
     key = file.read_text(encoding="utf-8").strip() if file else os.environ.get(KEY, "").strip()
     if file and not key:
         raise ValueError(f"{file} holds no key")
     if key and not key.isascii():
-        raise ValueError("an API key is ASCII: no other characters pass in a header")
+        raise ValueError("the API key must be ASCII, because it is sent in a header")
     if not key and not _loopback(host):
-        raise ValueError(f"to listen on {host}, others need a key: set {KEY}, or give --api-key-file")
+        raise ValueError(f"other machines can reach {host}, so clients need a key: set {KEY}, or give --api-key-file")
     return key or None
 
 
 def serve(service: Service, host: str, port: int, key: str | None) -> None:
-    """Until SIGTERM or SIGINT: then requests under way are answered, new ones refused; a second signal cuts them off.
+    """Serve until SIGTERM or SIGINT. Then requests under way are answered and new ones refused; a second signal ends at once.
 
     Raises OSError if it cannot listen there.
     """
@@ -44,6 +47,8 @@ def serve(service: Service, host: str, port: int, key: str | None) -> None:
 
 
 class Server(uvicorn.Server):
+    """Uvicorn, which on SIGTERM lets the requests under way end within the service's grace time."""
+
     def __init__(self, service: Service, key: str | None) -> None:
         super().__init__(
             uvicorn.Config(
@@ -52,7 +57,7 @@ class Server(uvicorn.Server):
             )
         )  # fmt: skip
         self.service = service
-        self._cut = float("inf")
+        self._grace_ends = float("inf")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -62,19 +67,20 @@ class Server(uvicorn.Server):
         print(f"ready: {self.service.name} at {url}/v1, page {url}/", flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal: no new requests. The second: no more waiting."""
+        """Refuse new requests at the first signal, and stop at the second."""
         if self.service.draining:
             self.should_exit = self.force_exit = True
         else:
             self.service.draining = True
-            self._cut = time.monotonic() + self.service.limits.grace
+            self._grace_ends = time.monotonic() + self.service.limits.grace
 
     async def on_tick(self, counter: int) -> bool:
+        """Stop when the last request has ended, or 2 s after the grace time."""
         if self.service.draining:
-            late = time.monotonic() - self._cut
+            late = time.monotonic() - self._grace_ends
             if late >= 0:
-                self.service.hurry()
-            self.should_exit |= not self.service.works or late >= 2
+                self.service.expire_all()
+            self.should_exit |= not self.service.requests or late >= 2
         return await super().on_tick(counter)
 
 

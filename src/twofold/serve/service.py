@@ -1,4 +1,4 @@
-"""Who is let in, and what is done for them: every request has a thread that runs its strategy against the loop."""
+"""The requests that are let in. Each gets a thread, which runs its job with an engine of the scheduler."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from typing import Any
 from twofold.compute.select import Same
 from twofold.serve.jobs import Answer
 from twofold.serve.metrics import Metrics
-from twofold.serve.scheduler import Cancelled, Client, Loop, Ticket
+from twofold.serve.scheduler import Cancelled, RequestEngine, RequestState, Scheduler
 from twofold.serve.schema import Refused
 from twofold.text.chat import Chat
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``concurrent`` requests are worked on at once and ``queue`` more may wait; ``body`` is in bytes; after ``seconds``,
-    or ``grace`` seconds of shutting down, requests still running are answered with what they have."""
+    """What the server allows.
+
+    ``concurrent`` requests run at once and ``queue`` more may wait. ``body`` is the most bytes of a request's body. Requests
+    still running ``seconds`` after they came, or ``grace`` seconds after SIGTERM, are answered with what they have.
+    """
 
     concurrent: int = 64
     queue: int = 64
@@ -31,98 +34,98 @@ class Limits:
     seconds: float = 600.0
 
 
-class Work:
-    """One request that was let in. ``news`` is set whenever its client has new tokens or verdicts."""
+class ActiveRequest:
+    """A request that was let in. ``future`` is its answer; ``progress`` is set when its engine has new tokens or verdicts."""
 
-    def __init__(self, ticket: Ticket, client: Client) -> None:
-        self.ticket, self.client = ticket, client
-        self.news = asyncio.Event()
+    def __init__(self, state: RequestState, engine: RequestEngine) -> None:
+        self.state, self.engine = state, engine
+        self.progress = asyncio.Event()
         self.future: asyncio.Future[Answer]
 
     def cancel(self) -> None:
-        self.ticket.cancelled.set()
-        self.future.cancel()  # if no thread has begun it
+        self.state.cancelled.set()
+        self.future.cancel()  # takes effect if no thread has begun it
 
 
 class Service:
-    """The model as the routes see it. ``context`` is the most tokens of a prompt with its solution and judgement;
-    ``same`` tells whether two answers are equal; ``raw``: log-probs are those at temperature 1, whatever is sampled from."""
+    """The model as the routes see it.
+
+    ``context`` is the most tokens of a prompt with its solution and judgement. ``same`` decides whether two answers are equal.
+    ``raw_logprobs``: the engine reports log-probs at temperature 1, whatever is sampled from.
+    """
 
     def __init__(
         self,
         name: str,
         chat: Chat,
-        loop: Loop,
+        scheduler: Scheduler,
         context: int,
         same: Same,
         limits: Limits | None = None,
-        raw: bool = False,
+        raw_logprobs: bool = False,
     ) -> None:
-        self.name, self.chat, self.loop, self.context, self.same, self.raw = name, chat, loop, context, same, raw
-        self.limits = limits or Limits()
+        self.name, self.chat, self.scheduler, self.context, self.same = name, chat, scheduler, context, same
+        self.limits, self.raw_logprobs = limits or Limits(), raw_logprobs
         self.metrics = Metrics()
-        self.began = int(time.time())
+        self.created = int(time.time())
         self.draining = False
-        self.works: set[Work] = set()
-        self._seconds = 1.0  # of a request, a moving mean
+        self.requests: set[ActiveRequest] = set()
+        self._mean_seconds = 1.0  # of a request, a moving mean
         self._pool = ThreadPoolExecutor(self.limits.concurrent, "twofold-request")
 
-    def begin(self, job: Callable[[Client], Answer], ticket: Ticket) -> Work:
-        """Let a request in; its answer is ``future``. Raises Refused if the server is full or stopping."""
+    def begin(self, job: Callable[[RequestEngine], Answer], state: RequestState) -> ActiveRequest:
+        """Let a request in and start its job. Raises Refused if the server is full or stopping."""
         if self.draining:
             raise Refused(503, "the server is shutting down", "shutting_down", retry_after=int(self.limits.grace) + 1)
-        if len(self.works) >= self.limits.concurrent + self.limits.queue:
-            raise Refused(429, "too many requests at once: try again later", "overloaded", retry_after=self._wait())
+        if len(self.requests) >= self.limits.concurrent + self.limits.queue:
+            wait = max(1, math.ceil(self._mean_seconds))
+            raise Refused(429, "too many requests at once: try again later", "overloaded", retry_after=wait)
         loop = asyncio.get_running_loop()
-        work = Work(ticket, self.loop.client(ticket))
-        ticket.watch = lambda: _tell(loop, work)
+        request = ActiveRequest(state, self.scheduler.request_engine(state))
+        state.on_progress = lambda: _wake(loop, request)
 
         def run() -> Answer:
-            if ticket.cancelled.is_set():
+            if state.cancelled.is_set():
                 raise Cancelled("the request was cancelled")
             began = time.monotonic()
-            answer = job(work.client)
-            self._seconds += 0.1 * (time.monotonic() - began - self._seconds)
-            self.metrics.spent(answer.cost)
+            answer = job(request.engine)
+            self._mean_seconds += 0.1 * (time.monotonic() - began - self._mean_seconds)
+            self.metrics.count_tokens(answer.cost)
             return answer
 
-        work.future = loop.run_in_executor(self._pool, run)
-        self.works.add(work)
-        work.future.add_done_callback(lambda future: self._over(work, future))
-        return work
+        request.future = loop.run_in_executor(self._pool, run)
+        self.requests.add(request)
+        request.future.add_done_callback(lambda future: self._forget(request, future))
+        return request
 
-    def hurry(self) -> None:
-        """Have every request answered with what it has."""
-        for work in self.works:
-            work.ticket.deadline = min(work.ticket.deadline, time.monotonic())
+    def expire_all(self) -> None:
+        """Set every deadline to now, so that all requests are answered with what they have."""
+        for request in self.requests:
+            request.state.deadline = min(request.state.deadline, time.monotonic())
 
     def close(self) -> None:
-        """Cancel what is left and end every thread."""
-        for work in self.works:
-            work.ticket.cancelled.set()
-        self.loop.close()
+        """Cancel the remaining requests and end every thread."""
+        for request in self.requests:
+            request.state.cancelled.set()
+        self.scheduler.close()
         self._pool.shutdown(cancel_futures=True)
 
     def gauges(self) -> dict[str, float]:
-        running = min(len(self.works), self.limits.concurrent)
+        running = min(len(self.requests), self.limits.concurrent)
         return {
             "requests_running": running,
-            "requests_waiting": len(self.works) - running,
-            "samples_running": self.loop.live_rows,
+            "requests_waiting": len(self.requests) - running,
+            "samples_running": self.scheduler.running_rows,
         }
 
-    def _wait(self) -> int:
-        """Seconds until a place should be free."""
-        return max(1, math.ceil(self._seconds))
-
-    def _over(self, work: Work, future: asyncio.Future[Any]) -> None:
-        self.works.discard(work)
+    def _forget(self, request: ActiveRequest, future: asyncio.Future[Any]) -> None:
+        self.requests.discard(request)
         if not future.cancelled():
-            future.exception()  # read, or asyncio complains of a client that left before it failed
+            future.exception()  # mark it as seen, or asyncio logs the error of a request whose client has left
 
 
-def _tell(loop: asyncio.AbstractEventLoop, work: Work) -> None:
-    """From the loop's thread: at most one wake-up is under way."""
-    if not work.news.is_set():
-        with suppress(RuntimeError):  # a second SIGTERM has closed it: nobody waits for news
-            loop.call_soon_threadsafe(work.news.set)
+def _wake(loop: asyncio.AbstractEventLoop, request: ActiveRequest) -> None:
+    """Set ``progress`` from the scheduler's thread, by at most one wake-up at a time."""
+    if not request.progress.is_set():
+        with suppress(RuntimeError):  # the event loop is closed after a second SIGTERM; then nobody waits
+            loop.call_soon_threadsafe(request.progress.set)
