@@ -223,7 +223,7 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
 
     from twofold import run, toml
     from twofold.config import Data, task_named
-    from twofold.evals.grid import check
+    from twofold.evals.grid import check_caps
     from twofold.evals.optimal import enough
     from twofold.evals.report import print_table, report
 
@@ -232,7 +232,7 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
         chosen = replace(chosen, prompt_column=args.prompt_column, answer_column=args.answer_column)
     config, caps = toml.override(run.Eval(), rest), _caps(args.caps)
     if caps:
-        check(caps, config.max_tokens)
+        check_caps(caps, config.max_tokens)
     task = run.make_task(chosen)
     if isinstance(chosen, Data):
         size = len(task)  # type: ignore[arg-type]

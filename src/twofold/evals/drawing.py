@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from twofold.maths.stats import Estimate
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -104,10 +106,10 @@ def _inline(svg: str, title: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1).strip()
 
 
-def band(ax: Axes, x: Sequence[float], points: Sequence[Mapping[str, Any]], c: str) -> None:
-    """A curve with its interval."""
-    ax.plot(x, [p["mean"] for p in points], color=c)
-    ax.fill_between(x, [p["low"] for p in points], [p["high"] for p in points], color=c, alpha=0.1, linewidth=0)
+def band(ax: Axes, x: Sequence[float], points: Sequence[Estimate], c: str) -> None:
+    """Draw a curve and its interval."""
+    ax.plot(x, [p.mean for p in points], color=c)
+    ax.fill_between(x, [p.low for p in points], [p.high for p in points], color=c, alpha=0.1, linewidth=0)
 
 
 def end_labels(ax: Axes, ends: list[tuple[float, str, str]]) -> None:

@@ -8,24 +8,23 @@ where the plan that it leads to reads none.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twofold.compute.plan import Plan, Rule
 from twofold.compute.select import classes, select
-from twofold.evals.plans import check, noted, replayable, seen
+from twofold.evals.plans import check_pool, noted, replayable, seen
 from twofold.evals.pools import Header
-from twofold.maths import stats, votes
+from twofold.maths import votes
+from twofold.maths.stats import Difference, Estimate, estimate, paired_bootstrap
 from twofold.maths.stopping import Fixed
 from twofold.types import Pool
 
 Floats = NDArray[np.float64]
-Record = dict[str, Any]
 
 BINS = 3
 """Of difficulty."""
@@ -68,7 +67,7 @@ def compute_optimal(
         raise ValueError("the pilot reads verdicts, and these pools were not judged: evaluate with a judge")
     for pool in pools:
         for plan in plans:
-            check(pool, plan)
+            check_pool(pool, plan)
     rows = [row for pool in pools for row in _outcomes(pool, plans, budgets, pilot, orders, seed)]
     score_R, pilot_R, alone_R_S_B_2 = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     right_R_S_B, piloted_R_S_B_2 = alone_R_S_B_2[..., 0], alone_R_S_B_2.copy()
@@ -103,10 +102,38 @@ def enough(problems: int, bins: int = BINS) -> None:
         )
 
 
-def measure(pools: Sequence[Pool], plans: Sequence[Plan], pilot: int = 4, bins: int = BINS) -> Record:
-    """The table and what it is worth, as a report shows it; budgets are the powers of two from the pilot up.
+@dataclass(frozen=True, slots=True)
+class OptimalRow:
+    """What the choice by difficulty (``adaptive``) and the one plan for all (``single``) are worth at a budget of samples.
 
-    Raises ValueError as ``compute_optimal``, for a single plan, and for one of fewer samples than the pilot.
+    ``_tokens`` are generated and read to judge, per problem. ``best`` names the plans from the hardest bin to the easiest,
+    ``best_single`` the one that is best without bins, both chosen on all problems. The rest is cross-validated.
+    """
+
+    budget: int
+    adaptive: Estimate
+    adaptive_tokens: float
+    single: Estimate
+    single_tokens: float
+    difference: Difference
+    best: list[str]
+    best_single: str
+
+
+@dataclass(frozen=True, slots=True)
+class OptimalTable:
+    """A row for every budget: the powers of two from the pilot's samples up."""
+
+    pilot: int
+    bins: int
+    plans: list[str]
+    rows: list[OptimalRow]
+
+
+def optimal_table(pools: Sequence[Pool], plans: Sequence[Plan], pilot: int = 4, bins: int = BINS) -> OptimalTable:
+    """Return the table of a report: what is chosen at each budget, and what the choice is worth.
+
+    Raises ValueError as ``compute_optimal`` does, for a single plan, and for a plan of fewer samples than the pilot.
     """
     n = min(plan.n for plan in plans)
     if len(plans) < 2 or n < pilot:
@@ -119,14 +146,20 @@ def measure(pools: Sequence[Pool], plans: Sequence[Plan], pilot: int = 4, bins: 
     names = [plan.rule if distinct else str(plan) for plan in plans]
     rows = []
     for b, budget in enumerate(budgets):
-        row: Record = {"budget": budget}
-        for side, values_P_2 in (("adaptive", found.adaptive_P_B_2[:, b]), ("single", found.single_P_B_2[:, b])):
-            point = zip(("mean", "low", "high"), stats.cluster_bootstrap(values_P_2[:, 0]), strict=True)
-            row |= {side: dict(point), f"{side}_tokens": values_P_2[:, 1].mean()}
-        difference = stats.paired_bootstrap(found.adaptive_P_B_2[:, b, 0], found.single_P_B_2[:, b, 0])
-        best = [names[of_bin[b]] for of_bin in found.best]
-        rows.append(row | {"difference": asdict(difference), "best": best, "best_single": names[found.single[b]]})
-    return {"pilot": pilot, "bins": bins, "plans": [str(plan) for plan in plans], "rows": rows}
+        adaptive_P_2, single_P_2 = found.adaptive_P_B_2[:, b], found.single_P_B_2[:, b]
+        rows.append(
+            OptimalRow(
+                budget,
+                estimate(adaptive_P_2[:, 0]),
+                float(adaptive_P_2[:, 1].mean()),
+                estimate(single_P_2[:, 0]),
+                float(single_P_2[:, 1].mean()),
+                paired_bootstrap(adaptive_P_2[:, 0], single_P_2[:, 0]),
+                [names[of_bin[b]] for of_bin in found.best],
+                names[found.single[b]],
+            )
+        )
+    return OptimalTable(pilot, bins, [str(plan) for plan in plans], rows)
 
 
 def _choose(score_R: Floats, right_R_S_B: Floats, bins: int) -> tuple[Floats, NDArray[np.intp]]:

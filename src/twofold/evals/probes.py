@@ -10,20 +10,15 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from twofold.compute.probe import Probe, Prover, boundaries, probe, thought_length
 from twofold.compute.rollout import Task, rollouts, split
 from twofold.compute.think import prolonged
 from twofold.engines.base import Engine
-from twofold.evals.pools import Header, PoolError, read_header, read_lines
-from twofold.maths import regret, stats
+from twofold.evals.pools import read_header, read_lines
 from twofold.maths.credit import mean
 from twofold.text.chat import Chat
 from twofold.text.extract import canonical
@@ -31,15 +26,7 @@ from twofold.text.prompts import EXTRAPOLATION
 from twofold.text.segments import Episodes
 from twofold.types import Problem, Sampling
 
-Floats = NDArray[np.float64]
-Record = dict[str, Any]
-
 HOW, PROBES = "probes.json", "probes.jsonl"
-VOTES = (1, 2, 4, 8)
-"""Answers that are forced at one prefix and vote, where there are so many."""
-GRID = 16
-"""Budgets per evaluation's token limit; they go up to twice the limit."""
-PANELS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +112,7 @@ class Thought:
         return sorted({p.tokens + p.length: p.value for p in known}.items())
 
 
-def run(
+def run_probes(
     engine: Engine,
     chat: Chat,
     task: Task,
@@ -209,165 +196,9 @@ def _prefix(found: Probe, prompt: int, waits: int, within: bool = False) -> Pref
     )
 
 
-# ---------------------------------------------------------------- from the files to numbers
-
-
-@dataclass(frozen=True, slots=True)
-class Probed:
-    """All saved thoughts of an evaluation, by problem, and their curves at the budgets, averaged per problem.
-
-    ``beyond``: the budget after each wait, the evaluation's token limit first.
-    """
-
-    thoughts: dict[str, list[Thought]]
-    beyond: list[int]
-    budgets: list[int]
-    accuracy_P_B: Floats
-    regret_P_B: Floats
-
-
-def read(directory: Path, header: Header) -> Probed | None:
-    """The probes of an evaluation; None if it has none. Raises PoolError for a file cut off, or with fewer than 2 problems."""
-    if not (directory / HOW).exists():
-        return None
-    every = {name: [t for t in mine if t.points()] for name, mine in read_thoughts(directory / PROBES).items()}
-    thoughts = {name: mine for name, mine in every.items() if mine}
-    if len(thoughts) < 2:
-        raise PoolError(f"{directory / PROBES}: {len(thoughts)} problems; an interval over problems needs at least 2")
-    budgets = sorted({max(1, round(header.max_tokens * i / GRID)) for i in range(1, 2 * GRID + 1)})
-
-    def curves(of: Callable[[regret.Points, float], float]) -> Floats:
-        return np.array([[np.mean([of(t.points(), b) for t in mine]) for b in budgets] for mine in thoughts.values()])
-
-    how = json.loads((directory / HOW).read_text())
-    beyond = [header.max_tokens + waits * how["each"] for waits in range(how["waits"] + 1)]
-    return Probed(thoughts, beyond, budgets, curves(regret.accuracy_at), curves(regret.normalised_regret))
-
-
 def read_thoughts(path: Path) -> dict[str, list[Thought]]:
     """By problem. A line is ``{"id": problem, "thoughts": [asdict(thought), ...]}``."""
     return {
         row["id"]: [Thought(**t | {"prefixes": [Prefix(**p) for p in t["prefixes"]]}) for t in row["thoughts"]]
         for row in read_lines(path)
     }
-
-
-def measure(found: Probed) -> Record:
-    """The numbers of one evaluation's probes: curves against the budget, progress, votes at each prefix, what waiting gave.
-
-    Averages are of a problem's thoughts first; intervals resample problems.
-    """
-    problems = list(found.thoughts.values())
-    everyone = [t for mine in problems for t in mine]
-    gains = [[g for t in mine for g in regret.progress([p.value for p in t.own])] for mine in problems]
-    known = [g for mine in gains for g in mine if not math.isnan(g)]
-    edges = np.linspace(-1.0625, 1.0625, 18)  # of width 1/8, around the eighths that 8 answers give
-
-    def over(of: Callable[[Thought], float]) -> Record:
-        return _interval([[of(t) for t in mine] for mine in problems])
-
-    def beyond(waits: int, budget: int) -> Record:
-        return {
-            "waits": waits,
-            "tokens": np.mean([_behind(t, waits).tokens for t in everyone]),
-            "budget": budget,
-            "accuracy": over(lambda t: _behind(t, waits).value),
-            "regret": over(lambda t: regret.normalised_regret(t.points(waits), budget)),
-        }
-
-    return {
-        "problems": len(problems),
-        "thoughts": len(everyone),
-        "tokens": np.mean([t.tokens for t in everyone]),
-        "episodes": np.mean([len(t.own) - 1 for t in everyone]),
-        "budgets": found.budgets,
-        "accuracy": [_interval(column[:, None]) for column in found.accuracy_P_B.T],
-        "regret": [_interval(column[:, None]) for column in found.regret_P_B.T],
-        "first": over(lambda t: t.own[0].value),
-        "last": over(lambda t: t.own[-1].value),
-        "natural": over(lambda t: float(t.label == "correct")),
-        "unanswered": np.mean([a is None for t in everyone for p in t.prefixes for a in p.answers]),
-        "progress": {
-            **_interval(gains),
-            "negative": np.mean([g < 0 for g in known]),
-            "positive": np.mean([g > 0 for g in known]),
-            "edges": edges,
-            "counts": np.histogram(known, edges)[0],
-        },
-        "buckets": _buckets(everyone),
-        "stopping": _stopping(everyone),
-        "waits": [beyond(waits, budget) for waits, budget in enumerate(found.beyond)],
-    }
-
-
-def _behind(thought: Thought, waits: int) -> Prefix:
-    """The whole thought, made to go on so often."""
-    return next(p for p in reversed(thought.prefixes) if p.waits == waits)
-
-
-def _interval(rows: Iterable[Iterable[float]]) -> Record:
-    """Mean of each problem's row without NaN, then of the problems; no interval with fewer than two."""
-    means = [np.mean(row) for values in rows if (row := [x for x in values if not math.isnan(x)])]
-    if len(means) < 2:
-        return {"mean": means[0] if means else math.nan, "low": None, "high": None}
-    return dict(zip(("mean", "low", "high"), stats.cluster_bootstrap(means), strict=True))
-
-
-def _votes(prefix: Prefix) -> dict[int, float]:
-    """[maj@p] for every p that there are answers for."""
-    ps = [p for p in VOTES if p <= len(prefix.answers)]
-    return dict(zip(ps, regret.maj_at_prefix(prefix.answers, prefix.correct, prefix.logprobs, ps), strict=True))
-
-
-def _buckets(thoughts: Sequence[Thought]) -> list[Record]:
-    """Thoughts by quarters of their numbers of episodes, equal numbers together: accuracy behind each episode.
-
-    A bucket's points are the prefixes that all of its thoughts have, and the whole thoughts; a branch of p votes costs p answers.
-    """
-    sizes = sorted(len(t.own) - 1 for t in thoughts)
-    highs = sorted({sizes[max(0, len(sizes) * i // PANELS - 1)] for i in range(1, PANELS + 1)})
-    found = []
-    for before, high in zip([-1, *highs], highs, strict=False):
-        mine = [t for t in thoughts if before < len(t.own) - 1 <= high]
-        low = min(len(t.own) - 1 for t in mine)
-        points = []
-        for j in [*range(low), -1]:
-            here = [t.own[j] for t in mine]
-            votes = [_votes(p) for p in here]
-            tokens, length = np.mean([(p.tokens, p.length) for p in here], axis=0)
-            points.append(
-                [{"p": p, "tokens": tokens + p * length, "accuracy": np.mean([v[p] for v in votes])} for p in votes[0]]
-            )
-        found.append({"low": low, "high": high, "thoughts": len(mine), "points": points})
-    return found
-
-
-def _stopping(thoughts: Sequence[Thought]) -> list[Record]:
-    """Episode-budget regret (appendix E) over 1, 2, ... episodes, of the thoughts that have so many and are ever right."""
-    rows = [[[*_votes(p).values()] for p in t.own] for t in thoughts]
-    if len(rows[0][0]) < len(VOTES):
-        return []
-    found = []
-    for budget in range(1, max(map(len, rows))):
-        lost = [regret.stop_regret(row, budget) for row in rows if len(row) > budget]
-        known = [x for x in lost if not math.isnan(x)]
-        if known:
-            found.append({"budget": budget, "value": np.mean(known), "thoughts": len(known)})
-    return found
-
-
-def efficiency(base: Probed, ours: Probed) -> Record | None:
-    """Tokens the baseline's thoughts need / tokens ours need, for the same accuracy, on the problems both have.
-
-    See ``stats.efficiency_ratio``, with budgets for samples; None if too few problems or budgets are shared, or the
-    baseline is right on next to nothing.
-    """
-    shared = [name for name in base.thoughts if name in ours.thoughts]
-    if len(shared) < 2 or base.budgets != ours.budgets:
-        return None
-
-    def curve(p: Probed) -> Floats:
-        return p.accuracy_P_B[[[*p.thoughts].index(name) for name in shared]]
-
-    ratio = stats.efficiency_ratio(curve(base), curve(ours), base.budgets)
-    return asdict(ratio) if ratio.target > 0 else None

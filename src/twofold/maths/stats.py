@@ -6,6 +6,7 @@ samples), never the sample: an interval over samples would be too narrow. P = pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,15 @@ Interval = tuple[float, float]
 
 REACH = 1e-9
 """A curve this close below a target has reached it: means of the same numbers differ by rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over problems and its 95% interval. The bounds are NaN where fewer than two problems leave no interval."""
+
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +95,24 @@ def cluster_bootstrap(
         raise ValueError(f"values must be [problems] or [problems, columns], got shape {values_P_.shape}")
     low, high = _interval(_resamples(len(values_P_), n, seed) @ values_P_ / len(values_P_), level)
     return values_P_.mean(axis=0), low, high
+
+
+def estimate(values_P: ArrayLike) -> Estimate:
+    """Return the mean of one number per problem, with its interval if there are two problems or more; NaN of none.
+
+    >>> estimate([0.25])
+    Estimate(mean=0.25, low=nan, high=nan)
+    """
+    values = np.asarray(values_P, dtype=float)
+    if len(values) < 2:
+        return Estimate(float(values[0]) if len(values) else math.nan, math.nan, math.nan)
+    mean, low, high = cluster_bootstrap(values)
+    return Estimate(float(mean), float(low), float(high))
+
+
+def estimates(values_P_K: ArrayLike) -> list[Estimate]:
+    """Return an estimate for each column, all from the same resamples of the problems (see ``cluster_bootstrap``)."""
+    return [Estimate(*point) for point in zip(*(x.tolist() for x in cluster_bootstrap(values_P_K)), strict=True)]
 
 
 def paired_bootstrap(a_P: ArrayLike, b_P: ArrayLike, n: int = 4000, seed: int = 0, level: float = 0.95) -> Difference:
