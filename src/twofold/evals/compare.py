@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from twofold.evals import thinking
 from twofold.evals.pools import PoolError
 from twofold.evals.saved import Saved
+from twofold.evals.thinking import thought_efficiency
 from twofold.maths.stats import efficiency_ratio, paired_bootstrap
 
 
@@ -102,7 +102,7 @@ def samples_saved(base: Saved, e: Saved) -> list[SamplesSaved]:
 
 def tokens_saved(base: Saved, e: Saved) -> list[TokensSaved]:
     """Return tokens the baseline's probed thoughts need / tokens this run's need, if both have been probed."""
-    ratio = thinking.tokens_saved(base.probed, e.probed) if base.probed and e.probed else None
+    ratio = thought_efficiency(base.probed, e.probed) if base.probed and e.probed else None
     return [TokensSaved(e.label, base.label, **asdict(ratio))] if ratio else []
 
 

@@ -88,7 +88,7 @@ def prefix_values(engine: Engine, chat: Chat, cases: Sequence[Case], cut: Cut = 
     for c in cases:
         for k in range(1, len(c.steps) + 1):
             cut_off = replace(c, steps=c.steps[:k], answer=c.answer if k == len(c.steps) else "")
-            partial.append(solution(chat, cut_off, cut))
+            partial.append(as_candidate(chat, cut_off, cut))
     values = iter(p_yes(engine, chat, partial, normalised=True))
     return [[next(values) for _ in c.steps] for c in cases]
 
@@ -100,7 +100,7 @@ def tuned(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> 
     return replace(critic, threshold=best_threshold(values, [c.label for c in cases]))
 
 
-def solution(chat: Chat, case: Case, cut: Cut) -> Candidate:
+def as_candidate(chat: Chat, case: Case, cut: Cut) -> Candidate:
     """The case as if the model had written it."""
     text = written(case.steps, case.answer, cut)
     return candidate(chat, chat.prompt(case.problem), forced(chat.encode(text, tags=True)))
@@ -112,13 +112,15 @@ def _sampling(chat: Chat, critic: Critic) -> Sampling:
 
 
 def _verified(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> list[list[int | None]]:
-    rollouts = [solution(chat, c, critic.cut) for c in cases]
+    rollouts = [as_candidate(chat, c, critic.cut) for c in cases]
     counts = [len(c.steps) for c in cases]
     found = verify(engine, chat, rollouts, counts, critic.question, _sampling(chat, critic))
-    return [[said(v.critique, k, critic.whole) for v in drawn] for drawn, k in zip(found, counts, strict=True)]
+    return [
+        [predicted_step(v.critique, k, critic.whole) for v in drawn] for drawn, k in zip(found, counts, strict=True)
+    ]
 
 
-def said(critique: Critique, steps: int, whole: bool) -> int | None:
+def predicted_step(critique: Critique, steps: int, whole: bool) -> int | None:
     """The first step that a verification calls INCORRECT, -1 for none, None if it cannot be read."""
     verdicts = critique.step_verdicts(steps)
     if verdicts is None:
@@ -128,22 +130,24 @@ def said(critique: Critique, steps: int, whole: bool) -> int | None:
 
 
 def _prompted(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> list[list[int | None]]:
-    prompts = [chat.prompt(paragraphs(c)) for c in cases]
+    prompts = [chat.prompt(find_error_prompt(c)) for c in cases]
     drawn = engine.generate(prompts, _sampling(chat, critic))
-    return [[index(chat.decode(c.tokens), len(case.steps)) for c in cs] for cs, case in zip(drawn, cases, strict=True)]
+    return [
+        [boxed_step(chat.decode(c.tokens), len(case.steps)) for c in cs] for cs, case in zip(drawn, cases, strict=True)
+    ]
 
 
-def paragraphs(case: Case) -> str:
+def find_error_prompt(case: Case) -> str:
     """The prompt with the case filled in, each of its steps between tags with its number."""
     steps = "\n\n".join(f"<paragraph_{i}>\n{s}\n</paragraph_{i}>" for i, s in enumerate(case.steps))
     before, between, after = re.split(r"\{problem\}|\{solution\}", FIND_ERROR)
     return before + case.problem + between + steps + after
 
 
-def index(text: str, steps: int) -> int | None:
+def boxed_step(text: str, steps: int) -> int | None:
     r"""The index that a text boxes last, None if it is not one of -1 .. ``steps`` - 1.
 
-    >>> index(r"so \boxed{2}", 3), index(r"\boxed{-1}", 3), index(r"\boxed{3}", 3), index("2", 3)
+    >>> boxed_step(r"so \boxed{2}", 3), boxed_step(r"\boxed{-1}", 3), boxed_step(r"\boxed{3}", 3), boxed_step("2", 3)
     (2, -1, None, None)
     """
     boxed = last_boxed(text) or ""

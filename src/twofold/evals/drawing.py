@@ -56,7 +56,7 @@ _STYLE: dict[str, Any] = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
 }
-RULES = {"weighted": "-", "maj": (0, (4, 2)), "pass": (0, (1, 1.6))}
+LINE_STYLES = {"weighted": "-", "maj": (0, (4, 2)), "pass": (0, (1, 1.6))}
 
 Colours = Mapping[str, str]
 
@@ -131,12 +131,14 @@ def rule_legend(figure: Figure, rules: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     names = {"weighted": "weighted vote", "maj": "majority vote", "pass": "pass@k: oracle, not a strategy"}
-    lines = [Line2D([], [], color=MUTED, linestyle=RULES[r], linewidth=1.0 if r == "pass" else 1.8) for r in rules]
+    lines = [
+        Line2D([], [], color=MUTED, linestyle=LINE_STYLES[r], linewidth=1.0 if r == "pass" else 1.8) for r in rules
+    ]
     names_of = [names[rule] for rule in rules]
     figure.legend(lines, names_of, loc="upper left", bbox_to_anchor=(0.055, 1.0), ncols=3, labelcolor=MUTED)
 
 
-def percent(ax: Axes, margin: bool = True) -> None:
+def percent_axis(ax: Axes, margin: bool = True) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     if margin:
@@ -146,7 +148,7 @@ def percent(ax: Axes, margin: bool = True) -> None:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
 
 
-def thousands(ax: Axes) -> None:
+def thousands_axis(ax: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=20))

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 from twofold.evals.drawing import (
     INK,
+    LINE_STYLES,
     MUTED,
     PALETTE,
-    RULES,
     Colours,
     band,
     canvas,
     end_labels,
-    percent,
+    percent_axis,
     rule_legend,
     shares,
-    thousands,
+    thousands_axis,
 )
 from twofold.evals.grid import Grid
 from twofold.evals.plans import Strategies
@@ -54,7 +54,7 @@ def scaling(task: TaskReport, colour: Colours) -> str:
         ax.minorticks_off()
         ax.set_xlim(ks[0], ks[-1] * 1.02)
         ax.set_xlabel("samples per problem")
-        percent(ax)
+        percent_axis(ax)
         end_labels(ax, ends)
         rule_legend(drawing.figure, ("weighted", "maj", "pass"))
     return drawing.svg
@@ -78,8 +78,8 @@ def cost(task: TaskReport, colour: Colours) -> str:
         for ax in (tokens_ax, seconds_ax):
             ax.set_xscale("log")
             ax.minorticks_off()
-            percent(ax)
-            thousands(ax)
+            percent_axis(ax)
+            thousands_axis(ax)
         rule_legend(drawing.figure, ("weighted", "maj"))
     return drawing.svg
 
@@ -103,13 +103,15 @@ def strategies(found: Strategies, colour: Colours) -> str:
             ax.set_xscale("log")
             ax.minorticks_off()
         oracle = found.oracle
-        axes[0].plot([p.generated for p in oracle], [p.accuracy for p in oracle], color=MUTED, linestyle=RULES["pass"])
+        axes[0].plot(
+            [p.generated for p in oracle], [p.accuracy for p in oracle], color=MUTED, linestyle=LINE_STYLES["pass"]
+        )
         axes[0].text(oracle[-1].generated, oracle[-1].accuracy, "oracle  ", color=MUTED, ha="right", va="bottom")
         axes[0].set_xlabel("tokens per problem (generated, and read to judge)")
         axes[1].set_xlabel("seconds per problem (share of the batch)")
         for ax in axes:
-            percent(ax)
-            thousands(ax)
+            percent_axis(ax)
+            thousands_axis(ax)
     return drawing.svg
 
 
@@ -143,14 +145,14 @@ def grid(found: Grid, colour: str) -> str:
             )
             lines.plot(tokens, mean, "o-", color=c, markersize=3, linewidth=1.5, label=f"cap {cap}")
             if i:
-                lines.plot([cell.cumulated for cell in row], mean, color=c, linewidth=0.9, linestyle=RULES["maj"])
+                lines.plot([cell.cumulated for cell in row], mean, color=c, linewidth=0.9, linestyle=LINE_STYLES["maj"])
         lines.set_xscale("log")
         lines.minorticks_off()
         lines.set_xlabel("tokens per problem, in all (dashed: shorter caps drawn afresh before)")
         lines.set_title("The same against tokens")
         lines.legend(loc="best")
-        percent(lines)
-        thousands(lines)
+        percent_axis(lines)
+        thousands_axis(lines)
     return drawing.svg
 
 
@@ -180,7 +182,7 @@ def verifier(runs: Sequence[Judged], colour: Colours) -> str:
         roc.set_ylabel("correct solutions accepted")
         for ax in (calibration, counts, roc):
             ax.set_xlim(-0.01, 1.01)
-            percent(ax, margin=False)
+            percent_axis(ax, margin=False)
         for ax in (calibration, roc):
             ax.set_ylim(-0.01, 1.01)
         roc.xaxis.set_major_formatter(roc.yaxis.get_major_formatter())
@@ -203,7 +205,7 @@ def histograms(runs: Sequence[Judged], colour: Colours) -> str:
             ax.set_title(f"{_short(run.label)}: {_auroc(run)}", color=c)
             ax.set_xlim(0, 1)
             ax.set_xlabel("P(Yes)")
-            percent(ax, margin=False)
+            percent_axis(ax, margin=False)
             ax.set_ylim(bottom=0)
         keys = [Patch(color=MUTED), Line2D([], [], color=INK, linewidth=1.2)]
         names = ["correct samples", "wrong samples"]
@@ -237,7 +239,7 @@ def levels(task: TaskReport, colour: Colours) -> str:
         ax.set_xlabel("level (number of problems)")
         ax.xaxis.grid(False)
         ax.set_xlim(-0.6, len(names) - 0.4)
-        percent(ax, margin=False)
+        percent_axis(ax, margin=False)
         ax.set_ylim(0, 1.02)
     return drawing.svg
 
@@ -256,7 +258,7 @@ def budgets(thoughts: Mapping[str, Thinking], colour: Colours) -> str:
         for ax in axes:
             ax.set_xlabel("token budget (prompt, thought, closing and answer)")
             ax.set_xlim(left=0)
-            percent(ax)
+            percent_axis(ax)
     return drawing.svg
 
 
@@ -277,7 +279,7 @@ def prefixes(run: Evaluation, found: Thinking, c: str) -> str:
             ax.plot([p.tokens for p in stops], [p.accuracy for p in stops], "o-", color=c, markersize=4)
             ax.plot(
                 [k * run.tokens_per_sample for k in run.ks], [run.accuracy[f"maj@{k}"].mean for k in run.ks],
-                color=MUTED, linestyle=RULES["pass"], linewidth=1.2,
+                color=MUTED, linestyle=LINE_STYLES["pass"], linewidth=1.2,
             )  # fmt: skip
             spent = [p.tokens for branch in bucket.points for p in branch]
             ax.set_xscale("log")
@@ -290,8 +292,8 @@ def prefixes(run: Evaluation, found: Thinking, c: str) -> str:
             low, high = min(low, *reached), max(high, *reached)
         for ax in axes:
             ax.set_ylim(low - 0.05, high + 0.05)
-            percent(ax)
-            thousands(ax)
+            percent_axis(ax)
+            thousands_axis(ax)
         for ax in axes[len(buckets) :]:
             ax.set_visible(False)
     return drawing.svg
@@ -304,11 +306,11 @@ def progress(thoughts: Mapping[str, Thinking], colour: Colours) -> str:
         for label, found in thoughts.items():
             c, gained = colour[label], found.progress
             ax.stairs(shares(gained.counts), gained.edges, color=c, linewidth=1.6)
-            ax.axvline(gained.mean, color=c, linewidth=1.0, linestyle=RULES["maj"])
+            ax.axvline(gained.mean, color=c, linewidth=1.0, linestyle=LINE_STYLES["maj"])
         ax.set_xlim(-1.0625, 1.0625)
         ax.set_xlabel("progress: J behind the episode less J before it (dashed: mean)")
         ax.set_ylabel("share of episodes")
-        percent(ax, margin=False)
+        percent_axis(ax, margin=False)
         ax.set_ylim(bottom=0)
     return drawing.svg
 
@@ -343,7 +345,7 @@ def _curves(
         points = [run.accuracy[f"{rule}@{k}"] for k in run.ks]
         where = judged_x if judged_x is not None and rule == "weighted" else x
         mean = [point.mean for point in points]
-        ax.plot(where, mean, color=c, linestyle=RULES[rule], linewidth=1.0 if rule == "pass" else 1.8)
+        ax.plot(where, mean, color=c, linestyle=LINE_STYLES[rule], linewidth=1.0 if rule == "pass" else 1.8)
         if rule == run.rule:
             ax.fill_between(where, [p.low for p in points], [p.high for p in points], color=c, alpha=0.1, linewidth=0)
         name = {"pass": "oracle", "maj": "majority", "weighted": f"weighted, {_auroc(run)}"}[rule]

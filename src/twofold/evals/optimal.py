@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 
 BINS = 3
 """Of difficulty."""
-RULES: tuple[Rule, ...] = ("majority", "best", "weighted", "posterior")
+DEFAULT_RULES: tuple[Rule, ...] = ("majority", "best", "weighted", "posterior")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def candidates(directory: Path, header: Header) -> list[Plan]:
     """The plans noted beside an evaluation that draw a fixed number of samples as it did; if none does, the votes by
     count and by verdict of all its samples."""
     found = [plan for plan in noted(directory) if replayable(plan, header) and isinstance(plan.stop, Fixed)]
-    return found or [Plan(header.n, rule) for rule in RULES]
+    return found or [Plan(header.n, rule) for rule in DEFAULT_RULES]
 
 
 def enough(problems: int, bins: int = BINS) -> None:

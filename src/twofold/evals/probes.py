@@ -26,7 +26,7 @@ from twofold.text.prompts import EXTRAPOLATION
 from twofold.text.segments import Episodes
 from twofold.types import Problem, Sampling
 
-HOW, PROBES = "probes.json", "probes.jsonl"
+SETTINGS, PROBES = "probes.json", "probes.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +129,9 @@ def run_probes(
     """
     header = read_header(out)
     how = json.loads(json.dumps(asdict(config)))
-    if (out / HOW).exists() and json.loads((out / HOW).read_text()) != how:
-        raise ValueError(f"{out} holds probes of other settings (see its {HOW}): choose another --out")
-    (out / HOW).write_text(json.dumps(how, indent=2) + "\n")
+    if (out / SETTINGS).exists() and json.loads((out / SETTINGS).read_text()) != how:
+        raise ValueError(f"{out} holds probes of other settings (see its {SETTINGS}): choose another --out")
+    (out / SETTINGS).write_text(json.dumps(how, indent=2) + "\n")
     done = {row["id"] for row in read_lines(out / PROBES)}
     waiting = [p for p in problems if p.id not in done]
     sampling = Sampling(config.thoughts, header.temperature, header.top_p, header.max_tokens, chat.stop, header.seed)

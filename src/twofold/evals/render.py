@@ -40,7 +40,7 @@ def html(found: Report) -> str:
         "times": times,
         "p": p_value,
         "lengths": lengths,
-        "points": points,
+        "in_points": in_points,
     }
     colour = colours(found.labels)
     environment.globals |= {"colours_of": colours, "at_budgets": at_budgets}
@@ -174,7 +174,7 @@ def _optimal(label: str, found: OptimalTable) -> Table:
     for row in found.rows:
         adaptive = [_with_interval(row.adaptive), f"{row.adaptive_tokens:.0f}"]
         single = [_with_interval(row.single), f"{row.single_tokens:.0f}"]
-        difference = f"{points(row.difference.mean)} {interval(row.difference, signed=True)}"
+        difference = f"{in_points(row.difference.mean)} {interval(row.difference, signed=True)}"
         best = escape(", ".join(row.best))
         table.add_row(str(row.budget), best, *adaptive, escape(row.best_single), *single, difference)
     return table
@@ -194,7 +194,7 @@ def _thinking(task: TaskReport) -> Table:
             continue
         cells = [_with_interval(point) for point in (found.first, found.last, found.natural)]
         gained = found.progress
-        cells += [f"{points(gained.mean)} {interval(gained, signed=True)}", percent(gained.negative)]
+        cells += [f"{in_points(gained.mean)} {interval(gained, signed=True)}", percent(gained.negative)]
         cells += [f"{found.episodes:.1f}"]
         cells += [" ".join(f"{found.budgets[i]}: {percent(found.regret[i].mean)}" for i in at_budgets(found))]
         table.add_row(escape(run.label), *cells)
@@ -236,7 +236,7 @@ def _comparisons(task: TaskReport) -> Table:
     )
     for row in task.comparisons:
         ours, theirs = f"{row.run} {row.rule}@{row.k}", f"{row.against} {row.against_rule}@{row.k}"
-        table.add_row(ours, theirs, points(row.mean), interval(row, signed=True), p_value(row.p), str(row.problems))
+        table.add_row(ours, theirs, in_points(row.mean), interval(row, signed=True), p_value(row.p), str(row.problems))
     return table
 
 
@@ -277,7 +277,7 @@ def percent(x: float) -> str:
     return "n/a" if math.isnan(x) else f"{100 * x:.1f}%"
 
 
-def points(x: float) -> str:
+def in_points(x: float) -> str:
     """A difference of accuracies in percentage points, signed; never ``-0.0``."""
     return "n/a" if math.isnan(x) else f"{round(100 * x, 1) + 0.0:+.1f}"
 

@@ -31,7 +31,7 @@ from twofold.evals.records import (
     as_json,
     fields_of,
 )
-from twofold.evals.render import html, interval, number, percent, points, print_table, times
+from twofold.evals.render import html, in_points, interval, number, percent, print_table, times
 from twofold.evals.saved import VOTING_RULE, Saved, load_evaluations
 from twofold.evals.scores import judged_scores
 from twofold.evals.thinking import thinking
@@ -164,7 +164,7 @@ def _headline(task: TaskReport) -> str:
         text += "."
     else:
         name = "its own majority vote" if base == best.label else f"{base}'s majority vote"
-        size = f"{points(row.mean)} points (95% {interval(row, signed=True)})"
+        size = f"{in_points(row.mean)} points (95% {interval(row, signed=True)})"
         clear = row.low > 0 or row.high < 0
         text += f": {size} against {name}." if clear else f", no clear difference from {name}: {size}."
         saved = next((r for r in task.efficiency if r.run == best.label and r.baseline_rule == "maj"), None)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofold.evals.pools import Header, PoolError
-from twofold.evals.probes import HOW, PROBES, Prefix, Thought, read_thoughts
+from twofold.evals.probes import PROBES, SETTINGS, Prefix, Thought, read_thoughts
 from twofold.maths import regret
 from twofold.maths.stats import Efficiency, Estimate, efficiency_ratio, estimate, estimates
 
@@ -124,7 +124,7 @@ def read_curves(directory: Path, header: Header) -> ThoughtCurves | None:
 
     Raises PoolError for a file that is cut off or holds fewer than 2 problems.
     """
-    if not (directory / HOW).exists():
+    if not (directory / SETTINGS).exists():
         return None
     every = {name: [t for t in mine if t.points()] for name, mine in read_thoughts(directory / PROBES).items()}
     thoughts = {name: mine for name, mine in every.items() if mine}
@@ -136,7 +136,7 @@ def read_curves(directory: Path, header: Header) -> ThoughtCurves | None:
     def curves(of: Callable[[regret.Points, float], float]) -> Floats:
         return np.array([[np.mean([of(t.points(), b) for t in mine]) for b in budgets] for mine in thoughts.values()])
 
-    how = json.loads((directory / HOW).read_text())
+    how = json.loads((directory / SETTINGS).read_text())
     beyond = [header.max_tokens + waits * how["each"] for waits in range(how["waits"] + 1)]
     return ThoughtCurves(thoughts, beyond, budgets, curves(regret.accuracy_at), curves(regret.normalised_regret))
 
@@ -177,7 +177,7 @@ def thinking(curves: ThoughtCurves) -> Thinking:
     )
 
 
-def tokens_saved(base: ThoughtCurves, ours: ThoughtCurves) -> Efficiency | None:
+def thought_efficiency(base: ThoughtCurves, ours: ThoughtCurves) -> Efficiency | None:
     """Return tokens the baseline's thoughts need / tokens ours need, for the same accuracy, on the problems both have.
 
     This is ``stats.efficiency_ratio`` with budgets in place of samples. None if too few problems or other budgets are

@@ -104,10 +104,10 @@ def accuracy_at(points: Points, budget: float) -> float:
     return float(np.interp(budget, *_line(points)))
 
 
-def tokens_at(points: Points, accuracy: float) -> float:
+def tokens_to_reach(points: Points, accuracy: float) -> float:
     """Tokens at which the line from (0, 0) through ``points`` first reaches ``accuracy``; infinity if it never does.
 
-    >>> tokens_at([(100, 0.4), (200, 0.6)], 0.5)
+    >>> tokens_to_reach([(100, 0.4), (200, 0.6)], 0.5)
     150.0
     """
     tokens, reached = _line(points)
@@ -126,7 +126,7 @@ def token_efficiency(ours: Points, theirs: Points, accuracy: float) -> float:
     >>> token_efficiency([(100, 0.5)], [(100, 0.25), (200, 0.5)], 0.5)
     2.0
     """
-    needed, given = tokens_at(ours, accuracy), tokens_at(theirs, accuracy)
+    needed, given = tokens_to_reach(ours, accuracy), tokens_to_reach(theirs, accuracy)
     return given / needed if math.isfinite(needed) and math.isfinite(given) and needed > 0 else math.nan
 
 

@@ -194,14 +194,14 @@ def verifier_quality(
     score, label = score[order], label[order]
     problem = np.unique(np.asarray(problem_ids), return_inverse=True)[1][order]
 
-    def measure(at: NDArray[np.intp]) -> tuple[float, float, float, float]:
+    def numbers_of(at: NDArray[np.intp]) -> tuple[float, float, float, float]:
         s, y = score[at], label[at]
         return auroc(s, y), _rates(s, y, threshold)[0], ece(s, y), float(np.mean((s - y) ** 2))
 
     everything = np.arange(len(score))
-    area, balanced, error, brier = measure(everything)
+    area, balanced, error, brier = numbers_of(everything)
     counts_n_P = _resamples(int(problem.max()) + 1, 300, seed=0)
-    boot_n_4 = np.array([measure(np.repeat(everything, counts_P[problem])) for counts_P in counts_n_P])
+    boot_n_4 = np.array([numbers_of(np.repeat(everything, counts_P[problem])) for counts_P in counts_n_P])
     low, high = (2 * error - q for q in _percentiles(boot_n_4[:, 2])[::-1])
     _, tpr, tnr = _rates(score, label, threshold)
     says_yes = float(np.mean(score >= threshold))
