@@ -40,6 +40,15 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class VerifierMetrics:
+    """The three numbers of a verifier that are followed in training; see ``verifier_metrics``."""
+
+    auroc: float
+    balanced_accuracy: float
+    ece: float
+
+
+@dataclass(frozen=True, slots=True)
 class Quality:
     """How well scores s in [0, 1] tell correct solutions from wrong ones; see ``verifier_quality``.
 
@@ -171,6 +180,19 @@ def ece(scores: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
     return sum(count * abs(accuracy - score) for score, accuracy, count in table) / sum(row[2] for row in table)
 
 
+def verifier_metrics(scores: ArrayLike, labels: ArrayLike, threshold: float = 0.5) -> VerifierMetrics:
+    """Return AUROC, balanced accuracy and ECE of P(Yes) ``scores`` against correctness ``labels``, without intervals.
+
+    A verdict is Yes where score >= threshold. Scores (.9, .5, .5, .1), labels (1, 1, 0, 0): AUROC 3.5 / 4, tpr 1, tnr
+    1/2, so balanced accuracy 3/4, and ECE (.1 + 0 + 0 + .1) / 4 = .05 (a bin each, the tied pair at its accuracy 1/2).
+    AUROC and balanced accuracy are NaN if one class is missing.
+
+    Raises ValueError for scores outside [0, 1], labels other than 0/1, and differing lengths.
+    """
+    score, label = _scores_and_labels(scores, labels)
+    return VerifierMetrics(auroc(score, label), _rates(score, label, threshold)[0], ece(score, label))
+
+
 def verifier_quality(
     scores: ArrayLike, labels: ArrayLike, problem_ids: Sequence[str], threshold: float = 0.5
 ) -> Quality:
@@ -194,29 +216,29 @@ def verifier_quality(
     score, label = score[order], label[order]
     problem = np.unique(np.asarray(problem_ids), return_inverse=True)[1][order]
 
-    def numbers_of(at: NDArray[np.intp]) -> tuple[float, float, float, float]:
-        s, y = score[at], label[at]
-        return auroc(s, y), _rates(s, y, threshold)[0], ece(s, y), float(np.mean((s - y) ** 2))
+    def resampled(counts: NDArray[np.int64]) -> tuple[float, float, float, float]:
+        s, y = np.repeat(score, counts), np.repeat(label, counts)
+        metrics = verifier_metrics(s, y, threshold)
+        return metrics.auroc, metrics.balanced_accuracy, metrics.ece, float(np.mean((s - y) ** 2))
 
-    everything = np.arange(len(score))
-    area, balanced, error, brier = numbers_of(everything)
+    whole = verifier_metrics(score, label, threshold)
     counts_n_P = _resamples(int(problem.max()) + 1, 300, seed=0)
-    boot_n_4 = np.array([numbers_of(np.repeat(everything, counts_P[problem])) for counts_P in counts_n_P])
-    low, high = (2 * error - q for q in _percentiles(boot_n_4[:, 2])[::-1])
+    boot_n_4 = np.array([resampled(counts_P[problem]) for counts_P in counts_n_P])
+    low, high = (2 * whole.ece - q for q in _percentiles(boot_n_4[:, 2])[::-1])
     _, tpr, tnr = _rates(score, label, threshold)
     says_yes = float(np.mean(score >= threshold))
     return Quality(
         n=len(score),
         base_rate=float(label.mean()),
-        auroc=area,
+        auroc=whole.auroc,
         auroc_interval=_percentiles(boot_n_4[:, 0]),
-        balanced_accuracy=balanced,
+        balanced_accuracy=whole.balanced_accuracy,
         balanced_accuracy_interval=_percentiles(boot_n_4[:, 1]),
         tpr=tpr,
         tnr=tnr,
-        ece=error,
+        ece=whole.ece,
         ece_interval=(max(low, 0.0), high),
-        brier=brier,
+        brier=float(np.mean((score - label) ** 2)),
         brier_interval=_percentiles(boot_n_4[:, 3]),
         says_yes=says_yes,
         alarm=_alarm(says_yes),
