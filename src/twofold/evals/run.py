@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from twofold import __version__
 from twofold.compute.judge import verdicts
 from twofold.compute.rollout import Task, rollouts
 from twofold.engines.base import Engine
@@ -103,7 +104,7 @@ def _header(engine: Engine, task: Task, config: Eval, name: str, model: str, ver
         max_tokens=config.max_tokens,
         seed=config.seed,
         engine=type(engine).__name__,
-        versions={p: version(p) for p in ("twofold", "torch", "transformers")},
+        versions={"twofold": __version__} | {library: version(library) for library in ("torch", "transformers")},
         judge=None if config.judge == "none" else f"{config.judge} of {verified_by}" if verified_by else config.judge,
         seconds=0.0,
         confidence=config.confidence,
