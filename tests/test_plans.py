@@ -112,7 +112,7 @@ def test_the_report_shows_plans_and_the_oracle(evaluated: Path, tmp_path: Path, 
     assert "posterior-4:stop=posterior,max_tokens=24" in capsys.readouterr().out
     page = (tmp_path / "report.html").read_text()
     assert "weighted-2:stop=lengths,caps=[12,24],max_tokens=24" in page and "an oracle, no strategy" in page
-    assert "every cap anew: at most" in page
+    assert "with every shorter cap: at most" in page
     assert json.loads((tmp_path / "report.json").read_text())["tasks"][0]["evaluations"][0]["strategies"]["oracle"]
 
 

@@ -1,8 +1,8 @@
-"""How figures are drawn: one style, SVG text out. matplotlib is imported only when one is drawn.
+"""The style of all figures, and what they share. matplotlib is imported only when a figure is drawn.
 
-The SVG is meant to stand inline in an HTML page that defines ``--ink``, ``--muted`` and ``--grid``: so one picture is
-right in a light and in a dark page. Text stays text, in the page's own font. One colour per run, everywhere; the page
-says which is whose.
+A figure is SVG that stands inline in an HTML page. Its colours are the page's ``--ink``, ``--muted`` and ``--grid``, so that
+one picture suits a light and a dark page. Text stays text, in the page's font. A run has one colour in all figures; the
+page has the key.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito (2008), safe for colour-blind readers; ordered so that neighbours differ most.
+# Okabe & Ito (2008), safe for colour-blind readers, in an order in which neighbours differ most.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-# Stand-ins that matplotlib accepts as colours; replaced by the page's CSS variables in the finished SVG.
+# Stand-ins that matplotlib accepts as colours. The page's CSS variables replace them in the finished SVG.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
 _CSS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"}
 _STYLE: dict[str, Any] = {
@@ -62,12 +62,14 @@ Colours = Mapping[str, str]
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:
-    """One colour per run, in order; after six the palette starts again (lines are labelled by name as well)."""
+    """Return one colour per run, in order. After six the palette starts again; lines are labelled by name as well."""
     return {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
 
 
 @dataclass
 class Drawing:
+    """A figure, and its SVG text once it is finished."""
+
     figure: Figure
     svg: str = ""
 
@@ -79,7 +81,7 @@ class Drawing:
 
 @contextmanager
 def canvas(title: str, height: float, right: float = 0.15, top: float = 0.7) -> Iterator[Drawing]:
-    """A figure 10 inches wide, margins in inches too; on leaving the block ``.svg`` holds it as text."""
+    """Give a figure 10 inches wide to draw on; ``.svg`` holds its text after the block. Margins are in inches."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -94,7 +96,7 @@ def canvas(title: str, height: float, right: float = 0.15, top: float = 0.7) -> 
 
 
 def _inline(svg: str, title: str) -> str:
-    """SVG for an HTML page: no prologue or metadata, colours from CSS, ids that cannot clash with another figure's."""
+    """Return SVG for an HTML page: no prologue or metadata, colours from CSS, ids that differ from other figures'."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
@@ -113,7 +115,7 @@ def band(ax: Axes, x: Sequence[float], points: Sequence[Estimate], c: str) -> No
 
 
 def end_labels(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """Name lines at their right end; labels that would overlap are pushed apart and joined to their line by a rule."""
+    """Name lines at their right end. Labels that would overlap are pushed apart, and a short stroke joins each to its line."""
     low, high = ax.get_ylim()
     gap = 0.052
     wanted = sorted(((y - low) / (high - low), text, c) for y, text, c in ends)

@@ -1,4 +1,4 @@
-"""Figures of a report: the numbers of ``report.json`` in, SVG text out (see ``drawing``)."""
+"""The figures of a report: each takes its records and returns SVG text (see ``drawing``)."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ TRAINING_METRICS = {
 
 
 def scaling(task: TaskReport, colour: Colours) -> str:
-    """Accuracy against the number of samples: weighted solid, majority dashed, pass@k (an oracle) thin dotted."""
+    """Draw accuracy against the number of samples: weighted solid, majority dashed, pass@k (an oracle) thin and dotted."""
     with canvas("Accuracy against number of samples", 4.6, right=2.6, top=0.4) as drawing:
         ax = drawing.axes(1)[0]
         ends = []
         for run in task.evaluations:
             ends += _curves(ax, run, [float(k) for k in run.ks], colour[run.label], judged_x=None, oracle=True)
-        if len(task.evaluations) > 3:  # too many names: let the dotted lines be told by their colour
+        if len(task.evaluations) > 3:  # too many names: the colour says whose the dotted line is
             ends = [end for end in ends if not end[1].endswith("oracle")]
-        ks = max((run.ks for run in task.evaluations), key=max)  # of the run with most samples
+        ks = max((run.ks for run in task.evaluations), key=max)  # those of the run with most samples
         ax.set_xscale("log", base=2)
         ax.set_xticks(ks, [str(k) for k in ks])
         ax.minorticks_off()
@@ -61,7 +61,7 @@ def scaling(task: TaskReport, colour: Colours) -> str:
 
 
 def cost(task: TaskReport, colour: Colours) -> str:
-    """Accuracy against what it costs: tokens (generated, plus those the judge reads) and seconds per problem."""
+    """Draw accuracy against its cost: tokens (generated, plus those the judge reads) and seconds per problem."""
     runs = task.evaluations
     with canvas("Accuracy against tokens and seconds", 4.0) as drawing:
         tokens_ax, seconds_ax = drawing.axes(2)
@@ -85,8 +85,11 @@ def cost(task: TaskReport, colour: Colours) -> str:
 
 
 def strategies(found: Strategies, colour: Colours) -> str:
-    """Every plan's accuracy against tokens (generated and read to judge) and seconds: lines where it was replayed for
-    every number of samples, a point with its interval where it was run; pass@k, an oracle, dotted."""
+    """Draw every plan's accuracy against tokens (generated and read to judge) and against seconds.
+
+    A plan that was replayed for every number of samples is a line, one that was run is a point with its interval. Dotted:
+    pass@k, an oracle.
+    """
     with canvas("Accuracy of plans against tokens and seconds", 4.4, top=0.4) as drawing:
         axes = drawing.axes(2)
         for ax, title in zip(axes, ("Tokens", "Seconds"), strict=True):
@@ -116,8 +119,10 @@ def strategies(found: Strategies, colour: Colours) -> str:
 
 
 def grid(found: Grid, colour: str) -> str:
-    """Left: accuracy at every token cap (rows) and number of samples. Right: the same against tokens in all, a line per
-    cap with its 95% band; dashed, if every shorter cap had been drawn afresh before."""
+    """Draw accuracy at every token cap (rows) and number of samples on the left, and against all tokens on the right.
+
+    There a line per cap has its 95% band. Dashed: the cost if the samples of every shorter cap were drawn as well.
+    """
     from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
     caps, ks = found.caps, found.ks
@@ -148,7 +153,7 @@ def grid(found: Grid, colour: str) -> str:
                 lines.plot([cell.cumulated for cell in row], mean, color=c, linewidth=0.9, linestyle=LINE_STYLES["maj"])
         lines.set_xscale("log")
         lines.minorticks_off()
-        lines.set_xlabel("tokens per problem, in all (dashed: shorter caps drawn afresh before)")
+        lines.set_xlabel("tokens per problem, in all (dashed: with every shorter cap)")
         lines.set_title("The same against tokens")
         lines.legend(loc="best")
         percent_axis(lines)
@@ -157,7 +162,7 @@ def grid(found: Grid, colour: str) -> str:
 
 
 def verifier(runs: Sequence[Judged], colour: Colours) -> str:
-    """Calibration with the histogram of scores below it, and the ROC curve, of every run that was judged."""
+    """Draw the calibration of every judged run, the histogram of its scores below it, and its ROC curve."""
     with canvas("Verifier: calibration and ROC", 4.6, top=0.4) as drawing:
         grid = drawing.figure.add_gridspec(2, 2, height_ratios=[3.4, 1], hspace=0.12, wspace=0.2)
         calibration = drawing.figure.add_subplot(grid[0, 0])
@@ -172,12 +177,12 @@ def verifier(runs: Sequence[Judged], colour: Colours) -> str:
             both = [a + b for a, b in zip(histogram.correct, histogram.wrong, strict=True)]
             counts.stairs(shares(both), histogram.edges, color=c, linewidth=1.4)
             roc.plot(run.roc.false_yes, run.roc.true_yes, color=c)
-        calibration.set_title("Calibration: does P(Yes) mean what it says?")
+        calibration.set_title("Calibration: is P(Yes) the share that is correct?")
         calibration.set_ylabel("share that is correct")
         calibration.tick_params(labelbottom=False)
         counts.set_xlabel("P(Yes)")
         counts.set_ylabel("share")
-        roc.set_title("ROC: does it tell right from wrong?")
+        roc.set_title("ROC: do correct solutions score higher?")
         roc.set_xlabel("wrong solutions accepted")
         roc.set_ylabel("correct solutions accepted")
         for ax in (calibration, counts, roc):
@@ -191,7 +196,7 @@ def verifier(runs: Sequence[Judged], colour: Colours) -> str:
 
 
 def histograms(runs: Sequence[Judged], colour: Colours) -> str:
-    """Where the scores of correct (filled) and wrong (outlined) samples lie, one small panel per judged run."""
+    """Draw the scores of correct (filled) and wrong (outlined) samples, one small panel per judged run."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -217,7 +222,7 @@ def histograms(runs: Sequence[Judged], colour: Colours) -> str:
 
 
 def levels(task: TaskReport, colour: Colours) -> str:
-    """Accuracy per difficulty level: a bar per run with its 95% interval, and pass@1 as a short line."""
+    """Draw accuracy by difficulty level: a bar per run with its 95% interval, and pass@1 as a short line."""
     runs = [run for run in task.evaluations if run.levels]
     names = list(dict.fromkeys(level.level for run in runs for level in run.levels))
     width = 0.8 / len(runs)
@@ -245,7 +250,7 @@ def levels(task: TaskReport, colour: Colours) -> str:
 
 
 def budgets(thoughts: Mapping[str, Thinking], colour: Colours) -> str:
-    """Of thoughts stopped by force: accuracy, and regret against an oracle that is right at once, by token budget."""
+    """Draw the accuracy of thoughts that are stopped at a token budget, and their regret against one right at once."""
     with canvas("Accuracy and regret against the token budget", 3.6, top=0.4) as drawing:
         axes = drawing.axes(2)
         for label, found in thoughts.items():
@@ -254,7 +259,7 @@ def budgets(thoughts: Mapping[str, Thinking], colour: Colours) -> str:
             band(axes[1], found.budgets, found.regret, c)
             axes[0].plot(found.tokens, found.natural.mean, "o", color=c, markersize=4.5)
         axes[0].set_title("Accuracy when stopped")
-        axes[1].set_title("Normalised regret: the lower the better")
+        axes[1].set_title("Normalised regret: lower is better")
         for ax in axes:
             ax.set_xlabel("token budget (prompt, thought, closing and answer)")
             ax.set_xlim(left=0)
@@ -263,8 +268,11 @@ def budgets(thoughts: Mapping[str, Thinking], colour: Colours) -> str:
 
 
 def prefixes(run: Evaluation, found: Thinking, c: str) -> str:
-    """[maj@p]_j: thoughts of like numbers of episodes; a line through stopping after 0, 1, ... of them with one answer, and
-    from each point a branch of 2, 4 and 8 answers that vote. Dotted: majority of independent samples."""
+    """Draw [maj@p]_j, a panel for thoughts of similar numbers of episodes.
+
+    The line is stopping after 0, 1, ... episodes with one answer. From each of its points a branch leads to 2, 4 and 8
+    answers that vote. Dotted: the majority of independent samples.
+    """
     buckets = found.buckets
     with canvas("Votes at each prefix", 3.4, top=0.4) as drawing:
         axes = drawing.axes(max(2, len(buckets)))
@@ -300,7 +308,7 @@ def prefixes(run: Evaluation, found: Thinking, c: str) -> str:
 
 
 def progress(thoughts: Mapping[str, Thinking], colour: Colours) -> str:
-    """How much an episode changed the chance of a right answer: shares of all episodes, an outline per run."""
+    """Draw by how much episodes changed the chance of a right answer: shares of all episodes, an outline per run."""
     with canvas("Progress of episodes", 2.8, top=0.15) as drawing:
         ax = drawing.axes(1)[0]
         for label, found in thoughts.items():
@@ -308,7 +316,7 @@ def progress(thoughts: Mapping[str, Thinking], colour: Colours) -> str:
             ax.stairs(shares(gained.counts), gained.edges, color=c, linewidth=1.6)
             ax.axvline(gained.mean, color=c, linewidth=1.0, linestyle=LINE_STYLES["maj"])
         ax.set_xlim(-1.0625, 1.0625)
-        ax.set_xlabel("progress: J behind the episode less J before it (dashed: mean)")
+        ax.set_xlabel("progress: J after the episode minus J before it (dashed: mean)")
         ax.set_ylabel("share of episodes")
         percent_axis(ax, margin=False)
         ax.set_ylim(bottom=0)
@@ -316,7 +324,7 @@ def progress(thoughts: Mapping[str, Thinking], colour: Colours) -> str:
 
 
 def training(series: Sequence[TrainingCurves], colour: Colours) -> str:
-    """Training curves by step, one panel per metric that is present; thin line every step, thick line running mean."""
+    """Draw training curves, one panel per metric that is present. Thin: every step. Thick: the running mean."""
     metrics = [metric for metric in TRAINING_METRICS if any(metric in run.metrics for run in series)]
     rows = -(-len(metrics) // 2)
     with canvas("Training curves", 0.4 + 2.3 * rows, top=0.4) as drawing:
@@ -337,7 +345,7 @@ def training(series: Sequence[TrainingCurves], colour: Colours) -> str:
 def _curves(
     ax: Axes, run: Evaluation, x: Sequence[float], c: str, judged_x: Sequence[float] | None, oracle: bool
 ) -> list[tuple[float, str, str]]:
-    """Draw one run's rules; returns (y, label, colour) of the ends worth naming. A rule is named with its AUROC."""
+    """Draw one run's rules, and return (y, label, colour) of the ends to be named. A verifier's rule has its AUROC beside it."""
     ends = []
     for rule in ("pass", "maj", "weighted"):
         if f"{rule}@1" not in run.accuracy or (rule == "pass" and not oracle):
@@ -354,18 +362,18 @@ def _curves(
 
 
 def _auroc(run: Evaluation) -> str:
-    """The verifier's AUROC in words; it is not defined when the samples are all correct or all wrong."""
+    """Return the verifier's AUROC in words. It is not defined when the samples are all correct or all wrong."""
     value = run.verifier.auroc if run.verifier else math.nan
     return "AUROC n/a" if math.isnan(value) else f"AUROC {value:.2f}"
 
 
 def _short(label: str, most: int = 20) -> str:
-    """Both ends of a long name: what tells runs apart is often last."""
+    """Return both ends of a long name, because what distinguishes runs is often last."""
     return label if len(label) <= most else f"{label[: most // 2]}…{label[-most // 2 + 1 :]}"
 
 
 def _running_mean(values: Sequence[float], share: float = 0.1) -> list[float]:
-    """Centred mean over a window of about ``share`` of the run; the window shrinks at both ends."""
+    """Return the centred mean over a window of about ``share`` of the run. The window shrinks at both ends."""
     half = int(len(values) * share / 2)
     windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]

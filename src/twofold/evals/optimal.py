@@ -1,8 +1,8 @@
 """Compute-optimal choice (arXiv:2408.03314): the best plan per difficulty and budget, from one saved pool.
 
-The difficulty of a problem is what can be had without its answer: the mean P(Yes) of a pilot, its first few samples. The
-pilot is charged: its samples are the first that every plan uses, no plan spends fewer, and its verdicts are paid even
-where the plan that it leads to reads none.
+The difficulty of a problem is estimated without its answer: by the mean P(Yes) of a pilot, its first few samples. The
+pilot is paid for: every plan uses its samples first and spends at least as many, and its verdicts are counted even where
+the chosen plan reads none.
 """
 
 from __future__ import annotations
@@ -27,15 +27,19 @@ from twofold.types import Pool
 Floats = NDArray[np.float64]
 
 BINS = 3
-"""Of difficulty."""
+"""Bins of difficulty."""
 DEFAULT_RULES: tuple[Rule, ...] = ("majority", "best", "weighted", "posterior")
 
 
 @dataclass(frozen=True, slots=True)
 class Optimal:
-    """``best[bin][budget]``: index of the plan that is best on all problems (bin 0 is the hardest), ``single[budget]``: of
-    the one that is best without bins. ``adaptive_P_B_2`` and ``single_P_B_2``: (correctness, tokens generated and read
-    to judge) per problem and budget, cross-validated, of the plan of the problem's bin and of the single plan."""
+    """The choice by difficulty and the choice without, per budget.
+
+    ``best[bin][budget]`` is the index of the plan that is best on all problems of the bin (bin 0 is the hardest),
+    ``single[budget]`` that of the plan that is best without bins. ``adaptive_P_B_2`` and ``single_P_B_2`` are (correctness,
+    tokens generated and read to judge) per problem and budget, for the plan of the problem's bin and for the single plan,
+    both cross-validated.
+    """
 
     best: list[list[int]]
     single: list[int]
@@ -52,17 +56,17 @@ def compute_optimal(
     orders: int = 8,
     seed: int = 0,
 ) -> Optimal:
-    """Choose on one half of the problems, measure on the other, and the other way round.
+    """Choose on one half of the problems and measure on the other, then with the halves exchanged.
 
-    ``budgets`` are samples, the pilot's among them; plans differ in how they choose an answer (fixed numbers only).
-    Raises ValueError for a plan with a stopping rule, a budget below the pilot, fewer problems than four per bin (two in
-    each half), and pools that were not judged or lack what a plan reads.
+    ``budgets`` are numbers of samples, the pilot's included; the plans draw fixed numbers of samples and differ in how
+    they choose an answer. Raises ValueError for a plan with a stopping rule, a budget below the pilot, fewer than four
+    problems per bin (two in each half), and pools that were not judged or lack what a plan reads.
     """
     if any(not isinstance(plan.stop, Fixed) for plan in plans):
         raise ValueError("plans are compared at equal budgets: without a stopping rule")
     if min(budgets) < pilot:
         raise ValueError(f"budgets must be at least the pilot's {pilot}, got {min(budgets)}")
-    enough(len(pools), bins)
+    check_problems(len(pools), bins)
     if any(s is None and a is not None for p in pools for s, a in zip(p.scores, p.answers, strict=True)):
         raise ValueError("the pilot reads verdicts, and these pools were not judged: evaluate with a judge")
     for pool in pools:
@@ -88,14 +92,16 @@ def compute_optimal(
 
 
 def candidates(directory: Path, header: Header) -> list[Plan]:
-    """The plans noted beside an evaluation that draw a fixed number of samples as it did; if none does, the votes by
-    count and by verdict of all its samples."""
+    """Return the plans noted beside an evaluation that draw a fixed number of samples as it did.
+
+    If there are none, return ``DEFAULT_RULES`` on all its samples.
+    """
     found = [plan for plan in noted(directory) if replayable(plan, header) and isinstance(plan.stop, Fixed)]
     return found or [Plan(header.n, rule) for rule in DEFAULT_RULES]
 
 
-def enough(problems: int, bins: int = BINS) -> None:
-    """Raises ValueError for too few problems."""
+def check_problems(problems: int, bins: int = BINS) -> None:
+    """Raise ValueError if there are too few problems to choose by difficulty."""
     if problems < 4 * bins:
         raise ValueError(
             f"choosing by difficulty takes at least {4 * bins} problems ({bins} bins), there are {problems}"
@@ -163,10 +169,10 @@ def optimal_table(pools: Sequence[Pool], plans: Sequence[Plan], pilot: int = 4, 
 
 
 def _choose(score_R: Floats, right_R_S_B: Floats, bins: int) -> tuple[Floats, NDArray[np.intp]]:
-    """(inner edges of equal-mass bins of the pilot's score, best plan per bin and budget); ties go to the first plan."""
+    """Return (inner edges of equal-mass bins of the pilot's score, best plan per bin and budget); the first of equals."""
     edges = np.quantile(score_R, np.arange(1, bins) / bins)
     where = np.searchsorted(edges, score_R, side="right")
-    overall = right_R_S_B.mean(axis=0)  # of a bin that ties left empty
+    overall = right_R_S_B.mean(axis=0)  # for a bin that ties left empty
     means = [right_R_S_B[where == i].mean(axis=0) if (where == i).any() else overall for i in range(bins)]
     return edges, np.array([mean.argmax(axis=0) for mean in means])
 
@@ -174,8 +180,10 @@ def _choose(score_R: Floats, right_R_S_B: Floats, bins: int) -> tuple[Floats, ND
 def _outcomes(
     pool: Pool, plans: Sequence[Plan], budgets: Sequence[int], pilot: int, orders: int, seed: int
 ) -> Iterator[tuple[float, int, list[list[tuple[bool, int]]]]]:
-    """Of random orders of a pool: the pilot's mean score and the tokens of its verdicts (a sample without an answer is not
-    asked about, and counts 0), and of every plan at every budget whether it is right and its tokens."""
+    """Yield, for each random order of a pool, (pilot's mean score, tokens of its verdicts, outcomes).
+
+    A sample without an answer is not judged, and counts 0. The outcomes are (right, tokens) of every plan at every budget.
+    """
     forms = classes(pool.answers)
     right = {a for a, g in zip(forms, pool.grades, strict=True) if g.label == "correct"}
     rng = np.random.default_rng(seed)

@@ -1,9 +1,9 @@
 """Several plans on one task: accuracy against tokens and against time.
 
-Plans that draw independent samples are *replayed* from the saved pool, for every number of samples and in several random
-orders, the same for all plans; nothing is sampled again. Plans that make their candidates in another way (search, pruning,
-growing lengths) or sample otherwise than the pool are *run* on the same problems, and their answers are kept beside the
-pool in ``plans.jsonl``. ``plans.json`` names the plans, so that a report needs no model.
+A plan that draws independent samples is *replayed* from the saved pool: for every number of samples, and in several random
+orders that are the same for all plans. Nothing is sampled again. A plan that makes its candidates in another way (search,
+pruning, growing lengths), or samples with other settings than the pool, is *run* on the same problems; its answers are
+kept beside the pool in ``plans.jsonl``. ``plans.json`` names the plans, so that a report needs no model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 
 NAMES, RUNS = "plans.json", "plans.jsonl"
 ORDERS = 8
-"""Random orders of a pool that a plan is replayed in."""
+"""Random orders of a pool in which a plan is replayed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Strategies:
 
 
 def replayable(plan: Plan, header: Header) -> bool:
-    """Whether the pool holds what the plan would draw."""
+    """Return whether the pool holds what the plan would draw."""
     drawn = isinstance(plan.make, Independent) and not isinstance(plan.stop, Lengths)
     alike = ("temperature", "top_p", "max_tokens")
     same_judge = not plan.judged or (plan.judge, plan.judge_votes) == (header.judge, header.judge_votes)
@@ -131,8 +131,8 @@ def replayable(plan: Plan, header: Header) -> bool:
 def replay(pools: Sequence[Pool], plan: Plan, orders: int = ORDERS, seed: int = 0) -> Replay:
     """Replay ``plan`` on the pools, at 1, 2, 4 ... ``plan.n`` samples at most (its windows and steps stay whole).
 
-    A judged plan pays for the verdicts on samples that have an answer. ``seconds`` are shares of the pool's, its judging
-    included: what the machine was busy, not how long a user waits for rounds that follow one another.
+    A judged plan pays for the verdicts on samples that have an answer. ``seconds`` are shares of the pool's seconds, its
+    judging included: the time the machine was busy. A user waits longer for rounds that follow one another.
 
     Raises ValueError for a pool that lacks scores, certainty or samples that the plan reads.
     """
@@ -143,7 +143,7 @@ def replay(pools: Sequence[Pool], plan: Plan, orders: int = ORDERS, seed: int = 
 
 
 def check_pool(pool: Pool, plan: Plan) -> None:
-    """Raises ValueError for a pool that lacks scores, certainty or samples that the plan reads."""
+    """Raise ValueError if the pool lacks scores, certainty or samples that the plan reads."""
     if plan.n > (size := len(pool.answers)):
         raise ValueError(
             f"plan {plan}: the pool of {pool.problem.id!r} has {size} samples: raise --n or lower the plan's"
@@ -155,7 +155,7 @@ def check_pool(pool: Pool, plan: Plan) -> None:
 
 
 def _replay(pool: Pool, plan: Plan, ks: list[int], orders: int, seed: int) -> list[list[float]]:
-    """(correct, samples, generated, verified, seconds) per k, for one pool."""
+    """Return (correct, samples, generated, verified, seconds) per k, for one pool."""
     check_pool(pool, plan)
     size, forms = len(pool.answers), classes(pool.answers)
     right = {a for a, g in zip(forms, pool.grades, strict=True) if g.label == "correct"}
@@ -180,7 +180,7 @@ def _replay(pool: Pool, plan: Plan, ks: list[int], orders: int, seed: int) -> li
 
 
 def seen(pool: Pool, forms: Sequence[str | None], plan: Plan, order: Sequence[int]) -> Seen:
-    """What the plan reads of these samples of a pool, in this order; ``forms`` are the pool's answers as voting classes."""
+    """Return what the plan reads of these samples of a pool, in this order. ``forms``: the pool's answers as voting classes."""
     certainty, confidence = [], []
     if plan.rule in CERTAIN:
         assert pool.certainty is not None and pool.traces is not None
@@ -202,7 +202,7 @@ def run_plans(
     same: Same | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Note the plans in ``out`` and run those that cannot be replayed; problems that are done already are not done again."""
+    """Note the plans in ``out`` and run those that cannot be replayed. Problems that are done are not done again."""
     names = json.loads((out / NAMES).read_text()) if (out / NAMES).exists() else []
     (out / NAMES).write_text(json.dumps(list(dict.fromkeys([*names, *map(str, plans)]))) + "\n")
     done = {(row["plan"], row["id"]) for row in read_lines(out / RUNS)}
@@ -223,7 +223,7 @@ def run_plans(
 
 
 def noted(directory: Path) -> list[Plan]:
-    """The plans that ``run_plans`` noted in an evaluation's directory."""
+    """Return the plans that ``run_plans`` noted in an evaluation's directory."""
     return [parse(name) for name in json.loads((directory / NAMES).read_text())] if (directory / NAMES).exists() else []
 
 
@@ -246,7 +246,7 @@ def strategies(directory: Path, pools: Sequence[Pool], header: Header) -> Strate
             continue
         if missing := [pool.problem.id for pool in pools if pool.problem.id not in ran.get(name, {})]:
             raise PoolError(
-                f"{directory / RUNS}: plan {name} has not been run on {missing[0]!r}: evaluate again to go on"
+                f"{directory / RUNS}: plan {name} has not been run on {missing[0]!r}: run the evaluation again to continue"
             )
         rows = [ran[name][pool.problem.id] for pool in pools]
         points = _points(_as_replay(rows, plan.n))

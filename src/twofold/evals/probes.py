@@ -1,8 +1,8 @@
-"""Thoughts probed behind each of their episodes, and at budgets; saved; does every further token help (MRT, arXiv:2503.07572)?
+"""Thoughts probed after each of their episodes and at budgets, as MRT does (arXiv:2503.07572), and saved.
 
-``probes.jsonl`` holds one line per problem beside the pools, ``probes.json`` how they were made; a report needs no model.
-A prefix costs what a model that stops there reads and writes: prompt, thought so far and closing (``tokens``), and one
-forced answer after the other (``lengths``).
+``probes.jsonl`` holds one line per problem beside the pools, ``probes.json`` the settings. ``thinking`` makes the numbers
+of a report from them. A prefix costs what a model that stops there reads and writes: prompt, thought so far and closing
+(``tokens``), and the forced answers (``lengths``).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ SETTINGS, PROBES = "probes.json", "probes.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Probing:
-    """``thoughts`` of every problem (0: none), ``answers`` forced from each of their prefixes.
+    """``thoughts`` per problem (0: none), and ``answers`` forced from each of their prefixes.
 
-    ``waits``: how often a thought is made to go on behind its end, by MRT's strings and up to ``each`` tokens (published: 8
-    and 2048), to see beyond the budget. Published for the others: 4 to 16 thoughts, 8 answers. ``budgets``, in tokens of
-    the thought: where it is stopped besides.
+    ``waits`` is how often a thought is made to continue after its end, by MRT's strings and up to ``each`` tokens at a
+    time, to see beyond the token limit. ``budgets``, in tokens of the thought, are further places where it is stopped.
+    Published: 4 to 16 thoughts, 8 answers, 8 waits of 2048 tokens.
     """
 
     thoughts: int = 0
@@ -53,10 +53,10 @@ class Probing:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """The forced answers of one prefix: in normal form, their labels, mean log-probs per token, and lengths.
+    """One prefix of a thought and its forced answers: in normal form, with labels, mean log-probs per token, and lengths.
 
-    ``end``: tokens of the thought so far; ``tokens``: with prompt and closing. ``waits``: how often the thought had been
-    made to go on. ``within``: an episode, at a budget.
+    ``end`` counts the tokens of the thought so far, ``tokens`` those of prompt and closing too. ``waits`` is how often the
+    thought had been made to continue. ``within`` says that the prefix ends within an episode, at a budget.
     """
 
     end: int
@@ -74,7 +74,7 @@ class Prefix:
 
     @property
     def value(self) -> float:
-        """J: share that is right of the answers that could be graded; NaN if none could."""
+        """J: the share of right answers among those that could be graded; NaN if none could."""
         known = [label == "correct" for label in self.labels if label not in ("timeout", "error")]
         return mean(known)
 
@@ -86,7 +86,10 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """A thought's prefixes, the empty one first, and how the rollout itself ended: label and tokens, prompt included."""
+    """A thought's prefixes, the empty one first, and how the rollout ended when left alone.
+
+    ``label`` and ``tokens`` (prompt included) are the rollout's. ``prompt`` counts the prompt's tokens.
+    """
 
     prefixes: list[Prefix]
     label: str
@@ -95,18 +98,18 @@ class Thought:
 
     @property
     def own(self) -> list[Prefix]:
-        """Behind 0, 1, ... episodes of the thought as it was."""
+        """The prefixes after 0, 1, ... episodes of the thought before any wait."""
         return [p for p in self.prefixes if p.waits == 0 and not p.within]
 
     def at(self, budget: int) -> Prefix:
-        """Where it is stopped if it may have ``budget`` tokens, one of those it was probed at: a shorter one ended by itself."""
+        """Return the prefix at ``budget`` tokens, one of the budgets probed; a shorter thought ended by itself."""
         mine = {p.end: p for p in self.prefixes if p.waits == 0}
         return mine[min(budget, max(mine))]
 
     def points(self, waits: int = 0) -> list[tuple[float, float]]:
-        """(tokens, J) by rising tokens, made to go on so often at most; of equally many tokens the later.
+        """Return (tokens, J) by rising tokens, of the prefixes with at most this many waits.
 
-        Prefixes without a value are passed over.
+        Of two prefixes with equally many tokens the later one counts. Prefixes without a value are left out.
         """
         known = [p for p in self.prefixes if p.waits <= waits and not math.isnan(p.value)]
         return sorted({p.tokens + p.length: p.value for p in known}.items())
@@ -123,9 +126,9 @@ def run_probes(
     batch: int = 8,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Probe thoughts about ``problems`` and keep what is found in ``out``, an evaluation that says how they are sampled.
+    """Probe thoughts about ``problems`` and save them in ``out``, an evaluation, whose header says how they are sampled.
 
-    Problems that are done already are not done again. Raises ValueError if ``out`` holds probes made otherwise.
+    Problems that are done are not done again. Raises ValueError if ``out`` holds probes made with other settings.
     """
     header = read_header(out)
     how = json.loads(json.dumps(asdict(config)))
@@ -151,7 +154,7 @@ def run_probes(
 def probed(
     engine: Engine, chat: Chat, task: Task, problems: Sequence[Problem], config: Probing, sampling: Sampling
 ) -> list[Thought]:
-    """``sampling.n`` thoughts of every problem with their probes: two engine calls, and two more for each wait."""
+    """Return ``sampling.n`` thoughts of every problem, with their probes: two engine calls, and two more for each wait."""
     groups = rollouts(engine, chat, task, problems, sampling, config.prover.opening)
     thoughts = [r for g in groups for r in g]
     forced = replace(sampling, n=config.answers, seed=sampling.seed + 1)
@@ -183,7 +186,7 @@ def probed(
 
 
 def _prefix(found: Probe, prompt: int, waits: int, within: bool = False) -> Prefix:
-    drawn = [r.completion.sampled[::-1].index(False) for r in found.answers]  # tokens behind the closing
+    drawn = [r.completion.sampled[::-1].index(False) for r in found.answers]  # tokens after the closing
     return Prefix(
         end=found.end,
         tokens=prompt + len(found.answers[0].completion.tokens) - drawn[0],
@@ -197,7 +200,7 @@ def _prefix(found: Probe, prompt: int, waits: int, within: bool = False) -> Pref
 
 
 def read_thoughts(path: Path) -> dict[str, list[Thought]]:
-    """By problem. A line is ``{"id": problem, "thoughts": [asdict(thought), ...]}``."""
+    """Return the thoughts by problem. A line is ``{"id": problem, "thoughts": [asdict(thought), ...]}``."""
     return {
         row["id"]: [Thought(**t | {"prefixes": [Prefix(**p) for p in t["prefixes"]]}) for t in row["thoughts"]]
         for row in read_lines(path)

@@ -1,4 +1,4 @@
-"""The numbers of a report for people: one HTML page, or tables in the terminal."""
+"""A report for people: one HTML page, and tables in the terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RULE_NAMES = {"maj": "majority", "best": "best-of-n", "weighted": "weighted vote
 
 
 def html(found: Report) -> str:
-    """One self-contained page: inline CSS and SVG, no script, nothing fetched."""
+    """Return one self-contained page: inline CSS and SVG, no script, nothing fetched."""
     environment = Environment(
         loader=PackageLoader("twofold.evals", "."),
         autoescape=True,
@@ -127,7 +127,7 @@ def _cost(task: TaskReport) -> Table:
         *task.evaluations[0].labels,
         "at limit",
     ]
-    table = _table("cost, and what became of the samples", columns)
+    table = _table("cost, and labels of the samples", columns)
     for run in task.evaluations:
         cells = [f"{run.tokens_per_sample:.1f}", f"{run.judge_tokens_per_sample:.1f}"]
         cells += [f"{run.seconds_per_sample:.3f}", f"{run.seconds:.0f}"]
@@ -156,7 +156,7 @@ def _grid(label: str, found: Grid) -> Table:
         "generated",
         "to judge",
         "tokens in all",
-        "shorter caps too",
+        "with shorter caps",
     ]
     table = _table(f"{found.rule} vote on {label}'s problems, by token cap: means per problem", columns)
     ended = dict(zip(found.caps, found.ended, strict=True))
@@ -181,7 +181,7 @@ def _optimal(label: str, found: OptimalTable) -> Table:
 
 
 def at_budgets(found: Thinking) -> list[int]:
-    """Places in ``budgets`` of half the token limit, the limit, and twice the limit."""
+    """Return the indices in ``budgets`` of half the token limit, the limit, and twice the limit."""
     last = len(found.budgets) - 1
     return [(last + 1) // 4 - 1, (last + 1) // 2 - 1, last]
 
@@ -270,7 +270,9 @@ def lengths(row: PlanCurve) -> str:
     """Return in words what else the plan costs if its lengths grow, and nothing for other plans."""
     if not isinstance(row, GrowingPlan):
         return ""
-    return f" (cap reached {row.lengths.reached:.1f}; every cap anew: at most {row.lengths.cumulated:.0f} tokens)"
+    return (
+        f" (cap reached {row.lengths.reached:.1f}; with every shorter cap: at most {row.lengths.cumulated:.0f} tokens)"
+    )
 
 
 def percent(x: float) -> str:
@@ -278,7 +280,7 @@ def percent(x: float) -> str:
 
 
 def in_points(x: float) -> str:
-    """A difference of accuracies in percentage points, signed; never ``-0.0``."""
+    """Return a difference of accuracies in percentage points, signed; never ``-0.0``."""
     return "n/a" if math.isnan(x) else f"{round(100 * x, 1) + 0.0:+.1f}"
 
 
