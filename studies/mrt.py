@@ -25,7 +25,7 @@ from common import COLOURS, Floats, difference, interval, save
 
 from twofold import run, toml
 from twofold.evals.probes import Prefix, Probing, Thought, probed, read_thoughts
-from twofold.maths.regret import normalised_regret, progress, tokens_at
+from twofold.maths.regret import normalised_regret, progress, tokens_to_reach
 from twofold.types import Sampling
 
 SIX = "recipe.rollouts=6"
@@ -240,7 +240,7 @@ def efficiency(arm: Arm, theirs: Arm) -> str:
     def ratio(w_P: Floats) -> float:
         ours, other = arm.curve(w_P), theirs.curve(w_P)
         target = max(a for _, a in other) - SLACK
-        return tokens_at(other, target) / tokens_at(ours, target)
+        return tokens_to_reach(other, target) / tokens_to_reach(ours, target)
 
     text = resampled(len(arm.natural_P), ratio)
     return "not reached" if text.startswith("0.00 ") else text

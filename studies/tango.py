@@ -31,7 +31,7 @@ from twofold import run, toml
 from twofold.compute.rollout import rollouts
 from twofold.compute.verify import Verification, verify
 from twofold.engines.base import Engine
-from twofold.evals.critic import said, solution
+from twofold.evals.critic import as_candidate, predicted_step
 from twofold.maths.stats import cluster_bootstrap
 from twofold.recipes import tango
 from twofold.tasks.processbench import some_cases
@@ -193,9 +193,9 @@ def checked(name: str, config: run.Config, args: argparse.Namespace, seed: int) 
     sampling = Sampling(
         1, config.rollout.temperature, max_tokens=recipe.verifier_tokens, stop=model.chat.stop, seed=seed
     )
-    quoted = [solution(model.chat, c, recipe.cut) for c in cases]
+    quoted = [as_candidate(model.chat, c, recipe.cut) for c in cases]
     found = verify(model.engine, model.chat, quoted, counts, recipe.question, sampling)
-    predicted = [said(v.critique, k, whole=False) for (v,), k in zip(found, counts, strict=True)]
+    predicted = [predicted_step(v.critique, k, whole=False) for (v,), k in zip(found, counts, strict=True)]
     return {"labels": [c.label for c in cases], "predictions": predicted}
 
 

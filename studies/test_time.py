@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from twofold.compute.plan import Plan, parse
-from twofold.evals.grid import under
+from twofold.evals.grid import under_cap
 from twofold.evals.optimal import compute_optimal
 from twofold.evals.plans import Replay, replay
 from twofold.evals.pools import POOLS, read_header, read_pools
@@ -172,7 +172,7 @@ def lengths(seeds: list[Seed]) -> None:
     print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     cumulated = 0.0
     for cap in CAPS:
-        rows = [under(seed.test, cap, "weighted", ks) for seed in seeds]
+        rows = [under_cap(seed.test, cap, "weighted", ks) for seed in seeds]
         correct_P_K = np.mean([r[0] for r in rows], axis=0)
         generated, verified = (np.mean([r[i] for r in rows]) for i in (1, 2))
         cumulated += generated + verified

@@ -13,7 +13,7 @@ from twofold.maths.regret import (
     progress,
     stop_regret,
     token_efficiency,
-    tokens_at,
+    tokens_to_reach,
 )
 from twofold.text.segments import Episodes, episode_ends, episode_places
 
@@ -118,7 +118,7 @@ def test_votes_at_a_prefix_by_hand():
 
 def test_tokens_at_equal_accuracy():
     ours, theirs = [(100, 0.4), (200, 0.6)], [(100, 0.3), (300, 0.5), (900, 0.5)]
-    assert tokens_at(ours, 0.2) == pytest.approx(50) and tokens_at(ours, 0.5) == pytest.approx(150)
-    assert tokens_at(ours, 0.7) == math.inf
+    assert tokens_to_reach(ours, 0.2) == pytest.approx(50) and tokens_to_reach(ours, 0.5) == pytest.approx(150)
+    assert tokens_to_reach(ours, 0.7) == math.inf
     assert token_efficiency(ours, theirs, 0.5) == pytest.approx(2.0)
     assert math.isnan(token_efficiency(ours, theirs, 0.55))  # they never get there

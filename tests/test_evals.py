@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import twofold
 from twofold import run
 from twofold.evals.pools import read_header, read_pools
 from twofold.evals.run import Eval
@@ -89,6 +90,14 @@ def test_another_model_may_verify(model, tiny_model, tmp_path):
     assert read_header(tmp_path / "judged").judge == "p_yes of other"
     with pytest.raises(ValueError, match="another evaluation"):
         pools(model, tmp_path / "judged")
+
+
+def test_the_version_is_the_source_trees(model, tmp_path, monkeypatch):
+    """A package that runs from its source, without being installed, has no metadata to ask."""
+    versions = {"torch": "1", "transformers": "2"}
+    monkeypatch.setattr("twofold.evals.run.version", versions.__getitem__)
+    pools(model, tmp_path, judge="none", problems=1)
+    assert read_header(tmp_path).versions == {"twofold": twofold.__version__, **versions}
 
 
 def test_without_a_judge_nothing_is_read(model, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from twofold import cli, run
-from twofold.evals.grid import measure
+from twofold.evals.grid import accuracy_grid
 from twofold.evals.pools import read_header, read_pools
 from twofold.evals.run import Eval
 from twofold.maths import votes
@@ -38,32 +38,32 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_cells_are_the_hand_computed_ones(evaluated: Path) -> None:
     header = replace(read_header(evaluated), n=3, max_tokens=10)
-    found = measure(HAND, header, [4, 6, 10], "weighted")
-    assert (found["ks"], found["caps"]) == ([1, 2, 3], [4, 6, 10])
-    assert found["ended"] == pytest.approx([3 / 6, 4 / 6, 1])
+    found = accuracy_grid(HAND, header, [4, 6, 10], "weighted")
+    assert (found.ks, found.caps) == ([1, 2, 3], [4, 6, 10])
+    assert found.ended == pytest.approx([3 / 6, 4 / 6, 1])
     # a under 4: only the 7; under 6: 7 (.9) and 42 (.3); under 10: 7 (.9), 42 (.3), 42 (.5). b: two 42s, then three
     of_a = [[0, 0, 0], [1 / 3, 1 / 3, 0], [2 / 3, 1 / 3, 0]]
     of_b = [[2 / 3, 1, 1], [2 / 3, 1, 1], [1, 1, 1]]
     expected = [(x + y) / 2 for row_a, row_b in zip(of_a, of_b, strict=True) for x, y in zip(row_a, row_b, strict=True)]
-    assert [cell["accuracy"]["mean"] for cell in found["cells"]] == pytest.approx(expected)
+    assert [cell.accuracy.mean for cell in found.cells] == pytest.approx(expected)
     # of all three samples, means of a and b. generated: (11 + 8) / 2, (14 + 10) / 2, (17 + 14) / 2; a verdict is 2
-    whole = [cell for cell in found["cells"] if cell["k"] == 3]
-    assert [cell["generated"] for cell in whole] == pytest.approx([9.5, 12, 15.5])
-    assert [cell["verified"] for cell in whole] == pytest.approx([3, 4, 6])
-    assert [cell["cumulated"] for cell in whole] == pytest.approx([12.5, 12.5 + 16, 12.5 + 16 + 21.5])
-    assert found["cells"][0]["generated"] == pytest.approx(9.5 / 3)
-    assert measure(HAND, header, [4], "majority")["cells"][2]["verified"] == 0  # a count of answers asks nobody
+    whole = [cell for cell in found.cells if cell.k == 3]
+    assert [cell.generated for cell in whole] == pytest.approx([9.5, 12, 15.5])
+    assert [cell.verified for cell in whole] == pytest.approx([3, 4, 6])
+    assert [cell.cumulated for cell in whole] == pytest.approx([12.5, 12.5 + 16, 12.5 + 16 + 21.5])
+    assert found.cells[0].generated == pytest.approx(9.5 / 3)
+    assert accuracy_grid(HAND, header, [4], "majority").cells[2].verified == 0  # a count of answers asks nobody
 
 
 def test_the_grid_is_what_drawing_under_each_cap_gives(evaluated: Path, tmp_path: Path) -> None:
     pools, header = read_pools(evaluated / "pools.jsonl"), read_header(evaluated)
-    found = measure(pools, header, [24, 40], "weighted")
+    found = accuracy_grid(pools, header, [24, 40], "weighted")
     drawn = read_pools(
         run.evaluate(run.load("tiny"), "sums", replace(CONFIG, max_tokens=24), out=tmp_path) / "pools.jsonl"
     )
-    short = next(cell for cell in found["cells"] if (cell["cap"], cell["k"]) == (24, 4))
-    assert short["generated"] == pytest.approx(sum(sum(pool.tokens) for pool in drawn) / len(drawn))
-    assert 0 < found["ended"][0] < 1  # or there is nothing to see
+    short = next(cell for cell in found.cells if (cell.cap, cell.k) == (24, 4))
+    assert short.generated == pytest.approx(sum(sum(pool.tokens) for pool in drawn) / len(drawn))
+    assert 0 < found.ended[0] < 1  # or there is nothing to see
     for cut, pool in zip(drawn, pools, strict=True):
         for i, tokens in enumerate(pool.tokens):
             if tokens < 24:
@@ -71,10 +71,10 @@ def test_the_grid_is_what_drawing_under_each_cap_gives(evaluated: Path, tmp_path
                 assert cut.scores[i] == pytest.approx(pool.scores[i], rel=1e-3)
             else:
                 assert cut.tokens[i] == 24
-    for column, k in enumerate(found["ks"]):  # the last cap cuts nothing: the ordinary curve
+    for column, k in enumerate(found.ks):  # the last cap cuts nothing: the ordinary curve
         correct = [[g.label == "correct" for g in pool.grades] for pool in pools]
         exact = [votes.curves(p.answers, c, p.scores, [k])["weighted"][0] for p, c in zip(pools, correct, strict=True)]
-        assert found["cells"][len(found["ks"]) + column]["accuracy"]["mean"] == pytest.approx(sum(exact) / len(exact))
+        assert found.cells[len(found.ks) + column].accuracy.mean == pytest.approx(sum(exact) / len(exact))
 
 
 @pytest.mark.parametrize(

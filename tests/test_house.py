@@ -79,7 +79,7 @@ def imports(nodes: Iterator[ast.AST], path: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*above, *filter(None, [node.module])])
-            for alias in node.names:
+            for alias in (alias for alias in node.names if alias.name != "__version__"):  # a string, not a part
                 yield node.lineno, f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base
 
 

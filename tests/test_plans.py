@@ -13,7 +13,7 @@ from twofold import cli, run
 from twofold.compute.plan import parse
 from twofold.evals import optimal
 from twofold.evals.optimal import compute_optimal
-from twofold.evals.plans import measure, replay, replayable
+from twofold.evals.plans import replay, replayable, strategies
 from twofold.evals.pools import PoolError, read_header, read_pools
 from twofold.evals.run import Eval
 from twofold.maths import votes
@@ -87,24 +87,24 @@ def evaluated(tmp_path_factory) -> Path:
 
 def test_plans_are_replayed_or_run_and_never_done_twice(evaluated: Path):
     header, pools = read_header(evaluated), read_pools(evaluated / "pools.jsonl")
-    found = measure(evaluated, pools, header)
-    assert [row["how"] for row in found["plans"]] == ["replayed"] * 3 + ["run"]
-    assert found["plans"][0]["plan"] == "majority-4:max_tokens=24"
+    found = strategies(evaluated, pools, header)
+    assert [row.how for row in found.plans] == ["replayed"] * 3 + ["run"]
+    assert found.plans[0].plan == "majority-4:max_tokens=24"
     rows = [json.loads(line) for line in (evaluated / "plans.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [pool.problem.id for pool in pools]
-    point = found["plans"][3]["points"][0]
-    assert point["accuracy"]["mean"] == np.mean([row["label"] == "correct" for row in rows])
-    assert point["generated"] == np.mean([row["cost"]["generated"] for row in rows])
+    point = found.plans[3].points[0]
+    assert point.accuracy.mean == np.mean([row["label"] == "correct" for row in rows])
+    assert point.generated == np.mean([row["cost"]["generated"] for row in rows])
     reached = [row["length"] for row in rows]
-    assert found["plans"][3]["lengths"]["reached"] == np.mean(reached)
-    assert found["plans"][3]["lengths"]["cumulated"] == 2 * np.mean([{12: 12, 24: 36}[cap] for cap in reached])
-    assert [p["k"] for p in found["oracle"]] == [1, 2, 4]
+    assert found.plans[3].lengths.reached == np.mean(reached)
+    assert found.plans[3].lengths.cumulated == 2 * np.mean([{12: 12, 24: 36}[cap] for cap in reached])
+    assert [p.k for p in found.oracle] == [1, 2, 4]
     before = (evaluated / "plans.jsonl").read_text()
     again = Eval(problems=4, n=4, max_tokens=24, batch=4, confidence=20)
     plans = ["weighted-2:stop=lengths,caps=[12,24]", "best-4"]
     run.evaluate(run.load("tiny"), "sums", again, out=evaluated, plans=plans)
     assert (evaluated / "plans.jsonl").read_text() == before
-    assert len(measure(evaluated, pools, header)["plans"]) == 5
+    assert len(strategies(evaluated, pools, header).plans) == 5
 
 
 def test_the_report_shows_plans_and_the_oracle(evaluated: Path, tmp_path: Path, capsys):
@@ -112,7 +112,7 @@ def test_the_report_shows_plans_and_the_oracle(evaluated: Path, tmp_path: Path, 
     assert "posterior-4:stop=posterior,max_tokens=24" in capsys.readouterr().out
     page = (tmp_path / "report.html").read_text()
     assert "weighted-2:stop=lengths,caps=[12,24],max_tokens=24" in page and "an oracle, no strategy" in page
-    assert "every cap anew: at most" in page
+    assert "with every shorter cap: at most" in page
     assert json.loads((tmp_path / "report.json").read_text())["tasks"][0]["evaluations"][0]["strategies"]["oracle"]
 
 
@@ -123,7 +123,7 @@ def test_a_plan_that_was_not_run_to_its_end_is_said(evaluated: Path, tmp_path: P
     (tmp_path / "plans.jsonl").write_text("".join(lines[:-1]))
     header, pools = read_header(tmp_path), read_pools(tmp_path / "pools.jsonl")
     with pytest.raises(PoolError, match="has not been run on"):
-        measure(tmp_path, pools, header)
+        strategies(tmp_path, pools, header)
 
 
 def test_what_can_be_replayed(evaluated: Path):
@@ -202,11 +202,11 @@ def test_a_choice_needs_verdicts_problems_and_plans():
     with pytest.raises(ValueError, match="at least 12 problems"):
         compute_optimal(pools[:11], [parse("majority-8")], [8])
     with pytest.raises(ValueError, match="at least two plans of at least 4 samples, got majority-8"):
-        optimal.measure(pools, [parse("majority-8")])
+        optimal.optimal_table(pools, [parse("majority-8")])
     with pytest.raises(ValueError, match="at least 4 samples, got majority-8, weighted-2"):
-        optimal.measure(pools, [parse("majority-8"), parse("weighted-2")])
+        optimal.optimal_table(pools, [parse("majority-8"), parse("weighted-2")])
     with pytest.raises(ValueError, match="--confidence 20"):
-        optimal.measure(pools, [parse("majority-8"), parse("borda-8")])
+        optimal.optimal_table(pools, [parse("majority-8"), parse("borda-8")])
 
 
 def test_the_choice_is_among_the_plans_that_were_given(evaluated: Path, tmp_path: Path):
@@ -218,9 +218,9 @@ def test_the_choice_is_among_the_plans_that_were_given(evaluated: Path, tmp_path
         "weighted-4",
         "posterior-4",
     ]
-    found = optimal.measure([random_pool(i) for i in range(40)], [parse("majority-8"), parse("weighted-16")])
-    assert [row["budget"] for row in found["rows"]] == [4, 8] and found["plans"] == ["majority-8", "weighted-16"]
-    for row in found["rows"]:
-        assert row["difference"]["mean"] == pytest.approx(row["adaptive"]["mean"] - row["single"]["mean"])
-        assert {*row["best"], row["best_single"]} <= {"majority", "weighted"} and len(row["best"]) == 3
-        assert row["adaptive_tokens"] >= 10 * row["budget"] + 4  # of a pilot of 4, some 5 in 6 have an answer
+    found = optimal.optimal_table([random_pool(i) for i in range(40)], [parse("majority-8"), parse("weighted-16")])
+    assert [row.budget for row in found.rows] == [4, 8] and found.plans == ["majority-8", "weighted-16"]
+    for row in found.rows:
+        assert row.difference.mean == pytest.approx(row.adaptive.mean - row.single.mean)
+        assert {*row.best, row.best_single} <= {"majority", "weighted"} and len(row.best) == 3
+        assert row.adaptive_tokens >= 10 * row.budget + 4  # of a pilot of 4, some 5 in 6 have an answer

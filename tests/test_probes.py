@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from test_mrt import ASKED, P0, P1, P2, PLAIN, SHIPPED, SHORT, TWO, Scripted, Words
@@ -15,10 +14,10 @@ import twofold
 from twofold import run
 from twofold.compute.rollout import rollouts, split
 from twofold.compute.think import Forcing, forcing, prolonged
-from twofold.evals import probes
 from twofold.evals.pools import Header, PoolError, read_header, read_lines
 from twofold.evals.probes import Prefix, Probing, Thought, probed
-from twofold.evals.report import measure, report
+from twofold.evals.report import report, summarise
+from twofold.evals.thinking import Thinking, read_curves
 from twofold.maths.regret import maj_at_prefix, stop_regret
 from twofold.tasks.procedural import Sums
 from twofold.text.chat import Chat
@@ -154,14 +153,14 @@ def test_an_evaluation_with_probes_is_saved_resumed_and_drawn(tmp_path):
             model, "sums:choice=1", replace(SMALL, probe=replace(SMALL.probe, answers=2)), out=cut, name="tiny"
         )
     result = report([cut, straight], tmp_path / "out")
-    found = result["tasks"][0]["evaluations"][0]["thinking"]
-    assert found["thoughts"] == 4 and len(found["waits"]) == 2 and found["problems"] == 2
+    found = result.tasks[0].evaluations[0].thinking
+    assert found.thoughts == 4 and len(found.waits) == 2 and found.problems == 2
     page = (tmp_path / "out" / "report.html").read_text()
     for title in ("Accuracy and regret against the token budget", "Votes at each prefix", "Progress of episodes"):
         assert f'aria-label="{title}"' in page
     assert page.count('aria-label="Votes at each prefix"') == 2 and "thoughts stopped by force" in printed(result)
-    (saved,) = result["tasks"][0]["tokens_saved"]
-    assert saved["ratio"] == 1.0  # the same thoughts
+    (saved,) = result.tasks[0].tokens_saved
+    assert saved.ratio == 1.0  # the same thoughts
 
 
 # ---------------------------------------------------------------- numbers
@@ -191,58 +190,54 @@ def write(
 
 
 @pytest.fixture(scope="module")
-def hand(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def hand(tmp_path_factory: pytest.TempPathFactory) -> Thinking:
     directory = write(tmp_path_factory.mktemp("hand"), {"p0": [SPEC, SPEC], "p1": [SPEC, FLAT]})
-    return measure([directory])["tasks"][0]["evaluations"][0]["thinking"]
+    return summarise([directory]).tasks[0].evaluations[0].thinking
 
 
 def test_regret_against_the_budget(hand):
     """Of SPEC .7291667 at 4000 and .40625 at 8000; FLAT rises to 1/4 at 1000 and stays: 1 - (1/4)(n - 500) / n."""
-    regret = {b: r["mean"] for b, r in zip(hand["budgets"], hand["regret"], strict=True)}
+    regret = {b: r.mean for b, r in zip(hand.budgets, hand.regret, strict=True)}
     assert len(regret) == 32 and max(regret) == 8000
     for budget, spec in ((4000, 0.7291667), (8000, 0.40625)):
         flat = 1 - (budget - 500) / budget / 4
         assert regret[budget] == pytest.approx((spec + (spec + flat) / 2) / 2, abs=1e-7)
-    accuracy = {b: a["mean"] for b, a in zip(hand["budgets"], hand["accuracy"], strict=True)}
+    accuracy = {b: a.mean for b, a in zip(hand.budgets, hand.accuracy, strict=True)}
     assert accuracy[500] == pytest.approx((0 + (0 + 1 / 8) / 2) / 2)  # half way up to the first point
     assert accuracy[8000] == pytest.approx((1 + (1 + 1 / 4) / 2) / 2)
 
 
 def test_progress_and_what_stopping_at_once_is_worth(hand):
     """Episodes gain 1/2, 1/2 in SPEC and nothing in FLAT: p0 has a mean of 1/2, p1 of 1/3."""
-    progress = hand["progress"]
-    assert progress["mean"] == pytest.approx((1 / 2 + 1 / 3) / 2)
-    assert (progress["negative"], progress["positive"]) == (0, pytest.approx(6 / 7))
+    progress = hand.progress
+    assert progress.mean == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert (progress.negative, progress.positive) == (0, pytest.approx(6 / 7))
     counts = {
-        round((a + b) / 2, 3): n
-        for a, b, n in zip(progress["edges"], progress["edges"][1:], progress["counts"], strict=False)
+        round((a + b) / 2, 3): n for a, b, n in zip(progress.edges, progress.edges[1:], progress.counts, strict=False)
     }
     assert {value: n for value, n in counts.items() if n} == {0.0: 1, 0.5: 6}
-    assert (hand["first"]["mean"], hand["last"]["mean"]) == pytest.approx((1 / 16, (1 + 5 / 8) / 2))
-    assert hand["natural"]["mean"] == 0.75 and hand["episodes"] == 7 / 4 and hand["unanswered"] == 0
+    assert (hand.first.mean, hand.last.mean) == pytest.approx((1 / 16, (1 + 5 / 8) / 2))
+    assert hand.natural.mean == 0.75 and hand.episodes == 7 / 4 and hand.unanswered == 0
 
 
 def test_votes_at_each_prefix_by_number_of_episodes(hand):
-    flat, spec = hand["buckets"]
-    assert [(b["low"], b["high"], b["thoughts"]) for b in (flat, spec)] == [(1, 1, 1), (2, 2, 3)]
-    assert [[p["p"] for p in branch] for branch in spec["points"]] == [[1, 2, 4, 8]] * 3
-    assert [p["tokens"] for p in spec["points"][1]] == [2990 + p * 10 for p in (1, 2, 4, 8)]
-    assert [p["accuracy"] for p in spec["points"][1]] == pytest.approx([0.5] * 4)  # four against four
+    flat, spec = hand.buckets
+    assert [(b.low, b.high, b.thoughts) for b in (flat, spec)] == [(1, 1, 1), (2, 2, 3)]
+    assert [[p.p for p in branch] for branch in spec.points] == [[1, 2, 4, 8]] * 3
+    assert [p.tokens for p in spec.points[1]] == [2990 + p * 10 for p in (1, 2, 4, 8)]
+    assert [p.accuracy for p in spec.points[1]] == pytest.approx([0.5] * 4)  # four against four
     # 2 of 8 are right: of two answers both (1/28) or one (12/28, half); of four two (15/70, half); of eight none
-    branch = [p["accuracy"] for p in flat["points"][0]]
+    branch = [p.accuracy for p in flat.points[0]]
     assert branch == pytest.approx([1 / 4, 1 / 28 + 12 / 56, 15 / 140, 0])
 
 
 def test_what_thinking_on_loses(hand):
     """Only FLAT and SPEC have one episode, only SPEC two; both by the formula of the maths, on exact votes."""
     rows = [[maj_at_prefix(p.answers, p.correct, p.logprobs) for p in t.own] for t in (SPEC, FLAT)]
-    one, two = hand["stopping"]
-    assert one == {
-        "budget": 1,
-        "thoughts": 4,
-        "value": pytest.approx((3 * stop_regret(rows[0], 1) + stop_regret(rows[1], 1)) / 4),
-    }
-    assert two == {"budget": 2, "thoughts": 3, "value": pytest.approx(stop_regret(rows[0], 2))}
+    one, two = hand.stopping
+    assert (one.budget, one.thoughts, two.budget, two.thoughts) == (1, 4, 2, 3)
+    assert one.value == pytest.approx((3 * stop_regret(rows[0], 1) + stop_regret(rows[1], 1)) / 4)
+    assert two.value == pytest.approx(stop_regret(rows[0], 2))
 
 
 def test_waiting_is_measured_at_a_budget_of_its_own(tmp_path):
@@ -250,25 +245,25 @@ def test_waiting_is_measured_at_a_budget_of_its_own(tmp_path):
     stays at 1/2 behind 100: up to 160 an area of 12.5 + 30. With one it rises to 1 at 300, in 224 tokens by 124 / 400 of it."""
     on = Thought([prefix(50, 0), prefix(100, 4), prefix(300, 8, waits=1)], "wrong", 100, 0)
     directory = write(tmp_path, {"p0": [on], "p1": [on]}, limit=160, waits=1)
-    found = measure([directory])["tasks"][0]["evaluations"][0]["thinking"]
-    assert [(w["waits"], w["tokens"], w["budget"]) for w in found["waits"]] == [(0, 90, 160), (1, 290, 224)]
-    assert [w["accuracy"]["mean"] for w in found["waits"]] == [0.5, 1.0]
+    found = summarise([directory]).tasks[0].evaluations[0].thinking
+    assert [(w.waits, w.tokens, w.budget) for w in found.waits] == [(0, 90, 160), (1, 290, 224)]
+    assert [w.accuracy.mean for w in found.waits] == [0.5, 1.0]
     area = 12.5 + 124 * (0.5 + 0.5 + 124 / 400) / 2
     expected = [1 - 42.5 / 160, 1 - area / 224]
-    assert [w["regret"]["mean"] for w in found["waits"]] == pytest.approx(expected)
-    assert {a["mean"] for b, a in zip(found["budgets"], found["accuracy"], strict=True) if b >= 100} == {0.5}
-    assert found["progress"]["counts"][12] == 2 and found["last"]["mean"] == 0.5
+    assert [w.regret.mean for w in found.waits] == pytest.approx(expected)
+    assert {a.mean for b, a in zip(found.budgets, found.accuracy, strict=True) if b >= 100} == {0.5}
+    assert found.progress.counts[12] == 2 and found.last.mean == 0.5
 
 
 def test_tokens_at_equal_accuracy(tmp_path):
     """Ours rises to 1 by 1000 tokens, the baseline by 2000; budgets are multiples of 250."""
     slow, fast = (Thought([prefix(20, 0), prefix(n, 8)], "correct", n, 0) for n in (2000, 1000))
     runs = [write(tmp_path / name, {"p0": [t], "p1": [t]}, name) for name, t in (("slow", slow), ("fast", fast))]
-    (row,) = measure(runs)["tasks"][0]["tokens_saved"]
-    assert (row["run"], row["baseline"]) == ("fast", "slow")
-    assert row["ratio"] == pytest.approx(2, rel=0.01) and row["target"] == pytest.approx(0.995)
+    (row,) = summarise(runs).tasks[0].tokens_saved
+    assert (row.run, row.baseline) == ("fast", "slow")
+    assert row.ratio == pytest.approx(2, rel=0.01) and row.target == pytest.approx(0.995)
     write(tmp_path / "short", {"p0": [fast], "p1": [fast]}, "short", limit=2000)
-    assert measure([runs[0], tmp_path / "short"])["tasks"][0]["tokens_saved"] == []  # other budgets
+    assert summarise([runs[0], tmp_path / "short"]).tasks[0].tokens_saved == []  # other budgets
 
 
 def test_prefixes_that_cost_no_more_than_the_one_before(tmp_path):
@@ -282,17 +277,17 @@ def test_files_that_are_not_whole_are_refused(tmp_path):
     path = directory / "probes.jsonl"
     path.write_text(path.read_text() + '{"id": ')
     with pytest.raises(PoolError, match=r"probes\.jsonl:3: truncated last line"):
-        measure([directory])
+        summarise([directory])
     write(tmp_path / "one", {"p0": [SPEC]})
     with pytest.raises(PoolError, match=r"1 problems.*at least 2"):
-        measure([tmp_path / "one"])
+        summarise([tmp_path / "one"])
 
 
 def test_without_probes_there_is_nothing(tmp_path):
     directory = save(tmp_path, [make_pool(i, ["42", "7"], [None] * 2) for i in range(2)], "e")
-    assert probes.read(directory, read_header(directory)) is None
-    task = measure([directory])["tasks"][0]
-    assert task["evaluations"][0]["thinking"] is None and task["tokens_saved"] == []
+    assert read_curves(directory, read_header(directory)) is None
+    task = summarise([directory]).tasks[0]
+    assert task.evaluations[0].thinking is None and task.tokens_saved == []
     assert isinstance(read_header(directory), Header)
 
 

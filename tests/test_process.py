@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 import twofold
 from twofold import cli
 from twofold.evals import critic
-from twofold.evals.critic import Critic, paragraphs, predict, prefix_values, said, score, solution, tuned
+from twofold.evals.critic import (
+    Critic,
+    as_candidate,
+    find_error_prompt,
+    predict,
+    predicted_step,
+    prefix_values,
+    score,
+    tuned,
+)
 from twofold.maths.processbench import best_threshold, first_error, process_score
 from twofold.maths.step_credit import class_weights, decayed, grpo_steps, rloo_steps, until_error
 from twofold.tasks.datasets import DataError
@@ -293,8 +302,13 @@ def test_the_verifier_as_critic(model: Any) -> None:
 
 
 def test_the_variant_that_asks_for_the_whole_to_be_right() -> None:
-    assert [said(read(critique("++", f)), 2, whole) for f in "+-" for whole in (False, True)] == [-1, -1, -1, None]
-    assert said(read(critique("-+", "-")), 2, True) == 0
+    assert [predicted_step(read(critique("++", f)), 2, whole) for f in "+-" for whole in (False, True)] == [
+        -1,
+        -1,
+        -1,
+        None,
+    ]
+    assert predicted_step(read(critique("-+", "-")), 2, True) == 0
 
 
 def test_votes_of_several_verifications(model: Any) -> None:
@@ -307,7 +321,7 @@ def test_votes_of_several_verifications(model: Any) -> None:
 def test_a_prompted_critic(model: Any) -> None:
     engine = Says(model.chat, [[r"so \boxed{1}"], [r"\boxed{-1}"], [r"\boxed{7}"]])
     assert predict(engine, model.chat, CASES, Critic("prompted")) == [1, -1, None]
-    text = paragraphs(Case("d", r"{solution} \1", ("{problem}", "b"), 0, False))
+    text = find_error_prompt(Case("d", r"{solution} \1", ("{problem}", "b"), 0, False))
     assert "Problem:\n{solution} \\1\n" in text
     assert "<paragraph_0>\n{problem}\n</paragraph_0>\n\n<paragraph_1>\nb\n</paragraph_1>" in text
 
@@ -330,7 +344,7 @@ def test_critics_with_the_shipped_model(model: Any) -> None:
     assert found.unreadable < 0.1
     values = prefix_values(model.engine, model.chat, cases, "lines")
     assert [len(v) for v in values] == [len(c.steps) for c in cases] and all(0 <= v <= 1 for row in values for v in row)
-    whole = solution(model.chat, cases[1], "lines")
+    whole = as_candidate(model.chat, cases[1], "lines")
     assert values[1][-1] == pytest.approx(critic.p_yes(model.engine, model.chat, [whole], normalised=True)[0], abs=1e-4)
 
 

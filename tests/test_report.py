@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import pytest
 from rich.console import Console
 
 from twofold.evals.pools import Header, PoolError, finished_ids, read_header, read_pools, write_header, write_pool
-from twofold.evals.report import measure, print_table, report
+from twofold.evals.records import Report
+from twofold.evals.report import print_table, report, summarise
 from twofold.types import Grade, Pool, Problem
 
 GRADES = {
@@ -134,12 +136,12 @@ def test_counts_costs_levels_and_changed_votes(hand: dict[str, Any]) -> None:
 
 def test_votes_agree_with_brute_force_over_all_subsets(tmp_path: Path) -> None:
     pools = synthetic(3, problems=6, n=6, judge=0.1)
-    result = measure([save(tmp_path / "e", pools, "e")])
-    accuracy = result["tasks"][0]["evaluations"][0]["accuracy"]
+    result = summarise([save(tmp_path / "e", pools, "e")])
+    accuracy = result.tasks[0].evaluations[0].accuracy
     for k in (1, 2, 4, 6):
         for rule, weighted in (("maj", False), ("weighted", True)):
             expected = np.mean([brute_force(pool, k, weighted) for pool in pools])
-            assert accuracy[f"{rule}@{k}"]["mean"] == pytest.approx(expected), (rule, k)
+            assert accuracy[f"{rule}@{k}"].mean == pytest.approx(expected), (rule, k)
 
 
 def brute_force(pool: Pool, k: int, weighted: bool) -> float:
@@ -160,38 +162,38 @@ def test_equivalent_spellings_vote_together(tmp_path: Path) -> None:
     spelled = [make_pool(i, ["42", "42.0", "7", "7", "42"], [None] * 5) for i in range(2)]
     for pool in spelled:
         pool.grades[1] = GRADES["c"]
-    accuracy = measure([save(tmp_path / "e", spelled, "e")])["tasks"][0]["evaluations"][0]["accuracy"]
-    assert accuracy["maj@5"]["mean"] == 1.0
+    accuracy = summarise([save(tmp_path / "e", spelled, "e")]).tasks[0].evaluations[0].accuracy
+    assert accuracy["maj@5"].mean == 1.0
     three_of_four = [make_pool(i, ["42", "42.0", "7", "7", "7"], [None] * 5) for i in range(2)]
     for pool in three_of_four:
         pool.grades[1] = GRADES["c"]
-    accuracy = measure([save(tmp_path / "f", three_of_four, "f")])["tasks"][0]["evaluations"][0]["accuracy"]
-    assert accuracy["maj@5"]["mean"] == 0.0
+    accuracy = summarise([save(tmp_path / "f", three_of_four, "f")]).tasks[0].evaluations[0].accuracy
+    assert accuracy["maj@5"].mean == 0.0
 
 
 def test_runs_are_compared_with_the_baseline_on_the_same_problems(tmp_path: Path) -> None:
     base = save(tmp_path / "base", synthetic(1, 40, 16, judge=None), "grpo")
     good = save(tmp_path / "good", synthetic(1, 40, 16, judge=0.25), "rlv")
-    task = measure([good, base], baseline="grpo")["tasks"][0]
-    key = {"run": "rlv", "rule": "weighted", "against": "grpo", "against_rule": "maj"}
-    row = next(r for r in task["comparisons"] if key.items() <= r.items())
-    rlv, grpo = task["evaluations"]
-    assert row["k"] == 16 and row["problems"] == 40
-    gap = rlv["accuracy"]["weighted@16"]["mean"] - grpo["accuracy"]["maj@16"]["mean"]
-    assert row["mean"] == pytest.approx(gap) and row["low"] > 0 and row["p"] < 0.01
-    same = next(r for r in task["comparisons"] if r["rule"] == r["against_rule"] == "maj")
-    assert same["mean"] == 0.0 and same["p"] == 1.0  # the two runs drew the same answers
-    (saved,) = [r for r in task["efficiency"] if r["run"] == "rlv"]
-    assert saved["baseline_rule"] == "maj" and saved["is_best_rule"] and saved["ratio"] > 2
-    assert saved["ratio"] == pytest.approx(saved["base_k"] / saved["ours_k"])
-    assert "rlv" in task["headline"] and "grpo's majority vote" in task["headline"] and "AUROC" in task["headline"]
+    task = summarise([good, base], baseline="grpo").tasks[0]
+    key = ("rlv", "weighted", "grpo", "maj")
+    row = next(r for r in task.comparisons if (r.run, r.rule, r.against, r.against_rule) == key)
+    rlv, grpo = task.evaluations
+    assert row.k == 16 and row.problems == 40
+    gap = rlv.accuracy["weighted@16"].mean - grpo.accuracy["maj@16"].mean
+    assert row.mean == pytest.approx(gap) and row.low > 0 and row.p < 0.01
+    same = next(r for r in task.comparisons if r.rule == r.against_rule == "maj")
+    assert same.mean == 0.0 and same.p == 1.0  # the two runs drew the same answers
+    (saved,) = [r for r in task.efficiency if r.run == "rlv"]
+    assert saved.baseline_rule == "maj" and saved.is_best_rule and saved.ratio > 2
+    assert saved.ratio == pytest.approx(saved.base_k / saved.ours_k)
+    assert "rlv" in task.headline and "grpo's majority vote" in task.headline and "AUROC" in task.headline
 
 
 def test_efficiency_is_also_measured_against_the_baselines_best_rule(tmp_path: Path) -> None:
     base = save(tmp_path / "base", synthetic(1, 40, 16, judge=0.2), "judge")
     good = save(tmp_path / "good", synthetic(2, 40, 16, judge=0.25), "rlv")
-    task = measure([base, good])["tasks"][0]
-    rules = {r["baseline_rule"]: r["is_best_rule"] for r in task["efficiency"] if r["run"] == "rlv"}
+    task = summarise([base, good]).tasks[0]
+    rules = {r.baseline_rule: r.is_best_rule for r in task.efficiency if r.run == "rlv"}
     assert len(rules) == 2 and rules["maj"] is False
 
 
@@ -199,17 +201,17 @@ def test_there_is_no_ratio_to_a_baseline_that_solves_nothing(tmp_path: Path) -> 
     """As the shipped model on GSM8K: half a point below nothing would be reached at once."""
     lost = save(tmp_path / "lost", [make_pool(i, ["7", "8", None, "7"], [0.5] * 4) for i in range(40)], "lost")
     good = save(tmp_path / "good", synthetic(2, 40, 4, judge=0.25), "rlv")
-    result = measure([lost, good], baseline="lost")
-    assert result["tasks"][0]["efficiency"] == []
-    assert "fewer samples" not in result["headline"]
+    result = summarise([lost, good], baseline="lost")
+    assert result.tasks[0].efficiency == []
+    assert "fewer samples" not in result.headline
 
 
 def test_an_indifferent_verifier_raises_the_alarm_and_an_honest_headline(tmp_path: Path) -> None:
     pools = [make_pool(i, ["42", "7", "8", "42"], [0.99, 0.99, 0.99, 0.99]) for i in range(5)]
     result = report([save(tmp_path / "e", pools, "yes-man")], tmp_path / "out")
-    run = result["tasks"][0]["evaluations"][0]
-    assert "says Yes to 100.0%" in run["verifier"]["alarm"] and run["verifier"]["auroc"] == 0.5
-    assert "no clear difference from its own majority vote" in result["headline"]
+    run = result.tasks[0].evaluations[0]
+    assert "says Yes to 100.0%" in run.verifier.alarm and run.verifier.auroc == 0.5
+    assert "no clear difference from its own majority vote" in result.headline
     assert "says Yes to 100.0%" in (tmp_path / "out" / "report.html").read_text()
     assert "ALARM yes-man" in printed(result)
 
@@ -217,19 +219,21 @@ def test_an_indifferent_verifier_raises_the_alarm_and_an_honest_headline(tmp_pat
 def test_one_class_only_is_not_a_number_but_still_a_report(tmp_path: Path) -> None:
     pools = [make_pool(i, ["7", None], [0.2, None]) for i in range(3)]
     result = report([save(tmp_path / "e", pools, "hopeless")], tmp_path / "out")
-    assert result["tasks"][0]["evaluations"][0]["verifier"]["auroc"] is None
-    assert "AUROC is n/a" in result["headline"]
+    assert math.isnan(result.tasks[0].evaluations[0].verifier.auroc)
+    saved = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert saved["tasks"][0]["evaluations"][0]["verifier"]["auroc"] is None
+    assert "AUROC is n/a" in result.headline
     assert "n/a" in printed(result)
 
 
 def test_samples_the_grader_gave_up_on_do_not_judge_the_verifier(tmp_path: Path) -> None:
     pools = [make_pool(i, ["42", "7", "?"], [0.9, 0.1, 0.9]) for i in range(3)]
-    run = measure([save(tmp_path / "e", pools, "e")])["tasks"][0]["evaluations"][0]
-    assert run["verifier"]["n"] == 6 and run["verifier"]["auroc"] == 1.0
-    assert run["labels"]["timeout"] == pytest.approx(1 / 3)
+    run = summarise([save(tmp_path / "e", pools, "e")]).tasks[0].evaluations[0]
+    assert run.verifier.n == 6 and run.verifier.auroc == 1.0
+    assert run.labels["timeout"] == pytest.approx(1 / 3)
 
 
-def printed(result: dict[str, Any]) -> str:
+def printed(result: Report) -> str:
     out = io.StringIO()
     print_table(result, Console(file=out))
     return out.getvalue()
@@ -246,8 +250,8 @@ def test_the_page_stands_alone_and_escapes_what_problems_say(tmp_path: Path) -> 
         runs.append(tmp_path / name)
     result = report(runs, tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
-    assert {(t["task"], t["split"]) for t in result["tasks"]} == {("chains", "test"), ("chains", "ood")}
-    assert result["training"][0]["metrics"]["reward"]["steps"] == list(range(9))
+    assert {(t.task, t.split) for t in result.tasks} == {("chains", "test"), ("chains", "ood")}
+    assert result.training[0].metrics["reward"].steps == list(range(9))
     assert not re.search(r"https?:|//\w|<script|<link|@import|<img|\bsrc=", page)
     assert {m for m in re.findall(r'href="([^"]*)"', page) if not m.startswith("#")} == set()
     assert "&lt;script&gt;alert(0)" in page and "grpo &lt;b&gt;" in page and "grpo <b>" not in page
@@ -259,18 +263,36 @@ def test_the_page_stands_alone_and_escapes_what_problems_say(tmp_path: Path) -> 
     assert not figures_of_ids  # a clip path of one figure must not cut another
 
 
+def test_report_json_has_the_names_of_the_records(hand: dict[str, Any], tmp_path: Path) -> None:
+    """Only a level's accuracies, whose names are not known beforehand, stand beside its other keys."""
+    evaluation = (
+        "label directory header rule problems samples ks accuracy labels at_token_limit tokens_per_sample "
+        "judge_tokens_per_sample seconds_per_sample seconds levels strategies grid optimal thinking verifier"
+    )
+    task = hand["tasks"][0]
+    judged = task["evaluations"][0]
+    assert " ".join(hand) == "headline labels tasks training"
+    assert " ".join(task) == "task split baseline at evaluations comparisons efficiency tokens_saved headline"
+    assert " ".join(judged) == f"{evaluation} calibration histogram roc mean_score changed"
+    assert " ".join(judged["levels"][0]) == "level problems pass@1 maj@4 best@4 weighted@4"
+    assert " ".join(task["comparisons"][0]) == "run rule against against_rule k problems mean low high p"
+    report([save(tmp_path / "e", synthetic(1, 4, 4, judge=None), "e")], tmp_path)
+    saved = json.loads((tmp_path / "report.json").read_text())["tasks"][0]["evaluations"][0]
+    assert " ".join(saved) == evaluation and saved["verifier"] is None and saved["header"]["n"] == 4
+
+
 def test_equal_names_are_told_apart_by_the_run_and_clashes_refused(tmp_path: Path) -> None:
     a = save(tmp_path / "a" / "evals" / "final", HAND, "final")
     save(tmp_path / "b" / "evals" / "final", HAND, "final")
-    result = measure([tmp_path / "a", tmp_path / "b"])
-    assert result["labels"] == ["a/final", "b/final"]
+    result = summarise([tmp_path / "a", tmp_path / "b"])
+    assert result.labels == ["a/final", "b/final"]
     save(tmp_path / "a" / "evals" / "again", HAND, "final")
     with pytest.raises(PoolError, match="both named 'a/final'"):
-        measure([tmp_path / "a"])
+        summarise([tmp_path / "a"])
     with pytest.raises(ValueError, match=r"no evaluation is named 'nobody'.*found final"):
-        measure([a], baseline="nobody")
+        summarise([a], baseline="nobody")
     with pytest.raises(PoolError, match="no evaluation here"):
-        measure([tmp_path / "out"])
+        summarise([tmp_path / "out"])
 
 
 def test_one_id_for_two_questions_is_refused(tmp_path: Path) -> None:
@@ -278,17 +300,17 @@ def test_one_id_for_two_questions_is_refused(tmp_path: Path) -> None:
     renamed = Problem("p2", other[2].problem.question, "42")
     other[2] = Pool(renamed, other[2].answers, other[2].grades, other[2].scores, [1] * 4, [1] * 4, 1.0)
     with pytest.raises(PoolError, match="'p2' is a different question"):
-        measure([save(tmp_path / "a", HAND, "a"), save(tmp_path / "b", other, "b")])
+        summarise([save(tmp_path / "a", HAND, "a"), save(tmp_path / "b", other, "b")])
 
 
 def test_missing_scores_and_wrong_n_name_the_problem(tmp_path: Path) -> None:
     half = [HAND[0], make_pool(1, ["7", "7", "7", "7"], [0.5, None, 0.5, 0.5])]
     with pytest.raises(PoolError, match="'p1' has an answer without a score"):
-        measure([save(tmp_path / "a", half, "a")])
+        summarise([save(tmp_path / "a", half, "a")])
     with pytest.raises(PoolError, match=r"'p0' has 4 samples, eval\.json says n = 8"):
-        measure([save(tmp_path / "b", HAND, "b", n=8)])
+        summarise([save(tmp_path / "b", HAND, "b", n=8)])
     with pytest.raises(PoolError, match="at least 2"):
-        measure([save(tmp_path / "c", HAND[:1], "c")])
+        summarise([save(tmp_path / "c", HAND[:1], "c")])
 
 
 def test_pools_and_header_come_back_as_written(tmp_path: Path) -> None:

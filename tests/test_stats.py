@@ -18,6 +18,7 @@ from twofold.maths.stats import (
     ece,
     efficiency_ratio,
     paired_bootstrap,
+    verifier_metrics,
     verifier_quality,
 )
 
@@ -146,6 +147,19 @@ def simulated(problems: int, samples: int, seed: int = 0, shift: float = 0.0):
     scores = shift + (1 - shift) * rng.random(problems * samples)
     labels = rng.random(problems * samples) < scores - shift
     return scores, labels, [f"p{i // samples}" for i in range(problems * samples)]
+
+
+def test_the_metrics_of_training_by_hand_and_as_in_the_whole():
+    got = verifier_metrics([0.9, 0.5, 0.5, 0.1], [1, 1, 0, 0])
+    assert (got.auroc, got.balanced_accuracy, got.ece) == pytest.approx((3.5 / 4, 3 / 4, 0.05))
+    assert verifier_metrics([0.9, 0.5, 0.5, 0.1], [1, 1, 0, 0], threshold=0.95).balanced_accuracy == 1 / 2
+    scores, labels, ids = simulated(50, 8, shift=0.1)
+    got, whole = verifier_metrics(scores, labels), verifier_quality(scores, labels, ids)
+    assert (got.auroc, got.balanced_accuracy, got.ece) == (whole.auroc, whole.balanced_accuracy, whole.ece)
+    alone = verifier_metrics([0.9], [1])
+    assert math.isnan(alone.auroc) and math.isnan(alone.balanced_accuracy) and alone.ece == pytest.approx(0.1)
+    with pytest.raises(ValueError, match=r"probabilities in \[0, 1\]"):
+        verifier_metrics([1.5], [1])
 
 
 def test_quality_agrees_with_sklearn_and_its_intervals_hold_the_estimates():

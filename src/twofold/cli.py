@@ -223,8 +223,8 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
 
     from twofold import run, toml
     from twofold.config import Data, task_named
-    from twofold.evals.grid import check
-    from twofold.evals.optimal import enough
+    from twofold.evals.grid import check_caps
+    from twofold.evals.optimal import check_problems
     from twofold.evals.report import print_table, report
 
     chosen = task_named(args.task)
@@ -232,14 +232,14 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
         chosen = replace(chosen, prompt_column=args.prompt_column, answer_column=args.answer_column)
     config, caps = toml.override(run.Eval(), rest), _caps(args.caps)
     if caps:
-        check(caps, config.max_tokens)
+        check_caps(caps, config.max_tokens)
     task = run.make_task(chosen)
     if isinstance(chosen, Data):
         size = len(task)  # type: ignore[arg-type]
         print(f"{args.task}: {size} problems; {task.columns}")  # type: ignore[attr-defined]
         config = replace(config, problems=min(config.problems, size))
     if args.optimal:
-        enough(config.problems)
+        check_problems(config.problems)
     safe = f"eval-{Path(args.model).name}-{Path(args.task).stem}".replace(":", "-").replace("=", "-")
     out = args.out or Path("runs") / safe
     model = _model(args)

@@ -16,9 +16,9 @@ from twofold.compute.solve import Solution
 from twofold.compute.solve import solve as solve_all
 from twofold.config import SHIPPED, Config, Data, Gym, PythonTask, TaskConfig, task_named
 from twofold.engines.native import NativeEngine
-from twofold.evals.plans import run as run_plans
+from twofold.evals.plans import run_plans
 from twofold.evals.pools import read_header
-from twofold.evals.probes import run as run_probes
+from twofold.evals.probes import run_probes
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
 from twofold.models.io import Precision, load_model, load_tokenizer

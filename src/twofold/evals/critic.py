@@ -1,4 +1,4 @@
-"""ProcessBench with a model as the critic: three ways to find the first wrong step, one score (``maths.processbench``)."""
+"""ProcessBench with a model as the critic: three ways to find the first wrong step, and one score for all."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Critic:
     """``how`` a model finds the first wrong step:
 
     * ``verifier``: it writes a verdict on each step, as Tango's verifier does; the first INCORRECT counts. A verification
-      without one verdict for each step cannot be read. ``whole``: the final verdict must be CORRECT for "no error", else the
-      prediction cannot be read.
+      without one verdict for each step is unreadable. With ``whole``, "no error" is also unreadable unless the final
+      verdict is CORRECT.
     * ``prompted``: it is given the problem and the numbered steps, and boxes an index.
-    * ``p_yes``: P(Yes) of the solution up to each step; the first under ``threshold`` counts.
+    * ``p_yes``: it gives P(Yes) of the solution up to each step; the first under ``threshold`` counts.
 
-    ``votes`` predictions are drawn of each case, at ``temperature`` if there are several, and the most frequent one counts.
+    ``votes`` predictions are drawn for each case, at ``temperature`` if there are several. The most frequent one counts.
     """
 
     how: Literal["verifier", "prompted", "p_yes"] = "verifier"
@@ -52,12 +52,12 @@ class Critic:
 
 
 def score(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> ProcessScore:
-    """How well the critic finds first wrong steps."""
+    """Return how well the critic finds the first wrong steps of the cases."""
     return process_score([c.label for c in cases], predict(engine, chat, cases, critic))
 
 
 def predict(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> list[int | None]:
-    """The predicted first wrong step of each case, -1 for none, None where nothing could be read."""
+    """Return the predicted first wrong step of each case: -1 for none, None where nothing could be read."""
     found: list[int | None] = []
     for i in range(0, len(cases), critic.batch):
         part = cases[i : i + critic.batch]
@@ -73,7 +73,7 @@ def predict(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -
 
 
 def most_frequent(votes: Sequence[int | None]) -> int | None:
-    """Of the votes that could be read; the first cast of equals.
+    """Return the most frequent of the votes that could be read; of equals the one cast first.
 
     >>> most_frequent([None, 2, -1, -1]), most_frequent([None])
     (-1, None)
@@ -83,25 +83,25 @@ def most_frequent(votes: Sequence[int | None]) -> int | None:
 
 
 def prefix_values(engine: Engine, chat: Chat, cases: Sequence[Case], cut: Cut = "tags") -> list[list[float]]:
-    """P(Yes) of the solution up to each of its steps, the answer behind the last one, in one engine call."""
+    """Return P(Yes) of the solution up to each of its steps, in one engine call. The answer follows the last step."""
     partial = []
     for c in cases:
         for k in range(1, len(c.steps) + 1):
             cut_off = replace(c, steps=c.steps[:k], answer=c.answer if k == len(c.steps) else "")
-            partial.append(solution(chat, cut_off, cut))
+            partial.append(as_candidate(chat, cut_off, cut))
     values = iter(p_yes(engine, chat, partial, normalised=True))
     return [[next(values) for _ in c.steps] for c in cases]
 
 
 def tuned(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> Critic:
-    """The critic with the ``threshold`` that is best on these cases, which no score may then be taken on."""
+    """Return the critic with the ``threshold`` that is best on these cases. Score it on others."""
     parts = [cases[i : i + critic.batch] for i in range(0, len(cases), critic.batch)]
     values = [row for part in parts for row in prefix_values(engine, chat, part, critic.cut)]
     return replace(critic, threshold=best_threshold(values, [c.label for c in cases]))
 
 
-def solution(chat: Chat, case: Case, cut: Cut) -> Candidate:
-    """The case as if the model had written it."""
+def as_candidate(chat: Chat, case: Case, cut: Cut) -> Candidate:
+    """Return the case as if the model had written its solution."""
     text = written(case.steps, case.answer, cut)
     return candidate(chat, chat.prompt(case.problem), forced(chat.encode(text, tags=True)))
 
@@ -112,14 +112,16 @@ def _sampling(chat: Chat, critic: Critic) -> Sampling:
 
 
 def _verified(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> list[list[int | None]]:
-    rollouts = [solution(chat, c, critic.cut) for c in cases]
+    rollouts = [as_candidate(chat, c, critic.cut) for c in cases]
     counts = [len(c.steps) for c in cases]
     found = verify(engine, chat, rollouts, counts, critic.question, _sampling(chat, critic))
-    return [[said(v.critique, k, critic.whole) for v in drawn] for drawn, k in zip(found, counts, strict=True)]
+    return [
+        [predicted_step(v.critique, k, critic.whole) for v in drawn] for drawn, k in zip(found, counts, strict=True)
+    ]
 
 
-def said(critique: Critique, steps: int, whole: bool) -> int | None:
-    """The first step that a verification calls INCORRECT, -1 for none, None if it cannot be read."""
+def predicted_step(critique: Critique, steps: int, whole: bool) -> int | None:
+    """Return the first step that a verification calls INCORRECT: -1 for none, None if it cannot be read."""
     verdicts = critique.step_verdicts(steps)
     if verdicts is None:
         return None
@@ -128,22 +130,24 @@ def said(critique: Critique, steps: int, whole: bool) -> int | None:
 
 
 def _prompted(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> list[list[int | None]]:
-    prompts = [chat.prompt(paragraphs(c)) for c in cases]
+    prompts = [chat.prompt(find_error_prompt(c)) for c in cases]
     drawn = engine.generate(prompts, _sampling(chat, critic))
-    return [[index(chat.decode(c.tokens), len(case.steps)) for c in cs] for cs, case in zip(drawn, cases, strict=True)]
+    return [
+        [boxed_step(chat.decode(c.tokens), len(case.steps)) for c in cs] for cs, case in zip(drawn, cases, strict=True)
+    ]
 
 
-def paragraphs(case: Case) -> str:
-    """The prompt with the case filled in, each of its steps between tags with its number."""
+def find_error_prompt(case: Case) -> str:
+    """Return the prompt that asks for the first wrong step, each step between tags with its number."""
     steps = "\n\n".join(f"<paragraph_{i}>\n{s}\n</paragraph_{i}>" for i, s in enumerate(case.steps))
     before, between, after = re.split(r"\{problem\}|\{solution\}", FIND_ERROR)
     return before + case.problem + between + steps + after
 
 
-def index(text: str, steps: int) -> int | None:
-    r"""The index that a text boxes last, None if it is not one of -1 .. ``steps`` - 1.
+def boxed_step(text: str, steps: int) -> int | None:
+    r"""Return the index that a text boxes last, or None if it is not one of -1 .. ``steps`` - 1.
 
-    >>> index(r"so \boxed{2}", 3), index(r"\boxed{-1}", 3), index(r"\boxed{3}", 3), index("2", 3)
+    >>> boxed_step(r"so \boxed{2}", 3), boxed_step(r"\boxed{-1}", 3), boxed_step(r"\boxed{3}", 3), boxed_step("2", 3)
     (2, -1, None, None)
     """
     boxed = last_boxed(text) or ""

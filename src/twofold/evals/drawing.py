@@ -1,8 +1,8 @@
-"""How figures are drawn: one style, SVG text out. matplotlib is imported only when one is drawn.
+"""The style of all figures, and what they share. matplotlib is imported only when a figure is drawn.
 
-The SVG is meant to stand inline in an HTML page that defines ``--ink``, ``--muted`` and ``--grid``: so one picture is
-right in a light and in a dark page. Text stays text, in the page's own font. One colour per run, everywhere; the page
-says which is whose.
+A figure is SVG that stands inline in an HTML page. Its colours are the page's ``--ink``, ``--muted`` and ``--grid``, so that
+one picture suits a light and a dark page. Text stays text, in the page's font. A run has one colour in all figures; the
+page has the key.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from twofold.maths.stats import Estimate
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito (2008), safe for colour-blind readers; ordered so that neighbours differ most.
+# Okabe & Ito (2008), safe for colour-blind readers, in an order in which neighbours differ most.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-# Stand-ins that matplotlib accepts as colours; replaced by the page's CSS variables in the finished SVG.
+# Stand-ins that matplotlib accepts as colours. The page's CSS variables replace them in the finished SVG.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
 _CSS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"}
 _STYLE: dict[str, Any] = {
@@ -54,18 +56,20 @@ _STYLE: dict[str, Any] = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
 }
-RULES = {"weighted": "-", "maj": (0, (4, 2)), "pass": (0, (1, 1.6))}
+LINE_STYLES = {"weighted": "-", "maj": (0, (4, 2)), "pass": (0, (1, 1.6))}
 
 Colours = Mapping[str, str]
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:
-    """One colour per run, in order; after six the palette starts again (lines are labelled by name as well)."""
+    """Return one colour per run, in order. After six the palette starts again; lines are labelled by name as well."""
     return {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
 
 
 @dataclass
 class Drawing:
+    """A figure, and its SVG text once it is finished."""
+
     figure: Figure
     svg: str = ""
 
@@ -77,7 +81,7 @@ class Drawing:
 
 @contextmanager
 def canvas(title: str, height: float, right: float = 0.15, top: float = 0.7) -> Iterator[Drawing]:
-    """A figure 10 inches wide, margins in inches too; on leaving the block ``.svg`` holds it as text."""
+    """Give a figure 10 inches wide to draw on; ``.svg`` holds its text after the block. Margins are in inches."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -92,7 +96,7 @@ def canvas(title: str, height: float, right: float = 0.15, top: float = 0.7) -> 
 
 
 def _inline(svg: str, title: str) -> str:
-    """SVG for an HTML page: no prologue or metadata, colours from CSS, ids that cannot clash with another figure's."""
+    """Return SVG for an HTML page: no prologue or metadata, colours from CSS, ids that differ from other figures'."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
@@ -104,14 +108,14 @@ def _inline(svg: str, title: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1).strip()
 
 
-def band(ax: Axes, x: Sequence[float], points: Sequence[Mapping[str, Any]], c: str) -> None:
-    """A curve with its interval."""
-    ax.plot(x, [p["mean"] for p in points], color=c)
-    ax.fill_between(x, [p["low"] for p in points], [p["high"] for p in points], color=c, alpha=0.1, linewidth=0)
+def band(ax: Axes, x: Sequence[float], points: Sequence[Estimate], c: str) -> None:
+    """Draw a curve and its interval."""
+    ax.plot(x, [p.mean for p in points], color=c)
+    ax.fill_between(x, [p.low for p in points], [p.high for p in points], color=c, alpha=0.1, linewidth=0)
 
 
 def end_labels(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """Name lines at their right end; labels that would overlap are pushed apart and joined to their line by a rule."""
+    """Name lines at their right end. Labels that would overlap are pushed apart, and a short stroke joins each to its line."""
     low, high = ax.get_ylim()
     gap = 0.052
     wanted = sorted(((y - low) / (high - low), text, c) for y, text, c in ends)
@@ -129,12 +133,14 @@ def rule_legend(figure: Figure, rules: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     names = {"weighted": "weighted vote", "maj": "majority vote", "pass": "pass@k: oracle, not a strategy"}
-    lines = [Line2D([], [], color=MUTED, linestyle=RULES[r], linewidth=1.0 if r == "pass" else 1.8) for r in rules]
+    lines = [
+        Line2D([], [], color=MUTED, linestyle=LINE_STYLES[r], linewidth=1.0 if r == "pass" else 1.8) for r in rules
+    ]
     names_of = [names[rule] for rule in rules]
     figure.legend(lines, names_of, loc="upper left", bbox_to_anchor=(0.055, 1.0), ncols=3, labelcolor=MUTED)
 
 
-def percent(ax: Axes, margin: bool = True) -> None:
+def percent_axis(ax: Axes, margin: bool = True) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     if margin:
@@ -144,7 +150,7 @@ def percent(ax: Axes, margin: bool = True) -> None:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
 
 
-def thousands(ax: Axes) -> None:
+def thousands_axis(ax: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=20))

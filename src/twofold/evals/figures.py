@@ -1,25 +1,30 @@
-"""Figures of a report: the numbers of ``report.json`` in, SVG text out (see ``drawing``)."""
+"""The figures of a report: each takes its records and returns SVG text (see ``drawing``)."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twofold.evals.drawing import (
     INK,
+    LINE_STYLES,
     MUTED,
     PALETTE,
-    RULES,
     Colours,
     band,
     canvas,
     end_labels,
-    percent,
+    percent_axis,
     rule_legend,
     shares,
-    thousands,
+    thousands_axis,
 )
+from twofold.evals.grid import Grid
+from twofold.evals.plans import Strategies
+from twofold.evals.records import Evaluation, Judged, TaskReport, TrainingCurves
+from twofold.evals.thinking import Thinking
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,40 +39,38 @@ TRAINING_METRICS = {
 }
 
 
-def scaling(task: Mapping[str, Any], colour: Colours) -> str:
-    """Accuracy against the number of samples: weighted solid, majority dashed, pass@k (an oracle) thin dotted."""
+def scaling(task: TaskReport, colour: Colours) -> str:
+    """Draw accuracy against the number of samples: weighted solid, majority dashed, pass@k (an oracle) thin and dotted."""
     with canvas("Accuracy against number of samples", 4.6, right=2.6, top=0.4) as drawing:
         ax = drawing.axes(1)[0]
         ends = []
-        for run in task["evaluations"]:
-            ends += _curves(ax, run, [float(k) for k in run["ks"]], colour[run["label"]], judged_x=None, oracle=True)
-        if len(task["evaluations"]) > 3:  # too many names: let the dotted lines be told by their colour
+        for run in task.evaluations:
+            ends += _curves(ax, run, [float(k) for k in run.ks], colour[run.label], judged_x=None, oracle=True)
+        if len(task.evaluations) > 3:  # too many names: the colour says whose the dotted line is
             ends = [end for end in ends if not end[1].endswith("oracle")]
-        ks = max((run["ks"] for run in task["evaluations"]), key=max)  # of the run with most samples
+        ks = max((run.ks for run in task.evaluations), key=max)  # those of the run with most samples
         ax.set_xscale("log", base=2)
         ax.set_xticks(ks, [str(k) for k in ks])
         ax.minorticks_off()
         ax.set_xlim(ks[0], ks[-1] * 1.02)
         ax.set_xlabel("samples per problem")
-        percent(ax)
+        percent_axis(ax)
         end_labels(ax, ends)
         rule_legend(drawing.figure, ("weighted", "maj", "pass"))
     return drawing.svg
 
 
-def cost(task: Mapping[str, Any], colour: Colours) -> str:
-    """Accuracy against what it costs: tokens (generated, plus those the judge reads) and seconds per problem."""
-    runs = task["evaluations"]
+def cost(task: TaskReport, colour: Colours) -> str:
+    """Draw accuracy against its cost: tokens (generated, plus those the judge reads) and seconds per problem."""
+    runs = task.evaluations
     with canvas("Accuracy against tokens and seconds", 4.0) as drawing:
         tokens_ax, seconds_ax = drawing.axes(2)
         for run in runs:
-            tokens, judge = run["tokens_per_sample"], run["judge_tokens_per_sample"]
-            plain = [k * tokens for k in run["ks"]]
-            _curves(
-                tokens_ax, run, plain, colour[run["label"]], [k * (tokens + judge) for k in run["ks"]], oracle=False
-            )
-            seconds = [k * run["seconds_per_sample"] for k in run["ks"]]
-            _curves(seconds_ax, run, seconds, colour[run["label"]], judged_x=None, oracle=False)
+            tokens, judge = run.tokens_per_sample, run.judge_tokens_per_sample
+            plain = [k * tokens for k in run.ks]
+            _curves(tokens_ax, run, plain, colour[run.label], [k * (tokens + judge) for k in run.ks], oracle=False)
+            seconds = [k * run.seconds_per_sample for k in run.ks]
+            _curves(seconds_ax, run, seconds, colour[run.label], judged_x=None, oracle=False)
         tokens_ax.set_xlabel("tokens per problem (generated; weighted vote: + read by the judge)")
         seconds_ax.set_xlabel("seconds per problem (share of the batch, judging included)")
         tokens_ax.set_title("Tokens")
@@ -75,54 +78,59 @@ def cost(task: Mapping[str, Any], colour: Colours) -> str:
         for ax in (tokens_ax, seconds_ax):
             ax.set_xscale("log")
             ax.minorticks_off()
-            percent(ax)
-            thousands(ax)
+            percent_axis(ax)
+            thousands_axis(ax)
         rule_legend(drawing.figure, ("weighted", "maj"))
     return drawing.svg
 
 
-def strategies(found: Mapping[str, Any], colour: Colours) -> str:
-    """Every plan's accuracy against tokens (generated and read to judge) and seconds: lines where it was replayed for
-    every number of samples, a point with its interval where it was run; pass@k, an oracle, dotted."""
+def strategies(found: Strategies, colour: Colours) -> str:
+    """Draw every plan's accuracy against tokens (generated and read to judge) and against seconds.
+
+    A plan that was replayed for every number of samples is a line, one that was run is a point with its interval. Dotted:
+    pass@k, an oracle.
+    """
     with canvas("Accuracy of plans against tokens and seconds", 4.4, top=0.4) as drawing:
         axes = drawing.axes(2)
         for ax, title in zip(axes, ("Tokens", "Seconds"), strict=True):
-            for row in found["plans"]:
-                points, c = row["points"], colour[row["plan"]]
-                x = [p["generated"] + p["verified"] if title == "Tokens" else p["seconds"] for p in points]
-                low, high = ([p["accuracy"][side] for p in points] for side in ("low", "high"))
+            for row in found.plans:
+                points, c = row.points, colour[row.plan]
+                x = [p.generated + p.verified if title == "Tokens" else p.seconds for p in points]
+                low, high = [p.accuracy.low for p in points], [p.accuracy.high for p in points]
                 if len(points) > 1:
                     ax.fill_between(x, low, high, color=c, alpha=0.08, linewidth=0)
                 else:
                     ax.plot([x[0], x[0]], [low[0], high[0]], color=c, linewidth=1.0)
-                ax.plot(x, [p["accuracy"]["mean"] for p in points], "o-", color=c, markersize=3.5, linewidth=1.5)
+                ax.plot(x, [p.accuracy.mean for p in points], "o-", color=c, markersize=3.5, linewidth=1.5)
             ax.set_title(title)
             ax.set_xscale("log")
             ax.minorticks_off()
-        oracle = found["oracle"]
+        oracle = found.oracle
         axes[0].plot(
-            [p["generated"] for p in oracle], [p["accuracy"] for p in oracle], color=MUTED, linestyle=RULES["pass"]
+            [p.generated for p in oracle], [p.accuracy for p in oracle], color=MUTED, linestyle=LINE_STYLES["pass"]
         )
-        axes[0].text(oracle[-1]["generated"], oracle[-1]["accuracy"], "oracle  ", color=MUTED, ha="right", va="bottom")
+        axes[0].text(oracle[-1].generated, oracle[-1].accuracy, "oracle  ", color=MUTED, ha="right", va="bottom")
         axes[0].set_xlabel("tokens per problem (generated, and read to judge)")
         axes[1].set_xlabel("seconds per problem (share of the batch)")
         for ax in axes:
-            percent(ax)
-            thousands(ax)
+            percent_axis(ax)
+            thousands_axis(ax)
     return drawing.svg
 
 
-def grid(found: Mapping[str, Any], colour: str) -> str:
-    """Left: accuracy at every token cap (rows) and number of samples. Right: the same against tokens in all, a line per
-    cap with its 95% band; dashed, if every shorter cap had been drawn afresh before."""
+def grid(found: Grid, colour: str) -> str:
+    """Draw accuracy at every token cap (rows) and number of samples on the left, and against all tokens on the right.
+
+    There a line per cap has its 95% band. Dashed: the cost if the samples of every shorter cap were drawn as well.
+    """
     from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
-    caps, ks = found["caps"], found["ks"]
-    rows = [found["cells"][i * len(ks) : (i + 1) * len(ks)] for i in range(len(caps))]
+    caps, ks = found.caps, found.ks
+    rows = [found.cells[i * len(ks) : (i + 1) * len(ks)] for i in range(len(caps))]
     shades = LinearSegmentedColormap.from_list("shades", [to_rgba(colour, 0.03), to_rgba(colour, 0.6)])
     with canvas("Accuracy by token cap and number of samples", 1.6 + 0.4 * max(4, len(caps)), top=0.4) as drawing:
         table, lines = drawing.axes(2)
-        means = [[cell["accuracy"]["mean"] for cell in row] for row in rows]
+        means = [[cell.accuracy.mean for cell in row] for row in rows]
         table.pcolormesh(means, cmap=shades)
         for y, x in itertools.product(range(len(caps)), range(len(ks))):
             table.text(x + 0.5, y + 0.5, f"{100 * means[y][x]:.0f}", ha="center", va="center")
@@ -132,26 +140,29 @@ def grid(found: Mapping[str, Any], colour: str) -> str:
         table.tick_params(length=0)
         table.set_xlabel("samples per problem")
         table.set_ylabel("token cap")
-        table.set_title(f"Accuracy of the {found['rule']} vote, per cent")
+        table.set_title(f"Accuracy of the {found.rule} vote, per cent")
         for i, (cap, row) in enumerate(zip(caps, rows, strict=True)):
-            c, tokens = PALETTE[i % len(PALETTE)], [cell["generated"] + cell["verified"] for cell in row]
-            low, mean, high = ([cell["accuracy"][name] for cell in row] for name in ("low", "mean", "high"))
-            lines.fill_between(tokens, low, high, color=c, alpha=0.08, linewidth=0)
+            c, tokens = PALETTE[i % len(PALETTE)], [cell.generated + cell.verified for cell in row]
+            points = [cell.accuracy for cell in row]
+            mean = [p.mean for p in points]
+            lines.fill_between(
+                tokens, [p.low for p in points], [p.high for p in points], color=c, alpha=0.08, linewidth=0
+            )
             lines.plot(tokens, mean, "o-", color=c, markersize=3, linewidth=1.5, label=f"cap {cap}")
             if i:
-                lines.plot([cell["cumulated"] for cell in row], mean, color=c, linewidth=0.9, linestyle=RULES["maj"])
+                lines.plot([cell.cumulated for cell in row], mean, color=c, linewidth=0.9, linestyle=LINE_STYLES["maj"])
         lines.set_xscale("log")
         lines.minorticks_off()
-        lines.set_xlabel("tokens per problem, in all (dashed: shorter caps drawn afresh before)")
+        lines.set_xlabel("tokens per problem, in all (dashed: with every shorter cap)")
         lines.set_title("The same against tokens")
         lines.legend(loc="best")
-        percent(lines)
-        thousands(lines)
+        percent_axis(lines)
+        thousands_axis(lines)
     return drawing.svg
 
 
-def verifier(runs: Sequence[Mapping[str, Any]], colour: Colours) -> str:
-    """Calibration with the histogram of scores below it, and the ROC curve, of every run that was judged."""
+def verifier(runs: Sequence[Judged], colour: Colours) -> str:
+    """Draw the calibration of every judged run, the histogram of its scores below it, and its ROC curve."""
     with canvas("Verifier: calibration and ROC", 4.6, top=0.4) as drawing:
         grid = drawing.figure.add_gridspec(2, 2, height_ratios=[3.4, 1], hspace=0.12, wspace=0.2)
         calibration = drawing.figure.add_subplot(grid[0, 0])
@@ -160,23 +171,23 @@ def verifier(runs: Sequence[Mapping[str, Any]], colour: Colours) -> str:
         for ax in (calibration, roc):
             ax.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
         for run in runs:
-            c, histogram = colour[run["label"]], run["histogram"]
-            points = [(b["score"], b["accuracy"]) for b in run["calibration"]]
+            c, histogram = colour[run.label], run.histogram
+            points = [(b.score, b.accuracy) for b in run.calibration]
             calibration.plot(*zip(*points, strict=True), "o-", color=c, markersize=3.5, linewidth=1.4)
-            both = [a + b for a, b in zip(histogram["correct"], histogram["wrong"], strict=True)]
-            counts.stairs(shares(both), histogram["edges"], color=c, linewidth=1.4)
-            roc.plot(run["roc"]["false_yes"], run["roc"]["true_yes"], color=c)
-        calibration.set_title("Calibration: does P(Yes) mean what it says?")
+            both = [a + b for a, b in zip(histogram.correct, histogram.wrong, strict=True)]
+            counts.stairs(shares(both), histogram.edges, color=c, linewidth=1.4)
+            roc.plot(run.roc.false_yes, run.roc.true_yes, color=c)
+        calibration.set_title("Calibration: is P(Yes) the share that is correct?")
         calibration.set_ylabel("share that is correct")
         calibration.tick_params(labelbottom=False)
         counts.set_xlabel("P(Yes)")
         counts.set_ylabel("share")
-        roc.set_title("ROC: does it tell right from wrong?")
+        roc.set_title("ROC: do correct solutions score higher?")
         roc.set_xlabel("wrong solutions accepted")
         roc.set_ylabel("correct solutions accepted")
         for ax in (calibration, counts, roc):
             ax.set_xlim(-0.01, 1.01)
-            percent(ax, margin=False)
+            percent_axis(ax, margin=False)
         for ax in (calibration, roc):
             ax.set_ylim(-0.01, 1.01)
         roc.xaxis.set_major_formatter(roc.yaxis.get_major_formatter())
@@ -184,8 +195,8 @@ def verifier(runs: Sequence[Mapping[str, Any]], colour: Colours) -> str:
     return drawing.svg
 
 
-def histograms(runs: Sequence[Mapping[str, Any]], colour: Colours) -> str:
-    """Where the scores of correct (filled) and wrong (outlined) samples lie, one small panel per judged run."""
+def histograms(runs: Sequence[Judged], colour: Colours) -> str:
+    """Draw the scores of correct (filled) and wrong (outlined) samples, one small panel per judged run."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -193,13 +204,13 @@ def histograms(runs: Sequence[Mapping[str, Any]], colour: Colours) -> str:
     with canvas("Scores of correct and wrong samples", 0.7 + 2.1 * rows) as drawing:
         axes = drawing.axes(min(3, max(2, len(runs))), rows, hspace=0.55)
         for ax, run in zip(axes, runs, strict=False):
-            edges, c = run["histogram"]["edges"], colour[run["label"]]
-            ax.stairs(shares(run["histogram"]["correct"]), edges, fill=True, color=c, alpha=0.75)
-            ax.stairs(shares(run["histogram"]["wrong"]), edges, color=INK, linewidth=1.2)
-            ax.set_title(f"{_short(run['label'])}: {_auroc(run)}", color=c)
+            edges, c = run.histogram.edges, colour[run.label]
+            ax.stairs(shares(run.histogram.correct), edges, fill=True, color=c, alpha=0.75)
+            ax.stairs(shares(run.histogram.wrong), edges, color=INK, linewidth=1.2)
+            ax.set_title(f"{_short(run.label)}: {_auroc(run)}", color=c)
             ax.set_xlim(0, 1)
             ax.set_xlabel("P(Yes)")
-            percent(ax, margin=False)
+            percent_axis(ax, margin=False)
             ax.set_ylim(bottom=0)
         keys = [Patch(color=MUTED), Line2D([], [], color=INK, linewidth=1.2)]
         names = ["correct samples", "wrong samples"]
@@ -210,117 +221,120 @@ def histograms(runs: Sequence[Mapping[str, Any]], colour: Colours) -> str:
     return drawing.svg
 
 
-def levels(task: Mapping[str, Any], colour: Colours) -> str:
-    """Accuracy per difficulty level: a bar per run with its 95% interval, and pass@1 as a short line."""
-    runs = [run for run in task["evaluations"] if run["levels"]]
-    names = list(dict.fromkeys(level["level"] for run in runs for level in run["levels"]))
+def levels(task: TaskReport, colour: Colours) -> str:
+    """Draw accuracy by difficulty level: a bar per run with its 95% interval, and pass@1 as a short line."""
+    runs = [run for run in task.evaluations if run.levels]
+    names = list(dict.fromkeys(level.level for run in runs for level in run.levels))
     width = 0.8 / len(runs)
     with canvas("Accuracy by level", 3.1, top=0.15) as drawing:
         ax = drawing.axes(1)[0]
         for i, run in enumerate(runs):
-            c = colour[run["label"]]
-            for level in run["levels"]:
-                x = names.index(level["level"]) - 0.4 + (i + 0.5) * width
-                best, one = level[f"{run['rule']}@{task['at']}"], level["pass@1"]["mean"]
-                ax.bar(x, best["mean"], width * 0.88, color=c, alpha=0.8)
-                if best["low"] is not None:
-                    ax.plot([x, x], [best["low"], best["high"]], color=INK, linewidth=0.9)
+            c = colour[run.label]
+            for level in run.levels:
+                x = names.index(level.level) - 0.4 + (i + 0.5) * width
+                best, one = level.accuracy[f"{run.rule}@{task.at}"], level.accuracy["pass@1"].mean
+                ax.bar(x, best.mean, width * 0.88, color=c, alpha=0.8)
+                if not math.isnan(best.low):
+                    ax.plot([x, x], [best.low, best.high], color=INK, linewidth=0.9)
                 ax.plot(
                     [x - width * 0.44, x + width * 0.44], [one, one], color=INK, linewidth=1.6, solid_capstyle="butt"
                 )
-        counts = {level["level"]: level["problems"] for run in runs for level in run["levels"]}
+        counts = {level.level: level.problems for run in runs for level in run.levels}
         ax.set_xticks(range(len(names)), [f"{name}  (n={counts[name]})" for name in names])
         ax.set_xlabel("level (number of problems)")
         ax.xaxis.grid(False)
         ax.set_xlim(-0.6, len(names) - 0.4)
-        percent(ax, margin=False)
+        percent_axis(ax, margin=False)
         ax.set_ylim(0, 1.02)
     return drawing.svg
 
 
-def budgets(runs: Sequence[Mapping[str, Any]], colour: Colours) -> str:
-    """Of thoughts stopped by force: accuracy, and regret against an oracle that is right at once, by token budget."""
+def budgets(thoughts: Mapping[str, Thinking], colour: Colours) -> str:
+    """Draw the accuracy of thoughts that are stopped at a token budget, and their regret against one right at once."""
     with canvas("Accuracy and regret against the token budget", 3.6, top=0.4) as drawing:
         axes = drawing.axes(2)
-        for run in runs:
-            found, c = run["thinking"], colour[run["label"]]
-            for ax, name in zip(axes, ("accuracy", "regret"), strict=True):
-                band(ax, found["budgets"], found[name], c)
-            axes[0].plot(found["tokens"], found["natural"]["mean"], "o", color=c, markersize=4.5)
+        for label, found in thoughts.items():
+            c = colour[label]
+            band(axes[0], found.budgets, found.accuracy, c)
+            band(axes[1], found.budgets, found.regret, c)
+            axes[0].plot(found.tokens, found.natural.mean, "o", color=c, markersize=4.5)
         axes[0].set_title("Accuracy when stopped")
-        axes[1].set_title("Normalised regret: the lower the better")
+        axes[1].set_title("Normalised regret: lower is better")
         for ax in axes:
             ax.set_xlabel("token budget (prompt, thought, closing and answer)")
             ax.set_xlim(left=0)
-            percent(ax)
+            percent_axis(ax)
     return drawing.svg
 
 
-def prefixes(run: Mapping[str, Any], c: str) -> str:
-    """[maj@p]_j: thoughts of like numbers of episodes; a line through stopping after 0, 1, ... of them with one answer, and
-    from each point a branch of 2, 4 and 8 answers that vote. Dotted: majority of independent samples."""
-    buckets = run["thinking"]["buckets"]
+def prefixes(run: Evaluation, found: Thinking, c: str) -> str:
+    """Draw [maj@p]_j, a panel for thoughts of similar numbers of episodes.
+
+    The line is stopping after 0, 1, ... episodes with one answer. From each of its points a branch leads to 2, 4 and 8
+    answers that vote. Dotted: the majority of independent samples.
+    """
+    buckets = found.buckets
     with canvas("Votes at each prefix", 3.4, top=0.4) as drawing:
         axes = drawing.axes(max(2, len(buckets)))
         low, high = 1.0, 0.0
         for ax, bucket in zip(axes, buckets, strict=False):
-            for branch in bucket["points"]:
+            for branch in bucket.points:
                 ax.plot(
-                    [p["tokens"] for p in branch], [p["accuracy"] for p in branch], "o--", color=INK, markersize=2,
+                    [p.tokens for p in branch], [p.accuracy for p in branch], "o--", color=INK, markersize=2,
                     linewidth=0.9,
                 )  # fmt: skip
-            stops = [branch[0] for branch in bucket["points"]]
-            ax.plot([p["tokens"] for p in stops], [p["accuracy"] for p in stops], "o-", color=c, markersize=4)
+            stops = [branch[0] for branch in bucket.points]
+            ax.plot([p.tokens for p in stops], [p.accuracy for p in stops], "o-", color=c, markersize=4)
             ax.plot(
-                [k * run["tokens_per_sample"] for k in run["ks"]], [run["accuracy"][f"maj@{k}"]["mean"] for k in run["ks"]],
-                color=MUTED, linestyle=RULES["pass"], linewidth=1.2,
+                [k * run.tokens_per_sample for k in run.ks], [run.accuracy[f"maj@{k}"].mean for k in run.ks],
+                color=MUTED, linestyle=LINE_STYLES["pass"], linewidth=1.2,
             )  # fmt: skip
-            spent = [p["tokens"] for branch in bucket["points"] for p in branch]
+            spent = [p.tokens for branch in bucket.points for p in branch]
             ax.set_xscale("log")
             ax.minorticks_off()
             ax.set_xlim(min(spent) * 0.8, max(spent) * 1.25)
-            n = f"{bucket['low']}" if bucket["low"] == bucket["high"] else f"{bucket['low']}-{bucket['high']}"
-            ax.set_title(f"{n} episode{'s' if n != '1' else ''} ({bucket['thoughts']} thoughts)")
+            n = f"{bucket.low}" if bucket.low == bucket.high else f"{bucket.low}-{bucket.high}"
+            ax.set_title(f"{n} episode{'s' if n != '1' else ''} ({bucket.thoughts} thoughts)")
             ax.set_xlabel("tokens")
-            reached = [p["accuracy"] for branch in bucket["points"] for p in branch]
+            reached = [p.accuracy for branch in bucket.points for p in branch]
             low, high = min(low, *reached), max(high, *reached)
         for ax in axes:
             ax.set_ylim(low - 0.05, high + 0.05)
-            percent(ax)
-            thousands(ax)
+            percent_axis(ax)
+            thousands_axis(ax)
         for ax in axes[len(buckets) :]:
             ax.set_visible(False)
     return drawing.svg
 
 
-def progress(runs: Sequence[Mapping[str, Any]], colour: Colours) -> str:
-    """How much an episode changed the chance of a right answer: shares of all episodes, an outline per run."""
+def progress(thoughts: Mapping[str, Thinking], colour: Colours) -> str:
+    """Draw by how much episodes changed the chance of a right answer: shares of all episodes, an outline per run."""
     with canvas("Progress of episodes", 2.8, top=0.15) as drawing:
         ax = drawing.axes(1)[0]
-        for run in runs:
-            found, c = run["thinking"]["progress"], colour[run["label"]]
-            ax.stairs(shares(found["counts"]), found["edges"], color=c, linewidth=1.6)
-            ax.axvline(found["mean"], color=c, linewidth=1.0, linestyle=RULES["maj"])
+        for label, found in thoughts.items():
+            c, gained = colour[label], found.progress
+            ax.stairs(shares(gained.counts), gained.edges, color=c, linewidth=1.6)
+            ax.axvline(gained.mean, color=c, linewidth=1.0, linestyle=LINE_STYLES["maj"])
         ax.set_xlim(-1.0625, 1.0625)
-        ax.set_xlabel("progress: J behind the episode less J before it (dashed: mean)")
+        ax.set_xlabel("progress: J after the episode minus J before it (dashed: mean)")
         ax.set_ylabel("share of episodes")
-        percent(ax, margin=False)
+        percent_axis(ax, margin=False)
         ax.set_ylim(bottom=0)
     return drawing.svg
 
 
-def training(series: Sequence[Mapping[str, Any]], colour: Colours) -> str:
-    """Training curves by step, one panel per metric that is present; thin line every step, thick line running mean."""
-    metrics = [metric for metric in TRAINING_METRICS if any(metric in run["metrics"] for run in series)]
+def training(series: Sequence[TrainingCurves], colour: Colours) -> str:
+    """Draw training curves, one panel per metric that is present. Thin: every step. Thick: the running mean."""
+    metrics = [metric for metric in TRAINING_METRICS if any(metric in run.metrics for run in series)]
     rows = -(-len(metrics) // 2)
     with canvas("Training curves", 0.4 + 2.3 * rows, top=0.4) as drawing:
         axes = drawing.axes(2, rows, hspace=0.5)
         for ax, metric in zip(axes, metrics, strict=False):
             for run in series:
-                if metric in run["metrics"]:
-                    steps, values = run["metrics"][metric]["steps"], run["metrics"][metric]["values"]
-                    ax.plot(steps, values, color=colour[run["label"]], linewidth=0.8, alpha=0.35)
-                    ax.plot(steps, _running_mean(values), color=colour[run["label"]])
+                if metric in run.metrics:
+                    curve, c = run.metrics[metric], colour[run.label]
+                    ax.plot(curve.steps, curve.values, color=c, linewidth=0.8, alpha=0.35)
+                    ax.plot(curve.steps, _running_mean(curve.values), color=c)
             ax.set_title(TRAINING_METRICS[metric])
             ax.set_xlabel("step")
         for ax in axes[len(metrics) :]:
@@ -329,39 +343,37 @@ def training(series: Sequence[Mapping[str, Any]], colour: Colours) -> str:
 
 
 def _curves(
-    ax: Axes, run: Mapping[str, Any], x: Sequence[float], c: str, judged_x: Sequence[float] | None, oracle: bool
+    ax: Axes, run: Evaluation, x: Sequence[float], c: str, judged_x: Sequence[float] | None, oracle: bool
 ) -> list[tuple[float, str, str]]:
-    """Draw one run's rules; returns (y, label, colour) of the ends worth naming. A rule is named with its AUROC."""
+    """Draw one run's rules, and return (y, label, colour) of the ends to be named. A verifier's rule has its AUROC beside it."""
     ends = []
     for rule in ("pass", "maj", "weighted"):
-        points = [run["accuracy"].get(f"{rule}@{k}") for k in run["ks"]]
-        if points[0] is None or (rule == "pass" and not oracle):
+        if f"{rule}@1" not in run.accuracy or (rule == "pass" and not oracle):
             continue
+        points = [run.accuracy[f"{rule}@{k}"] for k in run.ks]
         where = judged_x if judged_x is not None and rule == "weighted" else x
-        mean = [point["mean"] for point in points]
-        ax.plot(where, mean, color=c, linestyle=RULES[rule], linewidth=1.0 if rule == "pass" else 1.8)
-        if rule == run["rule"]:
-            ax.fill_between(
-                where, [p["low"] for p in points], [p["high"] for p in points], color=c, alpha=0.1, linewidth=0
-            )
+        mean = [point.mean for point in points]
+        ax.plot(where, mean, color=c, linestyle=LINE_STYLES[rule], linewidth=1.0 if rule == "pass" else 1.8)
+        if rule == run.rule:
+            ax.fill_between(where, [p.low for p in points], [p.high for p in points], color=c, alpha=0.1, linewidth=0)
         name = {"pass": "oracle", "maj": "majority", "weighted": f"weighted, {_auroc(run)}"}[rule]
-        ends.append((mean[-1], f"{_short(run['label'], 15)} {name}", c))
+        ends.append((mean[-1], f"{_short(run.label, 15)} {name}", c))
     return ends
 
 
-def _auroc(run: Mapping[str, Any]) -> str:
-    """The verifier's AUROC in words; it is not defined when the samples are all correct or all wrong."""
-    value = run["verifier"]["auroc"] if run["verifier"] else None
-    return "AUROC n/a" if value is None else f"AUROC {value:.2f}"
+def _auroc(run: Evaluation) -> str:
+    """Return the verifier's AUROC in words. It is not defined when the samples are all correct or all wrong."""
+    value = run.verifier.auroc if run.verifier else math.nan
+    return "AUROC n/a" if math.isnan(value) else f"AUROC {value:.2f}"
 
 
 def _short(label: str, most: int = 20) -> str:
-    """Both ends of a long name: what tells runs apart is often last."""
+    """Return both ends of a long name, because what distinguishes runs is often last."""
     return label if len(label) <= most else f"{label[: most // 2]}…{label[-most // 2 + 1 :]}"
 
 
 def _running_mean(values: Sequence[float], share: float = 0.1) -> list[float]:
-    """Centred mean over a window of about ``share`` of the run; the window shrinks at both ends."""
+    """Return the centred mean over a window of about ``share`` of the run. The window shrinks at both ends."""
     half = int(len(values) * share / 2)
     windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]

@@ -1,63 +1,88 @@
 """The joint grid of RL^V (arXiv:2505.04842, Fig. 1 left): accuracy for every token cap and every number of samples.
 
 One saved pool gives all of it. What is drawn does not depend on how much may follow, so a sample under a lower cap is the
-beginning of itself: one that ends within the cap stays as it is, verdict included, and one that does not has no answer.
+beginning of the saved one. A sample that ends within the cap stays as it is, verdict included; one that does not has no
+answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twofold.compute.select import classes
 from twofold.evals.pools import Header
-from twofold.maths import stats, votes
+from twofold.maths import votes
+from twofold.maths.stats import Estimate, estimates
 from twofold.maths.stopping import Lengths
 from twofold.types import Pool
 
 Floats = NDArray[np.float64]
-Record = dict[str, Any]
 
 
-def check(caps: Sequence[int], max_tokens: int) -> None:
-    """Raises ValueError for caps that do not increase, and for one that no sample of ``max_tokens`` could reach."""
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The vote of ``k`` samples of at most ``cap`` tokens each: its accuracy, and its tokens per problem.
+
+    ``generated`` and ``verified`` are what k samples at this cap cost. ``cumulated`` adds both for every shorter cap of
+    the list, as if the samples had been drawn afresh at each of them.
+    """
+
+    cap: int
+    k: int
+    accuracy: Estimate
+    generated: float
+    verified: float
+    cumulated: float
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The ``cells`` by cap and then by k, for a ``majority`` or ``weighted`` vote (``rule``).
+
+    ``ended`` is the share of the samples that end within each cap.
+    """
+
+    rule: str
+    caps: list[int]
+    ks: list[int]
+    ended: list[float]
+    cells: list[Cell]
+
+
+def check_caps(caps: Sequence[int], max_tokens: int) -> None:
+    """Raise ValueError if the caps do not increase, or reach beyond ``max_tokens``, where the samples were cut."""
     Lengths(caps=tuple(caps))
     if caps[-1] > max_tokens:
         raise ValueError(f"caps reach {caps[-1]} tokens, samples were cut at {max_tokens}: lower the caps or raise it")
 
 
-def measure(pools: Sequence[Pool], header: Header, caps: Sequence[int], rule: str) -> Record:
-    """``cells``, by cap and then by k: accuracy of a ``majority`` or ``weighted`` vote, and its tokens per problem.
-
-    Both ways to count a length: ``generated`` and ``verified`` are what k samples at this cap cost; ``cumulated`` has
-    both of every shorter cap of the list in it as well, as if each length had been drawn afresh. ``ended``: share of
-    the samples that end within each cap. Raises ValueError as ``check``.
+def accuracy_grid(pools: Sequence[Pool], header: Header, caps: Sequence[int], rule: str) -> Grid:
+    """Return the grid of these caps and of 1, 2, 4 ... samples. Raises ValueError as ``check_caps`` does.
 
     One problem, samples of 3, 5 and 9 tokens and verdicts of 2, caps 4 and 10, k = 3: generated 11, then 17; verified 2,
     then 6; cumulated 13, then 36.
     """
-    check(caps, header.max_tokens)
+    check_caps(caps, header.max_tokens)
     ks, cumulated, ended = votes.ks(header.n), 0.0, []
-    cells: list[Record] = []
+    cells: list[Cell] = []
     for cap in caps:
-        correct_P_K, generated, verified = under(pools, cap, rule, ks)
+        correct_P_K, generated, verified = under_cap(pools, cap, rule, ks)
         cumulated += generated + verified
         ended.append(float(np.mean([[t <= cap for t in pool.tokens] for pool in pools])))
-        for k, *point in zip(ks, *stats.cluster_bootstrap(correct_P_K), strict=True):
-            accuracy = dict(zip(("mean", "low", "high"), point, strict=True))
-            cost = {"generated": k * generated, "verified": k * verified, "cumulated": k * cumulated}
-            cells.append({"cap": cap, "k": k, "accuracy": accuracy, **cost})
-    return {"rule": rule, "caps": [*caps], "ks": ks, "ended": ended, "cells": cells}
+        for k, accuracy in zip(ks, estimates(correct_P_K), strict=True):
+            cells.append(Cell(cap, k, accuracy, k * generated, k * verified, k * cumulated))
+    return Grid(rule, [*caps], ks, ended, cells)
 
 
-def under(pools: Sequence[Pool], cap: int, rule: str, ks: Sequence[int]) -> tuple[Floats, float, float]:
-    """(correctness per problem and k, tokens generated per sample, tokens to judge per sample) under one cap.
+def under_cap(pools: Sequence[Pool], cap: int, rule: str, ks: Sequence[int]) -> tuple[Floats, float, float]:
+    """Return (correctness per problem and k, tokens generated per sample, tokens to judge per sample) under one cap.
 
-    Correctness is the mean over random k of a problem's samples; a verdict is asked for if a sample ends with an answer
-    and the vote is ``weighted``.
+    Correctness is the mean over random choices of k of a problem's samples. A verdict is asked for if the sample ends
+    with an answer and the vote is ``weighted``.
     """
     rows, generated, verified = [], [], []
     for pool in pools:

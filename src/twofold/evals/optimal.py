@@ -1,42 +1,45 @@
 """Compute-optimal choice (arXiv:2408.03314): the best plan per difficulty and budget, from one saved pool.
 
-The difficulty of a problem is what can be had without its answer: the mean P(Yes) of a pilot, its first few samples. The
-pilot is charged: its samples are the first that every plan uses, no plan spends fewer, and its verdicts are paid even
-where the plan that it leads to reads none.
+The difficulty of a problem is estimated without its answer: by the mean P(Yes) of a pilot, its first few samples. The
+pilot is paid for: every plan uses its samples first and spends at least as many, and its verdicts are counted even where
+the chosen plan reads none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twofold.compute.plan import Plan, Rule
 from twofold.compute.select import classes, select
-from twofold.evals.plans import check, noted, replayable, seen
+from twofold.evals.plans import check_pool, noted, replayable, seen
 from twofold.evals.pools import Header
-from twofold.maths import stats, votes
+from twofold.maths import votes
+from twofold.maths.stats import Difference, Estimate, estimate, paired_bootstrap
 from twofold.maths.stopping import Fixed
 from twofold.types import Pool
 
 Floats = NDArray[np.float64]
-Record = dict[str, Any]
 
 BINS = 3
-"""Of difficulty."""
-RULES: tuple[Rule, ...] = ("majority", "best", "weighted", "posterior")
+"""Bins of difficulty."""
+DEFAULT_RULES: tuple[Rule, ...] = ("majority", "best", "weighted", "posterior")
 
 
 @dataclass(frozen=True, slots=True)
 class Optimal:
-    """``best[bin][budget]``: index of the plan that is best on all problems (bin 0 is the hardest), ``single[budget]``: of
-    the one that is best without bins. ``adaptive_P_B_2`` and ``single_P_B_2``: (correctness, tokens generated and read
-    to judge) per problem and budget, cross-validated, of the plan of the problem's bin and of the single plan."""
+    """The choice by difficulty and the choice without, per budget.
+
+    ``best[bin][budget]`` is the index of the plan that is best on all problems of the bin (bin 0 is the hardest),
+    ``single[budget]`` that of the plan that is best without bins. ``adaptive_P_B_2`` and ``single_P_B_2`` are (correctness,
+    tokens generated and read to judge) per problem and budget, for the plan of the problem's bin and for the single plan,
+    both cross-validated.
+    """
 
     best: list[list[int]]
     single: list[int]
@@ -53,22 +56,22 @@ def compute_optimal(
     orders: int = 8,
     seed: int = 0,
 ) -> Optimal:
-    """Choose on one half of the problems, measure on the other, and the other way round.
+    """Choose on one half of the problems and measure on the other, then with the halves exchanged.
 
-    ``budgets`` are samples, the pilot's among them; plans differ in how they choose an answer (fixed numbers only).
-    Raises ValueError for a plan with a stopping rule, a budget below the pilot, fewer problems than four per bin (two in
-    each half), and pools that were not judged or lack what a plan reads.
+    ``budgets`` are numbers of samples, the pilot's included; the plans draw fixed numbers of samples and differ in how
+    they choose an answer. Raises ValueError for a plan with a stopping rule, a budget below the pilot, fewer than four
+    problems per bin (two in each half), and pools that were not judged or lack what a plan reads.
     """
     if any(not isinstance(plan.stop, Fixed) for plan in plans):
         raise ValueError("plans are compared at equal budgets: without a stopping rule")
     if min(budgets) < pilot:
         raise ValueError(f"budgets must be at least the pilot's {pilot}, got {min(budgets)}")
-    enough(len(pools), bins)
+    check_problems(len(pools), bins)
     if any(s is None and a is not None for p in pools for s, a in zip(p.scores, p.answers, strict=True)):
         raise ValueError("the pilot reads verdicts, and these pools were not judged: evaluate with a judge")
     for pool in pools:
         for plan in plans:
-            check(pool, plan)
+            check_pool(pool, plan)
     rows = [row for pool in pools for row in _outcomes(pool, plans, budgets, pilot, orders, seed)]
     score_R, pilot_R, alone_R_S_B_2 = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     right_R_S_B, piloted_R_S_B_2 = alone_R_S_B_2[..., 0], alone_R_S_B_2.copy()
@@ -89,24 +92,54 @@ def compute_optimal(
 
 
 def candidates(directory: Path, header: Header) -> list[Plan]:
-    """The plans noted beside an evaluation that draw a fixed number of samples as it did; if none does, the votes by
-    count and by verdict of all its samples."""
+    """Return the plans noted beside an evaluation that draw a fixed number of samples as it did.
+
+    If there are none, return ``DEFAULT_RULES`` on all its samples.
+    """
     found = [plan for plan in noted(directory) if replayable(plan, header) and isinstance(plan.stop, Fixed)]
-    return found or [Plan(header.n, rule) for rule in RULES]
+    return found or [Plan(header.n, rule) for rule in DEFAULT_RULES]
 
 
-def enough(problems: int, bins: int = BINS) -> None:
-    """Raises ValueError for too few problems."""
+def check_problems(problems: int, bins: int = BINS) -> None:
+    """Raise ValueError if there are too few problems to choose by difficulty."""
     if problems < 4 * bins:
         raise ValueError(
             f"choosing by difficulty takes at least {4 * bins} problems ({bins} bins), there are {problems}"
         )
 
 
-def measure(pools: Sequence[Pool], plans: Sequence[Plan], pilot: int = 4, bins: int = BINS) -> Record:
-    """The table and what it is worth, as a report shows it; budgets are the powers of two from the pilot up.
+@dataclass(frozen=True, slots=True)
+class OptimalRow:
+    """What the choice by difficulty (``adaptive``) and the one plan for all (``single``) are worth at a budget of samples.
 
-    Raises ValueError as ``compute_optimal``, for a single plan, and for one of fewer samples than the pilot.
+    ``_tokens`` are generated and read to judge, per problem. ``best`` names the plans from the hardest bin to the easiest,
+    ``best_single`` the one that is best without bins, both chosen on all problems. The rest is cross-validated.
+    """
+
+    budget: int
+    adaptive: Estimate
+    adaptive_tokens: float
+    single: Estimate
+    single_tokens: float
+    difference: Difference
+    best: list[str]
+    best_single: str
+
+
+@dataclass(frozen=True, slots=True)
+class OptimalTable:
+    """A row for every budget: the powers of two from the pilot's samples up."""
+
+    pilot: int
+    bins: int
+    plans: list[str]
+    rows: list[OptimalRow]
+
+
+def optimal_table(pools: Sequence[Pool], plans: Sequence[Plan], pilot: int = 4, bins: int = BINS) -> OptimalTable:
+    """Return the table of a report: what is chosen at each budget, and what the choice is worth.
+
+    Raises ValueError as ``compute_optimal`` does, for a single plan, and for a plan of fewer samples than the pilot.
     """
     n = min(plan.n for plan in plans)
     if len(plans) < 2 or n < pilot:
@@ -119,21 +152,27 @@ def measure(pools: Sequence[Pool], plans: Sequence[Plan], pilot: int = 4, bins: 
     names = [plan.rule if distinct else str(plan) for plan in plans]
     rows = []
     for b, budget in enumerate(budgets):
-        row: Record = {"budget": budget}
-        for side, values_P_2 in (("adaptive", found.adaptive_P_B_2[:, b]), ("single", found.single_P_B_2[:, b])):
-            point = zip(("mean", "low", "high"), stats.cluster_bootstrap(values_P_2[:, 0]), strict=True)
-            row |= {side: dict(point), f"{side}_tokens": values_P_2[:, 1].mean()}
-        difference = stats.paired_bootstrap(found.adaptive_P_B_2[:, b, 0], found.single_P_B_2[:, b, 0])
-        best = [names[of_bin[b]] for of_bin in found.best]
-        rows.append(row | {"difference": asdict(difference), "best": best, "best_single": names[found.single[b]]})
-    return {"pilot": pilot, "bins": bins, "plans": [str(plan) for plan in plans], "rows": rows}
+        adaptive_P_2, single_P_2 = found.adaptive_P_B_2[:, b], found.single_P_B_2[:, b]
+        rows.append(
+            OptimalRow(
+                budget,
+                estimate(adaptive_P_2[:, 0]),
+                float(adaptive_P_2[:, 1].mean()),
+                estimate(single_P_2[:, 0]),
+                float(single_P_2[:, 1].mean()),
+                paired_bootstrap(adaptive_P_2[:, 0], single_P_2[:, 0]),
+                [names[of_bin[b]] for of_bin in found.best],
+                names[found.single[b]],
+            )
+        )
+    return OptimalTable(pilot, bins, [str(plan) for plan in plans], rows)
 
 
 def _choose(score_R: Floats, right_R_S_B: Floats, bins: int) -> tuple[Floats, NDArray[np.intp]]:
-    """(inner edges of equal-mass bins of the pilot's score, best plan per bin and budget); ties go to the first plan."""
+    """Return (inner edges of equal-mass bins of the pilot's score, best plan per bin and budget); the first of equals."""
     edges = np.quantile(score_R, np.arange(1, bins) / bins)
     where = np.searchsorted(edges, score_R, side="right")
-    overall = right_R_S_B.mean(axis=0)  # of a bin that ties left empty
+    overall = right_R_S_B.mean(axis=0)  # for a bin that ties left empty
     means = [right_R_S_B[where == i].mean(axis=0) if (where == i).any() else overall for i in range(bins)]
     return edges, np.array([mean.argmax(axis=0) for mean in means])
 
@@ -141,8 +180,10 @@ def _choose(score_R: Floats, right_R_S_B: Floats, bins: int) -> tuple[Floats, ND
 def _outcomes(
     pool: Pool, plans: Sequence[Plan], budgets: Sequence[int], pilot: int, orders: int, seed: int
 ) -> Iterator[tuple[float, int, list[list[tuple[bool, int]]]]]:
-    """Of random orders of a pool: the pilot's mean score and the tokens of its verdicts (a sample without an answer is not
-    asked about, and counts 0), and of every plan at every budget whether it is right and its tokens."""
+    """Yield, for each random order of a pool, (pilot's mean score, tokens of its verdicts, outcomes).
+
+    A sample without an answer is not judged, and counts 0. The outcomes are (right, tokens) of every plan at every budget.
+    """
     forms = classes(pool.answers)
     right = {a for a, g in zip(forms, pool.grades, strict=True) if g.label == "correct"}
     rng = np.random.default_rng(seed)

@@ -1,9 +1,9 @@
 """Several plans on one task: accuracy against tokens and against time.
 
-Plans that draw independent samples are *replayed* from the saved pool, for every number of samples and in several random
-orders, the same for all plans; nothing is sampled again. Plans that make their candidates in another way (search, pruning,
-growing lengths) or sample otherwise than the pool are *run* on the same problems, and their answers are kept beside the
-pool in ``plans.jsonl``. ``plans.json`` names the plans, so that a report needs no model.
+A plan that draws independent samples is *replayed* from the saved pool: for every number of samples, and in several random
+orders that are the same for all plans. Nothing is sampled again. A plan that makes its candidates in another way (search,
+pruning, growing lengths), or samples with other settings than the pool, is *run* on the same problems; its answers are
+kept beside the pool in ``plans.jsonl``. ``plans.json`` names the plans, so that a report needs no model.
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twofold.compute.cost import Cost
 from twofold.compute.plan import CERTAIN, Independent, Plan, parse
 from twofold.compute.rollout import Task
 from twofold.compute.select import Same, Seen, classes, select, settled
 from twofold.compute.solve import solve
 from twofold.engines.base import Engine
 from twofold.evals.pools import Header, PoolError, read_lines
-from twofold.maths import stats, votes
+from twofold.maths import votes
+from twofold.maths.stats import Estimate, estimates
 from twofold.maths.stopping import Lengths, rounds
 from twofold.text.chat import Chat
-from twofold.types import Pool, Problem
+from twofold.types import Label, Pool, Problem
 
 Floats = NDArray[np.float64]
-Record = dict[str, Any]
 
 NAMES, RUNS = "plans.json", "plans.jsonl"
 ORDERS = 8
-"""Random orders of a pool that a plan is replayed in."""
+"""Random orders of a pool in which a plan is replayed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,79 @@ class Replay:
     seconds_P_K: Floats
 
 
+@dataclass(frozen=True, slots=True)
+class PlanRun:
+    """A plan that was run on one problem: a line of ``plans.jsonl``. ``length`` is the token cap that was reached."""
+
+    plan: str
+    id: str
+    answer: str | None
+    confidence: float
+    label: Label
+    samples: int
+    length: int
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class PlanPoint:
+    """A plan that may draw ``k`` samples at most: accuracy, and what a problem costs on average."""
+
+    k: int
+    accuracy: Estimate
+    samples: float
+    generated: float
+    verified: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlanCurve:
+    """The points of a plan: one for each k if it was ``replayed``, one in all if it was ``run``."""
+
+    plan: str
+    how: Literal["replayed", "run"]
+    points: list[PlanPoint]
+
+
+@dataclass(frozen=True, slots=True)
+class LengthCosts:
+    """Two other ways to count the cost of growing lengths, as means per problem; a point has the exact tokens.
+
+    ``reached`` is the last cap, as RL^V draws it. ``cumulated`` is the most tokens that n samples at every cap up to it,
+    each drawn afresh, can have.
+    """
+
+    reached: float
+    cumulated: float
+
+
+@dataclass(frozen=True, slots=True)
+class GrowingPlan(PlanCurve):
+    """The curve of a plan whose samples may grow longer from round to round."""
+
+    lengths: LengthCosts
+
+
+@dataclass(frozen=True, slots=True)
+class OraclePoint:
+    """pass@k: the share of problems with a right answer among k samples, and the tokens of these samples."""
+
+    k: int
+    accuracy: float
+    generated: float
+
+
+@dataclass(frozen=True, slots=True)
+class Strategies:
+    """The plans noted beside an evaluation, and the oracle that none of them can beat."""
+
+    plans: list[PlanCurve]
+    oracle: list[OraclePoint]
+
+
 def replayable(plan: Plan, header: Header) -> bool:
-    """Whether the pool holds what the plan would draw."""
+    """Return whether the pool holds what the plan would draw."""
     drawn = isinstance(plan.make, Independent) and not isinstance(plan.stop, Lengths)
     alike = ("temperature", "top_p", "max_tokens")
     same_judge = not plan.judged or (plan.judge, plan.judge_votes) == (header.judge, header.judge_votes)
@@ -59,8 +131,8 @@ def replayable(plan: Plan, header: Header) -> bool:
 def replay(pools: Sequence[Pool], plan: Plan, orders: int = ORDERS, seed: int = 0) -> Replay:
     """Replay ``plan`` on the pools, at 1, 2, 4 ... ``plan.n`` samples at most (its windows and steps stay whole).
 
-    A judged plan pays for the verdicts on samples that have an answer. ``seconds`` are shares of the pool's, its judging
-    included: what the machine was busy, not how long a user waits for rounds that follow one another.
+    A judged plan pays for the verdicts on samples that have an answer. ``seconds`` are shares of the pool's seconds, its
+    judging included: the time the machine was busy. A user waits longer for rounds that follow one another.
 
     Raises ValueError for a pool that lacks scores, certainty or samples that the plan reads.
     """
@@ -70,8 +142,8 @@ def replay(pools: Sequence[Pool], plan: Plan, orders: int = ORDERS, seed: int = 
     return Replay(ks, *columns)
 
 
-def check(pool: Pool, plan: Plan) -> None:
-    """Raises ValueError for a pool that lacks scores, certainty or samples that the plan reads."""
+def check_pool(pool: Pool, plan: Plan) -> None:
+    """Raise ValueError if the pool lacks scores, certainty or samples that the plan reads."""
     if plan.n > (size := len(pool.answers)):
         raise ValueError(
             f"plan {plan}: the pool of {pool.problem.id!r} has {size} samples: raise --n or lower the plan's"
@@ -83,8 +155,8 @@ def check(pool: Pool, plan: Plan) -> None:
 
 
 def _replay(pool: Pool, plan: Plan, ks: list[int], orders: int, seed: int) -> list[list[float]]:
-    """(correct, samples, generated, verified, seconds) per k, for one pool."""
-    check(pool, plan)
+    """Return (correct, samples, generated, verified, seconds) per k, for one pool."""
+    check_pool(pool, plan)
     size, forms = len(pool.answers), classes(pool.answers)
     right = {a for a, g in zip(forms, pool.grades, strict=True) if g.label == "correct"}
     assert not isinstance(plan.stop, Lengths)
@@ -108,7 +180,7 @@ def _replay(pool: Pool, plan: Plan, ks: list[int], orders: int, seed: int) -> li
 
 
 def seen(pool: Pool, forms: Sequence[str | None], plan: Plan, order: Sequence[int]) -> Seen:
-    """What the plan reads of these samples of a pool, in this order; ``forms`` are the pool's answers as voting classes."""
+    """Return what the plan reads of these samples of a pool, in this order. ``forms``: the pool's answers as voting classes."""
     certainty, confidence = [], []
     if plan.rule in CERTAIN:
         assert pool.certainty is not None and pool.traces is not None
@@ -117,7 +189,7 @@ def seen(pool: Pool, forms: Sequence[str | None], plan: Plan, order: Sequence[in
     return Seen([forms[i] for i in order], [pool.scores[i] for i in order], certainty, confidence)
 
 
-def run(
+def run_plans(
     engine: Engine,
     chat: Chat,
     task: Task,
@@ -130,7 +202,7 @@ def run(
     same: Same | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Note the plans in ``out`` and run those that cannot be replayed; problems that are done already are not done again."""
+    """Note the plans in ``out`` and run those that cannot be replayed. Problems that are done are not done again."""
     names = json.loads((out / NAMES).read_text()) if (out / NAMES).exists() else []
     (out / NAMES).write_text(json.dumps(list(dict.fromkeys([*names, *map(str, plans)]))) + "\n")
     done = {(row["plan"], row["id"]) for row in read_lines(out / RUNS)}
@@ -144,72 +216,67 @@ def run(
                 part = mine[i : i + batch]
                 for p, s in zip(part, solve(engine, chat, [p.question for p in part], plan, same), strict=True):
                     label = task.grade(p, s.text)[1].label
-                    row: Record = {"plan": str(plan), "id": p.id, "answer": s.answer, "confidence": s.confidence}
-                    row |= {"label": label, "samples": s.samples, "length": s.length, "cost": asdict(s.cost)}
-                    file.write(json.dumps(row) + "\n")
+                    row = PlanRun(str(plan), p.id, s.answer, s.confidence, label, s.samples, s.length, s.cost)
+                    file.write(json.dumps(asdict(row)) + "\n")
                     file.flush()
                 progress(min(i + batch, len(mine)), len(mine))
 
 
 def noted(directory: Path) -> list[Plan]:
-    """The plans that ``run`` noted in an evaluation's directory."""
+    """Return the plans that ``run_plans`` noted in an evaluation's directory."""
     return [parse(name) for name in json.loads((directory / NAMES).read_text())] if (directory / NAMES).exists() else []
 
 
-def measure(directory: Path, pools: Sequence[Pool], header: Header) -> Record | None:
-    """The noted plans' points (at most this many samples: accuracy, tokens, seconds) and the oracle's; None if none were."""
+def strategies(directory: Path, pools: Sequence[Pool], header: Header) -> Strategies | None:
+    """Return the curves of the plans noted in ``directory``, and the oracle's; None if no plan was noted.
+
+    Raises PoolError if a plan has not been run on one of the problems.
+    """
     if not (plans := noted(directory)):
         return None
-    ran: dict[str, dict[str, Record]] = {}
-    for row in read_lines(directory / RUNS):
-        ran.setdefault(row["plan"], {})[row["id"]] = row
-    rows: list[Record] = []
+    ran: dict[str, dict[str, PlanRun]] = {}
+    for line in read_lines(directory / RUNS):
+        row = PlanRun(**line | {"cost": Cost(**line["cost"])})
+        ran.setdefault(row.plan, {})[row.id] = row
+    curves: list[PlanCurve] = []
     for plan in plans:
         name = str(plan)
         if replayable(plan, header):
-            rows.append({"plan": name, "how": "replayed", "points": _points(replay(pools, plan))})
-        elif missing := [pool.problem.id for pool in pools if pool.problem.id not in ran.get(name, {})]:
+            curves.append(PlanCurve(name, "replayed", _points(replay(pools, plan))))
+            continue
+        if missing := [pool.problem.id for pool in pools if pool.problem.id not in ran.get(name, {})]:
             raise PoolError(
-                f"{directory / RUNS}: plan {name} has not been run on {missing[0]!r}: evaluate again to go on"
+                f"{directory / RUNS}: plan {name} has not been run on {missing[0]!r}: run the evaluation again to continue"
             )
+        rows = [ran[name][pool.problem.id] for pool in pools]
+        points = _points(_as_replay(rows, plan.n))
+        if isinstance(plan.stop, Lengths):
+            curves.append(GrowingPlan(name, "run", points, _length_costs(rows, plan.n, plan.stop)))
         else:
-            rows.append({"plan": name, "how": "run", "points": _points(_ran(ran[name], pools, plan))})
-            if isinstance(plan.stop, Lengths):
-                reached = [ran[name][pool.problem.id]["length"] for pool in pools]
-                rows[-1]["lengths"] = _lengths(reached, plan.n, plan.stop)
+            curves.append(PlanCurve(name, "run", points))
     correct = [[g.label == "correct" for g in pool.grades] for pool in pools]
     tokens = float(np.mean([np.mean(pool.tokens) for pool in pools]))
     oracle = [
-        {"k": k, "accuracy": np.mean([votes.pass_at_k(len(c), sum(c), k) for c in correct]), "generated": k * tokens}
+        OraclePoint(k, float(np.mean([votes.pass_at_k(len(c), sum(c), k) for c in correct])), k * tokens)
         for k in votes.ks(header.n)
     ]
-    return {"plans": rows, "oracle": oracle}
+    return Strategies(curves, oracle)
 
 
-def _lengths(reached: Sequence[int], n: int, stop: Lengths) -> Record:
-    """Means per problem of the two ways to count growing lengths that the points' exact tokens are not: the cap that was
-    ``reached``, as RL^V draws it, and ``cumulated`` tokens, n samples of every cap up to it drawn afresh, at most."""
-    return {"reached": np.mean(reached), "cumulated": n * np.mean([stop.cumulated(cap) for cap in reached])}
+def _length_costs(rows: Sequence[PlanRun], n: int, stop: Lengths) -> LengthCosts:
+    cumulated = n * np.mean([stop.cumulated(row.length) for row in rows])
+    return LengthCosts(float(np.mean([row.length for row in rows])), float(cumulated))
 
 
-def _ran(rows: dict[str, Record], pools: Sequence[Pool], plan: Plan) -> Replay:
-    mine = [rows[pool.problem.id] for pool in pools]
+def _as_replay(rows: Sequence[PlanRun], n: int) -> Replay:
     values = [
-        [row["label"] == "correct", row["samples"], *(row["cost"][key] for key in ("generated", "verified", "seconds"))]
-        for row in mine
+        [row.label == "correct", row.samples, row.cost.generated, row.cost.verified, row.cost.seconds] for row in rows
     ]
-    return Replay([plan.n], *np.array(values, dtype=float).T[:, :, None])
+    return Replay([n], *np.array(values, dtype=float).T[:, :, None])
 
 
-def _points(replay: Replay) -> list[Record]:
-    accuracy = zip(*stats.cluster_bootstrap(replay.correct_P_K), strict=True)
-    costs = ("samples", "generated", "verified", "seconds")
-    means = [getattr(replay, f"{name}_P_K").mean(axis=0) for name in costs]
-    return [
-        {
-            "k": k,
-            "accuracy": dict(zip(("mean", "low", "high"), point, strict=True)),
-            **dict(zip(costs, cost, strict=True)),
-        }
-        for k, point, cost in zip(replay.ks, accuracy, zip(*means, strict=True), strict=True)
-    ]
+def _points(replay: Replay) -> list[PlanPoint]:
+    costs_P_K = (replay.samples_P_K, replay.generated_P_K, replay.verified_P_K, replay.seconds_P_K)
+    costs = zip(*(values_P_K.mean(axis=0).tolist() for values_P_K in costs_P_K), strict=True)
+    columns = zip(replay.ks, estimates(replay.correct_P_K), costs, strict=True)
+    return [PlanPoint(k, accuracy, *cost) for k, accuracy, cost in columns]

@@ -1,8 +1,8 @@
 """An evaluation on disk: ``eval.json`` says what was run, ``pools.jsonl`` holds one line per problem.
 
-Lines are only ever appended, so a crash can spoil at most the last one. Reading is strict: whatever is not exactly
-a pool is an error that names the file and the line; only ``finished_ids`` (used to resume) repairs anything, and it
-repairs one thing: it cuts off a last line that has no newline.
+Lines are only ever appended, so a crash can spoil at most the last one. Reading is strict: a line that is not exactly a
+pool is an error that names the file and the line. Only ``finished_ids``, which serves to resume, repairs a file: it cuts
+off a last line that has no newline.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PROBLEM_KEYS = {"id", "question", "answer", "meta"}
 
 
 class PoolError(ValueError):
-    """A file of an evaluation is missing, cut off or not in the format; the message says where."""
+    """A file of an evaluation is missing, cut off or not in the format. The message names the place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def read_header(directory: Path) -> Header:
 
 
 def write_pool(file: TextIO, pool: Pool) -> None:
-    """Append one pool as one line and flush it, so that a crash later loses nothing that was finished."""
+    """Append one pool as one line and flush it, so that a later crash loses nothing that was finished."""
     record = {
         "problem": {
             "id": pool.problem.id,
@@ -100,10 +100,10 @@ def write_pool(file: TextIO, pool: Pool) -> None:
 
 
 def read_pools(path: Path) -> list[Pool]:
-    """All pools of ``path``, in the order they were written.
+    """Return all pools of ``path`` in the order they were written.
 
-    Raises PoolError, with file and line, for a line that is not a pool, a problem that occurs twice,
-    or a truncated last line (the evaluation was killed while it wrote: resume it).
+    Raises PoolError, with file and line, for a line that is not a pool, a problem that occurs twice, and a truncated last
+    line (the evaluation was killed while it wrote: resume it).
     """
     if not path.is_file():
         raise PoolError(f"{path}: not found; the evaluation has written no pool yet")
@@ -118,7 +118,7 @@ def read_pools(path: Path) -> list[Pool]:
 
 
 def finished_ids(path: Path) -> set[str]:
-    """Ids of the problems that are done, for resuming. A truncated last line is cut off the file; no file is no ids."""
+    """Return the ids of the problems that are done, and cut a truncated last line off the file. No file gives no ids."""
     if not path.exists():
         return set()
     data = path.read_bytes()
@@ -131,7 +131,7 @@ def finished_ids(path: Path) -> set[str]:
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The JSON of every line of a file that is kept beside the pools; no file is no lines. Raises PoolError if one is cut off."""
+    """Return the JSON of every line of a file beside the pools; no file gives no lines. Raises PoolError if one is cut off."""
     if not path.exists():
         return []
     *lines, rest = path.read_text().split("\n")

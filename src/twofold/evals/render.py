@@ -1,10 +1,8 @@
-"""The numbers of a report for people: one HTML page, or tables in the terminal."""
+"""A report for people: one HTML page, and tables in the terminal."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -14,15 +12,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from twofold.evals import figures
+from twofold.evals.compare import Comparison, SamplesSaved
 from twofold.evals.drawing import Colours, colours
-
-Record = Mapping[str, Any]
+from twofold.evals.grid import Grid
+from twofold.evals.optimal import OptimalTable
+from twofold.evals.plans import GrowingPlan, PlanCurve, Strategies
+from twofold.evals.records import Judged, Report, TaskReport
+from twofold.evals.thinking import Thinking
+from twofold.maths.stats import Difference, Estimate
 
 RULE_NAMES = {"maj": "majority", "best": "best-of-n", "weighted": "weighted vote", "pass": "oracle"}
 
 
-def html(result: Record) -> str:
-    """One self-contained page: inline CSS and SVG, no script, nothing fetched."""
+def html(found: Report) -> str:
+    """Return one self-contained page: inline CSS and SVG, no script, nothing fetched."""
     environment = Environment(
         loader=PackageLoader("twofold.evals", "."),
         autoescape=True,
@@ -37,59 +40,62 @@ def html(result: Record) -> str:
         "times": times,
         "p": p_value,
         "lengths": lengths,
-        "points": points,
+        "in_points": in_points,
     }
-    colour = colours(result["labels"])
+    colour = colours(found.labels)
     environment.globals |= {"colours_of": colours, "at_budgets": at_budgets}
-    tasks = [task | {"figures": _figures(task, colour)} for task in result["tasks"]]
-    training = Markup(figures.training(result["training"], colour)) if result["training"] else None
-    template = environment.get_template("report.html.jinja")
-    return template.render(result, tasks=tasks, training_figure=training, colour=colour, rule_names=RULE_NAMES)
+    return environment.get_template("report.html.jinja").render(
+        report=found,
+        tasks=[(task, _figures(task, colour)) for task in found.tasks],
+        training_figure=Markup(figures.training(found.training, colour)) if found.training else None,
+        colour=colour,
+        rule_names=RULE_NAMES,
+    )
 
 
-def _figures(task: Record, colour: Colours) -> dict[str, Markup]:
-    judged = [e for e in task["evaluations"] if e["verifier"]]
+def _figures(task: TaskReport, colour: Colours) -> dict[str, Markup]:
+    judged = [e for e in task.evaluations if isinstance(e, Judged)]
     drawn = {"scaling": figures.scaling(task, colour), "cost": figures.cost(task, colour)}
     if judged:
         drawn["verifier"] = figures.verifier(judged, colour)
         drawn["histograms"] = figures.histograms(judged, colour)
-    if thinking := [e for e in task["evaluations"] if e["thinking"]]:
-        drawn["budgets"] = figures.budgets(thinking, colour)
-        drawn["progress"] = figures.progress(thinking, colour)
-        drawn |= {f"prefixes {e['label']}": figures.prefixes(e, colour[e["label"]]) for e in thinking}
-    for e in task["evaluations"]:
-        if found := e["strategies"]:
-            of_plan = colours([row["plan"] for row in found["plans"]])
-            drawn[f"strategies {e['label']}"] = figures.strategies(found, of_plan)
-        if e["grid"]:
-            drawn[f"grid {e['label']}"] = figures.grid(e["grid"], colour[e["label"]])
-    if any(e["levels"] for e in task["evaluations"]):
+    if thoughts := {e.label: e.thinking for e in task.evaluations if e.thinking}:
+        drawn["budgets"] = figures.budgets(thoughts, colour)
+        drawn["progress"] = figures.progress(thoughts, colour)
+    for e in task.evaluations:
+        if e.thinking:
+            drawn[f"prefixes {e.label}"] = figures.prefixes(e, e.thinking, colour[e.label])
+        if e.strategies:
+            of_plan = colours([row.plan for row in e.strategies.plans])
+            drawn[f"strategies {e.label}"] = figures.strategies(e.strategies, of_plan)
+        if e.grid:
+            drawn[f"grid {e.label}"] = figures.grid(e.grid, colour[e.label])
+    if any(e.levels for e in task.evaluations):
         drawn["levels"] = figures.levels(task, colour)
     return {name: Markup(svg) for name, svg in drawn.items()}
 
 
-def print_table(result: Record, console: Console | None = None) -> None:
-    """The report in the terminal; plain text, not wrapped to 80 columns, when the output is not one."""
+def print_table(found: Report, console: Console | None = None) -> None:
+    """Print the report as tables: plain text, not wrapped to 80 columns, when the output is not a terminal."""
     console = console or Console()
     if not console.is_terminal:
         console.width = 160
-    for task in result["tasks"]:
-        console.print(f"\n{escape(task['headline'])}\n", highlight=False)
+    for task in found.tasks:
+        console.print(f"\n{escape(task.headline)}\n", highlight=False)
         tables = [_accuracy(task), _verifiers(task), _comparisons(task), _efficiency(task), _cost(task)]
-        for name, of_run in (("strategies", _strategies), ("grid", _grid), ("optimal", _optimal)):
-            tables += [of_run(e) for e in task["evaluations"] if e[name]]
+        tables += [_strategies(e.label, e.strategies) for e in task.evaluations if e.strategies]
+        tables += [_grid(e.label, e.grid) for e in task.evaluations if e.grid]
+        tables += [_optimal(e.label, e.optimal) for e in task.evaluations if e.optimal]
         for table in (*tables, _thinking(task)):
             if table.row_count:
                 console.print(table)
-        for run in task["evaluations"]:
-            if run["verifier"] and run["verifier"]["alarm"]:
-                console.print(
-                    f"ALARM {escape(run['label'])}: {run['verifier']['alarm']}", style="bold red", highlight=False
-                )
+        for e in task.evaluations:
+            if e.verifier and e.verifier.alarm:
+                console.print(f"ALARM {escape(e.label)}: {e.verifier.alarm}", style="bold red", highlight=False)
 
 
-def _accuracy(task: Record) -> Table:
-    at = task["at"]
+def _accuracy(task: TaskReport) -> Table:
+    at = task.at
     columns = [
         "run",
         "pass@1",
@@ -100,50 +106,48 @@ def _accuracy(task: Record) -> Table:
         f"oracle pass@{at}",
         "problems x n",
     ]
-    table = _table(f"{task['task']} {task['split']}: accuracy, 95% intervals over problems", columns)
-    for run in task["evaluations"]:
+    table = _table(f"{task.task} {task.split}: accuracy, 95% intervals over problems", columns)
+    for run in task.evaluations:
         columns = ["pass@1", f"maj@{at}", f"best@{at}", f"weighted@{at}"]
-        found = [run["accuracy"].get(column) for column in columns]
-        cells = ["-" if point is None else f"{percent(point['mean'])} {interval(point)}" for point in found]
-        cells += [number(run["verifier"]["auroc"]) if run["verifier"] else "-"]
-        cells += [percent(run["accuracy"][f"pass@{at}"]["mean"]), f"{run['problems']} x {run['samples']}"]
-        table.add_row(escape(run["label"]), *cells)
+        found = [run.accuracy.get(column) for column in columns]
+        cells = ["-" if point is None else _with_interval(point) for point in found]
+        cells += [number(run.verifier.auroc) if run.verifier else "-"]
+        cells += [percent(run.accuracy[f"pass@{at}"].mean), f"{run.problems} x {run.samples}"]
+        table.add_row(escape(run.label), *cells)
     return table
 
 
-def _cost(task: Record) -> Table:
+def _cost(task: TaskReport) -> Table:
     columns = [
         "run",
         "tokens/sample",
         "judge reads",
         "s/sample",
         "s in all",
-        *task["evaluations"][0]["labels"],
+        *task.evaluations[0].labels,
         "at limit",
     ]
-    table = _table("cost, and what became of the samples", columns)
-    for run in task["evaluations"]:
-        cells = [f"{run['tokens_per_sample']:.1f}", f"{run['judge_tokens_per_sample']:.1f}"]
-        cells += [f"{run['seconds_per_sample']:.3f}", f"{run['seconds']:.0f}"]
-        cells += [percent(share) for share in run["labels"].values()]
-        table.add_row(escape(run["label"]), *cells, percent(run["at_token_limit"]))
+    table = _table("cost, and labels of the samples", columns)
+    for run in task.evaluations:
+        cells = [f"{run.tokens_per_sample:.1f}", f"{run.judge_tokens_per_sample:.1f}"]
+        cells += [f"{run.seconds_per_sample:.3f}", f"{run.seconds:.0f}"]
+        cells += [percent(share) for share in run.labels.values()]
+        table.add_row(escape(run.label), *cells, percent(run.at_token_limit))
     return table
 
 
-def _strategies(run: Record) -> Table:
+def _strategies(label: str, found: Strategies) -> Table:
     columns = ["plan", "", "accuracy", "samples", "generated", "to judge", "tokens in all", "s/problem"]
-    table = _table(f"plans on {run['label']}'s problems: means per problem", columns)
-    for row in run["strategies"]["plans"]:
-        point = row["points"][-1]
-        spent = [point["samples"], point["generated"], point["verified"], point["generated"] + point["verified"]]
-        accuracy = f"{percent(point['accuracy']['mean'])} {interval(point['accuracy'])}"
-        cells = [row["how"], accuracy, *(f"{x:.1f}" for x in spent), f"{point['seconds']:.3f}"]
-        table.add_row(escape(row["plan"]) + lengths(row), *cells)
+    table = _table(f"plans on {label}'s problems: means per problem", columns)
+    for row in found.plans:
+        point = row.points[-1]
+        spent = [point.samples, point.generated, point.verified, point.generated + point.verified]
+        cells = [row.how, _with_interval(point.accuracy), *(f"{x:.1f}" for x in spent), f"{point.seconds:.3f}"]
+        table.add_row(escape(row.plan) + lengths(row), *cells)
     return table
 
 
-def _grid(run: Record) -> Table:
-    found = run["grid"]
+def _grid(label: str, found: Grid) -> Table:
     columns = [
         "token cap",
         "ended",
@@ -152,58 +156,52 @@ def _grid(run: Record) -> Table:
         "generated",
         "to judge",
         "tokens in all",
-        "shorter caps too",
+        "with shorter caps",
     ]
-    table = _table(f"{found['rule']} vote on {run['label']}'s problems, by token cap: means per problem", columns)
-    ended = dict(zip(found["caps"], found["ended"], strict=True))
-    for cell in found["cells"]:
-        accuracy = f"{percent(cell['accuracy']['mean'])} {interval(cell['accuracy'])}"
-        spent = [cell["generated"], cell["verified"], cell["generated"] + cell["verified"], cell["cumulated"]]
-        cells = [percent(ended[cell["cap"]]), str(cell["k"]), accuracy, *(f"{x:.1f}" for x in spent)]
-        table.add_row(str(cell["cap"]), *cells)
+    table = _table(f"{found.rule} vote on {label}'s problems, by token cap: means per problem", columns)
+    ended = dict(zip(found.caps, found.ended, strict=True))
+    for cell in found.cells:
+        spent = [cell.generated, cell.verified, cell.generated + cell.verified, cell.cumulated]
+        cells = [percent(ended[cell.cap]), str(cell.k), _with_interval(cell.accuracy), *(f"{x:.1f}" for x in spent)]
+        table.add_row(str(cell.cap), *cells)
     return table
 
 
-def _optimal(run: Record) -> Table:
-    found = run["optimal"]
+def _optimal(label: str, found: OptimalTable) -> Table:
     columns = ["samples", "best rule, hard to easy", "accuracy", "tokens", "best single", "its accuracy", "its tokens"]
-    title = (
-        f"compute-optimal on {run['label']}'s problems: a pilot of {found['pilot']} samples chooses, cross-validated"
-    )
+    title = f"compute-optimal on {label}'s problems: a pilot of {found.pilot} samples chooses, cross-validated"
     table = _table(title, [*columns, "difference, points"])
-    for row in found["rows"]:
-        sides = [
-            (f"{percent(row[side]['mean'])} {interval(row[side])}", f"{row[f'{side}_tokens']:.0f}")
-            for side in ("adaptive", "single")
-        ]
-        difference = f"{points(row['difference']['mean'])} {interval(row['difference'], signed=True)}"
-        best = escape(", ".join(row["best"]))
-        table.add_row(str(row["budget"]), best, *sides[0], escape(row["best_single"]), *sides[1], difference)
+    for row in found.rows:
+        adaptive = [_with_interval(row.adaptive), f"{row.adaptive_tokens:.0f}"]
+        single = [_with_interval(row.single), f"{row.single_tokens:.0f}"]
+        difference = f"{in_points(row.difference.mean)} {interval(row.difference, signed=True)}"
+        best = escape(", ".join(row.best))
+        table.add_row(str(row.budget), best, *adaptive, escape(row.best_single), *single, difference)
     return table
 
 
-def at_budgets(found: Record) -> list[int]:
-    """Places in ``budgets`` of half the token limit, the limit, and twice the limit."""
-    last = len(found["budgets"]) - 1
+def at_budgets(found: Thinking) -> list[int]:
+    """Return the indices in ``budgets`` of half the token limit, the limit, and twice the limit."""
+    last = len(found.budgets) - 1
     return [(last + 1) // 4 - 1, (last + 1) // 2 - 1, last]
 
 
-def _thinking(task: Record) -> Table:
-    runs = [run for run in task["evaluations"] if run["thinking"]]
+def _thinking(task: TaskReport) -> Table:
     columns = ["run", "no thought", "whole thought", "natural", "progress", "negative", "episodes", "regret at"]
     table = _table("thoughts stopped by force: means over problems, regret at half, one and two token limits", columns)
-    for run in runs:
-        found = run["thinking"]
-        cells = [f"{percent(found[name]['mean'])} {interval(found[name])}" for name in ("first", "last", "natural")]
-        gained = found["progress"]
-        cells += [f"{points(gained['mean'])} {interval(gained, signed=True)}", percent(gained["negative"])]
-        cells += [f"{found['episodes']:.1f}"]
-        cells += [" ".join(f"{found['budgets'][i]}: {percent(found['regret'][i]['mean'])}" for i in at_budgets(found))]
-        table.add_row(escape(run["label"]), *cells)
+    for run in task.evaluations:
+        if not (found := run.thinking):
+            continue
+        cells = [_with_interval(point) for point in (found.first, found.last, found.natural)]
+        gained = found.progress
+        cells += [f"{in_points(gained.mean)} {interval(gained, signed=True)}", percent(gained.negative)]
+        cells += [f"{found.episodes:.1f}"]
+        cells += [" ".join(f"{found.budgets[i]}: {percent(found.regret[i].mean)}" for i in at_budgets(found))]
+        table.add_row(escape(run.label), *cells)
     return table
 
 
-def _verifiers(task: Record) -> Table:
+def _verifiers(task: TaskReport) -> Table:
     columns = [
         "run",
         "AUROC",
@@ -216,44 +214,40 @@ def _verifiers(task: Record) -> Table:
         "base rate",
     ]
     table = _table("verifier, on samples with an answer", columns)
-    for run in task["evaluations"]:
-        if quality := run["verifier"]:
-            intervals = [_bounds(quality, name) for name in ("auroc", "balanced_accuracy", "ece", "brier")]
-            auroc, balanced, ece, brier = intervals
-            rates = [percent(quality["tpr"]), percent(quality["tnr"])]
+    for run in task.evaluations:
+        if quality := run.verifier:
             table.add_row(
-                run["label"],
-                auroc,
-                balanced,
-                *rates,
-                ece,
-                brier,
-                percent(quality["says_yes"]),
-                percent(quality["base_rate"]),
+                run.label,
+                _bounds(quality.auroc, quality.auroc_interval),
+                _bounds(quality.balanced_accuracy, quality.balanced_accuracy_interval),
+                percent(quality.tpr),
+                percent(quality.tnr),
+                _bounds(quality.ece, quality.ece_interval),
+                _bounds(quality.brier, quality.brier_interval),
+                percent(quality.says_yes),
+                percent(quality.base_rate),
             )
     return table
 
 
-def _comparisons(task: Record) -> Table:
+def _comparisons(task: TaskReport) -> Table:
     table = _table(
         "differences on the same problems (paired bootstrap)", ["this", "minus this", "points", "95%", "p", "problems"]
     )
-    for row in task["comparisons"]:
-        ours, theirs = f"{row['run']} {row['rule']}@{row['k']}", f"{row['against']} {row['against_rule']}@{row['k']}"
-        table.add_row(
-            ours, theirs, points(row["mean"]), interval(row, signed=True), p_value(row["p"]), str(row["problems"])
-        )
+    for row in task.comparisons:
+        ours, theirs = f"{row.run} {row.rule}@{row.k}", f"{row.against} {row.against_rule}@{row.k}"
+        table.add_row(ours, theirs, in_points(row.mean), interval(row, signed=True), p_value(row.p), str(row.problems))
     return table
 
 
-def _efficiency(task: Record) -> Table:
+def _efficiency(task: TaskReport) -> Table:
     table = _table(
         "samples the baseline needs / samples this run needs", ["run", "baseline curve", "ratio", "95%", "at accuracy"]
     )
-    for row in task["efficiency"]:
-        names = [f"{row['run']} {RULE_NAMES[row['rule']]}", f"{row['baseline']} {RULE_NAMES[row['baseline_rule']]}"]
-        bounds = "-" if row["ratio"] is None else f"[{row['low']:.1f}, {row['high']:.1f}]"
-        table.add_row(*names, times(row), bounds, percent(row["target"]))
+    for row in task.efficiency:
+        names = [f"{row.run} {RULE_NAMES[row.rule]}", f"{row.baseline} {RULE_NAMES[row.baseline_rule]}"]
+        bounds = "-" if row.ratio is None else f"[{row.low:.1f}, {row.high:.1f}]"
+        table.add_row(*names, times(row), bounds, percent(row.target))
     return table
 
 
@@ -264,42 +258,47 @@ def _table(title: str, columns: list[str]) -> Table:
     return table
 
 
-def _bounds(quality: Record, name: str) -> str:
-    low, high = quality[f"{name}_interval"]
-    return f"{number(quality[name])} [{number(low)}, {number(high)}]"
+def _with_interval(point: Estimate) -> str:
+    return f"{percent(point.mean)} {interval(point)}"
 
 
-def lengths(row: Record) -> str:
-    """What else is to be known of the cost of a plan whose lengths grow; of others nothing."""
-    if not (found := row.get("lengths")):
+def _bounds(value: float, bounds: tuple[float, float]) -> str:
+    return f"{number(value)} [{number(bounds[0])}, {number(bounds[1])}]"
+
+
+def lengths(row: PlanCurve) -> str:
+    """Return in words what else the plan costs if its lengths grow, and nothing for other plans."""
+    if not isinstance(row, GrowingPlan):
         return ""
-    return f" (cap reached {found['reached']:.1f}; every cap anew: at most {found['cumulated']:.0f} tokens)"
+    return (
+        f" (cap reached {row.lengths.reached:.1f}; with every shorter cap: at most {row.lengths.cumulated:.0f} tokens)"
+    )
 
 
-def percent(x: float | None) -> str:
-    return "n/a" if x is None or math.isnan(x) else f"{100 * x:.1f}%"
+def percent(x: float) -> str:
+    return "n/a" if math.isnan(x) else f"{100 * x:.1f}%"
 
 
-def points(x: float) -> str:
-    """A difference of accuracies in percentage points, signed; never ``-0.0``."""
-    return f"{round(100 * x, 1) + 0.0:+.1f}"
+def in_points(x: float) -> str:
+    """Return a difference of accuracies in percentage points, signed; never ``-0.0``."""
+    return "n/a" if math.isnan(x) else f"{round(100 * x, 1) + 0.0:+.1f}"
 
 
-def number(x: float | None) -> str:
-    return "n/a" if x is None or math.isnan(x) else f"{x:.2f}"
+def number(x: float) -> str:
+    return "n/a" if math.isnan(x) else f"{x:.2f}"
 
 
-def interval(point: Record, signed: bool = False) -> str:
-    """``[58.0, 66.3]`` in per cent; empty when there is none."""
+def interval(point: Estimate | Difference | Comparison, signed: bool = False) -> str:
+    """Return ``[58.0, 66.3]``, in per cent; empty when there is no interval."""
     sign = "+" if signed else ""
-    return "" if point["low"] is None else f"[{100 * point['low']:{sign}.1f}, {100 * point['high']:{sign}.1f}]"
+    return "" if math.isnan(point.low) else f"[{100 * point.low:{sign}.1f}, {100 * point.high:{sign}.1f}]"
 
 
-def times(row: Record) -> str:
-    """An efficiency ratio in words: ``at least 4.0x``, or that the accuracy is not reached."""
-    if row["ratio"] is None:
-        return f"not reached within {row['max_k']} samples"
-    return f"{'at least ' if row['at_least'] else ''}{row['ratio']:.1f}x"
+def times(row: SamplesSaved) -> str:
+    """Return a ratio in words: ``at least 4.0x``, or that the accuracy is not reached."""
+    if row.ratio is None:
+        return f"not reached within {row.max_k} samples"
+    return f"{'at least ' if row.at_least else ''}{row.ratio:.1f}x"
 
 
 def p_value(p: float) -> str:

@@ -1,4 +1,4 @@
-"""Evaluate: sample, grade and score every problem once, and save the pool. Selection comes later, from the file."""
+"""Sample, grade and score every problem once, and save the pool. Answers are selected later, from the file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from twofold import __version__
 from twofold.compute.judge import verdicts
 from twofold.compute.rollout import Task, rollouts
 from twofold.engines.base import Engine
@@ -45,10 +46,10 @@ class Eval:
     window: int = 64
     """Tokens of a group of DeepConf's scores."""
     batch: int = 8
-    """Problems per engine call; each is written to disk as it is done."""
+    """Problems per engine call. Their pools are written to disk after it."""
     seed: int = 0
     probe: Probing = field(default_factory=Probing)
-    """Thoughts that are stopped behind each episode and made to answer, beside the samples (see ``evals.probes``)."""
+    """Thoughts, beside the samples, that are stopped after each episode and made to answer (see ``evals.probes``)."""
 
 
 def evaluate(
@@ -64,10 +65,10 @@ def evaluate(
     verified_by: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Write ``out/pools.jsonl`` (one line per problem, appended) and ``out/eval.json``.
+    """Write ``out/pools.jsonl`` (one line per problem, appended) and ``out/eval.json``; return ``out``.
 
-    Problems already there are not done again. ``verifier`` scores in the model's place (another engine, same tokenizer);
-    ``verified_by`` is its name. Raises ValueError if ``out`` was begun with other settings.
+    Problems that are already there are not done again. ``verifier`` scores in the model's place (another engine, the same
+    tokenizer); ``verified_by`` is its name. Raises ValueError if ``out`` was begun with other settings.
     """
     problems = [task.problem(config.split, i) for i in range(config.problems)]
     header = _header(engine, task, config, name, model, verified_by)
@@ -103,7 +104,7 @@ def _header(engine: Engine, task: Task, config: Eval, name: str, model: str, ver
         max_tokens=config.max_tokens,
         seed=config.seed,
         engine=type(engine).__name__,
-        versions={p: version(p) for p in ("twofold", "torch", "transformers")},
+        versions={"twofold": __version__} | {library: version(library) for library in ("torch", "transformers")},
         judge=None if config.judge == "none" else f"{config.judge} of {verified_by}" if verified_by else config.judge,
         seconds=0.0,
         confidence=config.confidence,
@@ -141,7 +142,7 @@ def _pools(
 
 
 def _certainty(group: Group, config: Eval) -> dict[str, Any]:
-    """Self-certainty and every DeepConf score of the samples, where they were recorded."""
+    """Return the samples' self-certainty and all their DeepConf scores, or nothing if they were not recorded."""
     if not config.confidence:
         return {}
     confidences = [r.completion.confidence or [] for r in group]
@@ -152,7 +153,7 @@ def _certainty(group: Group, config: Eval) -> dict[str, Any]:
 
 
 def _scores(engine: Engine, chat: Chat, rollouts: list[Rollout], config: Eval) -> tuple[list[float | None], list[int]]:
-    """Score of every rollout, and the tokens read or written for it beyond its own."""
+    """Return the score of every rollout, and the tokens read or written to judge it, beyond its own."""
     if config.judge == "none":
         return [None] * len(rollouts), [0] * len(rollouts)
     judged = verdicts(engine, chat, rollouts, config.judge, config.judge_tokens, config.seed, config.judge_votes)

@@ -1,4 +1,4 @@
-"""The score of ProcessBench (arXiv:2412.06559): was the first wrong step of a solution found?"""
+"""The score of ProcessBench (arXiv:2412.06559): how often the first wrong step of a solution is found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def first_error(right: Sequence[bool]) -> int:
-    """Index of the first step that is not right, from 0; -1 if all are: ProcessBench's label.
+    """Return ProcessBench's label: the index of the first step that is not right, from 0; -1 if all are.
 
     >>> first_error([True, False, True]), first_error([True])
     (1, -1)
@@ -21,9 +21,11 @@ def first_error(right: Sequence[bool]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ProcessScore:
-    """ProcessBench (arXiv:2412.06559), all shares 0 to 1. ``f1`` is the harmonic mean of ``on_wrong`` (cases with an error:
-    its step found exactly) and ``on_right`` (cases without: none found); NaN where there are no cases of a kind.
-    ``unreadable``: share of predictions that could not be read, which count as wrong. ``low``, ``high``: 95% interval of ``f1``.
+    """A critic's score, in shares from 0 to 1.
+
+    ``f1`` is the harmonic mean of ``on_wrong`` (cases with an error whose step was found exactly) and ``on_right`` (cases
+    without an error where none was found); NaN where one kind of case is missing. ``low`` and ``high`` are its 95% interval.
+    ``unreadable`` is the share of predictions that could not be read; they count as wrong.
     """
 
     f1: float
@@ -38,13 +40,14 @@ class ProcessScore:
 def process_score(
     labels: Sequence[int], predictions: Sequence[int | None], n: int = 2000, seed: int = 0
 ) -> ProcessScore:
-    """The score of predicted first wrong steps (-1: none, None: unreadable), its interval by ``n`` resamples of the cases.
+    """Score predicted first wrong steps (-1: none, None: unreadable); the interval is by ``n`` resamples of the cases.
 
-    Of labels 0, 1, -1, -1 predicted as 0, 2, -1, 0: 1/2 and 1/2, F1 1/2. Raises ValueError if the lengths differ.
+    Labels 0, 1, -1, -1 predicted as 0, 2, -1, 0 give 1/2 on wrong and 1/2 on right, so F1 is 1/2. Raises ValueError if the
+    lengths differ or there is no case.
     """
     if len(labels) != len(predictions) or not labels:
         raise ValueError(
-            f"{len(predictions)} predictions for {len(labels)} cases: one for each is needed, and a case at least"
+            f"{len(predictions)} predictions for {len(labels)} cases: one for each is needed, and at least one case"
         )
     cells = _cells(labels, predictions)
     drawn_n_4 = np.random.default_rng(seed).multinomial(len(labels), cells / len(labels), size=n)
@@ -57,7 +60,7 @@ def process_score(
 
 
 def _cells(labels: Sequence[int], predictions: Sequence[int | None]) -> np.ndarray:
-    """Cases with an error that were hit, and missed; cases without one that were hit, and missed."""
+    """Count the cases with an error that were hit and missed, then the cases without one that were hit and missed."""
     cells = np.zeros(4)
     for label, predicted in zip(labels, predictions, strict=True):
         cells[2 * (label < 0) + (predicted != label)] += 1
@@ -65,7 +68,7 @@ def _cells(labels: Sequence[int], predictions: Sequence[int | None]) -> np.ndarr
 
 
 def _f1(cells_n_4: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """F1 and its two accuracies of every row of ``_cells``; NaN without cases of a kind, 0 where both accuracies are."""
+    """Return F1 and its two accuracies for every row of ``_cells``: NaN if one kind is missing, 0 if both accuracies are 0."""
     hit_n_2, missed_n_2 = cells_n_4[:, ::2], cells_n_4[:, 1::2]
     with np.errstate(invalid="ignore"):
         on_wrong, on_right = (hit_n_2 / (hit_n_2 + missed_n_2)).T
@@ -74,16 +77,16 @@ def _f1(cells_n_4: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def best_threshold(values: Sequence[Sequence[float]], labels: Sequence[int]) -> float:
-    """The threshold under which a step counts as wrong that has the best F1 on these cases; use it on others.
+    """Return the threshold with the best F1 on these cases: a step that scores below it counts as wrong. Use it on others.
 
-    ``values[i]``: the score of each step of case i. Between two neighbouring scores; the lowest of equals.
-    Raises ValueError for cases of one kind only, on which no F1 exists.
+    ``values[i]`` are the scores of the steps of case i. The threshold lies between two neighbouring scores; the lowest of
+    equals wins. Raises ValueError for cases of one kind only, on which no F1 exists.
     """
     if len({label < 0 for label in labels}) < 2:
         raise ValueError("a threshold is chosen on cases with an error and cases without, these are of one kind")
     seen = sorted({v for row in values for v in row})
     middles = [(a + b) / 2 for a, b in pairwise(seen)]
-    thresholds = [seen[0], *middles]  # under the first of them nothing is wrong
+    thresholds = [seen[0], *middles]  # at the first of them nothing is wrong
     if len(thresholds) > 200:
         thresholds = [float(t) for t in np.quantile(thresholds, np.linspace(0, 1, 200))]
 

@@ -1,4 +1,4 @@
-"""Does every further token help? Progress and regret of a thought (MRT, arXiv:2503.07572).
+"""Progress and regret of a thought: does every further token help (MRT, arXiv:2503.07572)?
 
 ``values`` are J_0 .. J_k: the chance of a right answer if the thought is stopped after 0 .. k episodes.
 """
@@ -18,7 +18,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def progress(values: Sequence[float]) -> list[float]:
-    """What each episode changed: J_j - J_(j-1) (Def. 6.1). May be negative; the sum telescopes.
+    """Return the change of J by each episode, J_j - J_(j-1) (Def. 6.1). It may be negative; the sum telescopes.
 
     >>> progress([0.25, 0.75, 0.5])
     [0.5, -0.25]
@@ -27,9 +27,9 @@ def progress(values: Sequence[float]) -> list[float]:
 
 
 def cumulative_regret(values: Sequence[float], best: float = 1.0) -> list[float]:
-    """Delta_k for k = 1, 2, ...: the sum of ``best`` - J_j over the first k values (Def. 4.1).
+    """Return Delta_k for k = 1, 2, ...: the sum of ``best`` - J_j over the first k values (Def. 4.1).
 
-    The published comparator, the best budget-agnostic policy, is never computed; 1 takes its place there and here.
+    The paper compares with the best budget-agnostic policy but never computes it: it uses 1, which is the default here.
 
     >>> cumulative_regret([0.25, 0.75, 1.0])
     [0.75, 1.0, 1.0]
@@ -38,9 +38,9 @@ def cumulative_regret(values: Sequence[float], best: float = 1.0) -> list[float]
 
 
 def normalised_regret(points: Points, budget: float) -> float:
-    """1 - (1/C0) * integral of a(n) from 0 to C0 = ``budget`` (Fig. 9): 0 is right at once, 1 is never right.
+    """Return 1 - (1/C0) * integral of a(n) from 0 to C0 = ``budget`` (Fig. 9): 0 is right at once, 1 is never right.
 
-    a(n) runs straight from (0, 0) through ``points``, and is constant behind the last one.
+    a(n) is linear from (0, 0) through ``points``, and constant after the last one.
 
     >>> normalised_regret([(1000, 0), (3000, 0.5), (6000, 1)], 8000)
     0.40625
@@ -57,12 +57,12 @@ def normalised_regret(points: Points, budget: float) -> float:
 
 
 def stop_regret(maj_J_4: Sequence[Sequence[float]], budget: int) -> float:
-    """Share of accuracy lost by thinking on where stopping and voting was better (appendix E), over ``budget`` groups.
+    """Return the share of accuracy lost by further thinking where stopping to vote was better (appendix E).
 
-    Row j: maj@1, maj@2, maj@4, maj@8 after j groups of five episodes. Stopping there and voting gives
-    G = (maj@1, maj@2, maj@4, (maj@4 + maj@8) / 2) for the cost of 1, 2, 4 and 6 answers; thinking on gives B, the straight
-    line to the next row's maj@1; the oracle O takes the better at each point. The result is
-    sum_j (area O - area B) / sum_j area O; NaN where the oracle never gets anything right.
+    It is taken over ``budget`` groups. Row j holds maj@1, maj@2, maj@4 and maj@8 after j groups of five episodes. Stopping
+    there to vote gives G = (maj@1, maj@2, maj@4, (maj@4 + maj@8) / 2) for the cost of 1, 2, 4 and 6 answers. Further
+    thinking gives B, the straight line to the next row's maj@1. The oracle O takes the better one at each point. The result
+    is sum_j (area O - area B) / sum_j area O; NaN where the oracle is never right.
 
     Raises ValueError unless there are ``budget`` + 1 rows of four, ``budget`` at least 1.
     """
@@ -80,10 +80,10 @@ def stop_regret(maj_J_4: Sequence[Sequence[float]], budget: int) -> float:
 def maj_at_prefix(
     answers: Sequence[str | None], correct: Sequence[bool], logprobs: Sequence[float], ps: Sequence[int] = (1, 2, 4, 8)
 ) -> list[float]:
-    """[maj@p]_j for each p: how often a vote of p of the answers forced at one prefix is right.
+    """Return [maj@p]_j for each p: how often a vote of p of the answers forced at one prefix is right.
 
-    Over all subsets of size p (200 random ones where there are more). An answer weighs exp(``logprobs``), the mean
-    log-prob of its tokens (the authors' code has 2 for e). Answers that were graded correct count as one; None is none.
+    All subsets of size p count, or 200 random ones where there are more. The weight of an answer is exp(``logprobs``), of
+    the mean log-prob of its tokens (the authors' code has 2 for e). Answers graded correct vote as one; None is no vote.
 
     >>> maj_at_prefix(["7", "8", "8", None], [True, False, False, False], [0.0, 0.0, 0.0, 0.0], (1, 2))
     [0.25, 0.3333333333333333]
@@ -94,20 +94,20 @@ def maj_at_prefix(
 
 
 def accuracy_at(points: Points, budget: float) -> float:
-    """a(``budget``): accuracy if the thought is stopped so as to spend that much.
+    """Return a(``budget``), the accuracy if the thought is stopped to spend this many tokens.
 
     >>> accuracy_at([(100, 0.4), (200, 0.6)], 150)
     0.5
 
-    Raises as ``normalised_regret``.
+    Raises ValueError as ``normalised_regret`` does.
     """
     return float(np.interp(budget, *_line(points)))
 
 
-def tokens_at(points: Points, accuracy: float) -> float:
-    """Tokens at which the line from (0, 0) through ``points`` first reaches ``accuracy``; infinity if it never does.
+def tokens_to_reach(points: Points, accuracy: float) -> float:
+    """Return the tokens at which the line from (0, 0) through ``points`` first reaches ``accuracy``; infinity if never.
 
-    >>> tokens_at([(100, 0.4), (200, 0.6)], 0.5)
+    >>> tokens_to_reach([(100, 0.4), (200, 0.6)], 0.5)
     150.0
     """
     tokens, reached = _line(points)
@@ -121,12 +121,12 @@ def tokens_at(points: Points, accuracy: float) -> float:
 
 
 def token_efficiency(ours: Points, theirs: Points, accuracy: float) -> float:
-    """How many times fewer tokens we need for ``accuracy``; NaN where one of the two does not reach it.
+    """Return how many times fewer tokens we need for ``accuracy``; NaN where one of the two does not reach it.
 
     >>> token_efficiency([(100, 0.5)], [(100, 0.25), (200, 0.5)], 0.5)
     2.0
     """
-    needed, given = tokens_at(ours, accuracy), tokens_at(theirs, accuracy)
+    needed, given = tokens_to_reach(ours, accuracy), tokens_to_reach(theirs, accuracy)
     return given / needed if math.isfinite(needed) and math.isfinite(given) and needed > 0 else math.nan
 
 

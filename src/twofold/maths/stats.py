@@ -1,11 +1,12 @@
-"""Evidence: intervals, verifier quality and efficiency, always resampling whole problems.
+"""Intervals, a verifier's quality, and efficiency. Every bootstrap here resamples whole problems.
 
-The samples of one problem succeed and fail together, so the unit of every bootstrap here is the problem (a cluster of
-samples), never the sample: an interval over samples would be too narrow. P = problems, K = points of a curve.
+The samples of one problem tend to be right or wrong together, so the unit of a bootstrap is the problem (a cluster of
+samples). An interval over single samples would be too narrow. P = problems, K = points of a curve.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,12 +17,21 @@ Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
 REACH = 1e-9
-"""A curve this close below a target has reached it: means of the same numbers differ by rounding."""
+"""A curve that is below a target by no more than this has reached it: means of the same numbers differ by rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over problems and its 95% interval. The bounds are NaN where fewer than two problems leave no interval."""
+
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Mean of a - b over problems, its interval, and the two-sided bootstrap p-value of "no difference"."""
+    """The mean of a - b over problems, its interval, and the two-sided bootstrap p-value of "no difference"."""
 
     mean: float
     low: float
@@ -30,11 +40,21 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Quality:
-    """How well scores s in [0, 1] tell correct solutions from wrong ones; see ``verifier_quality``.
+class VerifierMetrics:
+    """The three numbers of a verifier that are followed in training; see ``verifier_metrics``."""
 
-    ``base_rate`` is the share of correct solutions, ``tpr`` / ``tnr`` the share of correct / wrong ones judged right,
-    ``says_yes`` the share judged correct. ``alarm`` is None, or says in words that the verdict hardly ever changes.
+    auroc: float
+    balanced_accuracy: float
+    ece: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How well scores in [0, 1] separate correct solutions from wrong ones; see ``verifier_quality``.
+
+    ``base_rate`` is the share of correct solutions. ``tpr`` is the share of correct solutions that are accepted, ``tnr`` the
+    share of wrong ones that are rejected, ``says_yes`` the share of all that are accepted. ``alarm`` is None, or says in words
+    that the verdict hardly ever changes.
     """
 
     n: int
@@ -55,7 +75,7 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
-    """``ratio = base_k / ours_k`` at accuracy ``target``; see ``efficiency_ratio``. None = target never reached."""
+    """``ratio = base_k / ours_k`` at accuracy ``target``; see ``efficiency_ratio``. None: the target is never reached."""
 
     ratio: float | None
     low: float
@@ -68,11 +88,11 @@ class Efficiency:
 def cluster_bootstrap(
     values: ArrayLike, n: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[Floats, Floats, Floats]:
-    """(mean, low, high) over problems, by the percentile bootstrap.
+    """Return (mean, low, high) over problems, by the percentile bootstrap.
 
-    ``values`` is [problems], one number each, or [problems, columns] (say accuracy at every k), where each column gets
-    its own interval from the same resamples. The results have shape [] or [columns]. For several samples per problem
-    average them first: resampling the problems then carries the samples along.
+    ``values`` is [problems], one number each, or [problems, columns], for example accuracy at every k. Each column gets
+    its own interval from the same resamples. The results have shape [] or [columns]. Average several samples of a
+    problem first; the resampled problems then carry their samples along.
 
     >>> mean, low, high = cluster_bootstrap([0.0, 1.0] * 50)  # normal theory: .5 +- 1.96 * .05
     >>> float(mean), round(float(low), 1), round(float(high), 1)
@@ -87,11 +107,29 @@ def cluster_bootstrap(
     return values_P_.mean(axis=0), low, high
 
 
-def paired_bootstrap(a_P: ArrayLike, b_P: ArrayLike, n: int = 4000, seed: int = 0, level: float = 0.95) -> Difference:
-    """Is a better than b on the same problems? Bootstrap of the mean of ``a_P - b_P`` over problems.
+def estimate(values_P: ArrayLike) -> Estimate:
+    """Return the mean of one number per problem, with its interval if there are two problems or more; NaN of none.
 
-    ``p = 2 min(1 + #{resampled mean <= 0}, 1 + #{>= 0}) / (n + 1)``, at most 1: never 0, since n resamples cannot
-    show less than 1/(n+1). Raises ValueError as ``cluster_bootstrap``, and if the lengths differ.
+    >>> estimate([0.25])
+    Estimate(mean=0.25, low=nan, high=nan)
+    """
+    values = np.asarray(values_P, dtype=float)
+    if len(values) < 2:
+        return Estimate(float(values[0]) if len(values) else math.nan, math.nan, math.nan)
+    mean, low, high = cluster_bootstrap(values)
+    return Estimate(float(mean), float(low), float(high))
+
+
+def estimates(values_P_K: ArrayLike) -> list[Estimate]:
+    """Return an estimate for each column, all from the same resamples of the problems (see ``cluster_bootstrap``)."""
+    return [Estimate(*point) for point in zip(*(x.tolist() for x in cluster_bootstrap(values_P_K)), strict=True)]
+
+
+def paired_bootstrap(a_P: ArrayLike, b_P: ArrayLike, n: int = 4000, seed: int = 0, level: float = 0.95) -> Difference:
+    """Test whether a is better than b on the same problems: a bootstrap of the mean of ``a_P - b_P`` over problems.
+
+    ``p = 2 min(1 + #{resampled mean <= 0}, 1 + #{>= 0}) / (n + 1)``, at most 1. It is never 0, since n resamples cannot
+    show less than 1/(n+1). Raises ValueError as ``cluster_bootstrap`` does, and if the lengths differ.
     """
     a, b = _finite("a_P", a_P), _finite("b_P", b_P)
     if a.shape != b.shape or a.ndim != 1:
@@ -103,9 +141,9 @@ def paired_bootstrap(a_P: ArrayLike, b_P: ArrayLike, n: int = 4000, seed: int = 
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Chance that a correct solution scores above a wrong one, ties counting 1/2; NaN if one class is missing.
+    """Return the chance that a correct solution scores above a wrong one, ties counting 1/2; NaN if one class is missing.
 
-    Scores (.9, .5, .5, .1), labels (1, 1, 0, 0): of the 4 pairs 3 are right and 1 is tied: 3.5 / 4.
+    Scores (.9, .5, .5, .1), labels (1, 1, 0, 0): of the 4 pairs 3 are in order and 1 is tied, so 3.5 / 4.
     """
     score, label = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
     positives, negatives = int(label.sum()), int((~label).sum())
@@ -117,10 +155,10 @@ def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def calibration_bins(scores: ArrayLike, labels: ArrayLike, bins: int = 15) -> list[tuple[float, float, int]]:
-    """(mean score, accuracy, count) of equal-mass bins, lowest scores first; the reliability diagram.
+    """Return (mean score, accuracy, count) of equal-mass bins, lowest scores first: the reliability diagram.
 
     Bin sizes differ by at most one; with fewer samples than bins every sample is its own bin. Samples of equal score
-    enter with their common accuracy, so the order in which they arrive cannot matter where a bin edge cuts a tie.
+    enter with their common accuracy, so that their order does not matter where a bin's edge cuts a tie.
 
     >>> calibration_bins([0.125, 0.375, 0.75, 1.0], [0, 1, 1, 1], bins=2)
     [(0.25, 0.5, 2), (0.875, 1.0, 2)]
@@ -135,7 +173,7 @@ def calibration_bins(scores: ArrayLike, labels: ArrayLike, bins: int = 15) -> li
 
 
 def ece(scores: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
-    """Expected calibration error: mean over samples of |accuracy - mean score| of their equal-mass bin.
+    """Return the expected calibration error: the mean over samples of |accuracy - mean score| of their equal-mass bin.
 
     For the example of ``calibration_bins``: (2 |.5 - .25| + 2 |1 - .875|) / 4 = .1875.
     """
@@ -143,19 +181,31 @@ def ece(scores: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
     return sum(count * abs(accuracy - score) for score, accuracy, count in table) / sum(row[2] for row in table)
 
 
+def verifier_metrics(scores: ArrayLike, labels: ArrayLike, threshold: float = 0.5) -> VerifierMetrics:
+    """Return AUROC, balanced accuracy and ECE of P(Yes) ``scores`` against correctness ``labels``, without intervals.
+
+    A verdict is Yes where score >= threshold. Scores (.9, .5, .5, .1), labels (1, 1, 0, 0): AUROC 3.5 / 4, tpr 1, tnr
+    1/2, so balanced accuracy 3/4, and ECE (.1 + 0 + 0 + .1) / 4 = .05 (a bin each, the tied pair at its accuracy 1/2).
+    AUROC and balanced accuracy are NaN if one class is missing.
+
+    Raises ValueError for scores outside [0, 1], labels other than 0/1, and differing lengths.
+    """
+    score, label = _scores_and_labels(scores, labels)
+    return VerifierMetrics(auroc(score, label), _rates(score, label, threshold)[0], ece(score, label))
+
+
 def verifier_quality(
     scores: ArrayLike, labels: ArrayLike, problem_ids: Sequence[str], threshold: float = 0.5
 ) -> Quality:
-    """Quality of P(Yes) ``scores`` against correctness ``labels``, with 95% intervals that resample problems.
+    """Measure P(Yes) ``scores`` against correctness ``labels``, with 95% intervals that resample problems.
 
-    A verdict is Yes where score >= threshold. Balanced accuracy is (tpr + tnr) / 2: 1/2 for a verifier that always
+    A verdict is Yes where score >= threshold. Balanced accuracy is (tpr + tnr) / 2, which is 1/2 for a verifier that always
     says the same. ``alarm`` is set when it says Yes, or No, to more than 98% of the solutions. If only one class is
     present, AUROC, balanced accuracy and the rate of the missing class are NaN, and so are their intervals.
 
-    Intervals come from 300 resamples of whole problems (those that happen to lack a class say nothing about AUROC and
-    balanced accuracy and are left out there): percentiles, but for the ECE the basic (reflected) interval
-    ``[2 ece - q97.5, 2 ece - q2.5]``, at least 0. The ECE is biased upwards by sampling noise and a resample adds that
-    noise once more; its percentiles would sit above the truth.
+    The intervals are percentiles of 300 resamples of whole problems. Resamples that lack a class are left out of those of
+    AUROC and balanced accuracy. The ECE has the basic (reflected) interval ``[2 ece - q97.5, 2 ece - q2.5]``, at least 0:
+    sampling noise biases the ECE upwards and a resample adds that noise once more, so its percentiles would be too high.
 
     Raises ValueError for scores outside [0, 1], labels other than 0/1, differing lengths, or fewer than 2 problems.
     """
@@ -166,29 +216,29 @@ def verifier_quality(
     score, label = score[order], label[order]
     problem = np.unique(np.asarray(problem_ids), return_inverse=True)[1][order]
 
-    def measure(at: NDArray[np.intp]) -> tuple[float, float, float, float]:
-        s, y = score[at], label[at]
-        return auroc(s, y), _rates(s, y, threshold)[0], ece(s, y), float(np.mean((s - y) ** 2))
+    def resampled(counts: NDArray[np.int64]) -> tuple[float, float, float, float]:
+        s, y = np.repeat(score, counts), np.repeat(label, counts)
+        metrics = verifier_metrics(s, y, threshold)
+        return metrics.auroc, metrics.balanced_accuracy, metrics.ece, float(np.mean((s - y) ** 2))
 
-    everything = np.arange(len(score))
-    area, balanced, error, brier = measure(everything)
+    whole = verifier_metrics(score, label, threshold)
     counts_n_P = _resamples(int(problem.max()) + 1, 300, seed=0)
-    boot_n_4 = np.array([measure(np.repeat(everything, counts_P[problem])) for counts_P in counts_n_P])
-    low, high = (2 * error - q for q in _percentiles(boot_n_4[:, 2])[::-1])
+    boot_n_4 = np.array([resampled(counts_P[problem]) for counts_P in counts_n_P])
+    low, high = (2 * whole.ece - q for q in _percentiles(boot_n_4[:, 2])[::-1])
     _, tpr, tnr = _rates(score, label, threshold)
     says_yes = float(np.mean(score >= threshold))
     return Quality(
         n=len(score),
         base_rate=float(label.mean()),
-        auroc=area,
+        auroc=whole.auroc,
         auroc_interval=_percentiles(boot_n_4[:, 0]),
-        balanced_accuracy=balanced,
+        balanced_accuracy=whole.balanced_accuracy,
         balanced_accuracy_interval=_percentiles(boot_n_4[:, 1]),
         tpr=tpr,
         tnr=tnr,
-        ece=error,
+        ece=whole.ece,
         ece_interval=(max(low, 0.0), high),
-        brier=brier,
+        brier=float(np.mean((score - label) ** 2)),
         brier_interval=_percentiles(boot_n_4[:, 3]),
         says_yes=says_yes,
         alarm=_alarm(says_yes),
@@ -203,10 +253,10 @@ def efficiency_ratio(
     seed: int = 0,
     tolerance: float = 0.005,
 ) -> Efficiency:
-    """Samples the baseline needs / samples we need, for the same accuracy (the "8-32x" of RL^V).
+    """Return samples the baseline needs / samples we need, for the same accuracy (the "8-32x" of RL^V).
 
     The curves are accuracies [problems, len(ks)] on the same problems. ``target`` is the baseline's best mean accuracy
-    less ``tolerance`` (half a point), for both sides: on a noisy plateau the very best point is a matter of luck and
+    minus ``tolerance`` (half a point), for both sides: on a noisy plateau the very best point is a matter of luck and
     would inflate ``base_k``. ``base_k`` and ``ours_k`` are where the mean curves first reach the target, linear in
     log2 k between measured points. Two equal curves give exactly 1.
 
@@ -242,7 +292,7 @@ def efficiency_ratio(
 
 
 def _first_reach(curve_K: Floats, ks: Sequence[int], target: float) -> float | None:
-    """Smallest k at which the curve is at the target, linear in log2 k between the ks; None if it never is."""
+    """Return the smallest k at which the curve is at the target, linear in log2 k between the ks; None if it never is."""
     reached = np.flatnonzero(curve_K >= target - REACH)
     if not len(reached):
         return None
@@ -255,7 +305,7 @@ def _first_reach(curve_K: Floats, ks: Sequence[int], target: float) -> float | N
 
 
 def _resamples(problems: int, n: int, seed: int) -> NDArray[np.int64]:
-    """Counts [n, problems]: how often each problem appears in each bootstrap resample; rows sum to ``problems``."""
+    """Return [n, problems]: how often each problem appears in each bootstrap resample. Rows sum to ``problems``."""
     if problems < 2:
         raise ValueError(f"a bootstrap over problems needs at least 2 problems, got {problems}")
     if n < 1:
@@ -271,7 +321,7 @@ def _interval(boot_n_: Floats, level: float) -> tuple[Floats, Floats]:
 
 
 def _percentiles(boot_n: Floats) -> Interval:
-    """The 95% percentile interval of the resamples that have a value."""
+    """Return the 95% percentile interval of the resamples that have a value."""
     kept = boot_n[~np.isnan(boot_n)]
     if not len(kept):
         return float("nan"), float("nan")
@@ -280,7 +330,7 @@ def _percentiles(boot_n: Floats) -> Interval:
 
 
 def _rates(score: Floats, label: Floats, threshold: float) -> tuple[float, float, float]:
-    """(balanced accuracy, tpr, tnr); NaN where a class is missing."""
+    """Return (balanced accuracy, tpr, tnr); NaN where a class is missing."""
     yes, positive = score >= threshold, label == 1
     tpr = float(yes[positive].mean()) if positive.any() else float("nan")
     tnr = float((~yes)[~positive].mean()) if not positive.all() else float("nan")

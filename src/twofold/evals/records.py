@@ -1,0 +1,128 @@
+"""What a report says, as records: ``tf.report`` returns a ``Report``, and ``report.json`` has the names of its attributes.
+
+The parts stand beside the functions that make them: ``stats.Estimate`` (a mean and its interval), ``compare``, ``scores``,
+``plans``, ``grid``, ``optimal`` and ``thinking``. docs/metrics.md explains every number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from twofold.evals.compare import Comparison, SamplesSaved, TokensSaved
+from twofold.evals.grid import Grid
+from twofold.evals.optimal import OptimalTable
+from twofold.evals.plans import Strategies
+from twofold.evals.pools import Header
+from twofold.evals.scores import ROC, CalibrationBin, Changed, Histogram, MeanScore
+from twofold.evals.thinking import Thinking
+from twofold.maths.stats import Estimate, Quality
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Accuracies by metric (``weighted@16``) on the problems of one ``meta["level"]``; in JSON they stand beside ``problems``."""
+
+    level: str
+    problems: int
+    accuracy: dict[str, Estimate]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The numbers of one evaluation. ``accuracy`` and ``labels`` go by metric (``weighted@16``) and by label."""
+
+    label: str
+    directory: str
+    header: Header
+    rule: str
+    problems: int
+    samples: int
+    ks: list[int]
+    accuracy: dict[str, Estimate]
+    labels: dict[str, float]
+    at_token_limit: float
+    tokens_per_sample: float
+    judge_tokens_per_sample: float
+    seconds_per_sample: float
+    seconds: float
+    levels: list[Level]
+    strategies: Strategies | None
+    grid: Grid | None
+    optimal: OptimalTable | None
+    thinking: Thinking | None
+    verifier: Quality | None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged(Evaluation):
+    """An evaluation whose samples have scores, and what those are worth (see ``scores.Scores``)."""
+
+    verifier: Quality
+    calibration: list[CalibrationBin]
+    histogram: Histogram
+    roc: ROC
+    mean_score: MeanScore
+    changed: Changed
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReport:
+    """The evaluations of one task and split, compared at ``at`` samples; ``baseline`` is one of their labels."""
+
+    task: str
+    split: str
+    baseline: str
+    at: int
+    evaluations: list[Evaluation]
+    comparisons: list[Comparison]
+    efficiency: list[SamplesSaved]
+    tokens_saved: list[TokensSaved]
+    headline: str
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The values of a training metric, and the steps at which it was measured."""
+
+    steps: list[int]
+    values: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingCurves:
+    """The curves of one run by the metric's name in ``metrics.jsonl``."""
+
+    label: str
+    metrics: dict[str, Curve]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything a report says. An accuracy is ``report.tasks[0].evaluations[0].accuracy["weighted@16"].mean``."""
+
+    headline: str
+    labels: list[str]
+    tasks: list[TaskReport]
+    training: list[TrainingCurves]
+
+
+def fields_of(record: Any) -> dict[str, Any]:
+    """Return the fields of a record by name; the values stay as they are."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+def as_json(value: Any) -> Any:
+    """Return what strict JSON can hold: records become objects, NaN and infinity null."""
+    if isinstance(value, Level):
+        return {"level": value.level, "problems": value.problems, **as_json(value.accuracy)}
+    if dataclasses.is_dataclass(value):
+        value = fields_of(value)
+    if isinstance(value, Mapping):
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
