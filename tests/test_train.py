@@ -417,7 +417,7 @@ OPTIONS = [
     "recipe.mix.planted_guess", "recipe.mix.planted_slip", "task.level", "task.choice", "task.choices", "task.seed", "task.name",
     "task.source", "task.split", "task.prompt_column", "task.answer_column", "task.task", "rollout.problems", "rollout.temperature",
     "rollout.max_tokens", "optim.name", "optim.lr", "optim.schedule", "optim.warmup", "optim.hold", "optim.final", "optim.beta1",
-    "optim.beta2", "optim.weight_decay", "optim.clip", "loss.normalise", "loss.constant", "loss.clip_low", "loss.clip_high",
-    "loss.beta", "train.steps", "train.seed", "train.epochs", "train.minibatches", "train.micro_tokens", "train.precision",
-    "train.checkpointing", "train.save_every",
+    "optim.beta2", "optim.weight_decay", "optim.clip", "loss.kind", "loss.clip_low", "loss.clip_high", "loss.cap", "loss.normalise",
+    "loss.constant", "loss.beta", "train.steps", "train.seed", "train.epochs", "train.minibatches", "train.micro_tokens",
+    "train.precision", "train.checkpointing", "train.save_every",
 ]  # fmt: skip
