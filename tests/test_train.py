@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from twofold import cli, run, toml
 from twofold.config import ALIASES, Config, Data, Rollouts, Train
+from twofold.models.head import attach
 from twofold.models.io import load_model
 from twofold.recipes.pretrain import Base
 from twofold.recipes.rlv import RLV
@@ -105,7 +106,7 @@ def test_checkpoints_are_plain_transformers_models(fixture, request, tmp_path):
     """Also with tied embeddings, and with a scalar head, which travels beside the model."""
     path = request.getfixturevalue(fixture)
     model, tokenizer = load_model(path)
-    model.value_head = torch.nn.Linear(model.config.hidden_size, 1)
+    attach(model, "bce")
     learned = Learner(model, Optim(lr=1e-2, warmup=0.0), Loss(), steps=1)
     tokens = [20, 21, 22, 23]
     learned.update([Sample(tokens, [False] * 4, [0.0] * 4, [0.0] * 4, [0.0, 1.0, 1.0, 1.0], values=[(3, 1.0, 1.0)])])

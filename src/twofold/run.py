@@ -24,6 +24,7 @@ from twofold.evals.pools import read_header
 from twofold.evals.probes import run as run_probes
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
+from twofold.models import head
 from twofold.models.io import Precision, load_model, load_tokenizer
 from twofold.recipes import backtrack, mrt, pretrain, rlv, sft, tango
 from twofold.tasks.grading import equal
@@ -165,7 +166,7 @@ def evaluate(
     parsed = [parse(plan, like) if isinstance(plan, str) else plan for plan in plans]
     if most := [plan for plan in parsed if plan.n > config.n]:
         raise ValueError(f"plan {most[0]}: the evaluation draws {config.n} samples: raise --n or lower the plan's")
-    if config.judge in ("bce", "regression") and not isinstance((verifier or model).engine, NativeEngine):
+    if config.judge == "head" and not isinstance((verifier or model).engine, NativeEngine):
         raise ValueError(f"judge {config.judge} reads a head that was trained here: an upstream has none")
     if certain := [plan.traces for plan in parsed if plan.rule in CERTAIN]:
         config = replace(config, confidence=certain[0].top, window=certain[0].window)
@@ -255,17 +256,8 @@ def _policy(config: Config) -> tuple[Any, Any, Chat]:
         return model, tokenizer, Chat(tokenizer)
     model, tokenizer = load_model(_path(config.model))
     if isinstance(config.recipe, rlv.RLV) and config.recipe.verify in ("bce", "regression"):
-        model.value_head = _zero_head(model)
+        head.attach(model, config.recipe.verify)
     return model, tokenizer, Chat(tokenizer, config.system)
-
-
-def _zero_head(model: Any) -> Any:
-    import torch
-
-    head = torch.nn.Linear(model.config.hidden_size, 1, device=model.device)
-    torch.nn.init.zeros_(head.weight)
-    torch.nn.init.zeros_(head.bias)
-    return head
 
 
 def _second(config: Config, tokenizer: Any) -> dict[str, Any]:
@@ -316,7 +308,7 @@ def _frozen(config: Config, model: Any) -> NativeEngine:
 
 def _learner(config: Config, model: Any, role: str) -> Learner:
     """Its learning rate runs over its own updates, which are all steps unless models take turns."""
-    verify, steps = getattr(config.recipe, "verify", None), config.train.steps
+    steps = config.train.steps
     if isinstance(config.recipe, tango.Tango):
         steps = tango.planned(config.recipe, steps)[role]
     return Learner(
@@ -324,7 +316,7 @@ def _learner(config: Config, model: Any, role: str) -> Learner:
         steps=steps, temperature=config.rollout.temperature, epochs=config.train.epochs,
         minibatches=config.train.minibatches, precision=config.train.precision,
         micro_tokens=config.train.micro_tokens or (4096 if model.device.type == "cpu" else 16384),
-        checkpointing=config.train.checkpointing, value="mse" if verify == "regression" else "bce",
+        checkpointing=config.train.checkpointing,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, groupby
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class Diverged(ArithmeticError):
 class Learner:
     """Owns a model's optimiser. ``temperature`` is the one the policy's tokens were sampled at.
 
-    ``value`` is the loss of the scalar head, where samples carry ``values``; the model then has a ``value_head``.
+    Where samples carry ``values``, the model has a scalar head (see ``models.head``).
     """
 
     def __init__(
@@ -71,7 +71,6 @@ class Learner:
         precision: Precision = "float32",
         checkpointing: bool = False,
         norms_every: int = 10,
-        value: Literal["bce", "mse"] = "bce",
     ) -> None:
         self.model = model
         self.optim, self.loss, self.steps = optim, loss, steps
@@ -81,7 +80,7 @@ class Learner:
             minibatches,
             micro_tokens,
         )
-        self.precision, self.norms_every, self.value = precision, norms_every, value
+        self.precision, self.norms_every = precision, norms_every
         self.optimizer = make(optim, model)
         self.step = 0
         self.skipped = 0
@@ -179,13 +178,8 @@ class Learner:
             if policy:
                 loss = loss + self.loss.beta * (weights * divergence).sum()
         if len(batch.value_at):
-            scores = self.model.value_head(hidden[batch.value_at].float())[:, 0]
-            distance = (
-                torch.nn.functional.binary_cross_entropy_with_logits
-                if self.value == "bce"
-                else torch.nn.functional.mse_loss
-            )
-            stats["value_loss"] = (batch.value_weights * distance(scores, batch.values, reduction="none")).sum()
+            read = hidden[batch.value_at]
+            stats["value_loss"] = self.model.value_head.loss(read, batch.values, batch.value_weights)
             loss = loss + stats["value_loss"]
         return loss, {"loss": loss, **stats}
 
