@@ -15,6 +15,7 @@ import twofold
 from twofold import run
 from twofold.evals.pools import read_header, read_pools
 from twofold.evals.run import Eval
+from twofold.models.head import attach
 from twofold.models.io import save_model
 from twofold.tasks.procedural import Sums
 from twofold.text.prompts import JUDGE
@@ -69,11 +70,12 @@ def test_scores_are_the_probability_of_yes(model, tiny_model, tmp_path):
 def test_a_trained_head_scores(kind, tiny_model, tmp_path):
     model = run.load(tiny_model)
     torch.manual_seed(0)
-    head = torch.nn.Linear(model.engine.model.config.hidden_size, 1)
-    model.engine.model.value_head = head
+    attach(model.engine.model, kind)
+    head = model.engine.model.value_head
+    torch.nn.init.normal_(head.weight)
     outputs = [head(last_hidden(tiny_model, p)[0]).detach() for p in judgement_prompts(model)]
     squash = {"bce": torch.sigmoid, "regression": lambda x: x.clamp(0, 1)}[kind]
-    scores = [s for pool in pools(model, tmp_path / kind, judge=kind) for s in pool.scores]
+    scores = [s for pool in pools(model, tmp_path / kind, judge="head") for s in pool.scores]
     assert scores == pytest.approx([float(squash(x)) for x in outputs], abs=1e-4)
 
 

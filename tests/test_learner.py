@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from twofold.engines.native import NativeEngine
 from twofold.models.attention import Packing
+from twofold.models.head import attach
 from twofold.models.io import load_model
 from twofold.trainer.learner import Diverged, Learner, Loss
 from twofold.trainer.optim import Muon, Optim, make, moments, rate, remember
@@ -99,6 +100,13 @@ def make_samples(model: Any, n: int = 6, temperature: float = 1.0, seed: int = 0
     return samples
 
 
+def sequence_ratio(logits: Tensor, s: Sample, temperature: float) -> Tensor:
+    """(pi(y) / pi_old(y)) ** (1 / |y|) over the sampled tokens of one sample."""
+    at = [t for t, drawn in enumerate(s.sampled) if drawn]
+    logps = [(logits[t - 1] / temperature).log_softmax(-1)[s.tokens[t]] for t in at]
+    return torch.exp((sum(logps) - sum(s.logprobs[t] for t in at)) / len(at))
+
+
 def oracle(path: Path, samples: list[Sample], loss: Loss, temperature: float = 1.0) -> dict[str, Tensor]:
     """Gradients of the objective, one token at a time, over a right-padded batch of an untouched transformers model."""
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32)
@@ -115,7 +123,11 @@ def oracle(path: Path, samples: list[Sample], loss: Loss, temperature: float = 1
             if s.sampled[t]:
                 logp = (logits[b, t - 1] / temperature).log_softmax(-1)[token]
                 ratio, a = torch.exp(logp - s.logprobs[t]), s.advantages[t]
+                if loss.kind == "gspo":
+                    ratio = sequence_ratio(logits[b], s, temperature)
                 term = -torch.minimum(ratio * a, torch.clamp(ratio, 1 - loss.clip_low, 1 + loss.clip_high) * a)
+                if loss.kind == "cispo":
+                    term = -min(ratio.item(), loss.cap) * a * logp
                 if loss.beta and s.reference is not None:
                     r = torch.exp(s.reference[t] - logp)
                     term = term + loss.beta * (r - torch.log(r) - 1)
@@ -136,7 +148,7 @@ def oracle(path: Path, samples: list[Sample], loss: Loss, temperature: float = 1
 
 @pytest.mark.parametrize("normalise", ["token", "sequence", "constant"])
 def test_gradient_equals_plain_pytorch(llama, tiny_model, normalise):
-    loss, samples = Loss(normalise, constant=7), make_samples(llama)
+    loss, samples = Loss(normalise=normalise, constant=7), make_samples(llama)
     assert distance(gradient(llama, samples, loss=loss), oracle(tiny_model, samples, loss)) < 1e-4
 
 
@@ -162,11 +174,59 @@ def test_gradient_with_a_kl_to_the_reference_equals_plain_pytorch(llama, tiny_mo
 
 @pytest.mark.parametrize("normalise", ["token", "sequence", "constant"])
 def test_micro_batches_and_order_do_not_change_the_gradient(llama, normalise):
-    samples, loss = make_samples(llama), Loss(normalise)
+    samples, loss = make_samples(llama), Loss(normalise=normalise)
     whole = gradient(llama, samples, loss=loss)
     assert distance(gradient(llama, samples, loss=loss, micro_tokens=1), whole) < 1e-5
     assert distance(gradient(llama, samples, loss=loss, micro_tokens=30), whole) < 1e-5
     assert distance(gradient(llama, samples[::-1], loss=loss), whole) < 1e-5
+
+
+KINDS = {
+    "clip": Loss(),
+    "cispo": Loss("cispo", cap=1.2),
+    "gspo": Loss("gspo", clip_low=0.05, clip_high=0.05, normalise="sequence"),
+}
+
+
+def one_advantage_each(samples: list[Sample]) -> list[Sample]:
+    return [replace(s, advantages=[(-1.0) ** i * m for m in s.sampled]) for i, s in enumerate(samples)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_of_every_kind_equals_plain_pytorch(llama, tiny_model, kind):
+    """GSPO's too, where the oracle takes the gradient of a sequence's ratio as a whole."""
+    samples, loss = one_advantage_each(make_samples(llama, temperature=0.7)), KINDS[kind]
+    learned = learner(llama, loss=loss, temperature=0.7)
+    assert 0.1 < learned.update(samples)["clip_ratio"] < 0.9
+    assert distance(gradients(learned), oracle(tiny_model, samples, loss, 0.7)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neither_micro_batches_nor_shared_prompts_change_the_gradient_of_any_kind(llama, kind):
+    """Alone in its micro-batch a sample shares nothing; GSPO's ratio must find its own tokens in company too."""
+    loss, rng, group = KINDS[kind], random.Random(2), []
+    for tokens in ([*PROMPT, *s.tokens] for s in make_samples(llama, 5)):
+        sampled = [len(PROMPT) <= t < len(tokens) - len(SUFFIX) and t % 4 != 2 for t in range(len(tokens))]
+        behaviour = [(p + rng.gauss(0, 0.3)) * m for p, m in zip(policy_logprobs(llama, tokens), sampled, strict=True)]
+        targets = [0.0] * (len(tokens) - 1) + [0.5]
+        group.append(Sample(tokens, sampled, behaviour, [rng.gauss(0, 1) * m for m in sampled], targets))
+    whole = learner(llama, loss=loss)
+    assert whole.update(group)["clip_ratio"] > 0.1
+    for budget in (1, 40):
+        assert distance(gradient(llama, group, loss=loss, micro_tokens=budget), gradients(whole)) < 1e-5
+    assert distance(gradient(llama, group[::-1], loss=loss), gradients(whole)) < 1e-5
+
+
+def test_kinds_share_their_gradient_on_policy_and_only_there(llama):
+    off = one_advantage_each(make_samples(llama))
+    on = [
+        replace(s, logprobs=[p * m for p, m in zip(policy_logprobs(llama, s.tokens), s.sampled, strict=True)])
+        for s in off
+    ]
+    first, *others = [replace(loss, normalise="sequence") for loss in KINDS.values()]
+    for loss in others:
+        assert distance(gradient(llama, on, loss=loss), gradient(llama, on, loss=first)) < 1e-5
+        assert distance(gradient(llama, off, loss=loss), gradient(llama, off, loss=first)) > 1e-2
 
 
 def test_metrics_are_of_the_whole_batch_not_of_the_last_micro_batch(llama):
@@ -259,11 +319,12 @@ def test_gradient_of_any_family_equals_plain_pytorch(family, options, tmp_path):
 # ---------------------------------------------------------------- the scalar head
 
 
-@pytest.mark.parametrize("kind", ["bce", "mse"])
+@pytest.mark.parametrize("kind", ["bce", "regression"])
 def test_value_head_gradient_equals_plain_pytorch(llama, tiny_model, kind):
     model = copy.deepcopy(llama)
     torch.manual_seed(0)
-    model.value_head = torch.nn.Linear(model.config.hidden_size, 1)
+    attach(model, kind)
+    torch.nn.init.normal_(model.value_head.weight)
     labels = [1.0, 0.0, 1.0]
     rows = [[*PROMPT, 50, 51], [*PROMPT, 60], [70, 71]]
     samples = [
@@ -277,7 +338,7 @@ def test_value_head_gradient_equals_plain_pytorch(llama, tiny_model, kind):
     loss.backward()
     expected = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
     expected |= {f"value_head.{name}": p.grad for name, p in head.named_parameters()}
-    learned = learner(model, value=kind, micro_tokens=5)
+    learned = learner(model, micro_tokens=5)
     stats = learned.update(samples)
     found = gradients(learned)
     assert stats["value_loss"] == pytest.approx(loss.item(), rel=1e-4)
@@ -477,7 +538,7 @@ def test_metrics_per_token_do_not_depend_on_dr_grpos_constant(llama):
     samples = make_samples(llama)
     stats = [
         learner(llama, loss=loss).update(samples)
-        for loss in (Loss("token"), Loss("constant", 7), Loss("constant", 1000))
+        for loss in (Loss(), Loss(normalise="constant", constant=7), Loss(normalise="constant", constant=1000))
     ]
     for name in ("entropy", "mismatch", "clip_ratio"):
         assert stats[1][name] == pytest.approx(stats[0][name], rel=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from twofold.maths.losses import clipped, k3
+from twofold.maths.losses import READS, Kind, Loss, cispo, clipped, gspo, k3, policy_loss
 from twofold.maths.packing import micro_batches
 from twofold.maths.weights import policy_weights, target_weights
 from twofold.models import logprobs
@@ -54,15 +55,16 @@ def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 )
 def test_clipped_on_hand_numbers(ratio, advantage, loss, slope):
     behaviour = numbers(-1.3)
-    f = lambda logp: clipped(logp, behaviour, numbers(advantage)).sum()  # noqa: E731
+    f = lambda logp: clipped(logp, behaviour, numbers(advantage))[0].sum()  # noqa: E731
     logp = behaviour + math.log(ratio)
     assert f(logp).item() == pytest.approx(loss)
     assert gradient(f, logp).item() == pytest.approx(slope)
+    assert clipped(logp, behaviour, numbers(advantage))[1].item() == (slope == 0 and advantage != 0)
 
 
 def test_clip_bounds_are_apart():
-    high = clipped(numbers(math.log(1.5)), numbers(0), numbers(1), low=0.2, high=0.28)
-    low = clipped(numbers(math.log(0.5)), numbers(0), numbers(-1), low=0.1, high=0.28)
+    high, _ = clipped(numbers(math.log(1.5)), numbers(0), numbers(1), low=0.2, high=0.28)
+    low, _ = clipped(numbers(math.log(0.5)), numbers(0), numbers(-1), low=0.1, high=0.28)
     assert (high.item(), low.item()) == pytest.approx((-1.28, 0.9))
 
 
@@ -70,10 +72,116 @@ def test_clipped_gradient_equals_finite_differences():
     rng = torch.Generator().manual_seed(0)
     behaviour, advantages = torch.randn(2, 200, generator=rng, dtype=torch.float64)
     logp = behaviour + 0.3 * torch.randn(200, generator=rng, dtype=torch.float64)
-    f = lambda x: clipped(x, behaviour, advantages).sum()  # noqa: E731
+    f = lambda x: clipped(x, behaviour, advantages)[0].sum()  # noqa: E731
     exact, numeric = gradient(f, logp), finite_differences(f, logp)
     assert 20 < (exact == 0).sum() < 180  # both branches are met
     assert ((exact - numeric).norm() / exact.norm()).item() < 1e-6
+
+
+# ---------------------------------------------------------------- CISPO and GSPO
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "logp", "loss", "slope", "cut"),
+    [  # slope: minus the weight min(ratio, 5) times the advantage
+        (6.0, 1.0, -1.0, 5.0, -5.0, True),
+        (6.0, -1.0, -1.0, -5.0, 5.0, True),
+        (2.0, 1.0, -3.0, 6.0, -2.0, False),
+        (0.1, -2.0, -1.0, -0.2, 0.2, False),  # there is no lower bound
+        (6.0, 0.0, -1.0, 0.0, 0.0, False),  # no gradient to cut
+    ],
+)
+def test_cispo_on_hand_numbers(ratio, advantage, logp, loss, slope, cut):
+    x, behaviour = numbers(logp), numbers(logp - math.log(ratio))
+    f = lambda logp: cispo(logp, behaviour, numbers(advantage), cap=5.0)[0].sum()  # noqa: E731
+    assert f(x).item() == pytest.approx(loss)
+    assert gradient(f, x).item() == pytest.approx(slope)
+    assert cispo(x, behaviour, numbers(advantage), cap=5.0)[1].item() == cut
+
+
+def test_gspo_on_hand_numbers():
+    """Two samples, their tokens mixed: log ratios 0.1, -0.2, 0.4 (mean 0.1, s 1.10517) and 1, 0 (mean 0.5, s 1.64872)."""
+    sample = torch.tensor([0, 1, 0, 0, 1])
+    behaviour = numbers(-1.0, -2.0, -3.0, -0.5, -4.0)
+    logp = behaviour + numbers(0.1, 1.0, -0.2, 0.4, 0.0)
+
+    def f(x: Tensor, sign: float) -> Tensor:
+        return gspo(x, behaviour, sign * torch.ones_like(x), sample, low=3e-4, high=4e-4)[0]
+
+    s0, s1 = 1.10517, 1.64872
+    assert f(logp, 1.0).tolist() == pytest.approx([-1.0004] * 5)
+    assert not gradient(lambda x: f(x, 1.0).sum(), logp).any()
+    assert f(logp, -1.0).tolist() == pytest.approx([s0, s1, s0, s0, s1], rel=1e-5)
+    assert gradient(lambda x: f(x, -1.0).sum(), logp).tolist() == pytest.approx([s0, s1, s0, s0, s1], rel=1e-5)
+    for sign in (1.0, -1.0):
+        assert gspo(logp, behaviour, sign * torch.ones(5), sample)[1].tolist() == [sign > 0] * 5
+    assert f(2 * behaviour - logp, -1.0).tolist() == pytest.approx([0.9997] * 5)  # 1 / s is below the lower bound
+
+
+def test_gspo_gradient_is_that_of_the_ratio_of_sequences():
+    """Averaged over a sample of one advantage: the gradient of -min(s A, clip(s) A), s = (pi / pi_old) ** (1 / T)."""
+    rng = torch.Generator().manual_seed(0)
+    behaviour = -torch.rand(12, generator=rng, dtype=torch.float64)
+    logp = behaviour + 0.2 * torch.randn(12, generator=rng, dtype=torch.float64)
+    sample = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 3])
+    advantages = numbers(1.0, -1.0, 2.0, 0.5)
+
+    def naive(x: Tensor) -> Tensor:
+        total = numbers(0.0)
+        for i, a in enumerate(advantages):
+            s = (x - behaviour)[sample == i].mean().exp()
+            total = total - torch.minimum(s * a, s.clamp(0.95, 1.05) * a)
+        return total.sum()
+
+    def ours(x: Tensor) -> Tensor:
+        each, _ = gspo(x, behaviour, advantages[sample], sample, 0.05, 0.05)
+        return (each / torch.bincount(sample)[sample]).sum()
+
+    assert ours(logp).item() == pytest.approx(naive(logp).item())
+    expected = gradient(naive, logp)
+    assert 0 < (expected == 0).sum() < 12
+    assert torch.allclose(gradient(ours, logp), expected, rtol=1e-12, atol=1e-15)
+
+
+KINDS: list[Kind] = [*get_args(Kind)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_policy_every_kind_has_the_gradient_of_minus_advantage_times_logp(kind):
+    rng = torch.Generator().manual_seed(0)
+    logp, advantages = torch.randn(2, 20, generator=rng, dtype=torch.float64)
+    sample = torch.arange(20) // 3
+    assert not policy_loss(Loss(kind), logp, logp, advantages, sample)[1].any()
+    behaviour = logp.clone()
+    found = gradient(lambda x: policy_loss(Loss(kind), x, behaviour, advantages, sample)[0].sum(), logp)
+    assert torch.allclose(found, -advantages, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_is_cut_where_its_gradient_is_not_that_of_its_weight(kind):
+    """The share of these tokens is the metric ``clip_ratio``."""
+    rng = torch.Generator().manual_seed(0)
+    behaviour, advantages, noise = torch.randn(3, 300, generator=rng, dtype=torch.float64)
+    advantages[::7] = 0
+    logp, sample = behaviour + 0.3 * noise, torch.arange(300) // 4
+    options = {"clip": Loss(), "cispo": Loss("cispo", cap=1.2), "gspo": Loss("gspo", 0.1, 0.1)}[kind]
+    ratio = (logp - behaviour).exp()
+    if kind == "gspo":
+        ratio = (logp - behaviour).view(-1, 4).mean(1).exp().repeat_interleave(4)
+    slopes = gradient(lambda x: policy_loss(options, x, behaviour, advantages, sample)[0].sum(), logp)
+    _, cut = policy_loss(options, logp, behaviour, advantages, sample)
+    assert 20 < cut.sum() < 200
+    assert torch.equal(cut, ~torch.isclose(slopes, -ratio * advantages, rtol=1e-9, atol=0))
+
+
+def test_every_kind_says_what_it_reads_and_refuses_the_rest():
+    assert [*READS] == KINDS
+    with pytest.raises(ValueError, match='"cispo" does not read clip_high'):
+        Loss("cispo", clip_high=0.28)
+    for kind in ("clip", "gspo"):
+        with pytest.raises(ValueError, match=f'"{kind}" does not read cap'):
+            Loss(kind, cap=2.0)
+    assert Loss("cispo", cap=2.0).cap == 2.0 and Loss("gspo", 3e-4, 4e-4).clip_high == 4e-4
 
 
 # ---------------------------------------------------------------- KL

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from twofold.engines.native import NativeEngine
+from twofold.models import head
 from twofold.models.io import load_model, load_tokenizer, save_model
 from twofold.models.llama import Llama
 
@@ -102,6 +103,59 @@ def test_a_file_cut_short_is_named(file, error, tiny_model, tmp_path):
     (folder / file).write_bytes((folder / file).read_bytes()[:-20])
     with pytest.raises(error, match=rf"cut/{file}"):
         load_model(folder)
+
+
+# ---------------------------------------------------------------- the scalar head
+
+
+def test_a_head_is_a_logit_or_a_probability():
+    """Weights (1, -1), bias 0.5: the numbers of the rows below are 0.5, 2.5 and -0.5."""
+    hidden, labels = torch.tensor([[1.0, 1.0], [2.0, 0.0], [0.0, 1.0]]), torch.tensor([1.0, 0.0, 1.0])
+    expected: dict[head.Kind, tuple[list[float], list[float]]] = {
+        "bce": (
+            [0.6224593, 0.9241418, 0.3775407],
+            [0.4740770, 2.5788923, 0.9740770],
+        ),  # sigmoid; minus ln p of the label
+        "regression": ([0.5, 1.0, 0.0], [0.25, 6.25, 2.25]),
+    }
+    for kind, (probabilities, losses) in expected.items():
+        ours = head.Head(2, kind)
+        assert not ours(hidden).any()  # it begins at zero
+        with torch.no_grad():
+            ours.weight.copy_(torch.tensor([[1.0, -1.0]]))
+            ours.bias.fill_(0.5)
+        assert ours.probability(hidden).tolist() == pytest.approx(probabilities)
+        assert ours.loss(hidden, labels, torch.tensor([1.0, 0.0, 2.0])).item() == pytest.approx(
+            losses[0] + 2 * losses[2]
+        )
+        assert ours.loss(hidden, labels, torch.tensor([0.0, 1.0, 0.0])).item() == pytest.approx(losses[1])
+
+
+@pytest.mark.parametrize("kind", ["bce", "regression"])
+def test_a_saved_head_knows_its_kind(kind, tiny_model, tmp_path):
+    model, tokenizer = load_model(tiny_model)
+    head.attach(model, kind)
+    torch.nn.init.normal_(model.value_head.weight)
+    save_model(tmp_path, model, tokenizer)
+    loaded, _ = load_model(tmp_path)
+    assert torch.equal(loaded.value_head.weight, model.value_head.weight)
+    assert NativeEngine(loaded).values(TEXTS) == pytest.approx(NativeEngine(model).values(TEXTS))
+    assert loaded.value_head.kind == kind
+
+
+def test_a_head_of_before_loads_and_its_kind_is_not_guessed(tiny_model, tmp_path):
+    """Older versions wrote the two tensors and no more."""
+    folder = shutil.copytree(tiny_model, tmp_path / "old")
+    width = load_model(folder)[0].config.hidden_size
+    old = {"weight": torch.randn(1, width), "bias": torch.tensor([0.3])}
+    save_file(old, folder / "value_head.safetensors")
+    model, tokenizer = load_model(folder)
+    assert torch.equal(model.value_head.weight, old["weight"]) and torch.equal(model.value_head.bias, old["bias"])
+    with pytest.raises(ValueError, match=r"value_head\.safetensors does not say .* set model\.value_head\.kind"):
+        NativeEngine(model).values(TEXTS)
+    model.value_head.kind = "regression"
+    save_model(folder, model, tokenizer)
+    assert all(0 <= p <= 1 for p in NativeEngine(load_model(folder)[0]).values(TEXTS))
 
 
 @pytest.mark.parametrize("fixture", ["tiny_model", "tiny_qwen"])

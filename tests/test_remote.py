@@ -318,7 +318,7 @@ def test_solve_and_eval(upstream: Served, remote: Model, tmp_path: Path, capsys:
     for pool in read_pools(out / "pools.jsonl"):
         assert all(score is not None and 0 < score < 1 for score in pool.scores) and pool.tokens
     with pytest.raises(ValueError, match="an upstream has none"):
-        evaluate(remote, "sums", Eval(judge="bce"), out=tmp_path / "b")
+        evaluate(remote, "sums", Eval(judge="head"), out=tmp_path / "b")
 
 
 # In front of a server -------------------------------------------------------------------------------------------------

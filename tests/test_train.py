@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from twofold import cli, run, toml
 from twofold.config import ALIASES, Config, Data, Rollouts, Train
+from twofold.models.head import attach
 from twofold.models.io import load_model
 from twofold.recipes.pretrain import Base
 from twofold.recipes.rlv import RLV
@@ -105,7 +106,7 @@ def test_checkpoints_are_plain_transformers_models(fixture, request, tmp_path):
     """Also with tied embeddings, and with a scalar head, which travels beside the model."""
     path = request.getfixturevalue(fixture)
     model, tokenizer = load_model(path)
-    model.value_head = torch.nn.Linear(model.config.hidden_size, 1)
+    attach(model, "bce")
     learned = Learner(model, Optim(lr=1e-2, warmup=0.0), Loss(), steps=1)
     tokens = [20, 21, 22, 23]
     learned.update([Sample(tokens, [False] * 4, [0.0] * 4, [0.0] * 4, [0.0, 1.0, 1.0, 1.0], values=[(3, 1.0, 1.0)])])
@@ -417,7 +418,7 @@ OPTIONS = [
     "recipe.mix.planted_guess", "recipe.mix.planted_slip", "task.level", "task.choice", "task.choices", "task.seed", "task.name",
     "task.source", "task.split", "task.prompt_column", "task.answer_column", "task.task", "rollout.problems", "rollout.temperature",
     "rollout.max_tokens", "optim.name", "optim.lr", "optim.schedule", "optim.warmup", "optim.hold", "optim.final", "optim.beta1",
-    "optim.beta2", "optim.weight_decay", "optim.clip", "loss.normalise", "loss.constant", "loss.clip_low", "loss.clip_high",
-    "loss.beta", "train.steps", "train.seed", "train.epochs", "train.minibatches", "train.micro_tokens", "train.precision",
-    "train.checkpointing", "train.save_every",
+    "optim.beta2", "optim.weight_decay", "optim.clip", "loss.kind", "loss.clip_low", "loss.clip_high", "loss.cap", "loss.normalise",
+    "loss.constant", "loss.beta", "train.steps", "train.seed", "train.epochs", "train.minibatches", "train.micro_tokens",
+    "train.precision", "train.checkpointing", "train.save_every",
 ]  # fmt: skip

@@ -173,7 +173,7 @@ def evaluate(
     parsed = [parse(plan, like) if isinstance(plan, str) else plan for plan in plans]
     if most := [plan for plan in parsed if plan.n > config.n]:
         raise ValueError(f"plan {most[0]}: the evaluation draws {config.n} samples: raise --n or lower the plan's")
-    if config.judge in ("bce", "regression") and not isinstance((verifier or model).engine, NativeEngine):
+    if config.judge == "head" and not isinstance((verifier or model).engine, NativeEngine):
         raise ValueError(f"judge {config.judge} reads a head that was trained here: an upstream has none")
     if certain := [plan.traces for plan in parsed if plan.rule in CERTAIN]:
         config = replace(config, confidence=certain[0].top, window=certain[0].window)

@@ -17,7 +17,7 @@ from twofold.types import Candidate, Sampling
 Judge = Literal["p_yes", "normalised", "written", "steps"]
 """How the model judges: P(Yes) as published, P(Yes) / (P(Yes) + P(No)), or written critiques, by their verdict on the whole
 (``written``) or by the least of those on the steps (``steps``)."""
-Head = Literal["bce", "regression"]
+Head = Literal["head"]
 """A trained scalar head that judges in the words' place."""
 
 
@@ -39,12 +39,9 @@ def p_yes(engine: Engine, chat: Chat, rollouts: Sequence[Candidate], normalised:
     return [yes / (yes + no) for yes, no in zip(scores[::2], scores[1::2], strict=True)]
 
 
-def by_head(engine: Any, chat: Chat, rollouts: Sequence[Candidate], kind: Head) -> list[float]:
-    """Scores of a trained scalar head (an ablation of RL^V), as probabilities. Needs the native engine."""
-    outputs = engine.values([question(chat, r) for r in rollouts])
-    if kind == "bce":
-        return [1 / (1 + math.exp(-x)) for x in outputs]
-    return [min(1.0, max(0.0, x)) for x in outputs]
+def by_head(engine: Any, chat: Chat, rollouts: Sequence[Candidate]) -> list[float]:
+    """P(right) by a trained scalar head (an ablation of RL^V). Needs the native engine."""
+    return engine.values([question(chat, r) for r in rollouts])
 
 
 def judge_cost(chat: Chat, rollout: Candidate) -> int:
@@ -100,10 +97,8 @@ def verdicts(
         return [(score or 0.0, spent) for score, spent in written(engine, chat, rollouts, sampling)]
     if judge == "steps":
         return by_steps(engine, chat, rollouts, sampling)
-    if judge in ("bce", "regression"):
-        scores = by_head(engine, chat, rollouts, judge)
-    else:
-        scores = p_yes(engine, chat, rollouts, normalised=judge == "normalised")
+    normalised = judge == "normalised"
+    scores = by_head(engine, chat, rollouts) if judge == "head" else p_yes(engine, chat, rollouts, normalised)
     return [(s, judge_cost(chat, r)) for s, r in zip(scores, rollouts, strict=True)]
 
 

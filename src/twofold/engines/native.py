@@ -329,15 +329,15 @@ class NativeEngine:
 
     @torch.inference_mode()
     def values(self, prompts: Sequence[Sequence[int]]) -> list[float]:
-        """Output of the model's scalar head at the last token of each prompt (the head ablations of RL^V).
+        """P(right) by the model's scalar head at the last token of each prompt (the head ablations of RL^V).
 
-        Raises AttributeError if the model has no ``value_head``.
+        Raises AttributeError if the model has no ``value_head``, ValueError if the head's kind is not known.
         """
         results: dict[int, float] = {}
         for part in self._parts(prompts, self._kept, self.max_rows):
             pieces = part.pieces()
             hidden = self._extend(part.begin(max(map(len, pieces)), self.model.device), pieces)
-            scores = self.model.value_head(_last(hidden, pieces).float())[:, 0].tolist()
+            scores = self.model.value_head.probability(_last(hidden, pieces)).tolist()
             results |= zip(part.indices, scores, strict=True)
         return [results[i] for i in range(len(prompts))]
 

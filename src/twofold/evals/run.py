@@ -22,13 +22,13 @@ from twofold.text.chat import Chat
 from twofold.text.extract import canonical
 from twofold.types import Group, Pool, Problem, Rollout, Sampling
 
-Judge = Literal["p_yes", "normalised", "written", "steps", "bce", "regression", "none"]
+Judge = Literal["p_yes", "normalised", "written", "steps", "head", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Eval:
     """``judge``: how samples are scored: P(Yes) as published, P(Yes) / (P(Yes) + P(No)), a written critique, a trained
-    scalar head (``bce``, ``regression``), or not at all."""
+    scalar head, or not at all."""
 
     problems: int = 200
     n: int = 64

@@ -1,21 +1,101 @@
-"""Per-token losses. All arguments are tensors of one shape [N]; nothing here is averaged (see ``weights``)."""
+"""The loss of every policy token, and the options of it. Nothing here is averaged: see ``weights``.
+
+A new kind of policy loss is added in this file alone: a name in ``Kind``, its options in ``Loss`` and ``READS``, a function
+and its line in ``policy_loss``. The tensors have one shape [N], an entry for each sampled token; losses are minimised. Each
+function returns (loss of each token, whether the token's gradient is cut).
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from twofold.maths.weights import Normalise
 
-def clipped(logp: Tensor, behaviour: Tensor, advantages: Tensor, low: float = 0.2, high: float = 0.2) -> Tensor:
-    """PPO's clipped surrogate as a loss: -min(rho A, clip(rho, 1 - low, 1 + high) A), rho = exp(logp - behaviour).
+Kind = Literal["clip", "cispo", "gspo"]
+READS: dict[Kind, set[str]] = {"clip": {"clip_low", "clip_high"}, "cispo": {"cap"}, "gspo": {"clip_low", "clip_high"}}
+"""The options that a kind reads, of those that not every kind does."""
 
-    rho 1.5, A 1, high 0.2 gives -1.2; rho 1.5, A -1 gives 1.5 (the pessimistic side is never clipped).
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The objective's kind and constants. Raises ValueError if an option is set that ``kind`` does not read."""
+
+    kind: Kind = "clip"
+    """PPO's clip by token (GRPO; DAPO with ``clip_high = 0.28``), CISPO's capped weights, or GSPO's clip by sequence."""
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    """The ratio is clipped to 1 - ``clip_low`` .. 1 + ``clip_high``. GSPO's published bounds are 3e-4 and 4e-4."""
+    cap: float = 5.0
+    """CISPO: the largest weight of a token's gradient. It is the ratio itself, not a distance from 1."""
+    normalise: Normalise = "token"
+    """How tokens are averaged. GSPO as published takes ``sequence``."""
+    constant: int = 1024
+    """Dr. GRPO's length, for ``normalise = "constant"``."""
+    beta: float = 0.0
+    """Weight of the k3 KL to the reference policy (0: no reference model is kept)."""
+
+    def __post_init__(self) -> None:
+        unread = set().union(*READS.values()) - READS[self.kind]
+        if changed := [f.name for f in fields(self) if f.name in unread and getattr(self, f.name) != f.default]:
+            raise ValueError(f'kind = "{self.kind}" does not read {", ".join(changed)}: leave it out')
+
+
+def policy_loss(
+    options: Loss, logp: Tensor, behaviour: Tensor, advantages: Tensor, sample: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The loss of ``options.kind``. Tokens with one number in ``sample`` are those of one sample, all of them."""
+    match options.kind:
+        case "clip":
+            return clipped(logp, behaviour, advantages, options.clip_low, options.clip_high)
+        case "cispo":
+            return cispo(logp, behaviour, advantages, options.cap)
+        case "gspo":
+            return gspo(logp, behaviour, advantages, sample, options.clip_low, options.clip_high)
+
+
+def clipped(
+    logp: Tensor, behaviour: Tensor, advantages: Tensor, low: float = 0.2, high: float = 0.2
+) -> tuple[Tensor, Tensor]:
+    """PPO's clipped surrogate: -min(rho A, clip(rho, 1 - low, 1 + high) A), rho = exp(logp - behaviour).
+
+    rho 1.5, A 1, high 0.2 gives -1.2, cut; rho 1.5, A -1 gives 1.5 (the pessimistic side is never clipped).
     """
-    ratio = (logp - behaviour).exp()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    return _clipped_ratio(logp - behaviour, advantages, low, high)
+
+
+def cispo(logp: Tensor, behaviour: Tensor, advantages: Tensor, cap: float = 5.0) -> tuple[Tensor, Tensor]:
+    """CISPO (MiniMax-M1, arXiv:2506.13585): -min(rho, cap) A logp, where no gradient flows through the weight.
+
+    Every token keeps a gradient; where rho > cap it is cut to that of rho = cap. rho 6, cap 5, A 1, logp -1 gives 5, cut.
+    """
+    ratio = (logp.detach() - behaviour).exp()
+    return -ratio.clamp(max=cap) * advantages * logp, (ratio > cap) & (advantages != 0)
+
+
+def gspo(
+    logp: Tensor, behaviour: Tensor, advantages: Tensor, sample: Tensor, low: float = 3e-4, high: float = 4e-4
+) -> tuple[Tensor, Tensor]:
+    """GSPO (arXiv:2507.18071): PPO's surrogate of s = exp(mean of the sample's log rho), one ratio for all its tokens.
+
+    A token's gradient is that of s pi / sg(pi) (GSPO-token): averaged over the sample, the gradient of s A. Log ratios 0.1,
+    -0.2, 0.4 make s = 1.10517: A 1, high 4e-4 gives -1.0004 at each token, cut; A -1 gives 1.10517.
+    """
+    with torch.no_grad():
+        mean = (torch.bincount(sample, logp - behaviour) / torch.bincount(sample))[sample]
+    return _clipped_ratio(mean + (logp - logp.detach()), advantages, low, high)
+
+
+def _clipped_ratio(log_ratio: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    ratio = log_ratio.exp()
+    loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    return loss, ((ratio < 1 - low) & (advantages < 0)) | ((ratio > 1 + high) & (advantages > 0))
 
 
 def k3(logp: Tensor, reference: Tensor) -> Tensor:
-    """Schulman's k3 estimator of KL(policy || reference) on sampled tokens: r - log r - 1, r = p_ref / p >= 0."""
+    """Schulman's k3 estimator of KL(policy || reference) at sampled tokens: r - log r - 1, r = p_ref / p >= 0."""
     log_ratio = reference - logp
     return log_ratio.exp() - log_ratio - 1

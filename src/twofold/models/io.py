@@ -9,16 +9,16 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from twofold.models import head
 from twofold.models.attention import install
 from twofold.models.llama import Llama, plain
 
 Precision = Literal["float32", "bfloat16"]
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
-HEAD = "value_head.safetensors"
 TOKENIZER, GENERIC = "tokenizer_config.json", "TokenizersBackend"
 """Of a Llama, a tokenizer that is what tokenizer.json says. (Qwen's models have a class of their own, whatever their files
 say.) ``AutoTokenizer`` takes two seconds to find that out."""
@@ -35,10 +35,7 @@ def load_model(path: str | Path, *, device: str | None = None) -> tuple[Any, Any
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(path)
     model = _read(folder, device) or _built(path, device)
-    if (folder / HEAD).is_file():
-        weights = load_file(folder / HEAD)
-        model.value_head = torch.nn.Linear(weights["weight"].shape[1], 1, device=model.device)
-        model.value_head.load_state_dict(weights)
+    head.load(folder, model)
     return model, tokenizer
 
 
@@ -91,8 +88,7 @@ def _content(path: Path) -> dict[str, Any] | None:
 def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
     """A directory as ``from_pretrained`` wants it; a scalar head is not part of the architecture and travels beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = model.state_dict()
-    head = {k.removeprefix("value_head."): weights.pop(k) for k in list(weights) if k.startswith("value_head.")}
+    weights = {k: v for k, v in model.state_dict().items() if not k.startswith(f"{head.NAME}.")}
     if isinstance(model, Llama):
         _write(folder, model, weights)
     else:
@@ -101,8 +97,7 @@ def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
         logging.disable_progress_bar()
         model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
-    if head:
-        save_file(head, folder / HEAD)
+    head.save(folder, model)
 
 
 def _write(folder: Path, model: Llama, weights: Mapping[str, Tensor]) -> None:

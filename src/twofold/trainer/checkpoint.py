@@ -15,7 +15,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from twofold.models.io import HEAD, WEIGHTS, save_model
+from twofold.models import head
+from twofold.models.io import WEIGHTS, save_model
 from twofold.trainer.learner import Learner
 from twofold.trainer.optim import moments, remember
 
@@ -81,9 +82,7 @@ def restore(directory: Path, learner: Learner) -> int:
     Raises ValueError if the weights are another model's.
     """
     own = learner.model.state_dict()
-    saved = load_file(directory / WEIGHTS)
-    if (directory / HEAD).is_file():
-        saved |= {f"value_head.{k}": v for k, v in load_file(directory / HEAD).items()}
+    saved = load_file(directory / WEIGHTS) | head.read(directory)
     places = {own[k].data_ptr() for k in saved if k in own}
     missing = {k for k in own.keys() - saved.keys() if own[k].data_ptr() not in places}  # a tied weight is saved once
     if strange := missing | (saved.keys() - own.keys()):

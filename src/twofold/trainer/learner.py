@@ -7,15 +7,16 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, groupby
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from twofold.maths.losses import clipped, k3
+from twofold.maths.losses import Loss as Loss
+from twofold.maths.losses import k3, policy_loss
 from twofold.maths.packing import micro_batches, rounded
-from twofold.maths.weights import Normalise, policy_weights, target_weights
+from twofold.maths.weights import policy_weights, target_weights
 from twofold.models.attention import Packing
 from twofold.models.decoder import Decoder, network
 from twofold.models.io import Precision
@@ -27,18 +28,6 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
-    """The objective's constants. ``constant`` is Dr. GRPO's length when ``normalise = "constant"``."""
-
-    normalise: Normalise = "token"
-    constant: int = 1024
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    beta: float = 0.0
-    """Weight of the k3 KL to the reference policy (0: no reference model is kept)."""
-
-
-@dataclass(frozen=True, slots=True)
 class Batch:
     """One micro-batch laid end to end, shared prompts once: N tokens; M log-probs are needed (``at``: the token before)."""
 
@@ -46,6 +35,7 @@ class Batch:
     layout: Packing
     at: Tensor  # [M], and all below
     ids: Tensor
+    sample: Tensor  # which sample of the micro-batch the token is of
     logprobs: Tensor
     advantages: Tensor
     policy: Tensor  # weight of the policy loss
@@ -64,7 +54,7 @@ class Diverged(ArithmeticError):
 class Learner:
     """Owns a model's optimiser. ``temperature`` is the one the policy's tokens were sampled at.
 
-    ``value`` is the loss of the scalar head, where samples carry ``values``; the model then has a ``value_head``.
+    Where samples carry ``values``, the model has a scalar head (see ``models.head``).
     """
 
     def __init__(
@@ -81,7 +71,6 @@ class Learner:
         precision: Precision = "float32",
         checkpointing: bool = False,
         norms_every: int = 10,
-        value: Literal["bce", "mse"] = "bce",
     ) -> None:
         self.model = model
         self.optim, self.loss, self.steps = optim, loss, steps
@@ -91,7 +80,7 @@ class Learner:
             minibatches,
             micro_tokens,
         )
-        self.precision, self.norms_every, self.value = precision, norms_every, value
+        self.precision, self.norms_every = precision, norms_every
         self.optimizer = make(optim, model)
         self.step = 0
         self.skipped = 0
@@ -171,19 +160,16 @@ class Learner:
         mine = batch.policy > 0  # ratios are formed at the policy's tokens alone: at a target 1 / p may overflow
         weights, advantages = batch.policy[mine], batch.advantages[mine]
         new, old = logp[mine], batch.logprobs[mine]
-        surrogate = (weights * clipped(new, old, advantages, self.loss.clip_low, self.loss.clip_high)).sum()
+        each, cut = policy_loss(self.loss, new, old, advantages, batch.sample[mine])
+        surrogate = (weights * each).sum()
         nll = -(batch.targets * logp).sum()
         loss = surrogate + nll if policy else nll
         shares = weights / batch.mass
-        with torch.no_grad():
-            ratio = (new - old).exp()
-            low, high = ratio < 1 - self.loss.clip_low, ratio > 1 + self.loss.clip_high
-            outside = (low & (advantages < 0)) | (high & (advantages > 0))
         stats = {
             "policy_loss": surrogate,
             "target_loss": nll,
             "entropy": (shares * entropy[mine]).sum(),
-            "clip_ratio": (shares * outside).sum(),
+            "clip_ratio": (shares * cut).sum(),
             "mismatch": (shares * (new - old).abs()).sum(),
         }
         if self.loss.beta:
@@ -192,13 +178,8 @@ class Learner:
             if policy:
                 loss = loss + self.loss.beta * (weights * divergence).sum()
         if len(batch.value_at):
-            scores = self.model.value_head(hidden[batch.value_at].float())[:, 0]
-            each = (
-                torch.nn.functional.binary_cross_entropy_with_logits
-                if self.value == "bce"
-                else torch.nn.functional.mse_loss
-            )
-            stats["value_loss"] = (batch.value_weights * each(scores, batch.values, reduction="none")).sum()
+            read = hidden[batch.value_at]
+            stats["value_loss"] = self.model.value_head.loss(read, batch.values, batch.value_weights)
             loss = loss + stats["value_loss"]
         return loss, {"loss": loss, **stats}
 
@@ -291,6 +272,7 @@ class Learner:
             layout=layout,
             at=place[chosen - 1],
             ids=tokens[chosen],
+            sample=flat([[i] * n for i, n in enumerate(lengths)], torch.long)[chosen],
             logprobs=flat([s.logprobs for s in samples])[chosen],
             advantages=flat([s.advantages for s in samples])[chosen],
             policy=weighted(p),
