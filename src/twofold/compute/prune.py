@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from twofold.compute.cost import Cost, Made
+from twofold.compute.cost import Made, account
 from twofold.compute.judge import judge_cost, p_yes
-from twofold.compute.rollout import draw, extend
+from twofold.compute.rollout import continue_from, draw
 from twofold.engines.base import Engine
 from twofold.maths.confidence import trace
 from twofold.maths.votes import tally
@@ -85,12 +85,9 @@ def prune(
             bar = config.floor if done[i] else min(config.floor, max(value.values(), default=0.0))
             dropped[i] += sum(len(r.completion.tokens) for r in group if value[id(r)] < bar)
             going[i] = [r for r in group if value[id(r)] >= bar]
-        groups = _go_on(engine, chat, going, sampling, config.chunk)
-    seconds = (time.monotonic() - began) / len(groups) if groups else 0.0
-    return [
-        Made(group, None, Cost(len(chat.prompt(q)), _tokens(group) + lost, asked, lost, seconds))
-        for q, group, lost, asked in zip(questions, done, dropped, read, strict=True)
-    ]
+        groups = _continue_groups(engine, chat, going, sampling, config.chunk)
+    spent = [_tokens(group) + lost for group, lost in zip(done, dropped, strict=True)]
+    return account([chat.prompt(q) for q in questions], done, spent, began, read)
 
 
 def deepconf(
@@ -115,15 +112,9 @@ def deepconf(
             kept[q] += good
             dropped[q] += lost
         drawn, i = drawn + batch, i + 1
-    seconds = (time.monotonic() - began) / len(questions) if questions else 0.0
-    return [
-        Made(
-            group,
-            [_lowest(r, config) for r in group],
-            Cost(len(chat.prompt(q)), _tokens(group) + lost, 0, lost, seconds),
-        )
-        for q, group, lost in zip(questions, kept, dropped, strict=True)
-    ]
+    spent = [_tokens(group) + lost for group, lost in zip(kept, dropped, strict=True)]
+    scores = [[_lowest(r, config) for r in group] for group in kept]
+    return account([chat.prompt(q) for q in questions], kept, spent, began, scores=scores)
 
 
 def _above(
@@ -143,19 +134,19 @@ def _above(
             good = [r for r, bad in zip(group, low, strict=True) if not bad]
             done[i] += [r for r in good if _finished(r, sampling)]
             going[i] = [r for r in good if not _finished(r, sampling)]
-        going = _go_on(engine, chat, going, sampling, config.chunk)
+        going = _continue_groups(engine, chat, going, sampling, config.chunk)
     return list(zip(done, dropped, strict=True))
 
 
-def _go_on(
+def _continue_groups(
     engine: Engine, chat: Chat, groups: Sequence[list[Candidate]], sampling: Sampling, chunk: int
 ) -> list[list[Candidate]]:
-    """Every rollout of every group (all are equally long) by another chunk, in one call."""
+    """Continue every candidate of every group, which are all equally long, by another chunk; one engine call."""
     everyone = [r for group in groups for r in group]
     if not everyone:
         return [[] for _ in groups]
     left = sampling.max_tokens - len(everyone[0].completion.tokens)
-    longer = iter(extend(engine, chat, everyone, replace(sampling, max_tokens=min(chunk, left))))
+    longer = iter(continue_from(engine, chat, everyone, replace(sampling, max_tokens=min(chunk, left))))
     return [[next(longer) for _ in group] for group in groups]
 
 

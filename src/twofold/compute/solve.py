@@ -12,7 +12,7 @@ from twofold.compute.judge import verdicts
 from twofold.compute.mcts import mcts
 from twofold.compute.plan import CERTAIN, Independent, Plan
 from twofold.compute.prune import deepconf, prune
-from twofold.compute.rollout import draw, extend
+from twofold.compute.rollout import continue_from, draw
 from twofold.compute.search import beam, dvts, particles, rebase
 from twofold.compute.select import Same, Seen, classes, select, settled
 from twofold.compute.think import correction, forcing
@@ -131,7 +131,7 @@ def _lengthen(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: 
                 work.add(group, None)
         else:
             cut = [(w, j) for w in works for j in w.cut]
-            for (w, j), r in zip(cut, extend(engine, chat, [w.group[j] for w, j in cut], sampling), strict=True):
+            for (w, j), r in zip(cut, continue_from(engine, chat, [w.group[j] for w, j in cut], sampling), strict=True):
                 w.group[j] = r
         for work in works:
             tokens = sum(len(r.completion.tokens) for r in work.group)

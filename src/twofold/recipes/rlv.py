@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from twofold.compute.judge import p_yes, question
-from twofold.compute.rollout import Task, continued_values, rollouts
+from twofold.compute.rollout import Task, continue_graded, rollouts, value
 from twofold.engines.base import Engine
 from twofold.maths.credit import differences, grpo, rloo, spread
 from twofold.maths.stats import verifier_quality
@@ -119,7 +119,8 @@ class Recipe:
         # a seed of its own: with the rollouts' the continuations of a bare prompt would be the rollouts over again
         more = replace(sampling, n=self.config.vine_k, seed=sampling.seed + 1)
         starts = [[0, *es[:-1]] for es in ends]
-        values = continued_values(engine, self.chat, self.task, everyone, starts, more)
+        groups_at = continue_graded(engine, self.chat, self.task, everyone, starts, more)
+        values = [[value(group) for group in own] for own in groups_at]
         out = []
         for r, es, row in zip(everyone, ends, values, strict=True):
             steps = differences([0.0 if math.isnan(v) else v for v in row], final=r.grade.reward or 0.0)
