@@ -49,8 +49,8 @@ class HFEngine:
             """Draw with our own numbers, then leave ``generate`` no other choice."""
             token, logp = draw(scores, uniforms_T[None, len(logprobs)], sampling.temperature, sampling.top_p)
             logprobs.append(float(logp))
-            if sampling.confidence:
-                for values, value in zip(sureness, confidences(scores, sampling.confidence), strict=True):
+            if sampling.trace_top:
+                for values, value in zip(sureness, confidences(scores, sampling.trace_top), strict=True):
                     values.append(float(value))
             return torch.full_like(scores, float("-inf")).scatter(1, token[:, None], 0.0)
 
@@ -66,7 +66,7 @@ class HFEngine:
         )
         tokens = out[0, len(prompt) :].tolist()
         finish: Finish = "stop" if tokens[-1] in sampling.stop else "length"
-        return Completion(tokens, logprobs, [True] * len(tokens), finish, *(sureness if sampling.confidence else ()))
+        return Completion(tokens, logprobs, [True] * len(tokens), finish, *(sureness if sampling.trace_top else ()))
 
     @torch.inference_mode()
     def logprobs(

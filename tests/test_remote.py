@@ -137,7 +137,7 @@ def test_plans_find_what_they_find_with_the_model(remote: Model, model: Model, p
 
 
 def test_the_posterior_stops_through_a_server(remote: Model) -> None:
-    (s,) = solve_many(remote, [PUZZLE], "posterior-16:stop=posterior,confidence=0.6")
+    (s,) = solve_many(remote, [PUZZLE], "posterior-16:stop=posterior,threshold=0.6")
     assert s.answer in s.answers and 1 <= s.samples <= 16 and s.cost.verified > 0
     assert all(score is not None for score, answer in zip(s.scores, s.answers, strict=True) if answer is not None)
 
@@ -147,7 +147,7 @@ def test_the_posterior_stops_through_a_server(remote: Model) -> None:
 
 def test_what_a_server_cannot_honour_is_refused(remote: Model) -> None:
     with pytest.raises(ValueError, match="tells no confidences"):
-        remote.engine.generate([[5]], Sampling(confidence=20))
+        remote.engine.generate([[5]], Sampling(trace_top=20))
     with pytest.raises(ValueError, match=r"temperature 1, not 0\.5"):
         remote.engine.logprobs([[5]], [[6]], 0.5)
     with pytest.raises(ValueError, match="prompt 1 of 2 has no tokens"):

@@ -66,10 +66,10 @@ class Counting:
     [
         ("weighted-16", Plan()),
         ("majority-8", Plan(n=8, rule="majority")),
-        ("weighted-16:stop=posterior,confidence=0.95", Plan(stop=Posterior(confidence=0.95))),
+        ("weighted-16:stop=posterior,threshold=0.95", Plan(stop=Posterior(threshold=0.95))),
         ("majority-40:stop=windows,size=4,seed=3", Plan(40, "majority", stop=Windows(size=4), seed=3)),
         ("best-4:judge=normalised,temperature=0.5", Plan(4, "best", "normalised", temperature=0.5)),
-        ("weighted-4:stop=lengths,caps=[8,16],confidence=1", Plan(4, stop=Lengths(caps=(8, 16), confidence=1.0))),
+        ("weighted-4:stop=lengths,caps=[8,16],threshold=1", Plan(4, stop=Lengths(caps=(8, 16), threshold=1.0))),
         ("weighted-4:make=prune,floor=0.3", Plan(4, make=Prune(floor=0.3))),
         ("weighted-32:make=deepconf,window=8", Plan(32, make=DeepConf(window=8))),
         ("deepconf-8:traces.window=9,top=5", Plan(8, "deepconf", traces=replace(Plan().traces, window=9, top=5))),
@@ -90,9 +90,11 @@ def test_the_short_form_there_and_back(text, plan):
         ("weighted-0", "n and max_tokens must be at least 1"),
         ("weighted-8:stop", "'stop' is not OPTION=VALUE"),
         ("weighted-8:stop=posteriors", "stop.name must be one of 'fixed', 'adaptive'"),
-        ("weighted-8:stop=adaptive,confidnce=0.9", "unknown option confidnce; did you mean stop.confidence?"),
-        ("weighted-8:confidence=0.9", "unknown option confidence; did you mean stop.confidence?"),
-        ("weighted-8:stop=adaptive,confidence=2", "stop: confidence must be in (0, 1]"),
+        ("weighted-8:stop=adaptive,treshold=0.9", "unknown option treshold; did you mean stop.threshold?"),
+        ("weighted-8:threshold=0.9", "unknown option threshold; did you mean stop.threshold?"),
+        ("weighted-8:stop=adaptive,confidence=0.9", "unknown option confidence; twofold calls it threshold"),
+        ("weighted-8:stop.confidence=0.9", "unknown option stop.confidence; twofold calls it threshold"),
+        ("weighted-8:stop=adaptive,threshold=2", "stop: threshold must be in (0, 1]"),
         ("weighted-8:make=prune,stop=adaptive", "stop=adaptive draws independent samples, make=prune draws its own"),
         ("weighted-8:max_tokens=many", "max_tokens must be a whole number"),
     ],
@@ -187,7 +189,7 @@ def content(plan: Plan, s: Any, t: int) -> bool:
 
 def test_rounds_draw_new_samples(model):
     """The same seed in every round would draw the same sample again and again."""
-    plan = parse("majority-12:stop=adaptive,confidence=1,max_tokens=40")
+    plan = parse("majority-12:stop=adaptive,threshold=1,max_tokens=40")
     (s,) = solve(model.engine, model.chat, [QUESTIONS[1]], plan)
     assert s.samples == 12 and len(set(s.answers)) > 1
     (other,) = solve(model.engine, model.chat, [QUESTIONS[1]], replace(plan, seed=1))
@@ -197,7 +199,7 @@ def test_rounds_draw_new_samples(model):
 def test_growing_lengths_keep_the_finished_and_go_on_with_the_cut(model):
     engine = Counting(model.engine)
     model.engine.load({})
-    plan = parse("weighted-6:stop=lengths,caps=[12,24,40],confidence=1")
+    plan = parse("weighted-6:stop=lengths,caps=[12,24,40],threshold=1")
     computed = model.engine.usage.computed
     solutions = solve(engine, model.chat, QUESTIONS, plan)
     computed = model.engine.usage.computed - computed
@@ -206,19 +208,19 @@ def test_growing_lengths_keep_the_finished_and_go_on_with_the_cut(model):
     assert computed <= total + sum(s.cost.verified + s.cost.prompt for s in solutions)  # and nothing is read twice
     assert [s.length for s in solutions if s.samples != 6] == [] and {s.length for s in solutions} <= {12, 24, 40}
     assert any(s.length == 40 for s in solutions)
-    at_once = solve(model.engine, model.chat, QUESTIONS, parse("weighted-6:stop=lengths,caps=[12],confidence=0"))
+    at_once = solve(model.engine, model.chat, QUESTIONS, parse("weighted-6:stop=lengths,caps=[12],threshold=0"))
     assert all(s.cost.generated <= 6 * 12 and s.length == 12 for s in at_once)
 
 
 def test_lengths_stop_when_the_votes_pass_the_threshold(model):
-    plan = parse("weighted-6:stop=lengths,caps=[24,40],confidence=0.3")
+    plan = parse("weighted-6:stop=lengths,caps=[24,40],threshold=0.3")
     for s in solve(model.engine, model.chat, QUESTIONS, plan):
         share = max(s.votes.values(), default=0.0) / 6
         unfinished = s.cost.generated > 6 * 24
         assert s.length == 40 or share >= 0.3 or not unfinished
         if s.length == 24 and share >= 0.3:
             assert s.cost.generated <= 6 * 24
-    eager = solve(model.engine, model.chat, QUESTIONS, replace(plan, stop=Lengths(caps=(24, 40), confidence=0.0)))
+    eager = solve(model.engine, model.chat, QUESTIONS, replace(plan, stop=Lengths(caps=(24, 40), threshold=0.0)))
     assert {s.length for s in eager} == {24}
 
 
@@ -241,9 +243,9 @@ def test_deepconf_keeps_what_holds_the_bar_of_the_warm_up(model):
     plan = Plan(12, make=config, max_tokens=40)
     solutions = solve(engine, model.chat, QUESTIONS, plan)
     assert engine.generated == sum(s.cost.generated for s in solutions)
-    sampling = replace(plan.sampling(model.chat), n=6, confidence=config.top)
+    sampling = replace(plan.sampling(model.chat), n=6, trace_top=config.top)
     for s, group in zip(solutions, draw(model.engine, model.chat, QUESTIONS, sampling), strict=True):
-        lowest = sorted(trace(r.completion.confidence, "lowest", 6) for r in group)
+        lowest = sorted(trace(r.completion.token_confidence, "lowest", 6) for r in group)
         bar = (lowest[2] + lowest[3]) / 2  # the median: the top half reaches it
         assert all(score >= bar - 1e-4 for score in s.scores)
         assert 3 <= s.samples <= 9 and s.cost.verified == 0

@@ -158,7 +158,7 @@ def _using(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("solve", _solve, f"Solve problems. Options: {_options('compute.plan', 'Plan')}.", True)
     sub.add_argument("model", help="as for eval")
     sub.add_argument("problem", help="the problem's text, or a file of problems: one per line, or JSON lines")
-    sub.add_argument("--plan", help="such as weighted-16 or posterior-40:stop=posterior,confidence=0.95")
+    sub.add_argument("--plan", help="such as weighted-16 or posterior-40:stop=posterior,threshold=0.95")
     sub.add_argument("--abstain", type=float, default=0.0, metavar="P", help='say "not sure" below this confidence')
     sub.add_argument("--system", help="system prompt")
     _upstream(sub)
@@ -226,11 +226,12 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold.evals.grid import check
     from twofold.evals.optimal import enough
     from twofold.evals.report import print_table, report
+    from twofold.evals.run import RENAMED
 
     chosen = task_named(args.task)
     if isinstance(chosen, Data):
         chosen = replace(chosen, prompt_column=args.prompt_column, answer_column=args.answer_column)
-    config, caps = toml.override(run.Eval(), rest), _caps(args.caps)
+    config, caps = toml.override(run.Eval(), rest, RENAMED), _caps(args.caps)
     if caps:
         check(caps, config.max_tokens)
     task = run.make_task(chosen)
@@ -305,8 +306,9 @@ def _calibrate(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _solve(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import run, toml
+    from twofold.compute.plan import RENAMED
 
-    plan = toml.override(run.parse(args.plan) if args.plan else run.Plan(), rest)
+    plan = toml.override(run.parse(args.plan) if args.plan else run.Plan(), rest, RENAMED)
     is_file = os.path.isfile(args.problem) or args.problem.endswith((".jsonl", ".txt"))
     problems = _problems(Path(args.problem)) if is_file else [args.problem]
     model = _model(args)

@@ -168,7 +168,7 @@ def evaluate(
     if config.judge in ("bce", "regression") and not isinstance((verifier or model).engine, NativeEngine):
         raise ValueError(f"judge {config.judge} reads a head that was trained here: an upstream has none")
     if certain := [plan.traces for plan in parsed if plan.rule in CERTAIN]:
-        config = replace(config, confidence=certain[0].top, window=certain[0].window)
+        config = replace(config, trace_top=certain[0].top, trace_window=certain[0].window)
     found = evaluate_task(
         model.engine,
         model.chat,

@@ -75,6 +75,8 @@ def tried(chat: Chat, stream: Completion) -> list[Completion]:
 
 def _picked(c: Completion, places: Sequence[int], finish: Finish) -> Completion:
     """Some of its tokens."""
-    confidence, certainty = (None if x is None else [x[t] for t in places] for x in (c.confidence, c.certainty))
+    confidence, certainty = (
+        None if x is None else [x[t] for t in places] for x in (c.token_confidence, c.token_certainty)
+    )
     tokens, logprobs = [c.tokens[t] for t in places], [c.logprobs[t] for t in places]
     return Completion(tokens, logprobs, [c.sampled[t] for t in places], finish, confidence, certainty)

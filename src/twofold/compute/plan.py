@@ -112,8 +112,8 @@ def parse(text: str, base: Plan | None = None) -> Plan:
 
     ``stop`` and ``make`` take a name; the options of the chosen parts need no prefix. What is not said is as in ``base``.
 
-    >>> parse("majority-40:stop=adaptive,confidence=0.9").stop
-    Adaptive(name='adaptive', confidence=0.9, step=1)
+    >>> parse("majority-40:stop=adaptive,threshold=0.9").stop
+    Adaptive(name='adaptive', threshold=0.9, step=1)
     >>> str(parse("weighted-16:temperature=0.7,stop=lengths,caps=[64,256]"))
     'weighted-16:stop=lengths,caps=[64,256],temperature=0.7'
 
@@ -132,9 +132,16 @@ def parse(text: str, base: Plan | None = None) -> Plan:
         pairs.append((f"{key}.name" if key in ("stop", "make") else key, value))
     named = [f"{key}={value}" for key, value in pairs if key in ("stop.name", "make.name")]
     # each part alone: whether they go together is asked of the whole plan
-    chosen = [override(Plan(), [n for n in named if n.startswith(part)], where=where) for part in ("stop", "make")]
+    chosen = [
+        override(Plan(), [n for n in named if n.startswith(part)], aliases=RENAMED, where=where)
+        for part in ("stop", "make")
+    ]
     settings = [f"{_place(key, chosen)}={value}" for key, value in pairs]
-    return override(base or Plan(), [f"rule={found[1]}", f"n={int(found[2])}", *settings], where=where)
+    return override(base or Plan(), [f"rule={found[1]}", f"n={int(found[2])}", *settings], RENAMED, where)
+
+
+RENAMED = {"confidence": "threshold"}
+"""Options of older plans -> what they are called now, for the error message."""
 
 
 def _place(key: str, chosen: Sequence[Plan]) -> str:

@@ -95,7 +95,7 @@ def deepconf(
 ) -> list[Made]:
     """The samples that hold the bar, each with its lowest group confidence as its score."""
     began = time.monotonic()
-    sampling = replace(sampling, confidence=config.top)
+    sampling = replace(sampling, trace_top=config.top)
     warm = draw(engine, chat, questions, replace(sampling, n=min(config.warmup, n)))
     bars = [float(np.quantile([_lowest(r, config) for r in g], 1 - config.keep)) for g in warm]
     kept = [[r for r in g if _lowest(r, config) >= bar] for g, bar in zip(warm, bars, strict=True)]
@@ -159,8 +159,8 @@ def _tokens(group: list[Candidate]) -> int:
 
 
 def _lowest(rollout: Candidate, config: DeepConf) -> float:
-    assert rollout.completion.confidence is not None
-    return trace(rollout.completion.confidence, "lowest", config.window)
+    assert rollout.completion.token_confidence is not None
+    return trace(rollout.completion.token_confidence, "lowest", config.window)
 
 
 def _agreed(group: list[Candidate], config: DeepConf) -> bool:

@@ -130,10 +130,10 @@ def forced(tokens: list[int]) -> Completion:
 def join(*parts: Completion) -> Completion:
     """One completion of several, each behind the one before; it finishes as the last does.
 
-    Confidences are kept if any part has them; tokens of a part without them, such as forced ones, count 0 there.
+    Per-token confidences are kept if any part has them; tokens of a part without them, such as forced ones, count 0 there.
     """
 
-    def confidences(name: Literal["confidence", "certainty"]) -> list[float] | None:
+    def per_token(name: Literal["token_confidence", "token_certainty"]) -> list[float] | None:
         lists: list[list[float] | None] = [getattr(p, name) for p in parts]
         if all(x is None for x in lists):
             return None
@@ -144,8 +144,8 @@ def join(*parts: Completion) -> Completion:
         [x for p in parts for x in p.logprobs],
         [s for p in parts for s in p.sampled],
         parts[-1].finish,
-        confidences("confidence"),
-        confidences("certainty"),
+        per_token("token_confidence"),
+        per_token("token_certainty"),
     )
 
 
@@ -156,7 +156,7 @@ def split(completion: Completion, size: int) -> tuple[Completion, Completion]:
 
     def part(of: slice, finish: Finish) -> Completion:
         c = completion
-        confidence, certainty = (None if x is None else x[of] for x in (c.confidence, c.certainty))
+        confidence, certainty = (None if x is None else x[of] for x in (c.token_confidence, c.token_certainty))
         return Completion(c.tokens[of], c.logprobs[of], c.sampled[of], finish, confidence, certainty)
 
     return part(slice(size), "length"), part(slice(size, None), completion.finish)

@@ -18,13 +18,17 @@ Same = Callable[[str, str], bool]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The samples of a problem in the order they came. ``scores`` are None where nobody asked; ``certainty`` and
-    ``confidence`` (of the trace) are empty unless a rule reads them."""
+    """What is known of a problem's samples, in the order they came.
+
+    ``answers`` are voting classes (see ``classes``), None where a sample has none. ``scores`` are P(Yes), None where the
+    model was not asked. ``certainty`` is the mean token certainty, and ``traces`` the DeepConf score of the token
+    confidences; both are empty unless the rule needs them.
+    """
 
     answers: list[str | None]
     scores: list[float | None]
     certainty: list[float] = field(default_factory=list)
-    confidence: list[float] = field(default_factory=list)
+    traces: list[float] = field(default_factory=list)
 
 
 def classes(answers: Sequence[str | None], same: Same | None = None) -> list[str | None]:
@@ -74,6 +78,6 @@ def _weights(plan: Plan, seen: Seen) -> list[float]:
         case "borda":
             return borda(seen.answers, seen.certainty, plan.traces.power)
         case "deepconf":
-            return keep_top(seen.answers, seen.confidence, plan.traces.keep)
+            return keep_top(seen.answers, seen.traces, plan.traces.keep)
         case _:
             return [s or 0.0 for s in seen.scores]

@@ -73,13 +73,13 @@ class _Work:
         self.scores += [None] * len(group) if scores is None else scores
 
     def seen(self, plan: Plan, same: Same | None) -> Seen:
-        certainty, confidence = [], []
+        certainty, traces = [], []
         if plan.rule in CERTAIN:
             for c in (r.completion for r in self.group):
-                assert c.certainty is not None and c.confidence is not None
-                certainty.append(sum(c.certainty) / len(c.certainty))
-                confidence.append(trace(c.confidence, plan.traces.kind, plan.traces.window))
-        return Seen(classes([r.answer for r in self.group], same), self.scores, certainty, confidence)
+                assert c.token_certainty is not None and c.token_confidence is not None
+                certainty.append(sum(c.token_certainty) / len(c.token_certainty))
+                traces.append(trace(c.token_confidence, plan.traces.kind, plan.traces.window))
+        return Seen(classes([r.answer for r in self.group], same), self.scores, certainty, traces)
 
 
 def solve(engine: Engine, chat: Chat, problems: Sequence[str], plan: Plan, same: Same | None = None) -> list[Solution]:
@@ -140,7 +140,7 @@ def _lengthen(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: 
                 for j in work.cut:
                     work.group[j] = replace(work.group[j], answer=None)
         _judge(engine, chat, works, plan, began)
-        works = [w for w in works if w.cut and _share(plan, w, same) < stop.confidence]
+        works = [w for w in works if w.cut and _share(plan, w, same) < stop.threshold]
         if not works:
             return
 

@@ -177,7 +177,7 @@ class RemoteEngine:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, stream: bool, finished: Finished = unheard
     ) -> Run:
         check_prompts(prompts)
-        if sampling.confidence:
+        if sampling.trace_top:
             raise ValueError("an upstream tells no confidences: certain, borda and deepconf need the model itself")
         seen: Counter[bytes] = Counter()
         work, groups = [], []

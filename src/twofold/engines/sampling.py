@@ -57,7 +57,9 @@ def draw(logits_A_V: Tensor, uniforms_A: Tensor, temperature: float, top_p: floa
 
 
 def confidences(logits_A_V: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(confidence, certainty) of each row's distribution, see ``Completion``. Raises ValueError if k exceeds the vocabulary.
+    """(token confidence, token certainty) of each row's distribution, see ``Completion``.
+
+    Raises ValueError if k exceeds the vocabulary.
 
     Four tokens of probability 1/4 and k = 2: confidence ln 4 = 1.386, certainty 0.
     """

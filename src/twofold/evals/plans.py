@@ -79,7 +79,7 @@ def check(pool: Pool, plan: Plan) -> None:
     if plan.judged and any(s is None and a is not None for s, a in zip(pool.scores, pool.answers, strict=True)):
         raise ValueError(f"plan {plan} needs verdicts, and the pool of {pool.problem.id!r} was not judged")
     if plan.rule in CERTAIN and (pool.certainty is None or pool.traces is None):
-        raise ValueError(f"plan {plan} needs the samples' certainty: evaluate with --confidence {plan.traces.top}")
+        raise ValueError(f"plan {plan} needs the samples' certainty: evaluate with --trace_top {plan.traces.top}")
 
 
 def _replay(pool: Pool, plan: Plan, ks: list[int], orders: int, seed: int) -> list[list[float]]:
@@ -109,12 +109,12 @@ def _replay(pool: Pool, plan: Plan, ks: list[int], orders: int, seed: int) -> li
 
 def seen(pool: Pool, forms: Sequence[str | None], plan: Plan, order: Sequence[int]) -> Seen:
     """What the plan reads of these samples of a pool, in this order; ``forms`` are the pool's answers as voting classes."""
-    certainty, confidence = [], []
+    certainty, traces = [], []
     if plan.rule in CERTAIN:
         assert pool.certainty is not None and pool.traces is not None
         certainty = [pool.certainty[i] for i in order]
-        confidence = [pool.traces[plan.traces.kind][i] for i in order]
-    return Seen([forms[i] for i in order], [pool.scores[i] for i in order], certainty, confidence)
+        traces = [pool.traces[plan.traces.kind][i] for i in order]
+    return Seen([forms[i] for i in order], [pool.scores[i] for i in order], certainty, traces)
 
 
 def run(

@@ -34,7 +34,8 @@ class Header:
     """What was evaluated and how. ``judge``: how samples were scored (None: not at all), by ``judge_votes`` written critiques
     each if it writes; ``seconds`` in all.
 
-    ``confidence``: of how many likeliest tokens certainty was recorded (0: not at all), ``window``: its groups' tokens.
+    ``trace_top``: of how many likeliest tokens the token confidences were recorded (0: not at all); ``trace_window``: tokens
+    of a group of DeepConf's scores.
     """
 
     name: str
@@ -50,9 +51,13 @@ class Header:
     versions: Mapping[str, str]
     judge: str | None
     seconds: float
-    confidence: int = 0
-    window: int = 0
+    trace_top: int = 0
+    trace_window: int = 0
     judge_votes: int = 1
+
+
+RENAMED = {"confidence": "trace_top", "window": "trace_window"}
+"""Keys of the header in older files -> what they are called now."""
 
 
 def write_header(directory: Path, header: Header) -> None:
@@ -72,7 +77,10 @@ def read_header(directory: Path) -> Header:
         values = json.loads(path.read_text())
     except ValueError as err:
         raise PoolError(f"{path}: not JSON: {err}") from err
-    _same_keys(values, {f.name for f in dataclasses.fields(Header)}, str(path), {"confidence", "window", "judge_votes"})
+    if isinstance(values, dict):
+        values = {RENAMED.get(key, key): value for key, value in values.items()}
+    optional = {"trace_top", "trace_window", "judge_votes"}
+    _same_keys(values, {f.name for f in dataclasses.fields(Header)}, str(path), optional)
     return Header(**values)
 
 

@@ -40,15 +40,19 @@ class Eval:
     """Token limit of a written critique."""
     judge_votes: int = 1
     """Written critiques per sample, whose verdicts are averaged: one is greedy, several are drawn."""
-    confidence: int = 0
-    """k > 0: record the samples' certainty, of the k likeliest tokens, for the rules that vote by it."""
-    window: int = 64
+    trace_top: int = 0
+    """Record the samples' certainty, with the confidence of this many likeliest tokens, for the rules that read it; 0: do not."""
+    trace_window: int = 64
     """Tokens of a group of DeepConf's scores."""
     batch: int = 8
     """Problems per engine call; each is written to disk as it is done."""
     seed: int = 0
     probe: Probing = field(default_factory=Probing)
     """Thoughts that are stopped behind each episode and made to answer, beside the samples (see ``evals.probes``)."""
+
+
+RENAMED = {"confidence": "trace_top", "window": "trace_window"}
+"""Options of before -> what they are called now, for the error message."""
 
 
 def evaluate(
@@ -106,8 +110,8 @@ def _header(engine: Engine, task: Task, config: Eval, name: str, model: str, ver
         versions={p: version(p) for p in ("twofold", "torch", "transformers")},
         judge=None if config.judge == "none" else f"{config.judge} of {verified_by}" if verified_by else config.judge,
         seconds=0.0,
-        confidence=config.confidence,
-        window=config.window if config.confidence else 0,
+        trace_top=config.trace_top,
+        trace_window=config.trace_window if config.trace_top else 0,
         judge_votes=config.judge_votes,
     )
 
@@ -117,7 +121,7 @@ def _pools(
 ) -> list[Pool]:
     began = time.monotonic()
     sampling = Sampling(
-        config.n, config.temperature, config.top_p, config.max_tokens, chat.stop, config.seed, config.confidence
+        config.n, config.temperature, config.top_p, config.max_tokens, chat.stop, config.seed, config.trace_top
     )
     groups = rollouts(engine, chat, task, problems, sampling)
     scores, cost = _scores(verifier or engine, chat, [r for g in groups for r in g], config)
@@ -142,12 +146,12 @@ def _pools(
 
 def _certainty(group: Group, config: Eval) -> dict[str, Any]:
     """Self-certainty and every DeepConf score of the samples, where they were recorded."""
-    if not config.confidence:
+    if not config.trace_top:
         return {}
-    confidences = [r.completion.confidence or [] for r in group]
+    confidences = [r.completion.token_confidence or [] for r in group]
     return {
-        "certainty": [float(np.mean(r.completion.certainty or [])) for r in group],
-        "traces": {kind: [trace(c, kind, config.window) for c in confidences] for kind in get_args(Trace)},
+        "certainty": [float(np.mean(r.completion.token_certainty or [])) for r in group],
+        "traces": {kind: [trace(c, kind, config.trace_window) for c in confidences] for kind in get_args(Trace)},
     }
 
 

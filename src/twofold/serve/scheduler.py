@@ -315,5 +315,5 @@ class Loop:
 
 def _first(whole: Completion, size: int) -> Completion:
     """The first tokens of a completion, which a stop string ended."""
-    more = [None if x is None else x[:size] for x in (whole.confidence, whole.certainty)]
+    more = [None if x is None else x[:size] for x in (whole.token_confidence, whole.token_certainty)]
     return Completion(whole.tokens[:size], whole.logprobs[:size], whole.sampled[:size], "stop", *more)
