@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from twofold import cli, run
+from twofold.compute.judge import Judging
 from twofold.compute.plan import parse
 from twofold.evals import optimal
 from twofold.evals.optimal import compute_optimal
@@ -143,6 +144,31 @@ def test_what_can_be_replayed(evaluated: Path):
 def test_calibrate_prints_options_of_a_plan(evaluated: Path, capsys):
     assert cli.main(["calibrate", str(evaluated)]) == 0
     assert parse(f"posterior-4:{capsys.readouterr().out.strip()}").calibration.slope >= 0
+
+
+@pytest.mark.parametrize("judge", ["none", "bce", "regression", "head"])
+def test_a_judge_that_a_plan_cannot_use_is_refused(judge: str, tmp_path: Path):
+    model, config = run.load("tiny"), Eval(problems=2, n=2, max_tokens=8, judge=Judging(judge))  # type: ignore[arg-type]
+    message = f"weighted-2:.*cannot ask for verdicts by judge={judge}: give it one of p_yes, normalised, written, steps"
+    with pytest.raises(ValueError, match=message):
+        run.evaluate(model, "sums", config, out=tmp_path, plans=["majority-2", "weighted-2"])
+    assert not list(tmp_path.iterdir())
+    if judge == "none":
+        out = run.evaluate(model, "sums", config, out=tmp_path, plans=["majority-2"])
+        assert [replayable(plan, read_header(out)) for plan in noted(out)] == [True]
+
+
+def test_pools_of_another_question_or_cut_are_told_apart(tmp_path: Path):
+    """The standard question leaves no trace in the header, so that older pools stay the same; another one does."""
+    model, config = run.load("tiny"), Eval(problems=2, n=2, max_tokens=8)
+    own = replace(model, chat=model.chat.asking("Is it right?"))
+    plain = read_header(run.evaluate(model, "sums", config, out=tmp_path / "plain"))
+    other = read_header(run.evaluate(own, "sums", config, out=tmp_path / "own", plans=["weighted-2"]))
+    assert (plain.judge_question, plain.judge_cut, other.judge_question) == (None, None, "Is it right?")
+    assert [replayable(plan, other) for plan in noted(tmp_path / "own")] == [True]
+    assert not replayable(parse("weighted-2:max_tokens=8"), other)
+    with pytest.raises(ValueError, match="another evaluation"):
+        run.evaluate(own, "sums", config, out=tmp_path / "plain")
 
 
 def test_a_plan_of_more_samples_than_the_pool_is_refused(tmp_path: Path):

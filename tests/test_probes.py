@@ -13,6 +13,7 @@ from test_report import make_pool, printed, save
 
 import twofold
 from twofold import run
+from twofold.compute.judge import Judging
 from twofold.compute.rollout import rollouts, split
 from twofold.compute.think import Forcing, continue_thoughts, forcing
 from twofold.evals import probes
@@ -132,7 +133,7 @@ def test_words_that_lead_nowhere_are_taken_back(chat):
 
 
 SMALL = run.Eval(
-    problems=2, n=2, max_tokens=60, batch=1, judge="none",
+    problems=2, n=2, max_tokens=60, batch=1, judge=Judging("none"),
     probe=Probing(thoughts=2, answers=8, waits=1, each=20, prover=SHIPPED, episodes=SHORT),
 )  # fmt: skip
 

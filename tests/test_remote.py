@@ -18,7 +18,7 @@ from flaky import Proxy, proxied
 from serving import PUZZLE, Served, chat_body, events, exact, serving, until
 
 from twofold.cli import main
-from twofold.compute.judge import p_yes
+from twofold.compute.judge import Judging, p_yes
 from twofold.compute.rollout import draw
 from twofold.engines import wire
 from twofold.engines.base import UpstreamError
@@ -316,7 +316,7 @@ def test_solve_and_eval(upstream: Served, remote: Model, tmp_path: Path, capsys:
     for pool in read_pools(out / "pools.jsonl"):
         assert all(score is not None and 0 < score < 1 for score in pool.scores) and pool.tokens
     with pytest.raises(ValueError, match="an upstream has none"):
-        evaluate(remote, "sums", Eval(judge="bce"), out=tmp_path / "b")
+        evaluate(remote, "sums", Eval(judge=Judging("bce")), out=tmp_path / "b")
 
 
 # In front of a server -------------------------------------------------------------------------------------------------

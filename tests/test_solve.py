@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +12,22 @@ from typing import Any
 import pytest
 
 from twofold import cli, run
-from twofold.compute.judge import judge_cost, p_yes, verdicts
+from twofold.compute.judge import Judging, judge_all, judge_cost, p_yes, resolved
+from twofold.compute.mcts import MCTS
 from twofold.compute.plan import Independent, Plan, parse
-from twofold.compute.prune import DeepConf, Prune
+from twofold.compute.prune import DeepConfOnline, Prune
 from twofold.compute.rollout import draw
+from twofold.compute.rules import Seen
 from twofold.compute.search import Beam
-from twofold.compute.select import Seen, classes, select
+from twofold.compute.select import classes, select
 from twofold.compute.solve import MAKERS, solve
+from twofold.compute.think import Forcing
 from twofold.compute.tree import Steps
-from twofold.maths.confidence import trace
+from twofold.maths.confidence import Traces, trace
 from twofold.maths.posterior import Calibration, posterior
 from twofold.maths.stopping import Adaptive, Fixed, Lengths, Posterior, Windows, should_stop
 from twofold.tasks.procedural import Sums
-from twofold.text.prompts import CRITIQUE
+from twofold.text.prompts import CRITIQUE, JUDGE
 from twofold.toml import ConfigError
 from twofold.types import Completion, Sampling
 
@@ -68,11 +72,25 @@ class Counting:
         ("majority-8", Plan(n=8, rule="majority")),
         ("weighted-16:stop=posterior,threshold=0.95", Plan(stop=Posterior(threshold=0.95))),
         ("majority-40:stop=windows,size=4,seed=3", Plan(40, "majority", stop=Windows(size=4), seed=3)),
-        ("best-4:judge=normalised,temperature=0.5", Plan(4, "best", "normalised", temperature=0.5)),
+        ("best-4:judge=normalised,temperature=0.5", Plan(4, "best", Judging("normalised"), temperature=0.5)),
         ("weighted-4:stop=lengths,caps=[8,16],threshold=1", Plan(4, stop=Lengths(caps=(8, 16), threshold=1.0))),
         ("weighted-4:make=prune,floor=0.3", Plan(4, make=Prune(floor=0.3))),
-        ("weighted-32:make=deepconf,window=8", Plan(32, make=DeepConf(window=8))),
-        ("deepconf-8:traces.window=9,top=5", Plan(8, "deepconf", traces=replace(Plan().traces, window=9, top=5))),
+        ("weighted-32:make=deepconf_online,step=8", Plan(32, make=DeepConfOnline(step=8))),
+        (
+            "deepconf-32:make=deepconf_online,window=8",
+            Plan(32, "deepconf", make=DeepConfOnline(), traces=Traces(window=8)),
+        ),
+        ("deepconf-8:traces.window=9,top=5", Plan(8, "deepconf", traces=Traces(window=9, top=5))),
+        ("best-4:judge=steps,cut=tags,votes=4", Plan(4, "best", Judging("steps", cut="tags", votes=4))),
+        ('best-4:question="Right, or not?"', Plan(4, "best", Judging(question="Right, or not?"))),
+        (
+            "best-4:make=mcts,tokens=9,judge=written,judge.tokens=64",
+            Plan(4, "best", Judging("written", tokens=64), MCTS(steps=Steps(tokens=9))),
+        ),
+        (
+            'majority-4:make=forcing,times=2,waits=["Wait, \\"no\\"]","x"]',
+            Plan(4, "majority", make=Forcing(times=2, waits=('Wait, "no"]', "x"))),
+        ),
         ("posterior-8:slope=2,overlap=0", Plan(8, "posterior", calibration=Calibration(slope=2.0, overlap=0.0))),
     ],
 )
@@ -95,6 +113,10 @@ def test_the_short_form_there_and_back(text, plan):
         ("weighted-8:stop=adaptive,confidence=0.9", "unknown option confidence; twofold calls it threshold"),
         ("weighted-8:stop.confidence=0.9", "unknown option stop.confidence; twofold calls it threshold"),
         ("weighted-8:stop=adaptive,threshold=2", "stop: threshold must be in (0, 1]"),
+        ("weighted-8:judge_votes=4", "unknown option judge_votes; twofold calls it judge.votes"),
+        ("weighted-8:judge=written,judge_tokens=4", "unknown option judge_tokens; twofold calls it judge.tokens"),
+        ("weighted-8:judge=wrote", "judge.name must be one of 'p_yes', 'normalised', 'written', 'steps'"),
+        ("weighted-8:make=deepconf", "make.name must be one of 'independent', 'prune', 'deepconf_online'"),
         ("weighted-8:make=prune,stop=adaptive", "stop=adaptive draws independent samples, make=prune draws its own"),
         ("weighted-8:max_tokens=many", "max_tokens must be a whole number"),
     ],
@@ -239,11 +261,11 @@ def test_pruning_drops_the_hopeless_only(model):
 
 def test_deepconf_keeps_what_holds_the_bar_of_the_warm_up(model):
     engine = Counting(model.engine)
-    config = DeepConf(warmup=6, keep=0.5, window=6, chunk=8, step=6, consensus=1.0)
-    plan = Plan(12, make=config, max_tokens=40)
+    config = DeepConfOnline(warmup=6, chunk=8, step=6, consensus=1.0)
+    plan = Plan(12, make=config, max_tokens=40, traces=Traces(keep=0.5, window=6))
     solutions = solve(engine, model.chat, QUESTIONS, plan)
     assert engine.generated == sum(s.cost.generated for s in solutions)
-    sampling = replace(plan.sampling(model.chat), n=6, trace_top=config.top)
+    sampling = replace(plan.sampling(model.chat), n=6, trace_top=plan.traces.top)
     for s, group in zip(solutions, draw(model.engine, model.chat, QUESTIONS, sampling), strict=True):
         lowest = sorted(trace(r.completion.token_confidence, "lowest", 6) for r in group)
         bar = (lowest[2] + lowest[3]) / 2  # the median: the top half reaches it
@@ -278,17 +300,35 @@ def test_both_words_are_read_from_one_pass_over_the_question(model):
     computed = []
     for judge in ("p_yes", "normalised"):
         before = model.engine.usage.computed
-        judged = verdicts(model.engine, model.chat, group, judge)
+        judged = judge_all(model.engine, model.chat, group, Judging(judge))
         computed.append(model.engine.usage.computed - before)
         assert [tokens for _, tokens in judged] == [judge_cost(model.chat, r) for r in group]
     assert computed == [sum(judge_cost(model.chat, r) for r in group)] * 2
+
+
+def test_a_verdict_question_of_the_models_own_is_asked_and_paid_for(model):
+    """The same solutions, asked in other words: by the chat, and by the plan, whose words go first."""
+    group = draw(model.engine, model.chat, QUESTIONS[:1], Sampling(n=2, max_tokens=40, stop=model.chat.stop))[0]
+    other = model.chat.asking("Is it right?")
+    assert (other.question, model.chat.question) == ("Is it right?", JUDGE) and other.within([("user", "a")]).question
+    prompts = [model.chat.ask([*r.prompt, *r.completion.tokens], "Is it right?") for r in group]
+    yes = [[model.chat.yes_no_ids[0]]] * 2
+    expected = [math.exp(lp) for (lp,) in model.engine.logprobs(prompts, yes)]
+    for chat, judging in ((other, Judging()), (model.chat, Judging(question="Is it right?"))):
+        judged = judge_all(model.engine, chat, group, judging)
+        assert [s for s, _ in judged] == pytest.approx(expected, rel=1e-3)
+        assert [t for _, t in judged] == [
+            len(p) - len(r.prompt) - len(r.completion.tokens) + 1 for p, r in zip(prompts, group, strict=True)
+        ]
+    assert resolved(Judging(), other) == Judging(question="Is it right?")
+    assert resolved(Judging(), model.chat) == Judging() and resolved(Judging("steps"), other) == Judging("steps")
 
 
 def test_a_critique_costs_its_request_and_itself(model):
     group = draw(model.engine, model.chat, QUESTIONS[:1], Sampling(n=4, max_tokens=40, stop=model.chat.stop))[0]
     asked = [model.chat.ask([*r.prompt, *r.completion.tokens], CRITIQUE) for r in group]
     written = model.engine.generate(asked, Sampling(temperature=0, max_tokens=24, stop=model.chat.stop))
-    judged = verdicts(model.engine, model.chat, group, "written", 24)
+    judged = judge_all(model.engine, model.chat, group, Judging("written", tokens=24))
     for (_, tokens), prompt, r, (critique,) in zip(judged, asked, group, written, strict=True):
         request = len(prompt) - len(r.prompt) - len(r.completion.tokens)
         assert request > 5 and tokens == request + len(critique.tokens)
@@ -340,7 +380,7 @@ def test_every_maker_is_a_plan(model, make: str):
     assert found.answer in found.votes and 0 < found.confidence <= 1
     assert len(found.answers) == len(found.scores) <= 4
     assert found.cost.generated > found.cost.discarded >= 0
-    assert (found.cost.verified > 0) == (make != "deepconf"), "DeepConf votes by certainty alone"
+    assert (found.cost.verified > 0) == (make != "deepconf_online"), "DeepConf votes by certainty alone"
 
 
 def test_options_of_a_makers_steps_have_a_short_form():

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from twofold import toml
-from twofold.compute.judge import Judge
-from twofold.compute.plan import CERTAIN, Plan, parse
+from twofold.compute.judge import ASKED, resolved
+from twofold.compute.plan import Plan, parse
 from twofold.compute.rollout import Task
 from twofold.compute.solve import Solution
 from twofold.compute.solve import solve as solve_all
@@ -159,15 +159,20 @@ def evaluate(
     """
     config = config or Eval()
     chosen = make_task(task_named(task)) if isinstance(task, str) else task
-    judge: Judge = config.judge if config.judge in get_args(Judge) else "p_yes"  # type: ignore[assignment]
-    like = Plan(temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens)
-    like = replace(like, judge=judge, judge_votes=config.judge_votes)
+    like = Plan(temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens, judge=config.judge)
     parsed = [parse(plan, like) if isinstance(plan, str) else plan for plan in plans]
+    parsed = [replace(plan, judge=resolved(plan.judge, model.chat)) for plan in parsed]
+    if unjudged := [plan for plan in parsed if plan.judged and plan.judge.name not in ASKED]:
+        judge = unjudged[0].judge.name
+        raise ValueError(
+            f"plan {unjudged[0]} cannot ask for verdicts by judge={judge}: give it one of {', '.join(ASKED)}"
+        )
     if most := [plan for plan in parsed if plan.n > config.n]:
         raise ValueError(f"plan {most[0]}: the evaluation draws {config.n} samples: raise --n or lower the plan's")
-    if config.judge in ("bce", "regression") and not isinstance((verifier or model).engine, NativeEngine):
-        raise ValueError(f"judge {config.judge} reads a head that was trained here: an upstream has none")
-    if certain := [plan.traces for plan in parsed if plan.rule in CERTAIN]:
+    trained = config.judge.name not in (*ASKED, "none")
+    if trained and not isinstance((verifier or model).engine, NativeEngine):
+        raise ValueError(f"judge {config.judge.name} reads a head that was trained here: an upstream has none")
+    if certain := [plan.traces for plan in parsed if plan.traced]:
         config = replace(config, trace_top=certain[0].top, trace_window=certain[0].window)
     found = evaluate_task(
         model.engine,

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 
 from twofold.compute.backtrack import backtracking
 from twofold.compute.cost import Cost, Made
-from twofold.compute.judge import verdicts
+from twofold.compute.judge import judge_all
 from twofold.compute.mcts import mcts
-from twofold.compute.plan import CERTAIN, Independent, Plan
-from twofold.compute.prune import deepconf, prune
+from twofold.compute.plan import Independent, Plan
+from twofold.compute.prune import DeepConfOnline, deepconf_online, prune
 from twofold.compute.rollout import continue_from, draw
+from twofold.compute.rules import Seen, rule_named
 from twofold.compute.search import beam, dvts, particles, rebase
-from twofold.compute.select import Same, Seen, classes, select, settled
+from twofold.compute.select import Same, classes, select, settled
 from twofold.compute.think import correction, forcing
 from twofold.engines.base import Engine
 from twofold.maths.confidence import trace
@@ -23,10 +24,13 @@ from twofold.text.chat import Chat
 from twofold.types import Candidate
 
 MAKERS: dict[str, Callable[..., list[Made]]] = {
-    "prune": prune, "deepconf": deepconf, "forcing": forcing, "correction": correction,
+    "prune": prune, "deepconf_online": deepconf_online, "forcing": forcing, "correction": correction,
     "backtracking": backtracking, "beam": beam, "dvts": dvts, "rebase": rebase, "particles": particles, "mcts": mcts,
 }  # fmt: skip
-"""By the name of ``Plan.make``: (engine, chat, questions, n, sampling, config) -> one ``Made`` per question."""
+"""By the name of ``Plan.make``: (engine, chat, questions, n, sampling, config) -> one ``Made`` per question.
+
+DeepConf online takes the plan's ``traces`` as well.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ class _Work:
 
     def seen(self, plan: Plan, same: Same | None) -> Seen:
         certainty, traces = [], []
-        if plan.rule in CERTAIN:
+        if plan.traced:
             for c in (r.completion for r in self.group):
                 assert c.token_certainty is not None and c.token_confidence is not None
                 certainty.append(sum(c.token_certainty) / len(c.token_certainty))
@@ -96,7 +100,8 @@ def solve(engine: Engine, chat: Chat, problems: Sequence[str], plan: Plan, same:
         _draw(engine, chat, works, plan, plan.stop, same)
     else:
         began = time.monotonic()
-        made = MAKERS[plan.make.name](engine, chat, problems, plan.n, sampling, plan.make)
+        also = {"traces": plan.traces} if isinstance(plan.make, DeepConfOnline) else {}
+        made = MAKERS[plan.make.name](engine, chat, problems, plan.n, sampling, plan.make, **also)
         for work, m in zip(works, made, strict=True):
             work.add(m.candidates, m.scores)
             work.cost = replace(m.cost, seconds=0.0)
@@ -146,11 +151,11 @@ def _lengthen(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: 
 
 
 def _share(plan: Plan, work: _Work, same: Same | None) -> float:
-    """The leader's votes over n, or its posterior."""
+    """Return the leader's votes over n if the rule's weights are bounded, else the confidence."""
     answer, confidence, votes = select(plan, work.seen(plan, same))
     if answer is None:
         return 0.0
-    return confidence if plan.rule not in ("majority", "best", "weighted") else votes[answer] / plan.n
+    return votes[answer] / plan.n if rule_named(plan.rule).bounded else confidence
 
 
 def _judge(engine: Engine, chat: Chat, works: Sequence[_Work], plan: Plan, began: float) -> None:
@@ -158,7 +163,7 @@ def _judge(engine: Engine, chat: Chat, works: Sequence[_Work], plan: Plan, began
     if plan.judged:
         todo = [(w, j) for w in works for j, r in enumerate(w.group) if r.answer is not None and w.scores[j] is None]
         asked = [w.group[j] for w, j in todo]
-        judged = verdicts(engine, chat, asked, plan.judge, plan.judge_tokens, plan.seed, plan.judge_votes)
+        judged = judge_all(engine, chat, asked, plan.judge, plan.seed)
         for (work, j), (score, tokens) in zip(todo, judged, strict=True):
             work.scores[j] = score
             work.cost += Cost(verified=tokens)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twofold.compute.plan import Plan, Rule
+from twofold.compute.plan import Plan
 from twofold.compute.select import classes, select
 from twofold.evals.plans import check, noted, replayable, seen
 from twofold.evals.pools import Header
@@ -29,7 +29,7 @@ Record = dict[str, Any]
 
 BINS = 3
 """Of difficulty."""
-RULES: tuple[Rule, ...] = ("majority", "best", "weighted", "posterior")
+RULES = ("majority", "best", "weighted", "posterior")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from twofold.compute.judge import verdicts
+from twofold.compute.judge import Judging, judge_all, resolved
 from twofold.compute.rollout import Task, rollouts
 from twofold.engines.base import Engine
 from twofold.evals.pools import HEADER, POOLS, Header, finished_ids, read_header, write_header, write_pool
@@ -21,13 +21,10 @@ from twofold.text.chat import Chat
 from twofold.text.extract import canonical
 from twofold.types import Group, Pool, Problem, Rollout, Sampling
 
-Judge = Literal["p_yes", "normalised", "written", "steps", "bce", "regression", "none"]
-
 
 @dataclass(frozen=True, slots=True)
 class Eval:
-    """``judge``: how samples are scored: P(Yes) as published, P(Yes) / (P(Yes) + P(No)), a written critique, a trained
-    scalar head (``bce``, ``regression``), or not at all."""
+    """Options of an evaluation. ``judge`` is how samples are scored (see ``compute.judge.Judging``)."""
 
     problems: int = 200
     n: int = 64
@@ -35,11 +32,7 @@ class Eval:
     top_p: float = 1.0
     max_tokens: int = 256
     split: Literal["train", "test", "harder", "ood"] = "test"
-    judge: Judge = "p_yes"
-    judge_tokens: int = 128
-    """Token limit of a written critique."""
-    judge_votes: int = 1
-    """Written critiques per sample, whose verdicts are averaged: one is greedy, several are drawn."""
+    judge: Judging = field(default_factory=Judging)
     trace_top: int = 0
     """Record the samples' certainty, with the confidence of this many likeliest tokens, for the rules that read it; 0: do not."""
     trace_window: int = 64
@@ -51,7 +44,9 @@ class Eval:
     """Thoughts that are stopped behind each episode and made to answer, beside the samples (see ``evals.probes``)."""
 
 
-RENAMED = {"confidence": "trace_top", "window": "trace_window"}
+RENAMED = {
+    "confidence": "trace_top", "window": "trace_window", "judge_tokens": "judge.tokens", "judge_votes": "judge.votes"
+}  # fmt: skip
 """Options of before -> what they are called now, for the error message."""
 
 
@@ -74,7 +69,7 @@ def evaluate(
     ``verified_by`` is its name. Raises ValueError if ``out`` was begun with other settings.
     """
     problems = [task.problem(config.split, i) for i in range(config.problems)]
-    header = _header(engine, task, config, name, model, verified_by)
+    header = _header(engine, task, config, resolved(config.judge, chat), name, model, verified_by)
     if (out / HEADER).exists():
         before = read_header(out)
         if replace(before, seconds=0.0) != header:
@@ -95,7 +90,9 @@ def evaluate(
     return out
 
 
-def _header(engine: Engine, task: Task, config: Eval, name: str, model: str, verified_by: str | None) -> Header:
+def _header(
+    engine: Engine, task: Task, config: Eval, judge: Judging, name: str, model: str, verified_by: str | None
+) -> Header:
     return Header(
         name=name,
         model=model,
@@ -108,11 +105,13 @@ def _header(engine: Engine, task: Task, config: Eval, name: str, model: str, ver
         seed=config.seed,
         engine=type(engine).__name__,
         versions={p: version(p) for p in ("twofold", "torch", "transformers")},
-        judge=None if config.judge == "none" else f"{config.judge} of {verified_by}" if verified_by else config.judge,
+        judge=None if judge.name == "none" else f"{judge.name} of {verified_by}" if verified_by else judge.name,
         seconds=0.0,
         trace_top=config.trace_top,
         trace_window=config.trace_window if config.trace_top else 0,
-        judge_votes=config.judge_votes,
+        judge_votes=judge.votes,
+        judge_question=judge.question,
+        judge_cut=judge.cut if judge.name == "steps" else None,
     )
 
 
@@ -157,7 +156,7 @@ def _certainty(group: Group, config: Eval) -> dict[str, Any]:
 
 def _scores(engine: Engine, chat: Chat, rollouts: list[Rollout], config: Eval) -> tuple[list[float | None], list[int]]:
     """Score of every rollout, and the tokens read or written for it beyond its own."""
-    if config.judge == "none":
+    if config.judge.name == "none":
         return [None] * len(rollouts), [0] * len(rollouts)
-    judged = verdicts(engine, chat, rollouts, config.judge, config.judge_tokens, config.seed, config.judge_votes)
+    judged = judge_all(engine, chat, rollouts, config.judge, config.seed)
     return [score for score, _ in judged], [tokens for _, tokens in judged]

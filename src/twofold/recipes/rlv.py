@@ -25,7 +25,7 @@ from twofold.engines.base import Engine
 from twofold.maths.credit import differences, grpo, rloo, spread
 from twofold.maths.stats import verifier_quality
 from twofold.text.chat import Chat
-from twofold.text.segments import step_ends
+from twofold.text.segments import sentence_ends
 from twofold.types import Grade, Group, Problem, Rollout, Sample, Sampling
 
 
@@ -115,7 +115,7 @@ class Recipe:
     def _vine(self, engine: Engine, groups: list[Group], sampling: Sampling) -> list[list[float]]:
         """VinePPO: the value of every step boundary from ``vine_k`` continuations, all in one engine call."""
         everyone = [r for g in groups for r in g]
-        ends = [step_ends(self.chat.pieces(r.completion.tokens)) for r in everyone]
+        ends = [sentence_ends(self.chat.pieces(r.completion.tokens)) for r in everyone]
         # a seed of its own: with the rollouts' the continuations of a bare prompt would be the rollouts over again
         more = replace(sampling, n=self.config.vine_k, seed=sampling.seed + 1)
         starts = [[0, *es[:-1]] for es in ends]

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from twofold.compute.plan import Plan, parse, settings
+from twofold.compute.rules import RULES
 from twofold.compute.select import Same
 from twofold.serve import jobs
 from twofold.serve.detokenize import Stops
@@ -16,12 +17,11 @@ from twofold.serve.jobs import Answer
 from twofold.serve.scheduler import Client, Ticket
 from twofold.serve.schema import SAMPLES, TOKENS, ChatRequest, Refused, Request, TextRequest
 from twofold.text.chat import Chat
-from twofold.text.prompts import JUDGE
 from twofold.types import COLDEST, Sampling
 
 BOUNDS = {
-    "rounds": 8, "times": 8, "windows": 8, "simulations": 64, "width": 16, "children": 16, "depth": 64, "judge_tokens": 4096,
-    "judge_votes": 16, "top": 64,
+    "rounds": 8, "times": 8, "windows": 8, "simulations": 64, "width": 16, "children": 16, "depth": 64, "judge.tokens": 4096,
+    "judge.votes": 16, "top": 64,
 }  # fmt: skip
 """The most that a plan may say of what multiplies its cost. Any other number: ``TOKENS``."""
 LIKELIEST = 131_072
@@ -51,7 +51,8 @@ def read_chat(body: ChatRequest, name: str, chat: Chat, context: int, same: Same
         raise Refused(400, "a plan gives one choice, from as many samples as it says: leave n out", param="n")
     if body.logprobs or body.top:
         raise Refused(400, "the choice of a plan has no logprobs: ask without a plan", param="logprobs")
-    chosen = _fitted(body, chosen, len(prompt), context - len(chat.follow_up(JUDGE)) - 1)
+    asked = len(chat.follow_up(chosen.judge.question or chat.question))
+    chosen = _fitted(body, chosen, len(prompt), context - asked - 1)
     return partial(jobs.plan, chat=chat, question=question, chosen=chosen, same=same), chosen
 
 
@@ -134,10 +135,14 @@ def read_plan(spec: str) -> Plan:
         plan = parse(spec)
     except (ValueError, OverflowError) as error:
         raise Refused(400, str(error)[:400], "invalid_plan", "plan") from error
+    if plan.rule not in RULES:
+        raise Refused(
+            400, "a rule of your own is a file, and a server runs no file that a request names", "invalid_plan", "plan"
+        )
     if plan.n > SAMPLES:
         raise Refused(400, f"a plan may have at most {SAMPLES} samples here, not {plan.n}", "invalid_plan", "plan")
     for place, value, _ in settings(replace(plan, seed=0)):
-        most = BOUNDS.get(place.rpartition(".")[2], TOKENS)
+        most = BOUNDS.get(place, BOUNDS.get(place.rpartition(".")[2], TOKENS))
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and not abs(number) <= most:  # NaN neither
                 raise Refused(400, f"{place} may be at most {most} here, not {number}", "invalid_plan", "plan")
