@@ -3,7 +3,7 @@ what is gained by choosing it by difficulty, and what by longer samples?
 
     for s in 0 1 2; do
         twofold train configs/rlv-sums.toml --train.seed $s --out runs/rlv-$s
-        twofold eval runs/rlv-$s --problems 440 --n 64 --max_tokens 40 --seed $s --confidence 20 --window 8 --out runs/pool-$s
+        twofold eval runs/rlv-$s --problems 440 --n 64 --max_tokens 40 --seed $s --trace_top 20 --trace_window 8 --out runs/pool-$s
     done
     python studies/test_time.py runs/pool-0 runs/pool-1 runs/pool-2
 
@@ -30,7 +30,7 @@ from twofold.maths.posterior import fit
 from twofold.types import Pool
 
 CAP = 40  # of both published rules
-PUBLISHED = {"adaptive consistency": "stop=adaptive,confidence=0.95", "ESC": "stop=windows,size=5"}
+PUBLISHED = {"adaptive consistency": "stop=adaptive,threshold=0.95", "ESC": "stop=windows,size=5"}
 CHOICES = ("majority", "weighted", "posterior")
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 CAPS = (16, 20, 24, 28, 32, 40)
@@ -59,14 +59,14 @@ class Seed:
         self.test, self.held_out, self.orders = pools[:-held_out], pools[-held_out:], orders
         self.calibration = fit([(p.answers, [g.label == "correct" for g in p.grades], p.scores) for p in self.held_out])
         self.like = Plan(max_tokens=header.max_tokens, calibration=self.calibration)
-        self.ours = [(c, self.run(f"posterior-{CAP}:stop=posterior,confidence={c}", self.held_out)) for c in THRESHOLDS]
+        self.ours = [(c, self.run(f"posterior-{CAP}:stop=posterior,threshold={c}", self.held_out)) for c in THRESHOLDS]
         print(f"{run.name}: {self.calibration}")
 
     def run(self, plan: str, pools: list[Pool], **changes: object) -> Replay:
         return replay(pools, replace(parse(plan, self.like), **changes), self.orders)  # type: ignore[arg-type]
 
     def threshold(self, accuracy: float) -> float:
-        """The lowest confidence at which ours is as accurate on the problems to calibrate on."""
+        """The lowest threshold at which ours is as accurate on the problems to calibrate on."""
         good = [c for c, r in self.ours if r.correct_P_K[:, -1].mean() >= accuracy]
         return good[0] if good else THRESHOLDS[-1]
 
@@ -81,7 +81,7 @@ def stopping(seeds: list[Seed]) -> None:
             pairs = []
             for seed in seeds:
                 c = seed.threshold(seed.run(plan, seed.held_out).correct_P_K[:, -1].mean())
-                ours = f"posterior-{CAP}:stop=posterior,confidence={c}"
+                ours = f"posterior-{CAP}:stop=posterior,threshold={c}"
                 pairs.append((last(seed.run(plan, seed.test)), last(seed.run(ours, seed.test))))
             a, b = (np.mean(side, axis=0) for side in zip(*pairs, strict=True))  # [problems, 3], over seeds
             d = stats.paired_bootstrap(b[:, 0], a[:, 0])

@@ -52,8 +52,8 @@ class Oracle:
             """Draw a token with our own random number, and mask all others so that ``generate`` takes it."""
             token, logp = draw(scores, uniforms_T[None, len(logprobs)], sampling.temperature, sampling.top_p)
             logprobs.append(float(logp))
-            if sampling.confidence:
-                for values, value in zip(confidence, confidences(scores, sampling.confidence), strict=True):
+            if sampling.trace_top:
+                for values, value in zip(confidence, confidences(scores, sampling.trace_top), strict=True):
                     values.append(float(value))
             return torch.full_like(scores, float("-inf")).scatter(1, token[:, None], 0.0)
 
@@ -69,7 +69,7 @@ class Oracle:
         )
         tokens = out[0, len(prompt) :].tolist()
         finish: Finish = "stop" if tokens[-1] in sampling.stop else "length"
-        return Completion(tokens, logprobs, [True] * len(tokens), finish, *(confidence if sampling.confidence else ()))
+        return Completion(tokens, logprobs, [True] * len(tokens), finish, *(confidence if sampling.trace_top else ()))
 
     @torch.inference_mode()
     def logprobs(

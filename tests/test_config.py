@@ -97,6 +97,13 @@ def test_override_values(words: list[str], expected: Config) -> None:
     assert override(BASE, words) == expected
 
 
+def test_a_table_with_a_name_may_be_given_by_its_name(tmp_path: Path) -> None:
+    assert override(BASE, ["recipe=tango"]).recipe == override(BASE, ["--recipe", "tango"]).recipe == Tango()
+    kept = replace(BASE, recipe=RLV(weight=7.0))
+    assert override(kept, ["recipe=rlv"]) == kept  # the one that is there keeps its options
+    assert from_dict(Config, {"model": "m", "recipe": "tango"}).recipe == Tango()
+
+
 def test_override_keeps_what_it_does_not_name() -> None:
     config = Config("m", "runs/a", Tango(weight=9.0), Train(steps=3, stop_at=0.5), Train(steps=1))
     assert override(config, ["recipe.verifier=v"]) == replace(config, recipe=Tango(weight=9.0, verifier="v"))
@@ -128,7 +135,8 @@ def test_override_keeps_what_it_does_not_name() -> None:
         ({"model": 3}, "model must be text, got 3 (int)"),
         ({"recipe": {"credit": "ppo"}}, "recipe.credit must be one of 'grpo', 'rloo', got 'ppo' (str)"),
         ({"recipe": {"name": "mrt"}}, "recipe.name must be one of 'rlv', 'tango', got 'mrt' (str)"),
-        ({"recipe": "tango"}, "recipe must be a table (set its options, such as recipe.name), got 'tango' (str)"),
+        ({"recipe": "mrt"}, "recipe.name must be one of 'rlv', 'tango', got 'mrt' (str)"),
+        ({"recipe": 3}, "recipe must be a table (set its options, such as recipe.name), got 3 (int)"),
     ],
 )
 def test_a_mistake_in_a_file_is_named(values: dict, expected: str) -> None:
@@ -142,7 +150,8 @@ def test_a_mistake_in_a_file_is_named(values: dict, expected: str) -> None:
         (["learning_rate=1"], "unknown option learning_rate; twofold calls it train.lr"),
         (["train.lr=fast"], "train.lr must be a number, got 'fast' (str)"),
         (["train.levels=3"], "train.levels must be a list such as [1, 2], got 3 (int)"),
-        (["recipe=tango"], "recipe must be a table (set its options, such as recipe.name), got 'tango' (str)"),
+        (["recipe=mrt"], "recipe.name must be one of 'rlv', 'tango', got 'mrt' (str)"),
+        (["recipe=3"], "recipe.name must be one of 'rlv', 'tango', got 3 (int)"),
         (["train=1", "train.lr=1"], "train is given both as a value and as a table, by train.lr"),
         (["--train.bf16", "--train.lr=1"], "--train.bf16 needs a value"),
         (["--train.bf16"], "--train.bf16 needs a value"),

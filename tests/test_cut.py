@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twofold.text.segments import step_ends
+from twofold.text.segments import sentence_ends
 
 
 def steps(*pieces: str) -> list[str]:
     """The text of each step."""
-    ends = step_ends(pieces)
+    ends = sentence_ends(pieces)
     return ["".join(pieces[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
 
 
@@ -23,7 +23,7 @@ def by_character(text: str) -> list[str]:
 
 
 def test_lines_end_steps() -> None:
-    assert step_ends(["1+1", "=2", "\n", "2+2=4", "\n", "4"]) == [3, 5, 6]
+    assert sentence_ends(["1+1", "=2", "\n", "2+2=4", "\n", "4"]) == [3, 5, 6]
     assert by_character("a = 1\n\nb = 2\nc = 3") == ["a = 1\n\n", "b = 2\n", "c = 3"]
 
 
@@ -62,26 +62,26 @@ def test_a_token_belongs_to_the_step_in_which_it_begins() -> None:
 
 
 def test_a_trailing_newline_makes_no_empty_step() -> None:
-    assert step_ends(["a", "\n"]) == [2]
-    assert step_ends(["a", "\n", "b", "\n\n"]) == [2, 4]
+    assert sentence_ends(["a", "\n"]) == [2]
+    assert sentence_ends(["a", "\n", "b", "\n\n"]) == [2, 4]
 
 
 def test_a_stop_token_without_text() -> None:
     """It begins where the text ends: behind a newline that is a step of its own, else part of the last."""
-    assert step_ends(["a", "\n", "b", ""]) == [2, 4]
-    assert step_ends(["a", "\n", ""]) == [2, 3]
+    assert sentence_ends(["a", "\n", "b", ""]) == [2, 4]
+    assert sentence_ends(["a", "\n", ""]) == [2, 3]
 
 
 def test_the_smallest_inputs() -> None:
-    assert step_ends([]) == [0]
-    assert step_ends([""]) == [1]
-    assert step_ends(["\n"]) == [1]
+    assert sentence_ends([]) == [0]
+    assert sentence_ends([""]) == [1]
+    assert sentence_ends(["\n"]) == [1]
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.text(alphabet="aB1. \n$\\()[]!?", max_size=5), max_size=40))
 def test_ends_rise_and_cover_everything(pieces: list[str]) -> None:
-    ends = step_ends(pieces)
+    ends = sentence_ends(pieces)
     assert ends[-1] == len(pieces)
     assert all(a < b for a, b in pairwise(ends))
     assert not pieces or ends[0] > 0
@@ -93,11 +93,11 @@ def test_tokens_only_coarsen_the_cut(pieces: list[str]) -> None:
     """Every end is a cut of the same text character by character, moved back to the next token's beginning."""
     text = "".join(pieces)
     starts = [sum(map(len, pieces[:t])) for t in range(len(pieces) + 1)]
-    moved = {min(t for t in range(len(starts)) if starts[t] >= end) for end in step_ends(list(text))}
-    assert step_ends(pieces) == sorted(moved)
+    moved = {min(t for t in range(len(starts)) if starts[t] >= end) for end in sentence_ends(list(text))}
+    assert sentence_ends(pieces) == sorted(moved)
 
 
 def test_a_long_solution_is_cut_in_linear_time() -> None:
     began = time.process_time()
-    assert len(step_ends(["a.", "\n"] * 50_000)) == 50_000
+    assert len(sentence_ends(["a.", "\n"] * 50_000)) == 50_000
     assert time.process_time() - began < 3

@@ -264,19 +264,19 @@ def test_calls_taken_token_by_token_in_company_are_calls_alone(pair: Pair) -> No
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_confidence_of_tokens_by_a_full_forward_pass(pair: Pair, engine: Engine, temperature: float) -> None:
     """At temperature 1, confidence is minus the mean ln p of the 3 likeliest and certainty is KL(uniform || p)."""
-    done = engine.generate(PROMPTS[:3], replace(ROLLOUT, temperature=temperature, confidence=3))
+    done = engine.generate(PROMPTS[:3], replace(ROLLOUT, temperature=temperature, trace_top=3))
     for prompt, group in zip(PROMPTS[:3], done, strict=True):
         for c in group:
             with torch.inference_mode():
                 logits = pair.plain(torch.tensor([[*prompt, *c.tokens]])).logits[0, len(prompt) - 1 : -1].double()
             logp = logits.log_softmax(-1)
-            assert c.confidence == near([-float(row.sort().values[-3:].mean()) for row in logp])
-            assert c.certainty == near([float(-row.mean()) - math.log(512) for row in logp])
+            assert c.token_confidence == near([-float(row.sort().values[-3:].mean()) for row in logp])
+            assert c.token_certainty == near([float(-row.mean()) - math.log(512) for row in logp])
 
 
 def test_confidence_of_more_tokens_than_there_are_is_refused(engine: Engine) -> None:
     with pytest.raises(ValueError, match="513 likeliest tokens: the vocabulary has 512"):
-        engine.generate([[5]], Sampling(confidence=513))
+        engine.generate([[5]], Sampling(trace_top=513))
 
 
 # What is scored -------------------------------------------------------------------------------------------------------

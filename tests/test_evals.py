@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import twofold
 from twofold import run
+from twofold.compute.judge import Judging
 from twofold.evals.pools import read_header, read_pools
 from twofold.evals.run import Eval
 from twofold.models.head import attach
@@ -62,7 +63,7 @@ def test_scores_are_the_probability_of_yes(model, tiny_model, tmp_path):
     expected = [last_hidden(tiny_model, p)[1].softmax(-1) for p in judgement_prompts(model)]
     scores = [s for pool in pools(model, tmp_path / "plain") for s in pool.scores]
     assert scores == pytest.approx([float(p[yes]) for p in expected], rel=1e-3)
-    scores = [s for pool in pools(model, tmp_path / "two", judge="normalised") for s in pool.scores]
+    scores = [s for pool in pools(model, tmp_path / "two", judge=Judging("normalised")) for s in pool.scores]
     assert scores == pytest.approx([float(p[yes] / (p[yes] + p[no])) for p in expected], rel=1e-3)
 
 
@@ -75,7 +76,7 @@ def test_a_trained_head_scores(kind, tiny_model, tmp_path):
     torch.nn.init.normal_(head.weight)
     outputs = [head(last_hidden(tiny_model, p)[0]).detach() for p in judgement_prompts(model)]
     squash = {"bce": torch.sigmoid, "regression": lambda x: x.clamp(0, 1)}[kind]
-    scores = [s for pool in pools(model, tmp_path / kind, judge="head") for s in pool.scores]
+    scores = [s for pool in pools(model, tmp_path / kind, judge=Judging("head")) for s in pool.scores]
     assert scores == pytest.approx([float(squash(x)) for x in outputs], abs=1e-4)
 
 
@@ -103,7 +104,7 @@ def test_the_version_is_the_source_trees(model, tmp_path, monkeypatch):
 
 
 def test_without_a_judge_nothing_is_read(model, tmp_path):
-    unjudged = pools(model, tmp_path / "none", judge="none")
+    unjudged = pools(model, tmp_path / "none", judge=Judging("none"))
     assert all(pool.scores == [None] * 4 and pool.judge_tokens == [0] * 4 for pool in unjudged)
     assert read_header(tmp_path / "none").judge is None
 
@@ -117,7 +118,9 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(model, tmp_path):
     assert [replace(p, seconds=0.0) for p in went_on] == [replace(p, seconds=0.0) for p in straight]
 
 
-@pytest.mark.parametrize("change", [{"n": 5}, {"temperature": 0.5}, {"seed": 1}, {"judge": "none"}, {"split": "ood"}])
+@pytest.mark.parametrize(
+    "change", [{"n": 5}, {"temperature": 0.5}, {"seed": 1}, {"judge": Judging("none")}, {"split": "ood"}]
+)
 def test_a_directory_of_other_settings_is_refused_and_kept(change, model, tmp_path):
     pools(model, tmp_path)
     before = (tmp_path / "pools.jsonl").read_text()

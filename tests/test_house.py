@@ -25,7 +25,7 @@ run config -> trainer -> models engines.base
 run -> engines -> models engines.base
 recipes evals -> tasks -> text -> types
 compute -> text
-cli demo run config compute -> toml
+cli demo run config compute -> toml source
 recipes evals serve compute trainer tasks models -> maths -> types
 """
 WHOLE = {"__init__", "__main__"}  # the package's front doors may name every part, lazily
@@ -123,7 +123,7 @@ def test_the_order_says_what_the_house_says() -> None:
     assert ALLOWED["models"] == {"models", "maths", "types"}
     assert ALLOWED["trainer"] == {"trainer", "models", "engines.base", "maths", "types"}
     assert ALLOWED["engines"] == {"engines", "models", "engines.base", "maths", "types"}
-    assert ALLOWED["compute"] == {"compute", "toml", "engines.base", "text", "maths", "types"}
+    assert ALLOWED["compute"] == {"compute", "toml", "source", "engines.base", "text", "maths", "types"}
     assert not ALLOWED["recipes"] & {"trainer", "models", "evals", "serve", "run", "cli", "engines"}
     assert not ALLOWED["trainer"] & {"recipes", "tasks", "text"}
 

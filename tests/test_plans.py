@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from twofold import cli, run
+from twofold.compute.judge import Judging
 from twofold.compute.plan import parse
 from twofold.evals import optimal
 from twofold.evals.optimal import compute_optimal
-from twofold.evals.plans import replay, replayable, strategies
+from twofold.evals.plans import noted, replay, replayable, strategies
 from twofold.evals.pools import PoolError, read_header, read_pools
 from twofold.evals.run import Eval
 from twofold.maths import votes
+from twofold.toml import ConfigError
 from twofold.types import Grade, Pool, Problem
 
 GRADES = {True: Grade(1.0, "correct"), False: Grade(0.0, "wrong")}
@@ -53,7 +55,7 @@ def test_only_verdicts_that_were_asked_for_are_paid():
     pool = make_pool("rr..", [0.9] * 4)
     assert replay([pool], parse("majority-4")).verified_P_K[0, -1] == 0
     assert replay([pool], parse("weighted-4")).verified_P_K[0, -1] == 6
-    assert replay([pool], parse("majority-4:stop=posterior,confidence=1")).verified_P_K[0, -1] == 6
+    assert replay([pool], parse("majority-4:stop=posterior,threshold=1")).verified_P_K[0, -1] == 6
 
 
 def test_a_stopping_rule_is_cut_at_every_k_and_stops_for_good():
@@ -70,7 +72,7 @@ def test_certainty_is_read_from_the_pool():
     pool = make_pool("rab", [0.1] * 3, certainty=[5.0, 1.0, 2.0], traces={"mean": [1.0, 9.0, 2.0]})
     assert replay([pool], parse("certain-3")).correct_P_K[0, -1] == 1
     assert replay([pool], parse("deepconf-3")).correct_P_K[0, -1] == 0
-    with pytest.raises(ValueError, match="--confidence 20"):
+    with pytest.raises(ValueError, match="--trace_top 20"):
         replay([make_pool("rab", [0.1] * 3)], parse("borda-3"))
     with pytest.raises(ValueError, match="was not judged"):
         replay([replace(pool, scores=[None] * 3)], parse("weighted-3"))
@@ -100,7 +102,7 @@ def test_plans_are_replayed_or_run_and_never_done_twice(evaluated: Path):
     assert found.plans[3].lengths.cumulated == 2 * np.mean([{12: 12, 24: 36}[cap] for cap in reached])
     assert [p.k for p in found.oracle] == [1, 2, 4]
     before = (evaluated / "plans.jsonl").read_text()
-    again = Eval(problems=4, n=4, max_tokens=24, batch=4, confidence=20)
+    again = Eval(problems=4, n=4, max_tokens=24, batch=4, trace_top=20)
     plans = ["weighted-2:stop=lengths,caps=[12,24]", "best-4"]
     run.evaluate(run.load("tiny"), "sums", again, out=evaluated, plans=plans)
     assert (evaluated / "plans.jsonl").read_text() == before
@@ -142,6 +144,31 @@ def test_what_can_be_replayed(evaluated: Path):
 def test_calibrate_prints_options_of_a_plan(evaluated: Path, capsys):
     assert cli.main(["calibrate", str(evaluated)]) == 0
     assert parse(f"posterior-4:{capsys.readouterr().out.strip()}").calibration.slope >= 0
+
+
+@pytest.mark.parametrize("judge", ["none", "bce", "regression", "head"])
+def test_a_judge_that_a_plan_cannot_use_is_refused(judge: str, tmp_path: Path):
+    model, config = run.load("tiny"), Eval(problems=2, n=2, max_tokens=8, judge=Judging(judge))  # type: ignore[arg-type]
+    message = f"weighted-2:.*cannot ask for verdicts by judge={judge}: give it one of p_yes, normalised, written, steps"
+    with pytest.raises(ValueError, match=message):
+        run.evaluate(model, "sums", config, out=tmp_path, plans=["majority-2", "weighted-2"])
+    assert not list(tmp_path.iterdir())
+    if judge == "none":
+        out = run.evaluate(model, "sums", config, out=tmp_path, plans=["majority-2"])
+        assert [replayable(plan, read_header(out)) for plan in noted(out)] == [True]
+
+
+def test_pools_of_another_question_or_cut_are_told_apart(tmp_path: Path):
+    """The standard question leaves no trace in the header, so that older pools stay the same; another one does."""
+    model, config = run.load("tiny"), Eval(problems=2, n=2, max_tokens=8)
+    own = replace(model, chat=model.chat.asking("Is it right?"))
+    plain = read_header(run.evaluate(model, "sums", config, out=tmp_path / "plain"))
+    other = read_header(run.evaluate(own, "sums", config, out=tmp_path / "own", plans=["weighted-2"]))
+    assert (plain.judge_question, plain.judge_cut, other.judge_question) == (None, None, "Is it right?")
+    assert [replayable(plan, other) for plan in noted(tmp_path / "own")] == [True]
+    assert not replayable(parse("weighted-2:max_tokens=8"), other)
+    with pytest.raises(ValueError, match="another evaluation"):
+        run.evaluate(own, "sums", config, out=tmp_path / "plain")
 
 
 def test_a_plan_of_more_samples_than_the_pool_is_refused(tmp_path: Path):
@@ -205,7 +232,7 @@ def test_a_choice_needs_verdicts_problems_and_plans():
         optimal.optimal_table(pools, [parse("majority-8")])
     with pytest.raises(ValueError, match="at least 4 samples, got majority-8, weighted-2"):
         optimal.optimal_table(pools, [parse("majority-8"), parse("weighted-2")])
-    with pytest.raises(ValueError, match="--confidence 20"):
+    with pytest.raises(ValueError, match="--trace_top 20"):
         optimal.optimal_table(pools, [parse("majority-8"), parse("borda-8")])
 
 
@@ -224,3 +251,20 @@ def test_the_choice_is_among_the_plans_that_were_given(evaluated: Path, tmp_path
         assert row.difference.mean == pytest.approx(row.adaptive.mean - row.single.mean)
         assert {*row.best, row.best_single} <= {"majority", "weighted"} and len(row.best) == 3
         assert row.adaptive_tokens >= 10 * row.budget + 4  # of a pilot of 4, some 5 in 6 have an answer
+
+
+# ---------------------------------------------------------------- files of before
+
+
+def test_an_older_header_is_read_by_its_old_names(evaluated: Path, tmp_path: Path):
+    values = json.loads((evaluated / "eval.json").read_text())
+    assert (values["trace_top"], values["trace_window"]) == (20, 64)
+    old = {"trace_top": "confidence", "trace_window": "window"}
+    (tmp_path / "eval.json").write_text(json.dumps({old.get(key, key): value for key, value in values.items()}))
+    assert read_header(tmp_path) == read_header(evaluated)
+
+
+def test_saved_plans_with_an_old_option_are_refused_with_the_new_name(tmp_path: Path):
+    (tmp_path / "plans.json").write_text('["majority-4:stop=adaptive,confidence=0.9"]')
+    with pytest.raises(ConfigError, match="unknown option confidence; twofold calls it threshold"):
+        noted(tmp_path)

@@ -12,8 +12,9 @@ from test_report import make_pool, printed, save
 
 import twofold
 from twofold import run
+from twofold.compute.judge import Judging
 from twofold.compute.rollout import rollouts, split
-from twofold.compute.think import Forcing, forcing, prolonged
+from twofold.compute.think import Forcing, continue_thoughts, forcing
 from twofold.evals.pools import Header, PoolError, read_header, read_lines
 from twofold.evals.probes import Prefix, Probing, Thought, probed
 from twofold.evals.report import report, summarise
@@ -126,12 +127,12 @@ def test_words_that_lead_nowhere_are_taken_back(chat):
     (group,) = rollouts(engine, chat, Words(), [Q], Sampling(stop=chat.stop), PLAIN.opening)
     thought = replace(group[0], completion=split(group[0].completion, 2)[0])
     assert chat.decode(thought.completion.tokens) == "a\n"
-    (again,) = prolonged(engine, chat, [thought], "Wait", Sampling(max_tokens=9, stop=chat.stop))
+    (again,) = continue_thoughts(engine, chat, [thought], "Wait", Sampling(max_tokens=9, stop=chat.stop))
     assert again.completion == thought.completion
 
 
 SMALL = run.Eval(
-    problems=2, n=2, max_tokens=60, batch=1, judge="none",
+    problems=2, n=2, max_tokens=60, batch=1, judge=Judging("none"),
     probe=Probing(thoughts=2, answers=8, waits=1, each=20, prover=SHIPPED, episodes=SHORT),
 )  # fmt: skip
 

@@ -18,7 +18,7 @@ from flaky import Proxy, proxied
 from serving import PUZZLE, Served, chat_body, events, exact, serving, until
 
 from twofold.cli import main
-from twofold.compute.judge import p_yes
+from twofold.compute.judge import Judging, p_yes
 from twofold.compute.rollout import draw
 from twofold.engines import wire
 from twofold.engines.base import UpstreamError
@@ -137,7 +137,7 @@ def test_plans_find_what_they_find_with_the_model(remote: Model, model: Model, p
 
 
 def test_the_posterior_stops_through_a_server(remote: Model) -> None:
-    (s,) = solve_many(remote, [PUZZLE], "posterior-16:stop=posterior,confidence=0.6")
+    (s,) = solve_many(remote, [PUZZLE], "posterior-16:stop=posterior,threshold=0.6")
     assert s.answer in s.answers and 1 <= s.samples <= 16 and s.cost.verified > 0
     assert all(score is not None for score, answer in zip(s.scores, s.answers, strict=True) if answer is not None)
 
@@ -147,7 +147,7 @@ def test_the_posterior_stops_through_a_server(remote: Model) -> None:
 
 def test_what_a_server_cannot_honour_is_refused(remote: Model) -> None:
     with pytest.raises(ValueError, match="returns no confidences"):
-        remote.engine.generate([[5]], Sampling(confidence=20))
+        remote.engine.generate([[5]], Sampling(trace_top=20))
     with pytest.raises(ValueError, match=r"temperature 1, not 0\.5"):
         remote.engine.logprobs([[5]], [[6]], 0.5)
     with pytest.raises(ValueError, match="prompt 1 of 2 has no tokens"):
@@ -318,7 +318,7 @@ def test_solve_and_eval(upstream: Served, remote: Model, tmp_path: Path, capsys:
     for pool in read_pools(out / "pools.jsonl"):
         assert all(score is not None and 0 < score < 1 for score in pool.scores) and pool.tokens
     with pytest.raises(ValueError, match="an upstream has none"):
-        evaluate(remote, "sums", Eval(judge="head"), out=tmp_path / "b")
+        evaluate(remote, "sums", Eval(judge=Judging("head")), out=tmp_path / "b")
 
 
 # In front of a server -------------------------------------------------------------------------------------------------

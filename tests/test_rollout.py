@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 import twofold
-from twofold.compute.rollout import continued, continued_values, graded, rollouts
+from twofold.compute.rollout import continue_graded, graded, rollouts, value
 from twofold.engines.base import Finished, ignore_finished
 from twofold.engines.native import NativeEngine
 from twofold.run import Model
@@ -104,21 +104,17 @@ def test_a_grader_that_fails_is_heard_of(model: Model) -> None:
 
 
 def test_continuations_are_graded_as_a_whole(model: Model) -> None:
-    """Each with what it goes on from in front, and behind the problem it belongs to."""
+    """Each begins with the prefix that it continues, and belongs to that prefix's problem."""
     chat, sampling = model.chat, Sampling(n=3, max_tokens=48, stop=model.chat.stop)
     first = [r for (r,) in rollouts(model.engine, chat, Sums(), PROBLEMS, Sampling(max_tokens=48, stop=chat.stop))]
     ends = [[0, len(r.completion.tokens) // 2] for r in first]
-    starts = [(r.problem, r.prompt, Completion(r.completion.tokens[:end], r.completion.logprobs[:end], [True] * end, "length"))
-              for r, own in zip(first, ends, strict=True) for end in own]  # fmt: skip
     model.engine.load({})
-    groups = continued(model.engine, chat, Sums(), starts, sampling)
-    for (problem, prompt, begun), group in zip(starts, groups, strict=True):
-        for r in group:
-            assert (r.problem, r.prompt) == (problem, prompt)
-            assert r.completion.tokens[: len(begun.tokens)] == begun.tokens
-            assert (r.answer, r.grade) == Sums().grade(problem, chat.decode(r.completion.tokens))
-    values = [sum(r.grade.reward or 0.0 for r in group) / 3 for group in groups]
-    model.engine.load({})
-    found = continued_values(model.engine, chat, Sums(), first, ends, sampling)
-    assert [v for row in found for v in row] == values
-    assert continued_values(model.engine, chat, Sums(), first, [[]] * 4, sampling) == [[]] * 4
+    found = continue_graded(model.engine, chat, Sums(), first, ends, sampling)
+    for begun, own, groups in zip(first, ends, found, strict=True):
+        for end, group in zip(own, groups, strict=True):
+            for r in group:
+                assert (r.problem, r.prompt) == (begun.problem, begun.prompt)
+                assert r.completion.tokens[:end] == begun.completion.tokens[:end]
+                assert (r.answer, r.grade) == Sums().grade(r.problem, chat.decode(r.completion.tokens))
+            assert len(group) == 3 and value(group) == sum(r.grade.reward or 0.0 for r in group) / 3
+    assert continue_graded(model.engine, chat, Sums(), first, [[]] * 4, sampling) == [[]] * 4

@@ -208,9 +208,9 @@ def test_a_plan_is_what_solve_gives(client: openai.OpenAI, model: Model, rule: A
 
 @pytest.mark.parametrize(
     "spec",
-    ["majority-16:stop=adaptive,confidence=0.9", "weighted-8:stop=lengths,caps=[16,40]", "borda-6", "weighted-4:make=beam",
-     "weighted-4:make=correction", "posterior-8:stop=posterior,confidence=0.7", "weighted-6:judge=written,judge_tokens=24",
-     "best-3:judge=steps,judge_votes=2,judge_tokens=48"],
+    ["majority-16:stop=adaptive,threshold=0.9", "weighted-8:stop=lengths,caps=[16,40]", "borda-6", "weighted-4:make=beam",
+     "weighted-4:make=correction", "posterior-8:stop=posterior,threshold=0.7", "weighted-6:judge=written,tokens=24",
+     "best-3:judge=steps,votes=2,tokens=48"],
 )  # fmt: skip
 def test_every_kind_of_plan_is_what_solve_gives(served: Served, model: Model, spec: str) -> None:
     status, reply, _ = served.ask("/v1/chat/completions", chat_body(f"tiny:{spec}", seed=3, max_tokens=48))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +12,22 @@ from typing import Any
 import pytest
 
 from twofold import cli, run
-from twofold.compute.judge import judge_cost, p_yes, verdicts
+from twofold.compute.judge import Judging, judge_all, judge_cost, p_yes, resolved
+from twofold.compute.mcts import MCTS
 from twofold.compute.plan import Independent, Plan, parse
-from twofold.compute.prune import DeepConf, Prune
+from twofold.compute.prune import DeepConfOnline, Prune
 from twofold.compute.rollout import draw
+from twofold.compute.rules import Seen
 from twofold.compute.search import Beam
-from twofold.compute.select import Seen, classes, select
+from twofold.compute.select import classes, select
 from twofold.compute.solve import MAKERS, solve
+from twofold.compute.think import Forcing
 from twofold.compute.tree import Steps
-from twofold.maths.confidence import trace
+from twofold.maths.confidence import Traces, trace
 from twofold.maths.posterior import Calibration, posterior
 from twofold.maths.stopping import Adaptive, Fixed, Lengths, Posterior, Windows, should_stop
 from twofold.tasks.procedural import Sums
-from twofold.text.prompts import CRITIQUE
+from twofold.text.prompts import CRITIQUE, JUDGE
 from twofold.toml import ConfigError
 from twofold.types import Completion, Sampling
 
@@ -66,13 +70,27 @@ class Counting:
     [
         ("weighted-16", Plan()),
         ("majority-8", Plan(n=8, rule="majority")),
-        ("weighted-16:stop=posterior,confidence=0.95", Plan(stop=Posterior(confidence=0.95))),
+        ("weighted-16:stop=posterior,threshold=0.95", Plan(stop=Posterior(threshold=0.95))),
         ("majority-40:stop=windows,size=4,seed=3", Plan(40, "majority", stop=Windows(size=4), seed=3)),
-        ("best-4:judge=normalised,temperature=0.5", Plan(4, "best", "normalised", temperature=0.5)),
-        ("weighted-4:stop=lengths,caps=[8,16],confidence=1", Plan(4, stop=Lengths(caps=(8, 16), confidence=1.0))),
+        ("best-4:judge=normalised,temperature=0.5", Plan(4, "best", Judging("normalised"), temperature=0.5)),
+        ("weighted-4:stop=lengths,caps=[8,16],threshold=1", Plan(4, stop=Lengths(caps=(8, 16), threshold=1.0))),
         ("weighted-4:make=prune,floor=0.3", Plan(4, make=Prune(floor=0.3))),
-        ("weighted-32:make=deepconf,window=8", Plan(32, make=DeepConf(window=8))),
-        ("deepconf-8:traces.window=9,top=5", Plan(8, "deepconf", traces=replace(Plan().traces, window=9, top=5))),
+        ("weighted-32:make=deepconf_online,step=8", Plan(32, make=DeepConfOnline(step=8))),
+        (
+            "deepconf-32:make=deepconf_online,window=8",
+            Plan(32, "deepconf", make=DeepConfOnline(), traces=Traces(window=8)),
+        ),
+        ("deepconf-8:traces.window=9,top=5", Plan(8, "deepconf", traces=Traces(window=9, top=5))),
+        ("best-4:judge=steps,cut=tags,votes=4", Plan(4, "best", Judging("steps", cut="tags", votes=4))),
+        ('best-4:question="Right, or not?"', Plan(4, "best", Judging(question="Right, or not?"))),
+        (
+            "best-4:make=mcts,tokens=9,judge=written,judge.tokens=64",
+            Plan(4, "best", Judging("written", tokens=64), MCTS(steps=Steps(tokens=9))),
+        ),
+        (
+            'majority-4:make=forcing,times=2,waits=["Wait, \\"no\\"]","x"]',
+            Plan(4, "majority", make=Forcing(times=2, waits=('Wait, "no"]', "x"))),
+        ),
         ("posterior-8:slope=2,overlap=0", Plan(8, "posterior", calibration=Calibration(slope=2.0, overlap=0.0))),
     ],
 )
@@ -90,9 +108,15 @@ def test_the_short_form_there_and_back(text, plan):
         ("weighted-0", "n and max_tokens must be at least 1"),
         ("weighted-8:stop", "'stop' is not OPTION=VALUE"),
         ("weighted-8:stop=posteriors", "stop.name must be one of 'fixed', 'adaptive'"),
-        ("weighted-8:stop=adaptive,confidnce=0.9", "unknown option confidnce; did you mean stop.confidence?"),
-        ("weighted-8:confidence=0.9", "unknown option confidence; did you mean stop.confidence?"),
-        ("weighted-8:stop=adaptive,confidence=2", "stop: confidence must be in (0, 1]"),
+        ("weighted-8:stop=adaptive,treshold=0.9", "unknown option treshold; did you mean stop.threshold?"),
+        ("weighted-8:threshold=0.9", "unknown option threshold; did you mean stop.threshold?"),
+        ("weighted-8:stop=adaptive,confidence=0.9", "unknown option confidence; twofold calls it threshold"),
+        ("weighted-8:stop.confidence=0.9", "unknown option stop.confidence; twofold calls it threshold"),
+        ("weighted-8:stop=adaptive,threshold=2", "stop: threshold must be in (0, 1]"),
+        ("weighted-8:judge_votes=4", "unknown option judge_votes; twofold calls it judge.votes"),
+        ("weighted-8:judge=written,judge_tokens=4", "unknown option judge_tokens; twofold calls it judge.tokens"),
+        ("weighted-8:judge=wrote", "judge.name must be one of 'p_yes', 'normalised', 'written', 'steps'"),
+        ("weighted-8:make=deepconf", "make.name must be one of 'independent', 'prune', 'deepconf_online'"),
         ("weighted-8:make=prune,stop=adaptive", "stop=adaptive draws independent samples, make=prune draws its own"),
         ("weighted-8:max_tokens=many", "max_tokens must be a whole number"),
     ],
@@ -187,7 +211,7 @@ def content(plan: Plan, s: Any, t: int) -> bool:
 
 def test_rounds_draw_new_samples(model):
     """The same seed in every round would draw the same sample again and again."""
-    plan = parse("majority-12:stop=adaptive,confidence=1,max_tokens=40")
+    plan = parse("majority-12:stop=adaptive,threshold=1,max_tokens=40")
     (s,) = solve(model.engine, model.chat, [QUESTIONS[1]], plan)
     assert s.samples == 12 and len(set(s.answers)) > 1
     (other,) = solve(model.engine, model.chat, [QUESTIONS[1]], replace(plan, seed=1))
@@ -197,7 +221,7 @@ def test_rounds_draw_new_samples(model):
 def test_growing_lengths_keep_the_finished_and_go_on_with_the_cut(model):
     engine = Counting(model.engine)
     model.engine.load({})
-    plan = parse("weighted-6:stop=lengths,caps=[12,24,40],confidence=1")
+    plan = parse("weighted-6:stop=lengths,caps=[12,24,40],threshold=1")
     computed = model.engine.usage.computed
     solutions = solve(engine, model.chat, QUESTIONS, plan)
     computed = model.engine.usage.computed - computed
@@ -206,19 +230,19 @@ def test_growing_lengths_keep_the_finished_and_go_on_with_the_cut(model):
     assert computed <= total + sum(s.cost.verified + s.cost.prompt for s in solutions)  # and nothing is read twice
     assert [s.length for s in solutions if s.samples != 6] == [] and {s.length for s in solutions} <= {12, 24, 40}
     assert any(s.length == 40 for s in solutions)
-    at_once = solve(model.engine, model.chat, QUESTIONS, parse("weighted-6:stop=lengths,caps=[12],confidence=0"))
+    at_once = solve(model.engine, model.chat, QUESTIONS, parse("weighted-6:stop=lengths,caps=[12],threshold=0"))
     assert all(s.cost.generated <= 6 * 12 and s.length == 12 for s in at_once)
 
 
 def test_lengths_stop_when_the_votes_pass_the_threshold(model):
-    plan = parse("weighted-6:stop=lengths,caps=[24,40],confidence=0.3")
+    plan = parse("weighted-6:stop=lengths,caps=[24,40],threshold=0.3")
     for s in solve(model.engine, model.chat, QUESTIONS, plan):
         share = max(s.votes.values(), default=0.0) / 6
         unfinished = s.cost.generated > 6 * 24
         assert s.length == 40 or share >= 0.3 or not unfinished
         if s.length == 24 and share >= 0.3:
             assert s.cost.generated <= 6 * 24
-    eager = solve(model.engine, model.chat, QUESTIONS, replace(plan, stop=Lengths(caps=(24, 40), confidence=0.0)))
+    eager = solve(model.engine, model.chat, QUESTIONS, replace(plan, stop=Lengths(caps=(24, 40), threshold=0.0)))
     assert {s.length for s in eager} == {24}
 
 
@@ -237,13 +261,13 @@ def test_pruning_drops_the_hopeless_only(model):
 
 def test_deepconf_keeps_what_holds_the_bar_of_the_warm_up(model):
     engine = Counting(model.engine)
-    config = DeepConf(warmup=6, keep=0.5, window=6, chunk=8, step=6, consensus=1.0)
-    plan = Plan(12, make=config, max_tokens=40)
+    config = DeepConfOnline(warmup=6, chunk=8, step=6, consensus=1.0)
+    plan = Plan(12, make=config, max_tokens=40, traces=Traces(keep=0.5, window=6))
     solutions = solve(engine, model.chat, QUESTIONS, plan)
     assert engine.generated == sum(s.cost.generated for s in solutions)
-    sampling = replace(plan.sampling(model.chat), n=6, confidence=config.top)
+    sampling = replace(plan.sampling(model.chat), n=6, trace_top=plan.traces.top)
     for s, group in zip(solutions, draw(model.engine, model.chat, QUESTIONS, sampling), strict=True):
-        lowest = sorted(trace(r.completion.confidence, "lowest", 6) for r in group)
+        lowest = sorted(trace(r.completion.token_confidence, "lowest", 6) for r in group)
         bar = (lowest[2] + lowest[3]) / 2  # the median: the top half reaches it
         assert all(score >= bar - 1e-4 for score in s.scores)
         assert 3 <= s.samples <= 9 and s.cost.verified == 0
@@ -276,17 +300,35 @@ def test_both_words_are_read_from_one_pass_over_the_question(model):
     computed = []
     for judge in ("p_yes", "normalised"):
         before = model.engine.usage.computed
-        judged = verdicts(model.engine, model.chat, group, judge)
+        judged = judge_all(model.engine, model.chat, group, Judging(judge))
         computed.append(model.engine.usage.computed - before)
         assert [tokens for _, tokens in judged] == [judge_cost(model.chat, r) for r in group]
     assert computed == [sum(judge_cost(model.chat, r) for r in group)] * 2
+
+
+def test_a_verdict_question_of_the_models_own_is_asked_and_paid_for(model):
+    """The same solutions, asked in other words: by the chat, and by the plan, whose words go first."""
+    group = draw(model.engine, model.chat, QUESTIONS[:1], Sampling(n=2, max_tokens=40, stop=model.chat.stop))[0]
+    other = model.chat.asking("Is it right?")
+    assert (other.question, model.chat.question) == ("Is it right?", JUDGE) and other.within([("user", "a")]).question
+    prompts = [model.chat.ask([*r.prompt, *r.completion.tokens], "Is it right?") for r in group]
+    yes = [[model.chat.yes_no_ids[0]]] * 2
+    expected = [math.exp(lp) for (lp,) in model.engine.logprobs(prompts, yes)]
+    for chat, judging in ((other, Judging()), (model.chat, Judging(question="Is it right?"))):
+        judged = judge_all(model.engine, chat, group, judging)
+        assert [s for s, _ in judged] == pytest.approx(expected, rel=1e-3)
+        assert [t for _, t in judged] == [
+            len(p) - len(r.prompt) - len(r.completion.tokens) + 1 for p, r in zip(prompts, group, strict=True)
+        ]
+    assert resolved(Judging(), other) == Judging(question="Is it right?")
+    assert resolved(Judging(), model.chat) == Judging() and resolved(Judging("steps"), other) == Judging("steps")
 
 
 def test_a_critique_costs_its_request_and_itself(model):
     group = draw(model.engine, model.chat, QUESTIONS[:1], Sampling(n=4, max_tokens=40, stop=model.chat.stop))[0]
     asked = [model.chat.ask([*r.prompt, *r.completion.tokens], CRITIQUE) for r in group]
     written = model.engine.generate(asked, Sampling(temperature=0, max_tokens=24, stop=model.chat.stop))
-    judged = verdicts(model.engine, model.chat, group, "written", 24)
+    judged = judge_all(model.engine, model.chat, group, Judging("written", tokens=24))
     for (_, tokens), prompt, r, (critique,) in zip(judged, asked, group, written, strict=True):
         request = len(prompt) - len(r.prompt) - len(r.completion.tokens)
         assert request > 5 and tokens == request + len(critique.tokens)
@@ -338,7 +380,7 @@ def test_every_maker_is_a_plan(model, make: str):
     assert found.answer in found.votes and 0 < found.confidence <= 1
     assert len(found.answers) == len(found.scores) <= 4
     assert found.cost.generated > found.cost.discarded >= 0
-    assert (found.cost.verified > 0) == (make != "deepconf"), "DeepConf votes by certainty alone"
+    assert (found.cost.verified > 0) == (make != "deepconf_online"), "DeepConf votes by certainty alone"
 
 
 def test_options_of_a_makers_steps_have_a_short_form():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twofold.text.steps import read, solution_format, span_ends, spans, written
+from twofold.text.steps import read, solution_format, solution_text, span_ends, spans
 
 R, W = r"\boxed{CORRECT}", r"\boxed{INCORRECT}"
 
@@ -70,7 +70,7 @@ def test_any_pieces_give_ends_in_order_that_cover_the_steps(pieces: list[str], c
 
 def test_what_is_written_is_read() -> None:
     for cut in ("tags", "lines"):
-        text = written(["1+1=2", "2+2=4", "4+4=8"], "8", cut)  # type: ignore[arg-type]
+        text = solution_text(["1+1=2", "2+2=4", "4+4=8"], "8", cut)  # type: ignore[arg-type]
         assert len(texts(text, cut)) == 3 and solution_format(text, cut) == 1.0  # type: ignore[arg-type]
 
 

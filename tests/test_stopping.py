@@ -89,8 +89,8 @@ def test_expected_samples_of_esc_by_hand_and_by_simulation(chances, expected):
 
 def test_consensus_is_a_share_of_the_weighted_votes():
     answers, scores = ["a", "b", None], [0.9, 0.1, None]
-    assert should_stop(Consensus(confidence=0.9), answers, scores, PLAIN) == 3
-    assert should_stop(Consensus(confidence=0.91), answers, scores, PLAIN) is None
+    assert should_stop(Consensus(threshold=0.9), answers, scores, PLAIN) == 3
+    assert should_stop(Consensus(threshold=0.91), answers, scores, PLAIN) is None
     assert should_stop(Consensus(), ["a"], [0.0], PLAIN) is None
 
 
@@ -112,12 +112,12 @@ def test_the_two_costs_of_growing_lengths():
 @pytest.mark.parametrize(
     "bad",
     [
-        lambda: Adaptive(confidence=1.5),
+        lambda: Adaptive(threshold=1.5),
         lambda: Adaptive(step=0),
         lambda: Windows(size=1),
         lambda: Lengths(caps=(4, 2)),
         lambda: Lengths(caps=()),
-        lambda: Lengths(confidence=2),
+        lambda: Lengths(threshold=2),
         lambda: expected_samples([0.5, 0.4], 5, 40),
         lambda: expected_samples([0.5, 0.5], 5, 42),
         lambda: Calibration(overlap=2),

@@ -18,11 +18,11 @@ from words import credit
 
 import twofold
 from twofold import run, toml
-from twofold.compute.judge import verdicts
+from twofold.compute.judge import Judging, judge_all
 from twofold.compute.plan import Plan, parse
 from twofold.compute.rollout import candidate, forced, rollouts
 from twofold.compute.search import Beam, beam
-from twofold.compute.value import step_value
+from twofold.compute.value import verification_value
 from twofold.compute.verify import step_ends
 from twofold.compute.verify import verify as verifications
 from twofold.config import Config
@@ -493,7 +493,7 @@ def test_verdicts_as_a_value_by_hand(chat: Chat) -> None:
     sampling = Sampling(n=3, max_tokens=9)
     for of, expected in (("steps", [0.5, 0.5, 0.0]), ("final", [2 / 3, 1 / 3, 0.0])):
         engine = Scripted(chat, [drawn])
-        found = step_value(ASK, sampling, of=of)(engine, chat, partials)  # type: ignore[arg-type]
+        found = verification_value(ASK, sampling, of=of)(engine, chat, partials)  # type: ignore[arg-type]
         assert [v for v, _ in found] == pytest.approx(expected)
         assert engine.calls[0][1] == replace(sampling, stop=chat.stop)
     texts = [engine.completion(t).tokens for t in drawn[2]]
@@ -505,7 +505,7 @@ def test_search_led_by_written_verdicts() -> None:
     """A process verifier takes the place of P(Yes) in a beam; what its verifications cost is counted."""
     model = twofold.load("tiny")
     problem = Sums().problem("test", 3)
-    value = step_value(
+    value = verification_value(
         "Check each step, then the whole solution.", Sampling(n=1, temperature=0, max_tokens=64), "lines"
     )
     [made] = beam(model.engine, model.chat, [problem.question], 4, Sampling(max_tokens=40, seed=1), Beam(), value)
@@ -518,37 +518,44 @@ def test_search_led_by_written_verdicts() -> None:
     assert named.cost.verified > 20
 
 
-def test_the_judge_by_steps_asks_in_the_solutions_own_form(chat: Chat) -> None:
+def test_the_judge_by_steps_cuts_and_asks_as_it_is_told(chat: Chat) -> None:
     """Steps in tags: + + | + - | + (not counted), so the least is 1/2. On lines: + + | - + | + +, so 2/3. Each pays for its own."""
     texts = [solution(2, "yes"), "1+1=2\n2+2=4\n\\boxed{4}"]
     group = [candidate(chat, chat.prompt("Q0"), forced(chat.encode(t, tags=True))) for t in texts]
     drawn = [[[critique("++"), critique("+-"), critique("+")]], [[critique("++"), critique("-+"), critique("++")]]]
     engine = Scripted(chat, drawn)
-    judged = verdicts(engine, chat, group, "steps", tokens=50, seed=3, votes=3)
+    asked = [Judging("steps", cut=cut, tokens=50, votes=3) for cut in ("tags", "lines")]
+    judged = [judge_all(engine, chat, [r], judging, seed=3)[0] for r, judging in zip(group, asked, strict=True)]
     assert [score for score, _ in judged] == pytest.approx([1 / 2, 2 / 3])
     assert [s for _, s in engine.calls] == [Sampling(3, 1.0, max_tokens=50, stop=chat.stop, seed=3)] * 2
     assert "has 2 steps" in engine.calls[0][0][0] and engine.calls[1][0][0].endswith(CRITIQUE)
     for (_, tokens), question, (said,) in zip(judged, (VERIFY.replace("{steps}", "2"), CRITIQUE), drawn, strict=True):
         assert tokens == len(chat.ask([5], question)) - 1 + sum(len(engine.completion(t).tokens) for t in said)
+    own = Judging("steps", question="Right? {steps}")
+    judge_all(other := Scripted(chat, [[[critique("+")]]]), chat, group[1:], own)
+    assert other.calls[0][0][0].endswith("Right? 2")
 
 
 def test_plans_and_evaluations_by_written_verdicts(tmp_path: Path) -> None:
     """A plan that judges as the pool was judged is replayed, another is run; what verifications read and write is paid."""
     model = twofold.load("tiny")
-    plan = "weighted-2:judge=steps,judge_votes=2"
-    assert str(parse(plan)) == plan and parse("best-4:make=beam,value=steps").make == Beam(value="steps")
-    config = Eval(problems=2, n=2, max_tokens=40, judge="steps", judge_votes=2)
-    out = run.evaluate(model, "sums", config, out=tmp_path, plans=["weighted-2", "weighted-2:judge_votes=1"])
+    plan = "weighted-2:judge=steps,cut=tags,votes=2"
+    assert str(parse(plan)) == plan and parse(plan).judge == Judging("steps", cut="tags", votes=2)
+    assert parse("best-4:make=beam,value=steps").make == Beam(value="steps")
+    config = Eval(problems=2, n=2, max_tokens=40, judge=Judging("steps", votes=2))
+    out = run.evaluate(model, "sums", config, out=tmp_path, plans=["weighted-2", "weighted-2:votes=1"])
     pools, header = read_pools(out / "pools.jsonl"), read_header(out)
     assert all(s is not None and 0 <= s <= 1 for p in pools for s in p.scores)
     assert all(
         tokens > 40 for p in pools for tokens in p.judge_tokens
     )  # two critiques of some 25 tokens, and the request
-    like = Plan(max_tokens=40, judge="steps", judge_votes=2)
-    assert replayable(like, header) and not replayable(replace(like, judge_votes=1), header)
+    like = Plan(max_tokens=40, judge=Judging("steps", votes=2))
+    assert replayable(like, header) and not replayable(replace(like, judge=Judging("steps")), header)
+    for change in ({"cut": "tags"}, {"question": "Right?"}):
+        assert not replayable(replace(like, judge=replace(like.judge, **change)), header)
     assert len((out / "plans.jsonl").read_text().splitlines()) == 2  # a line per problem of the plan that was run
     with pytest.raises(ValueError, match="at least 1, got 128, 0"):
-        parse("weighted-2:judge=steps,judge_votes=0")
+        parse("weighted-2:judge=steps,votes=0")
 
 
 # ---------------------------------------------------------------- whole runs

@@ -56,13 +56,16 @@ def test_join_and_split_undo_each_other():
     assert whole.tokens == [1, 2, 3, 9, 9, 4]
     assert whole.logprobs == [-1.0, -2.0, -3.0, 0.0, 0.0, -4.0]
     assert whole.sampled == [True, True, True, False, False, True]
-    assert (whole.confidence, whole.certainty) == ([1.0, 2.0, 3.0, 0.0, 0.0, 7.0], [4.0, 5.0, 6.0, 0.0, 0.0, 8.0])
+    assert (whole.token_confidence, whole.token_certainty) == (
+        [1.0, 2.0, 3.0, 0.0, 0.0, 7.0],
+        [4.0, 5.0, 6.0, 0.0, 0.0, 8.0],
+    )
     assert whole.finish == "stop"
     head, tail = split(whole, 3)
     assert (head, tail.tokens, tail.finish) == (a, [9, 9, 4], "stop")
     assert join(head, tail) == whole
     assert split(whole, 6) == (whole, forced([]))
-    assert join(forced([1]), forced([2])).confidence is None
+    assert join(forced([1]), forced([2])).token_confidence is None
 
 
 # ---------------------------------------------------------------- budget forcing

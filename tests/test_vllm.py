@@ -123,7 +123,7 @@ def test_plans(remote: Model, model: Model) -> None:
         for a, b in zip(solve_many(remote, PUZZLES, plan), solve_many(model, PUZZLES, plan), strict=True):
             assert (a.answer, a.answers) == (b.answer, b.answers)
             assert a.confidence == pytest.approx(b.confidence, abs=1e-3)
-    (s,) = solve_many(remote, [PUZZLE], "posterior-16:stop=posterior,confidence=0.6")
+    (s,) = solve_many(remote, [PUZZLE], "posterior-16:stop=posterior,threshold=0.6")
     assert s.answer in s.answers and s.cost.verified > 0
 
 

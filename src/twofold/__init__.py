@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twofold.compute.plan import Plan as Plan
+    from twofold.compute.rules import Rule as Rule
+    from twofold.compute.rules import Seen as Seen
     from twofold.config import Config as Config
     from twofold.evals.report import report as report
     from twofold.evals.run import Eval as Eval
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Plan": "compute.plan", "report": "evals.report", "Eval": "evals.run", "choose": "maths.votes", "Config": "config",
+    "Plan": "compute.plan", "Rule": "compute.rules", "Seen": "compute.rules", "report": "evals.report",
+    "Eval": "evals.run", "choose": "maths.votes", "Config": "config",
     "connect": "run", "evaluate": "run", "load": "run", "solve": "run", "train": "training",
     "grade": "tasks.grading", "Grade": "types", "Stopped": "types",
 }  # fmt: skip

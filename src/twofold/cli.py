@@ -1,4 +1,4 @@
-"""The command line: ``twofold train | eval | critic | report | calibrate | solve | serve | demo``."""
+"""The command line: ``twofold train | show | eval | critic | report | calibrate | solve | serve | demo``."""
 
 from __future__ import annotations
 
@@ -80,6 +80,11 @@ def _training(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run directory")
     sub.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
 
+    sub = command("show", _show_rollouts, "Read what the model wrote while it trained: rollouts.jsonl of a run.")
+    sub.add_argument("run_directory", metavar="RUN", type=Path, help="a run directory")
+    sub.add_argument("--step", type=int, help="this step (default: the last one that was written)")
+    sub.add_argument("--full", action="store_true", help="whole texts (default: at most 20 lines of each)")
+
     sub = command(
         "demo",
         _demo,
@@ -101,6 +106,9 @@ def _measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--name", help="name in reports (default: the model's)")
     sub.add_argument("--prompt-column", help="for a file: the column with the question")
     sub.add_argument("--answer-column", help="for a file: the column with the answer")
+    sub.add_argument(
+        "--reward", action="append", default=[], help="grade with your own mine.py:reward; may be repeated, sums them"
+    )
     sub.add_argument(
         "--plan",
         action="append",
@@ -158,7 +166,7 @@ def _using(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("solve", _solve, f"Solve problems. Options: {_options('compute.plan', 'Plan')}.", True)
     sub.add_argument("model", help="as for eval")
     sub.add_argument("problem", help="the problem's text, or a file of problems: one per line, or JSON lines")
-    sub.add_argument("--plan", help="such as weighted-16 or posterior-40:stop=posterior,confidence=0.95")
+    sub.add_argument("--plan", help="such as weighted-16 or posterior-40:stop=posterior,threshold=0.95")
     sub.add_argument("--abstain", type=float, default=0.0, metavar="P", help='say "not sure" below this confidence')
     sub.add_argument("--system", help="system prompt")
     _upstream(sub)
@@ -204,7 +212,7 @@ def _options(module: str, name: str) -> str:
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
-    from twofold import run, toml
+    from twofold import toml, training
     from twofold.config import ALIASES, Config
 
     config = toml.override(toml.load(Config, args.config, ALIASES), rest, ALIASES)
@@ -212,7 +220,7 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
         print(toml.to_toml(config), end="")
         return 0
     out = args.out or Path("runs") / args.config.stem
-    print(f"saved {run.train(config, out, resume=args.resume)}")
+    print(f"saved {training.train(config, out, resume=args.resume)}")
     return 0
 
 
@@ -226,11 +234,12 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold.evals.grid import check_caps
     from twofold.evals.optimal import check_problems
     from twofold.evals.report import print_table, report
+    from twofold.evals.run import RENAMED
 
     chosen = task_named(args.task)
     if isinstance(chosen, Data):
         chosen = replace(chosen, prompt_column=args.prompt_column, answer_column=args.answer_column)
-    config, caps = toml.override(run.Eval(), rest), _caps(args.caps)
+    config, caps = toml.override(run.Eval(), rest, RENAMED), _caps(args.caps)
     if caps:
         check_caps(caps, config.max_tokens)
     task = run.make_task(chosen)
@@ -247,7 +256,7 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
         line = bar.add_task("evaluating", total=config.problems)
         run.evaluate(
             model,
-            task,
+            run.rewarded(task, args.reward),
             config,
             out=out,
             name=args.name,
@@ -262,14 +271,14 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _critic(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import run, toml
-    from twofold.config import Data, Gym, task_named
+    from twofold.config import Data, Gym, PythonTask, task_named
     from twofold.evals.critic import Critic, score, tuned
     from twofold.tasks.procedural import Split
     from twofold.tasks.processbench import Case, some_cases
 
     def cases_of(name: str, split: Split) -> list[Case]:
         task = task_named(name)
-        return some_cases(name if isinstance(task, Data | Gym) else task, args.number, split)
+        return some_cases(name if isinstance(task, Data | Gym | PythonTask) else task, args.number, split)
 
     critic = toml.override(Critic(), rest)
     cases = cases_of(args.cases, "test")
@@ -281,6 +290,14 @@ def _critic(args: argparse.Namespace, rest: list[str]) -> int:
     print(f"F1 {found.f1:.1%} [{found.low:.1%}, {found.high:.1%}] on {found.cases} cases")
     print(f"with an error, its step found: {found.on_wrong:.1%}; without one, none found: {found.on_right:.1%}")
     print(f"could not be read: {found.unreadable:.1%}")
+    return 0
+
+
+def _show_rollouts(args: argparse.Namespace, rest: list[str]) -> int:
+    from twofold.trainer.show import show
+
+    for line in show(args.run_directory, args.step, args.full):
+        print(line)
     return 0
 
 
@@ -305,8 +322,9 @@ def _calibrate(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _solve(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import run, toml
+    from twofold.compute.plan import RENAMED
 
-    plan = toml.override(run.parse(args.plan) if args.plan else run.Plan(), rest)
+    plan = toml.override(run.parse(args.plan) if args.plan else run.Plan(), rest, RENAMED)
     is_file = os.path.isfile(args.problem) or args.problem.endswith((".jsonl", ".txt"))
     problems = _problems(Path(args.problem)) if is_file else [args.problem]
     model = _model(args)

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from twofold import run
+from twofold import run, training
 from twofold.config import Config, Rollouts, Train
 from twofold.evals.report import print_table, report
 from twofold.recipes.rlv import RLV
@@ -46,7 +46,7 @@ def demo(out: Path, seed: int = 0, config: Config = CONFIG, evaluation: run.Eval
         what = "RL without a verifier" if name == "rl" else "RL^V: the same, and it learns to judge"
         amount = f"{config.train.steps} steps of {config.rollout.problems} problems x {recipe.rollouts} rollouts"
         console.print(f"[bold]{i}/3[/] {what}: {amount}")
-        models[name] = run.train(variant, out / name, resume=(out / name).exists(), title=name)
+        models[name] = training.train(variant, out / name, resume=(out / name).exists(), title=name)
     console.print(
         f"[bold]3/3[/] evaluate base, rl and rlv: {evaluation.problems} held-out problems x {evaluation.n} samples"
     )

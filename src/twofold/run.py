@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from twofold.compute.judge import Judge
-from twofold.compute.plan import CERTAIN, Plan, parse
+from twofold.compute.judge import ASKED, resolved
+from twofold.compute.plan import Plan, parse
 from twofold.compute.rollout import Task
 from twofold.compute.solve import Solution
 from twofold.compute.solve import solve as solve_all
-from twofold.config import SHIPPED, Config, Data, Gym, PythonTask, TaskConfig, task_named
+from twofold.config import SHIPPED, Data, Gym, PythonTask, TaskConfig, task_named
 from twofold.engines.native import NativeEngine
 from twofold.evals.plans import run_plans
 from twofold.evals.pools import read_header
@@ -25,7 +25,7 @@ from twofold.models.io import Precision, load_model, load_tokenizer
 from twofold.tasks.grading import equal
 from twofold.tasks.user import FromSource, Guarded, Rewarded
 from twofold.text.chat import Chat
-from twofold.text.prompts import CRITIQUE
+from twofold.text.prompts import CRITIQUE, JUDGE
 from twofold.trainer import checkpoint
 
 if TYPE_CHECKING:
@@ -51,10 +51,13 @@ def shipped() -> Path:
 def load(model: str | Path = SHIPPED, *, system: str | None = None, precision: Precision = "float32") -> Model:
     """Load a model by directory, hub name, or ``"tiny"`` for the one that comes with the package.
 
-    A run directory stands for its newest checkpoint. Raises OSError if there is no such model.
+    A run directory stands for its newest checkpoint, and a checkpoint is asked the verdict question that it was trained on.
+    Raises OSError if there is no such model.
     """
-    weights, tokenizer = load_model(find_model(model))
-    return Model(str(model), NativeEngine(weights, precision=precision), Chat(tokenizer, system), tokenizer)
+    path = find_model(model)
+    weights, tokenizer = load_model(path)
+    chat = Chat(tokenizer, system, question=checkpoint.verdict_question(path) or JUDGE)
+    return Model(str(model), NativeEngine(weights, precision=precision), chat, tokenizer)
 
 
 def connect(
@@ -70,7 +73,7 @@ def connect(
 
     path = find_model(model)
     tokenizer = load_tokenizer(path)
-    chat = Chat(tokenizer, system)
+    chat = Chat(tokenizer, system, question=checkpoint.verdict_question(path) or JUDGE)
     likely = (str(model), path.name)
     engine = RemoteEngine(upstream, text=CRITIQUE, ids=chat.encode(CRITIQUE), model=serves, likely=likely)
     return Model(str(model), engine, chat, tokenizer)
@@ -142,9 +145,9 @@ def guarded(task: Task) -> Task:
     return task if type(task).__module__.startswith("twofold.") else Guarded(task)
 
 
-def rewarded(task: Task, config: Config) -> Task:
-    """Return the task, paid as the config says."""
-    return Rewarded(task, config.reward, config.reward_weights) if config.reward else task
+def rewarded(task: Task, functions: Sequence[str], weights: Sequence[float] = ()) -> Task:
+    """Return the task, paid by these functions if there are any (see ``tasks.user.Rewarded``)."""
+    return Rewarded(task, functions, weights) if functions else task
 
 
 def evaluate(
@@ -167,16 +170,20 @@ def evaluate(
     """
     config = config or Eval()
     chosen = make_task(task_named(task)) if isinstance(task, str) else task
-    judge: Judge = config.judge if config.judge in get_args(Judge) else "p_yes"  # type: ignore[assignment]
-    like = Plan(temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens)
-    like = replace(like, judge=judge, judge_votes=config.judge_votes)
+    like = Plan(temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens, judge=config.judge)
     parsed = [parse(plan, like) if isinstance(plan, str) else plan for plan in plans]
+    parsed = [replace(plan, judge=resolved(plan.judge, model.chat)) for plan in parsed]
+    if unjudged := [plan for plan in parsed if plan.judged and plan.judge.name not in ASKED]:
+        judge = unjudged[0].judge.name
+        raise ValueError(
+            f"plan {unjudged[0]} cannot ask for verdicts by judge={judge}: give it one of {', '.join(ASKED)}"
+        )
     if most := [plan for plan in parsed if plan.n > config.n]:
         raise ValueError(f"plan {most[0]}: the evaluation draws {config.n} samples: raise --n or lower the plan's")
-    if config.judge == "head" and not isinstance((verifier or model).engine, NativeEngine):
-        raise ValueError(f"judge {config.judge} reads a head that was trained here: an upstream has none")
-    if certain := [plan.traces for plan in parsed if plan.rule in CERTAIN]:
-        config = replace(config, confidence=certain[0].top, window=certain[0].window)
+    if config.judge.name == "head" and not isinstance((verifier or model).engine, NativeEngine):
+        raise ValueError("judge=head reads a head that was trained here: an upstream has none")
+    if certain := [plan.traces for plan in parsed if plan.traced]:
+        config = replace(config, trace_top=certain[0].top, trace_window=certain[0].window)
     found = evaluate_task(
         model.engine,
         model.chat,

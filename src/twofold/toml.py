@@ -201,7 +201,12 @@ def _convert(hint: Any, value: Any, key: str, default: Any, source: _Source) -> 
 
 
 def _table(members: list[Any], value: Any, key: str, default: Any, source: _Source) -> Any:
-    """One dataclass: of a union the member that ``name`` picks or, without a ``name``, the one already there."""
+    """One dataclass: of a union the member that ``name`` picks or, without a ``name``, the one already there.
+
+    Where the dataclass has a field ``name``, that name may stand for the table.
+    """
+    if isinstance(value, str) and "name" in members[0].__dataclass_fields__:
+        value = {"name": value}
     if not isinstance(value, Mapping):
         field = "name" if len(members) > 1 else fields(members[0])[0].name
         raise source.wrong_type(key, f"a table (set its options, such as {key}.{field})", value)

@@ -89,8 +89,8 @@ class _Setup:
         return self.engines[role]
 
     def frozen(self, role: str = "policy") -> Engine:
-        model = self.models[role] if role in self.models else self.policy
-        return NativeEngine(copy.deepcopy(model), precision=self.config.train.precision)
+        assert self.policy is not None  # loads it, if nobody has asked for it yet
+        return NativeEngine(copy.deepcopy(self.models[role]), precision=self.config.train.precision)
 
     def reference(self, role: str = "policy") -> Engine | None:
         return self.frozen(role) if self.config.loss.beta else None
@@ -141,7 +141,8 @@ def train(
     config = _recorded(config, task, recipe, engine)
     _refuse_to_mix(run, config, resume)
     found = checkpoint.latest(run) if resume else None
-    graded = rewarded(guarded(task) if task is not None else make_task(config.task), config)
+    base = guarded(task) if task is not None else make_task(config.task)
+    graded = rewarded(base, config.reward, config.reward_weights)
     setup = _Setup(config, graded, make)
     built = (recipe or config.recipe.build)(setup)
     assert setup.policy is not None
@@ -211,7 +212,9 @@ def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str
     """Step -> a few numbers of a short evaluation there, whose samples are kept in ``evals/step-N``."""
     if not config.eval.every:
         return lambda step: {}
-    named = rewarded(make_task(task_named(config.eval.task)), config) if config.eval.task else setup.task
+    named = setup.task
+    if config.eval.task:
+        named = rewarded(make_task(task_named(config.eval.task)), config.reward, config.reward_weights)
     if not config.eval.task and length(setup.task) is not None:
         raise ValueError("eval.every: a data set has no held-out part of its own; name another with eval.task")
     settings = Eval(
@@ -238,8 +241,7 @@ def _figures(pools: Sequence[Pool]) -> dict[str, float]:
     curves = [votes.curves(p.answers, c, s, [1, n]) for p, c, s in zip(pools, correct, scores, strict=True)]
     found = {"pass@1": mean([c["pass@k"][0] for c in curves])}
     found |= {f"{name}@{n}": mean([c[rule][1] for c in curves]) for name, rule in VOTES.items()}
-    auroc, balanced_accuracy, ece = verifier_metrics(list(chain(*scores)), list(chain(*correct)))
-    return found | {"auroc": auroc, "balanced_accuracy": balanced_accuracy, "ece": ece}
+    return found | asdict(verifier_metrics(list(chain(*scores)), list(chain(*correct))))
 
 
 def _refuse_to_mix(run: Path, config: Config, resume: bool) -> None:

@@ -47,8 +47,8 @@ class Sampling:
     max_tokens: int = 256
     stop: tuple[int, ...] = ()
     seed: int = 0
-    confidence: int = 0
-    """k > 0: record each step's ``confidence`` (of the k likeliest tokens) and ``certainty`` in the completion."""
+    trace_top: int = 0
+    """How many of the likeliest tokens the per-token confidence is taken of; 0: neither it nor the certainty is recorded."""
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.max_tokens < 1 or not self.temperature >= 0 or not 0 < self.top_p <= 1:
@@ -66,17 +66,18 @@ class Sampling:
 class Completion:
     """Tokens after a prompt. ``sampled[t]`` is False where the token was forced, not drawn from the policy.
 
-    If ``Sampling.confidence`` = k > 0, per token, of the model's distribution p before temperature and top-p:
-    ``confidence`` = minus the mean of ln p over the k likeliest tokens (DeepConf, arXiv:2508.15260), ``certainty`` =
-    KL(uniform || p) over the vocabulary (self-certainty, arXiv:2502.18581). Both are larger where the model is surer.
+    With ``Sampling.trace_top`` = k > 0 two numbers per token are recorded, of the model's distribution p before temperature
+    and top-p. ``token_confidence`` is minus the mean of ln p over the k likeliest tokens (DeepConf, arXiv:2508.15260).
+    ``token_certainty`` is KL(uniform || p) over the vocabulary (self-certainty, arXiv:2502.18581). Both are larger where the
+    model is surer.
     """
 
     tokens: list[int]
     logprobs: list[float]
     sampled: list[bool]
     finish: Finish
-    confidence: list[float] | None = None
-    certainty: list[float] | None = None
+    token_confidence: list[float] | None = None
+    token_certainty: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from twofold.compute.cost import Cost, Made
+from twofold.compute.cost import Made, account, in_groups
 from twofold.compute.rollout import candidate, forced, join, split
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
@@ -58,14 +58,9 @@ def backtracking(
                 if rollout.answer is not None or not candidates[i].completion.tokens:
                     candidates[i] = rollout
         going = [i for i in going if latest[i].finish == "length" and len(latest[i].tokens) < sampling.max_tokens]
-    share = (time.monotonic() - began) / max(1, len(questions))
-    made = []
-    for i in range(0, len(owners), n):
-        group = [r for r in candidates[i : i + n] if r.completion.tokens]  # a stream may be nothing but marks
-        spent = sum(generated[i : i + n])
-        kept = sum(len(r.completion.tokens) for r in group)
-        made.append(Made(group, None, Cost(len(prompts[i]), spent, 0, spent - kept, share)))
-    return made
+    # a stream may be nothing but marks
+    groups = [[r for r in group if r.completion.tokens] for group in in_groups(candidates, n)]
+    return account(prompts[::n], groups, [sum(g) for g in in_groups(generated, n)], began)
 
 
 def tried(chat: Chat, stream: Completion) -> list[Completion]:
@@ -80,6 +75,8 @@ def tried(chat: Chat, stream: Completion) -> list[Completion]:
 
 def _picked(c: Completion, places: Sequence[int], finish: Finish) -> Completion:
     """Some of its tokens."""
-    confidence, certainty = (None if x is None else [x[t] for t in places] for x in (c.confidence, c.certainty))
+    confidence, certainty = (
+        None if x is None else [x[t] for t in places] for x in (c.token_confidence, c.token_certainty)
+    )
     tokens, logprobs = [c.tokens[t] for t in places], [c.logprobs[t] for t in places]
     return Completion(tokens, logprobs, [c.sampled[t] for t in places], finish, confidence, certainty)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from twofold.types import Candidate
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +44,30 @@ class Made:
     candidates: list[Candidate]
     scores: list[float] | None
     cost: Cost
+
+
+def in_groups(items: Sequence[T], n: int) -> list[Sequence[T]]:
+    """Cut a flat list into groups of ``n``, one per question."""
+    return [items[i : i + n] for i in range(0, len(items), n)]
+
+
+def account(
+    prompts: Sequence[Sequence[int]],
+    groups: Sequence[Sequence[Candidate]],
+    generated: Sequence[int],
+    began: float,
+    verified: Sequence[int] | None = None,
+    scores: Sequence[list[float]] | None = None,
+) -> list[Made]:
+    """Return one ``Made`` per question, for ways of making whose candidates share no drawn token.
+
+    ``generated`` and ``verified`` are tokens per question. What was generated and is in no candidate counts as discarded.
+    Every question has an equal share of the seconds since ``began``.
+    """
+    seconds = (time.monotonic() - began) / max(1, len(prompts))
+    made = []
+    for i, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
+        kept = sum(len(c.completion.tokens) for c in group)
+        cost = Cost(len(prompt), generated[i], verified[i] if verified else 0, generated[i] - kept, seconds)
+        made.append(Made(list(group), scores[i] if scores else None, cost))
+    return made

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from twofold.compute.verify import scored
+from twofold.compute.verify import verification_scores
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
 from twofold.text.extract import last_boxed
@@ -14,22 +15,68 @@ from twofold.text.prompts import CRITIQUE, JUDGE, VERIFY
 from twofold.text.steps import Cut
 from twofold.types import Candidate, Sampling
 
-Judge = Literal["p_yes", "normalised", "written", "steps"]
-"""How the model judges: P(Yes) as published, P(Yes) / (P(Yes) + P(No)), or written critiques, by their verdict on the whole
-(``written``) or by the least of those on the steps (``steps``)."""
-Head = Literal["head"]
-"""A trained scalar head that judges in the words' place."""
+ASKED = ("p_yes", "normalised", "written", "steps")
+"""Judges that any model can be. The others read a scalar head that was trained, or are none."""
+WRITING = ("written", "steps")
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """How a model is asked for its judgement of a solution, which is a score in [0, 1].
+
+    * ``p_yes``: the probability of Yes after the verdict question, as RL^V publishes it; ``normalised``: divided by
+      P(Yes) + P(No).
+    * ``written``: the share of ``votes`` written critiques that call the whole solution right.
+    * ``steps``: the least share, over the solution's steps, of ``votes`` written verifications that call the step right.
+    * ``head``: a trained scalar head, read after the verdict question. ``none``: no judgement.
+      Evaluations may use these; plans may not.
+
+    Raises ValueError for ``tokens`` or ``votes`` below 1.
+    """
+
+    name: Literal["p_yes", "normalised", "written", "steps", "head", "none"] = "p_yes"
+    question: str | None = None
+    """What is asked. None: the model's own verdict question; for ``written`` and ``steps`` the question that
+    ``text.prompts`` has for them."""
+    cut: Cut = "lines"
+    """Where a solution's steps are, for ``steps``."""
+    tokens: int = 128
+    """Token limit of what is written."""
+    votes: int = 1
+    """How much is written per solution; the verdicts are averaged. One is greedy, several are drawn at temperature 1."""
+
+    def __post_init__(self) -> None:
+        if min(self.tokens, self.votes) < 1:
+            raise ValueError(f"tokens and votes must be at least 1, got {self.tokens}, {self.votes}")
+
+    def words(self, chat: Chat) -> str:
+        """Return the question that is asked."""
+        if self.question is not None:
+            return self.question
+        if self.name in WRITING:
+            return VERIFY if self.name == "steps" and self.cut == "tags" else CRITIQUE
+        return chat.question
+
+
+def resolved(judging: Judging, chat: Chat) -> Judging:
+    """Return ``judging`` with the model's own verdict question written out, where that is not the standard one.
+
+    Two models of one tokenizer are asked the same if what this returns is equal.
+    """
+    if judging.question is not None or judging.name in (*WRITING, "none") or chat.question == JUDGE:
+        return judging
+    return replace(judging, question=chat.question)
 
 
 def question(chat: Chat, rollout: Candidate) -> list[int]:
-    """The judgement prompt: the rollout's own tokens, the end of its turn, the question. Nothing is re-tokenised."""
-    return chat.ask([*rollout.prompt, *rollout.completion.tokens], JUDGE)
+    """Return the judgement prompt: the rollout's own tokens, the end of its turn, the question. Nothing is re-tokenised."""
+    return chat.ask([*rollout.prompt, *rollout.completion.tokens], chat.question)
 
 
 def p_yes(engine: Engine, chat: Chat, rollouts: Sequence[Candidate], normalised: bool = False) -> list[float]:
-    """P(Yes) per rollout (RL^V's score). ``normalised`` divides by P(Yes) + P(No); the published score does not.
+    """Return P(Yes) per rollout (RL^V's score). ``normalised`` divides by P(Yes) + P(No); the published score does not.
 
-    On an engine that kept the rollouts' caches this computes the question's tokens only, once for both words.
+    An engine that kept the rollouts' caches computes the question's tokens only, once for both words.
     """
     words = chat.yes_no_ids if normalised else chat.yes_no_ids[:1]
     prompts = [question(chat, r) for r in rollouts for _ in words]
@@ -45,18 +92,20 @@ def by_head(engine: Any, chat: Chat, rollouts: Sequence[Candidate]) -> list[floa
 
 
 def judge_cost(chat: Chat, rollout: Candidate) -> int:
-    """Tokens that a one-token judgement reads beyond the rollout's own: the question and the verdict."""
+    """Return how many tokens a one-token judgement reads beyond the rollout's own: the question and the verdict."""
     return len(question(chat, rollout)) - len(rollout.prompt) - len(rollout.completion.tokens) + 1
 
 
-def written(
-    engine: Engine, chat: Chat, rollouts: Sequence[Candidate], sampling: Sampling
+def critique_scores(
+    engine: Engine, chat: Chat, rollouts: Sequence[Candidate], question: str, sampling: Sampling
 ) -> list[tuple[float | None, int]]:
-    """LLM-as-a-judge: (share of ``sampling.n`` written critiques that end in CORRECT, tokens of the request and of the
-    critiques) per rollout. The share is None where no verdict could be read.
+    """LLM-as-a-judge: return (score, tokens of the request and of the critiques) per rollout.
+
+    The score is the share of ``sampling.n`` written critiques that end in CORRECT, among those whose verdict can be read;
+    None where none can.
     """
     own = [[*r.prompt, *r.completion.tokens] for r in rollouts]
-    prompts = [chat.ask(tokens, CRITIQUE) for tokens in own]
+    prompts = [chat.ask(tokens, question) for tokens in own]
     judged: list[tuple[float | None, int]] = []
     for tokens, prompt, critiques in zip(own, prompts, engine.generate(prompts, sampling), strict=True):
         votes = [v for c in critiques if (v := parse_verdict(chat.decode(c.tokens))) is not None]
@@ -65,45 +114,32 @@ def written(
     return judged
 
 
-def by_steps(engine: Engine, chat: Chat, rollouts: Sequence[Candidate], sampling: Sampling) -> list[tuple[float, int]]:
-    """(least share, over a solution's steps, of ``sampling.n`` verifications that call the step right; their tokens).
-
-    Steps between tags are asked about with ``text.steps.VERIFY``, steps on lines, as the shipped model writes them, with its own
-    question: what Tango's verifiers and the shipped model know. One engine call for either.
-    """
-    found: dict[int, tuple[float, int]] = {}
-    forms: list[tuple[Cut, str]] = [("tags", VERIFY), ("lines", CRITIQUE)]
-    for cut, question in forms:
-        mine = [i for i, r in enumerate(rollouts) if ("<step>" in r.text) == (cut == "tags")]
-        scores = scored(engine, chat, [rollouts[i] for i in mine], question, sampling, cut)
-        found |= dict(zip(mine, scores, strict=True))
-    return [found[i] for i in range(len(rollouts))]
-
-
-def verdicts(
-    engine: Engine,
-    chat: Chat,
-    rollouts: Sequence[Candidate],
-    judge: Judge | Head,
-    tokens: int = 128,
-    seed: int = 0,
-    votes: int = 1,
+def judge_all(
+    engine: Engine, chat: Chat, rollouts: Sequence[Candidate], judging: Judging, seed: int = 0
 ) -> list[tuple[float, int]]:
-    """(score, tokens read and written for it beyond the rollout's own) of every rollout. ``tokens`` limits a written
-    critique; one without a readable verdict is not an acceptance: 0. One is greedy, several ``votes`` are drawn at
-    temperature 1. A head needs the native engine."""
-    sampling = Sampling(votes, float(votes > 1), max_tokens=tokens, stop=chat.stop, seed=seed)
-    if judge == "written":
-        return [(score or 0.0, spent) for score, spent in written(engine, chat, rollouts, sampling)]
-    if judge == "steps":
-        return by_steps(engine, chat, rollouts, sampling)
-    normalised = judge == "normalised"
-    scores = by_head(engine, chat, rollouts) if judge == "head" else p_yes(engine, chat, rollouts, normalised)
-    return [(s, judge_cost(chat, r)) for s, r in zip(scores, rollouts, strict=True)]
+    """Return (score, tokens read and written for it beyond the rollout's own) of every rollout.
+
+    A solution whose written critiques have no readable verdict scores 0. Raises ValueError for the judge ``none``.
+    """
+    words = judging.words(chat)
+    sampling = Sampling(judging.votes, float(judging.votes > 1), max_tokens=judging.tokens, stop=chat.stop, seed=seed)
+    asking = chat.asking(words)
+    match judging.name:
+        case "written":
+            return [(s or 0.0, spent) for s, spent in critique_scores(engine, chat, rollouts, words, sampling)]
+        case "steps":
+            return verification_scores(engine, chat, rollouts, words, sampling, judging.cut)
+        case "none":
+            raise ValueError(f"judge=none gives no verdicts: judge by {', '.join(ASKED)}")
+        case "p_yes" | "normalised":
+            scores = p_yes(engine, asking, rollouts, normalised=judging.name == "normalised")
+        case "head":
+            scores = by_head(engine, asking, rollouts)
+    return [(s, judge_cost(asking, r)) for s, r in zip(scores, rollouts, strict=True)]
 
 
 def parse_verdict(text: str) -> bool | None:
-    """The verdict a critique ends with: True, False, or None if it ends with neither.
+    """Return the verdict a critique ends with: True, False, or None if it ends with neither.
 
     >>> parse_verdict(r"<step>\\boxed{INCORRECT}</step> <final_verification>\\boxed{CORRECT}</final_verification>")
     True

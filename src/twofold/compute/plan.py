@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from twofold.compute.backtrack import Backtracking
-from twofold.compute.judge import Judge
+from twofold.compute.judge import Judging
 from twofold.compute.mcts import MCTS
-from twofold.compute.prune import DeepConf, Prune
+from twofold.compute.prune import DeepConfOnline, Prune
+from twofold.compute.rules import check_name, rule_named
 from twofold.compute.search import DVTS, Beam, Particles, Rebase
 from twofold.compute.think import Correction, Forcing
-from twofold.maths.confidence import Trace
+from twofold.maths.confidence import Traces
 from twofold.maths.posterior import Calibration
 from twofold.maths.stopping import Adaptive, Consensus, Fixed, Lengths, Posterior, Windows
 from twofold.text.chat import Chat
 from twofold.toml import ConfigError, override
 from twofold.types import Sampling
-
-Rule = Literal["majority", "best", "weighted", "posterior", "certain", "borda", "deepconf"]
-JUDGED = {"best", "weighted", "posterior"}
-CERTAIN = {"certain", "borda", "deepconf"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +30,9 @@ class Independent:
     name: Literal["independent"] = "independent"
 
 
-Make = Independent | Prune | DeepConf | Forcing | Correction | Backtracking | Beam | DVTS | Rebase | Particles | MCTS
-
-
-@dataclass(frozen=True, slots=True)
-class Traces:
-    """What the rules ``borda`` and ``deepconf`` read from the samples' own certainty (see ``maths.confidence``)."""
-
-    top: int = 20
-    """Likeliest tokens per step that confidence is taken of."""
-    window: int = 64
-    """Tokens of a group; published for long traces: 2048."""
-    kind: Trace = "mean"
-    keep: float = 0.1
-    """Share of the samples that ``deepconf`` lets vote."""
-    power: float = 0.5
-    """Of the ranks of ``borda``."""
+Make = (
+    Independent | Prune | DeepConfOnline | Forcing | Correction | Backtracking | Beam | DVTS | Rebase | Particles | MCTS
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,39 +47,37 @@ class Plan:
     """
 
     n: int = 16
-    rule: Rule = "weighted"
-    judge: Judge = "p_yes"
+    rule: str = "weighted"
+    judge: Judging = field(default_factory=Judging)
     make: Make = field(default_factory=Independent)
     stop: Fixed | Adaptive | Windows | Consensus | Posterior | Lengths = field(default_factory=Fixed)
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 256
     seed: int = 0
-    judge_tokens: int = 128
-    """Token limit of a written critique."""
-    judge_votes: int = 1
-    """Written critiques per candidate, whose verdicts are averaged: one is greedy, several are drawn."""
     calibration: Calibration = field(default_factory=Calibration)
     traces: Traces = field(default_factory=Traces)
 
     def __post_init__(self) -> None:
+        check_name(self.rule)
         Sampling(self.n, self.temperature, self.top_p, self.max_tokens)
-        if min(self.judge_tokens, self.judge_votes) < 1:
-            raise ValueError(
-                f"judge_tokens and judge_votes must be at least 1, got {self.judge_tokens}, {self.judge_votes}"
-            )
         if not isinstance(self.make, Independent) and not isinstance(self.stop, Fixed):
             raise ValueError(f"stop={self.stop.name} draws independent samples, make={self.make.name} draws its own")
 
     @property
     def judged(self) -> bool:
-        """Whether candidates are asked about."""
-        return self.rule in JUDGED or isinstance(self.stop, Posterior)
+        """Whether the model is asked for verdicts."""
+        return rule_named(self.rule).needs == "verdicts" or isinstance(self.stop, Posterior)
+
+    @property
+    def traced(self) -> bool:
+        """Whether the rule reads the samples' token confidences."""
+        return rule_named(self.rule).needs == "traces"
 
     def sampling(self, chat: Chat) -> Sampling:
         """Of all ``n`` samples at once."""
         cap = self.stop.caps[0] if isinstance(self.stop, Lengths) else self.max_tokens
-        top = self.traces.top if self.rule in CERTAIN else 0
+        top = self.traces.top if self.traced else 0
         return Sampling(self.n, self.temperature, self.top_p, cap, chat.stop, self.seed, top)
 
     def __str__(self) -> str:
@@ -110,36 +93,63 @@ class Plan:
 def parse(text: str, base: Plan | None = None) -> Plan:
     """A plan from its short form, ``RULE-N`` or ``RULE-N:OPTION=VALUE,...``, strictly.
 
-    ``stop`` and ``make`` take a name; the options of the chosen parts need no prefix. What is not said is as in ``base``.
+    ``stop``, ``make`` and ``judge`` take a name; the options of the chosen parts need no prefix. Text that holds a comma, a
+    bracket or a space stands in double quotes. What is not said is as in ``base``.
 
-    >>> parse("majority-40:stop=adaptive,confidence=0.9").stop
-    Adaptive(name='adaptive', confidence=0.9, step=1)
+    >>> parse("majority-40:stop=adaptive,threshold=0.9").stop
+    Adaptive(name='adaptive', threshold=0.9, step=1)
     >>> str(parse("weighted-16:temperature=0.7,stop=lengths,caps=[64,256]"))
     'weighted-16:stop=lengths,caps=[64,256],temperature=0.7'
 
     Raises ConfigError (a ValueError) that says what is wrong and, where it can, what was meant.
     """
     where = f"plan {text[:200]!r}"
-    head, _, rest = text.partition(":")
-    found = re.fullmatch(r"([a-z_]+)-([0-9]{1,6})", head)
+    found = _HEAD.fullmatch(text)
     if found is None:
         raise ConfigError(f"{where}: a plan is RULE-N or RULE-N:OPTION=VALUE,..., such as weighted-16")
     pairs = []
-    for word in re.split(r",(?![^\[]*\])", rest) if rest else []:
+    for word in _words(found[3] or ""):
         key, equals, value = word.partition("=")
         if not equals:
             raise ConfigError(f"{where}: {word!r} is not OPTION=VALUE")
-        pairs.append((f"{key}.name" if key in ("stop", "make") else key, value))
-    named = [f"{key}={value}" for key, value in pairs if key in ("stop.name", "make.name")]
+        pairs.append((f"{key}.name" if key in PARTS else key, value))
     # each part alone: whether they go together is asked of the whole plan
-    chosen = [override(Plan(), [n for n in named if n.startswith(part)], where=where) for part in ("stop", "make")]
+    chosen = [
+        override(Plan(), [f"{key}={value}" for key, value in pairs if key == f"{part}.name"], RENAMED, where)
+        for part in PARTS
+    ]
     settings = [f"{_place(key, chosen)}={value}" for key, value in pairs]
-    return override(base or Plan(), [f"rule={found[1]}", f"n={int(found[2])}", *settings], where=where)
+    return override(base or Plan(), [f"rule={found[1]}", f"n={int(found[2])}", *settings], RENAMED, where)
+
+
+PARTS = ("stop", "make", "judge")
+"""What a plan chooses by name."""
+
+_HEAD = re.compile(r"([a-z_]+|[^:,]+\.py:\w+(?:@sha256:[0-9a-f]+)?)-([0-9]{1,6})(?::(.*))?", re.DOTALL)
+_TOKEN = re.compile(r"""[^,\["]+|"(?:[^"\\]|\\.)*"|\[[^\]"]*(?:"(?:[^"\\]|\\.)*"[^\]"]*)*\]|.""", re.DOTALL)
+_PLAIN = re.compile(r"[\w</>.-]+")
+
+RENAMED = {"confidence": "threshold", "judge_tokens": "judge.tokens", "judge_votes": "judge.votes"}
+"""Options of older plans -> what they are called now, for the error message."""
+
+
+def _words(options: str) -> list[str]:
+    """Split at the commas that stand outside of brackets and quotes.
+
+    >>> _words('stop=lengths,caps=[64,256],judge.question="Right, or not?"')
+    ['stop=lengths', 'caps=[64,256]', 'judge.question="Right, or not?"']
+    """
+    words, start = [], 0
+    for token in _TOKEN.finditer(options):
+        if token[0] == ",":
+            words.append(options[start : token.start()])
+            start = token.end()
+    return [*words, options[start:]] if options else []
 
 
 def _place(key: str, chosen: Sequence[Plan]) -> str:
-    """Where an option without a prefix belongs: to the plan, to the chosen ``stop`` or ``make``, to another part."""
-    for parts in (("stop", "make"), ("calibration", "traces")):
+    """Return the full name of an option without a prefix: of the plan, of its ``stop`` or ``make``, of another part."""
+    for parts in (("stop", "make"), ("judge",), ("calibration", "traces")):
         known = dict.fromkeys(place for plan in chosen for place, _, _ in settings(plan))
         places = [p for p in known if p.endswith(f".{key}") and p.startswith(parts)]
         if key not in known and len(places) == 1:
@@ -166,6 +176,13 @@ def _leaves(prefix: str, value: Any, default: Any) -> Iterator[tuple[str, Any, A
 
 
 def _written(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"[{','.join(map(_written, value))}]" if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return f"[{','.join(_quoted(v) if isinstance(v, str) else _written(v) for v in value)}]"
+    if isinstance(value, str):
+        return value if _PLAIN.fullmatch(value) and value.lower() != "none" else _quoted(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _quoted(text: str) -> str:
+    """Return a TOML string."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

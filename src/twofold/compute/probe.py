@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from twofold.compute.cost import Cost
-from twofold.compute.rollout import Task, forced, graded, join, split
+from twofold.compute.rollout import Task, forced, grade_continuations, join, split
 from twofold.engines.base import Engine
 from twofold.maths.credit import mean
 from twofold.text.chat import Chat
@@ -102,11 +102,6 @@ def stopped(chat: Chat, rollout: Rollout, end: int, prover: Prover, cut: bool) -
     return replace(rollout, completion=join(thought, forced(closing(chat, thought.tokens, prover, cut))))
 
 
-def extended(task: Task, chat: Chat, rollout: Rollout, more: Sequence[Completion]) -> Group:
-    """The rollout with each of ``more`` behind, graded as a whole."""
-    return graded(chat, task, [(rollout.problem, rollout.prompt, join(rollout.completion, c)) for c in more])
-
-
 def probe(
     engine: Engine,
     chat: Chat,
@@ -137,6 +132,6 @@ def probe(
     for i, (r, end, p) in enumerate(zip(begun, (end for own in ends for end in own), prompts, strict=True)):
         new = len(r.completion.tokens) - end + sum(len(c.tokens) for c in drawn[p])
         cost = Cost(generated=new, discarded=new, seconds=share) if first[p] == i else Cost()
-        found.append(Probe(end, extended(task, chat, r, drawn[p]), cost))
+        found.append(Probe(end, grade_continuations(chat, task, r, drawn[p]), cost))
     probes = iter(found)
     return [[next(probes) for _ in own] for own in ends]

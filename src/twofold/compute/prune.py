@@ -8,15 +8,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
-from twofold.compute.cost import Cost, Made
+from twofold.compute.cost import Made, account
 from twofold.compute.judge import judge_cost, p_yes
-from twofold.compute.rollout import draw, extend
+from twofold.compute.rollout import continue_from, draw
 from twofold.engines.base import Engine
-from twofold.maths.confidence import trace
+from twofold.maths.confidence import Traces, trace
 from twofold.maths.votes import tally
 from twofold.text.chat import Chat
 from twofold.text.extract import canonical
@@ -38,28 +39,24 @@ class Prune:
 
 
 @dataclass(frozen=True, slots=True)
-class DeepConf:
-    """DeepConf online (arXiv:2508.15260, section 3.3): the first ``warmup`` samples run to their ends and set the bar, the
-    lowest group confidence that the top ``keep`` of them reach. Later ones are dropped below it. They are drawn
-    ``step`` at a time until the leader holds ``consensus`` of the votes.
+class DeepConfOnline:
+    """DeepConf online (arXiv:2508.15260, section 3.3): drop a sample while it is written, once its confidence is too low.
 
-    ``keep`` 0.1 is published as "low" (drops most), 0.9 as "high". Confidence is looked at every ``chunk`` tokens.
+    The first ``warmup`` samples run to their ends and set the bar: the lowest group confidence that the top ``keep`` of
+    them reach. Later samples are dropped when they fall below it. They are drawn ``step`` at a time until the leading answer
+    holds the share ``consensus`` of the votes. Confidence is read every ``chunk`` tokens. ``top``, ``window`` and ``keep``
+    are the plan's ``traces``; ``keep`` 0.1 is published as "low" (it drops most), 0.9 as "high".
     """
 
-    name: Literal["deepconf"] = "deepconf"
+    name: Literal["deepconf_online"] = "deepconf_online"
     warmup: int = 16
-    keep: float = 0.9
-    window: int = 64
-    top: int = 20
     chunk: int = 16
     step: int = 16
     consensus: float = 0.95
 
     def __post_init__(self) -> None:
-        if min(self.warmup, self.window, self.top, self.chunk, self.step) < 1:
-            raise ValueError(f"warmup, window, top, chunk and step must be at least 1, got {self}")
-        if not 0 < self.keep <= 1 or not 0 < self.consensus <= 1:
-            raise ValueError(f"keep and consensus must be in (0, 1], got {self}")
+        if min(self.warmup, self.chunk, self.step) < 1 or not 0 < self.consensus <= 1:
+            raise ValueError(f"warmup, chunk and step must be at least 1 and consensus in (0, 1], got {self}")
 
 
 def prune(
@@ -85,77 +82,81 @@ def prune(
             bar = config.floor if done[i] else min(config.floor, max(value.values(), default=0.0))
             dropped[i] += sum(len(r.completion.tokens) for r in group if value[id(r)] < bar)
             going[i] = [r for r in group if value[id(r)] >= bar]
-        groups = _go_on(engine, chat, going, sampling, config.chunk)
-    seconds = (time.monotonic() - began) / len(groups) if groups else 0.0
-    return [
-        Made(group, None, Cost(len(chat.prompt(q)), _tokens(group) + lost, asked, lost, seconds))
-        for q, group, lost, asked in zip(questions, done, dropped, read, strict=True)
-    ]
+        groups = _continue_groups(engine, chat, going, sampling, config.chunk)
+    spent = [_tokens(group) + lost for group, lost in zip(done, dropped, strict=True)]
+    return account([chat.prompt(q) for q in questions], done, spent, began, read)
 
 
-def deepconf(
-    engine: Engine, chat: Chat, questions: Sequence[str], n: int, sampling: Sampling, config: DeepConf
+def deepconf_online(
+    engine: Engine,
+    chat: Chat,
+    questions: Sequence[str],
+    n: int,
+    sampling: Sampling,
+    config: DeepConfOnline,
+    traces: Traces,
 ) -> list[Made]:
-    """The samples that hold the bar, each with its lowest group confidence as its score."""
+    """Return the samples that hold the bar, each with its lowest group confidence as its score."""
     began = time.monotonic()
-    sampling = replace(sampling, confidence=config.top)
+    sampling = replace(sampling, trace_top=traces.top)
+    lowest = partial(_lowest, window=traces.window)
     warm = draw(engine, chat, questions, replace(sampling, n=min(config.warmup, n)))
-    bars = [float(np.quantile([_lowest(r, config) for r in g], 1 - config.keep)) for g in warm]
-    kept = [[r for r in g if _lowest(r, config) >= bar] for g, bar in zip(warm, bars, strict=True)]
+    bars = [float(np.quantile([lowest(r) for r in g], 1 - traces.keep)) for g in warm]
+    kept = [[r for r in g if lowest(r) >= bar] for g, bar in zip(warm, bars, strict=True)]
     dropped = [_tokens(g) - _tokens(k) for g, k in zip(warm, kept, strict=True)]
     drawn, i = min(config.warmup, n), 1
-    while drawn < n and (open_ := [q for q, k in enumerate(kept) if not _agreed(k, config)]):
+    while drawn < n and (
+        open_ := [q for q, k in enumerate(kept) if not _agreed(k, [lowest(r) for r in k], config.consensus)]
+    ):
         batch = min(config.step, n - drawn)
         more = replace(sampling, n=batch, seed=sampling.seed + (i << 32))
-        for q, (good, lost) in zip(
-            open_,
-            _above(engine, chat, [questions[q] for q in open_], more, config, [bars[q] for q in open_]),
-            strict=True,
-        ):
+        asked = [questions[q] for q in open_]
+        held = _above(engine, chat, asked, more, config.chunk, traces.window, [bars[q] for q in open_])
+        for q, (good, lost) in zip(open_, held, strict=True):
             kept[q] += good
             dropped[q] += lost
         drawn, i = drawn + batch, i + 1
-    seconds = (time.monotonic() - began) / len(questions) if questions else 0.0
-    return [
-        Made(
-            group,
-            [_lowest(r, config) for r in group],
-            Cost(len(chat.prompt(q)), _tokens(group) + lost, 0, lost, seconds),
-        )
-        for q, group, lost in zip(questions, kept, dropped, strict=True)
-    ]
+    spent = [_tokens(group) + lost for group, lost in zip(kept, dropped, strict=True)]
+    scores = [[lowest(r) for r in group] for group in kept]
+    return account([chat.prompt(q) for q in questions], kept, spent, began, scores=scores)
 
 
 def _above(
-    engine: Engine, chat: Chat, questions: Sequence[str], sampling: Sampling, config: DeepConf, bars: Sequence[float]
+    engine: Engine,
+    chat: Chat,
+    questions: Sequence[str],
+    sampling: Sampling,
+    chunk: int,
+    window: int,
+    bars: Sequence[float],
 ) -> list[tuple[list[Candidate], int]]:
-    """(samples that finished above their question's bar, tokens of those that did not) per question."""
-    cut = replace(sampling, max_tokens=min(config.chunk, sampling.max_tokens))
+    """Draw samples; return (those that finished above their question's bar, tokens of the others) per question."""
+    cut = replace(sampling, max_tokens=min(chunk, sampling.max_tokens))
     going = draw(engine, chat, questions, cut)
     done: list[list[Candidate]] = [[] for _ in going]
     dropped = [0] * len(going)
     while any(going):
         for i, group in enumerate(going):
             # a group that is not full yet decides nothing about an unfinished sample
-            full = [len(r.completion.tokens) >= config.window or _finished(r, sampling) for r in group]
-            low = [f and _lowest(r, config) < bars[i] for r, f in zip(group, full, strict=True)]
+            full = [len(r.completion.tokens) >= window or _finished(r, sampling) for r in group]
+            low = [f and _lowest(r, window) < bars[i] for r, f in zip(group, full, strict=True)]
             dropped[i] += _tokens([r for r, bad in zip(group, low, strict=True) if bad])
             good = [r for r, bad in zip(group, low, strict=True) if not bad]
             done[i] += [r for r in good if _finished(r, sampling)]
             going[i] = [r for r in good if not _finished(r, sampling)]
-        going = _go_on(engine, chat, going, sampling, config.chunk)
+        going = _continue_groups(engine, chat, going, sampling, chunk)
     return list(zip(done, dropped, strict=True))
 
 
-def _go_on(
+def _continue_groups(
     engine: Engine, chat: Chat, groups: Sequence[list[Candidate]], sampling: Sampling, chunk: int
 ) -> list[list[Candidate]]:
-    """Every rollout of every group (all are equally long) by another chunk, in one call."""
+    """Continue every candidate of every group, which are all equally long, by another chunk; one engine call."""
     everyone = [r for group in groups for r in group]
     if not everyone:
         return [[] for _ in groups]
     left = sampling.max_tokens - len(everyone[0].completion.tokens)
-    longer = iter(extend(engine, chat, everyone, replace(sampling, max_tokens=min(chunk, left))))
+    longer = iter(continue_from(engine, chat, everyone, replace(sampling, max_tokens=min(chunk, left))))
     return [[next(longer) for _ in group] for group in groups]
 
 
@@ -167,13 +168,11 @@ def _tokens(group: list[Candidate]) -> int:
     return sum(len(r.completion.tokens) for r in group)
 
 
-def _lowest(rollout: Candidate, config: DeepConf) -> float:
-    assert rollout.completion.confidence is not None
-    return trace(rollout.completion.confidence, "lowest", config.window)
+def _lowest(rollout: Candidate, window: int) -> float:
+    assert rollout.completion.token_confidence is not None
+    return trace(rollout.completion.token_confidence, "lowest", window)
 
 
-def _agreed(group: list[Candidate], config: DeepConf) -> bool:
-    votes = tally(
-        [None if r.answer is None else canonical(r.answer) for r in group], [_lowest(r, config) for r in group]
-    )
-    return bool(votes) and max(votes.values()) >= config.consensus * sum(votes.values())
+def _agreed(group: list[Candidate], weights: list[float], consensus: float) -> bool:
+    votes = tally([None if r.answer is None else canonical(r.answer) for r in group], weights)
+    return bool(votes) and max(votes.values()) >= consensus * sum(votes.values())

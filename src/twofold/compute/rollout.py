@@ -14,8 +14,8 @@ from twofold.text.chat import Chat
 from twofold.text.extract import final_answer
 from twofold.types import Candidate, Completion, Finish, Grade, Group, Problem, Rollout, Sampling
 
-Solution = tuple[Problem, list[int], Completion]
-"""(problem, prompt, completion), whole or just begun."""
+Ungraded = tuple[Problem, list[int], Completion]
+"""(problem, prompt, completion): a solution before it is graded, or the beginning of one."""
 
 
 class Task(Protocol):
@@ -34,18 +34,36 @@ class Task(Protocol):
 def rollouts(
     engine: Engine, chat: Chat, task: Task, problems: Sequence[Problem], sampling: Sampling, opening: str = ""
 ) -> list[Group]:
-    """``sampling.n`` graded rollouts of every problem; ``opening`` is put at the end of their prompts."""
+    """Draw ``sampling.n`` graded rollouts of every problem; ``opening`` is put at the end of their prompts."""
     begin = chat.encode(opening, tags=True)
-    return continued(
-        engine, chat, task, [(p, [*chat.prompt(p.question), *begin], forced([])) for p in problems], sampling
-    )
+    starts = [(p, [*chat.prompt(p.question), *begin], forced([])) for p in problems]
+    return _sample_graded(engine, chat, task, starts, sampling)
 
 
-def continued(engine: Engine, chat: Chat, task: Task, starts: Sequence[Solution], sampling: Sampling) -> list[Group]:
-    """``sampling.n`` graded rollouts that begin as each of ``starts`` does, in one engine call.
+def continue_graded(
+    engine: Engine,
+    chat: Chat,
+    task: Task,
+    rollouts: Sequence[Rollout],
+    ends: Sequence[Sequence[int]],
+    sampling: Sampling,
+) -> list[list[Group]]:
+    """Draw ``sampling.n`` continuations from each end of each rollout, graded as whole solutions, in one engine call.
 
-    Each is graded as soon as it has ended, while the others are still sampled.
+    ``ends[i]`` are token counts of rollout i's completion. The result has one group per end. The ``value`` of such a group
+    is VinePPO's estimate of the value of that prefix (arXiv:2410.01679).
     """
+    starts = [
+        (r.problem, r.prompt, split(r.completion, end)[0]) for r, own in zip(rollouts, ends, strict=True) for end in own
+    ]
+    groups = iter(_sample_graded(engine, chat, task, starts, sampling))
+    return [[next(groups) for _ in own] for own in ends]
+
+
+def _sample_graded(
+    engine: Engine, chat: Chat, task: Task, starts: Sequence[Ungraded], sampling: Sampling
+) -> list[Group]:
+    """Draw ``sampling.n`` completions of every start. Each is graded as soon as it ends, while others are still sampled."""
     grades: dict[tuple[int, int], Future[Rollout]] = {}
     with ThreadPoolExecutor() as threads:
 
@@ -58,13 +76,18 @@ def continued(engine: Engine, chat: Chat, task: Task, starts: Sequence[Solution]
         return [[grades[i, j].result() for j in range(sampling.n)] for i in range(len(starts))]
 
 
-def graded(chat: Chat, task: Task, solutions: Sequence[Solution]) -> list[Rollout]:
-    """Rollouts of solutions. Side by side: an answer that needs mathematics waits for a process of the grader's."""
+def grade_continuations(chat: Chat, task: Task, rollout: Rollout, more: Sequence[Completion]) -> Group:
+    """Join each of ``more`` to the rollout, and grade the whole solutions."""
+    return graded(chat, task, [(rollout.problem, rollout.prompt, join(rollout.completion, c)) for c in more])
+
+
+def graded(chat: Chat, task: Task, solutions: Sequence[Ungraded]) -> list[Rollout]:
+    """Grade solutions, in parallel: an answer that needs mathematics waits for a process of the grader's."""
     with ThreadPoolExecutor() as threads:
         return list(threads.map(partial(_graded, chat, task), solutions))
 
 
-def _graded(chat: Chat, task: Task, solution: Solution) -> Rollout:
+def _graded(chat: Chat, task: Task, solution: Ungraded) -> Rollout:
     problem, prompt, completion = solution
     text = chat.decode(completion.tokens)
     answer, grade = task.grade(problem, text)
@@ -84,46 +107,18 @@ def candidate(chat: Chat, prompt: list[int], completion: Completion) -> Candidat
     return Candidate(prompt, completion, text, final_answer(text))
 
 
-def extend(engine: Engine, chat: Chat, cut: Sequence[Candidate], sampling: Sampling) -> list[Candidate]:
-    """Each of these by up to ``sampling.max_tokens`` more tokens, from its cache where the engine has kept it."""
-    prompts = [[*c.prompt, *c.completion.tokens] for c in cut]
-    more = engine.generate(prompts, replace(sampling, n=1))
-    return [candidate(chat, c.prompt, join(c.completion, m)) for c, (m,) in zip(cut, more, strict=True)]
+def continue_from(engine: Engine, chat: Chat, candidates: Sequence[Candidate], sampling: Sampling) -> list[Candidate]:
+    """Continue each candidate by up to ``sampling.max_tokens`` tokens, in one engine call.
 
-
-def continuations(
-    engine: Engine,
-    chat: Chat,
-    task: Task,
-    rollouts: Sequence[Rollout],
-    ends: Sequence[Sequence[int]],
-    sampling: Sampling,
-) -> list[list[Group]]:
-    """``sampling.n`` continuations from each end of each rollout, whole from the prompt on and graded, in one call.
-
-    ``ends[i]`` are token counts of rollout i's completion.
+    An engine that kept a candidate's cache computes the new tokens only. What comes back is ungraded.
     """
-    starts = [
-        (r.problem, r.prompt, split(r.completion, end)[0]) for r, own in zip(rollouts, ends, strict=True) for end in own
-    ]
-    groups = iter(continued(engine, chat, task, starts, sampling))
-    return [[next(groups) for _ in own] for own in ends]
-
-
-def continued_values(
-    engine: Engine,
-    chat: Chat,
-    task: Task,
-    rollouts: Sequence[Rollout],
-    ends: Sequence[Sequence[int]],
-    sampling: Sampling,
-) -> list[list[float]]:
-    """The values of ``continuations`` from each end (VinePPO, arXiv:2410.01679)."""
-    return [[value(g) for g in own] for own in continuations(engine, chat, task, rollouts, ends, sampling)]
+    prompts = [[*c.prompt, *c.completion.tokens] for c in candidates]
+    more = engine.generate(prompts, replace(sampling, n=1)) if prompts else []
+    return [candidate(chat, c.prompt, join(c.completion, m)) for c, (m,) in zip(candidates, more, strict=True)]
 
 
 def value(group: Group) -> float:
-    """Mean reward of those that could be graded; NaN if none could."""
+    """Return the mean reward of the rollouts that could be graded; NaN if none could."""
     return mean([r.grade.reward for r in group if r.grade.reward is not None])
 
 
@@ -135,10 +130,10 @@ def forced(tokens: list[int]) -> Completion:
 def join(*parts: Completion) -> Completion:
     """One completion of several, each behind the one before; it finishes as the last does.
 
-    Confidences are kept if any part has them; tokens of a part without them, such as forced ones, count 0 there.
+    Per-token confidences are kept if any part has them; tokens of a part without them, such as forced ones, count 0 there.
     """
 
-    def confidences(name: Literal["confidence", "certainty"]) -> list[float] | None:
+    def per_token(name: Literal["token_confidence", "token_certainty"]) -> list[float] | None:
         lists: list[list[float] | None] = [getattr(p, name) for p in parts]
         if all(x is None for x in lists):
             return None
@@ -149,8 +144,8 @@ def join(*parts: Completion) -> Completion:
         [x for p in parts for x in p.logprobs],
         [s for p in parts for s in p.sampled],
         parts[-1].finish,
-        confidences("confidence"),
-        confidences("certainty"),
+        per_token("token_confidence"),
+        per_token("token_certainty"),
     )
 
 
@@ -161,7 +156,7 @@ def split(completion: Completion, size: int) -> tuple[Completion, Completion]:
 
     def part(of: slice, finish: Finish) -> Completion:
         c = completion
-        confidence, certainty = (None if x is None else x[of] for x in (c.confidence, c.certainty))
+        confidence, certainty = (None if x is None else x[of] for x in (c.token_confidence, c.token_certainty))
         return Completion(c.tokens[of], c.logprobs[of], c.sampled[of], finish, confidence, certainty)
 
     return part(slice(size), "length"), part(slice(size, None), completion.finish)

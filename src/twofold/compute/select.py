@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from twofold.compute.plan import Plan
-from twofold.maths.confidence import borda, keep_top
-from twofold.maths.posterior import posterior
+from twofold.compute.rules import Seen, rule_named
 from twofold.maths.stopping import Lengths, should_stop
-from twofold.maths.votes import choose, tally
+from twofold.maths.votes import Vote, choose, tally
 from twofold.text.extract import canonical
 
 Same = Callable[[str, str], bool]
 """Whether two answers in normal form are mathematically equal."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """The samples of a problem in the order they came. ``scores`` are None where nobody asked; ``certainty`` and
-    ``confidence`` (of the trace) are empty unless a rule reads them."""
-
-    answers: list[str | None]
-    scores: list[float | None]
-    certainty: list[float] = field(default_factory=list)
-    confidence: list[float] = field(default_factory=list)
 
 
 def classes(answers: Sequence[str | None], same: Same | None = None) -> list[str | None]:
@@ -39,7 +26,7 @@ def classes(answers: Sequence[str | None], same: Same | None = None) -> list[str
 
 
 def settled(plan: Plan, seen: Seen) -> int | None:
-    """The verdict of the plan's stopping rule on how many (see ``maths.stopping.verdict``)."""
+    """Return what the plan's stopping rule says (see ``maths.stopping.should_stop``): how many samples vote, or None."""
     if isinstance(plan.stop, Lengths):
         return None
     weights: list[float | None] = [*_weights(plan, seen)] if plan.stop.name == "consensus" else seen.scores
@@ -47,17 +34,20 @@ def settled(plan: Plan, seen: Seen) -> int | None:
 
 
 def select(plan: Plan, seen: Seen) -> tuple[str | None, float, dict[str, float]]:
-    """(answer, confidence, votes, largest first). Confidence is the answer's share of all votes or, by the rule
-    ``posterior``, its posterior; the answer is None if there is none at all."""
-    if plan.rule == "posterior":
-        votes = posterior(seen.answers, seen.scores, plan.calibration)
+    """Return (answer, confidence, votes, largest first) by the plan's rule; the answer is None if no sample has one.
+
+    Confidence is the answer's share of all votes, or its probability where the rule knows it.
+    """
+    rule = rule_named(plan.rule)
+    if rule.probabilities is not None:
+        votes = rule.probabilities(seen, plan)
         answer = max(votes, key=votes.__getitem__, default=None)
         total = 1.0
     else:
         weights = _weights(plan, seen)
         last = slice(-(settled(plan, seen) or len(seen.answers)), None)
-        by_best = plan.rule in ("best", "certain")
-        answer = choose(seen.answers[last], weights[last], "best" if by_best else "weighted", plan.seed)
+        how: Vote = "best" if rule.follow == "sample" else "weighted"
+        answer = choose(seen.answers[last], weights[last], how, plan.seed)
         votes = tally(seen.answers, weights)
         total = sum(votes.values())
     confidence = votes[answer] / total if answer is not None and total else 0.0
@@ -65,15 +55,4 @@ def select(plan: Plan, seen: Seen) -> tuple[str | None, float, dict[str, float]]
 
 
 def _weights(plan: Plan, seen: Seen) -> list[float]:
-    """What each sample's vote weighs."""
-    match plan.rule:
-        case "majority":
-            return [1.0] * len(seen.answers)
-        case "certain":
-            return seen.certainty
-        case "borda":
-            return borda(seen.answers, seen.certainty, plan.traces.power)
-        case "deepconf":
-            return keep_top(seen.answers, seen.confidence, plan.traces.keep)
-        case _:
-            return [s or 0.0 for s in seen.scores]
+    return list(rule_named(plan.rule).weights(seen, plan))

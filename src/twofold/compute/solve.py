@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 
 from twofold.compute.backtrack import backtracking
 from twofold.compute.cost import Cost, Made
-from twofold.compute.judge import verdicts
+from twofold.compute.judge import judge_all
 from twofold.compute.mcts import mcts
-from twofold.compute.plan import CERTAIN, Independent, Plan
-from twofold.compute.prune import deepconf, prune
-from twofold.compute.rollout import draw, extend
+from twofold.compute.plan import Independent, Plan
+from twofold.compute.prune import DeepConfOnline, deepconf_online, prune
+from twofold.compute.rollout import continue_from, draw
+from twofold.compute.rules import Seen, rule_named
 from twofold.compute.search import beam, dvts, particles, rebase
-from twofold.compute.select import Same, Seen, classes, select, settled
+from twofold.compute.select import Same, classes, select, settled
 from twofold.compute.think import correction, forcing
 from twofold.engines.base import Engine
 from twofold.maths.confidence import trace
@@ -23,10 +24,13 @@ from twofold.text.chat import Chat
 from twofold.types import Candidate
 
 MAKERS: dict[str, Callable[..., list[Made]]] = {
-    "prune": prune, "deepconf": deepconf, "forcing": forcing, "correction": correction,
+    "prune": prune, "deepconf_online": deepconf_online, "forcing": forcing, "correction": correction,
     "backtracking": backtracking, "beam": beam, "dvts": dvts, "rebase": rebase, "particles": particles, "mcts": mcts,
 }  # fmt: skip
-"""By the name of ``Plan.make``: (engine, chat, questions, n, sampling, config) -> one ``Made`` per question."""
+"""By the name of ``Plan.make``: (engine, chat, questions, n, sampling, config) -> one ``Made`` per question.
+
+DeepConf online takes the plan's ``traces`` as well.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +77,13 @@ class _Work:
         self.scores += [None] * len(group) if scores is None else scores
 
     def seen(self, plan: Plan, same: Same | None) -> Seen:
-        certainty, confidence = [], []
-        if plan.rule in CERTAIN:
+        certainty, traces = [], []
+        if plan.traced:
             for c in (r.completion for r in self.group):
-                assert c.certainty is not None and c.confidence is not None
-                certainty.append(sum(c.certainty) / len(c.certainty))
-                confidence.append(trace(c.confidence, plan.traces.kind, plan.traces.window))
-        return Seen(classes([r.answer for r in self.group], same), self.scores, certainty, confidence)
+                assert c.token_certainty is not None and c.token_confidence is not None
+                certainty.append(sum(c.token_certainty) / len(c.token_certainty))
+                traces.append(trace(c.token_confidence, plan.traces.kind, plan.traces.window))
+        return Seen(classes([r.answer for r in self.group], same), self.scores, certainty, traces)
 
 
 def solve(engine: Engine, chat: Chat, problems: Sequence[str], plan: Plan, same: Same | None = None) -> list[Solution]:
@@ -96,7 +100,8 @@ def solve(engine: Engine, chat: Chat, problems: Sequence[str], plan: Plan, same:
         _draw(engine, chat, works, plan, plan.stop, same)
     else:
         began = time.monotonic()
-        made = MAKERS[plan.make.name](engine, chat, problems, plan.n, sampling, plan.make)
+        also = {"traces": plan.traces} if isinstance(plan.make, DeepConfOnline) else {}
+        made = MAKERS[plan.make.name](engine, chat, problems, plan.n, sampling, plan.make, **also)
         for work, m in zip(works, made, strict=True):
             work.add(m.candidates, m.scores)
             work.cost = replace(m.cost, seconds=0.0)
@@ -131,7 +136,7 @@ def _lengthen(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: 
                 work.add(group, None)
         else:
             cut = [(w, j) for w in works for j in w.cut]
-            for (w, j), r in zip(cut, extend(engine, chat, [w.group[j] for w, j in cut], sampling), strict=True):
+            for (w, j), r in zip(cut, continue_from(engine, chat, [w.group[j] for w, j in cut], sampling), strict=True):
                 w.group[j] = r
         for work in works:
             tokens = sum(len(r.completion.tokens) for r in work.group)
@@ -140,17 +145,17 @@ def _lengthen(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: 
                 for j in work.cut:
                     work.group[j] = replace(work.group[j], answer=None)
         _judge(engine, chat, works, plan, began)
-        works = [w for w in works if w.cut and _share(plan, w, same) < stop.confidence]
+        works = [w for w in works if w.cut and _share(plan, w, same) < stop.threshold]
         if not works:
             return
 
 
 def _share(plan: Plan, work: _Work, same: Same | None) -> float:
-    """The leader's votes over n, or its posterior."""
+    """Return the leader's votes over n if the rule's weights are bounded, else the confidence."""
     answer, confidence, votes = select(plan, work.seen(plan, same))
     if answer is None:
         return 0.0
-    return confidence if plan.rule not in ("majority", "best", "weighted") else votes[answer] / plan.n
+    return votes[answer] / plan.n if rule_named(plan.rule).bounded else confidence
 
 
 def _judge(engine: Engine, chat: Chat, works: Sequence[_Work], plan: Plan, began: float) -> None:
@@ -158,7 +163,7 @@ def _judge(engine: Engine, chat: Chat, works: Sequence[_Work], plan: Plan, began
     if plan.judged:
         todo = [(w, j) for w in works for j, r in enumerate(w.group) if r.answer is not None and w.scores[j] is None]
         asked = [w.group[j] for w, j in todo]
-        judged = verdicts(engine, chat, asked, plan.judge, plan.judge_tokens, plan.seed, plan.judge_votes)
+        judged = judge_all(engine, chat, asked, plan.judge, plan.seed)
         for (work, j), (score, tokens) in zip(todo, judged, strict=True):
             work.scores[j] = score
             work.cost += Cost(verified=tokens)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from twofold.compute.cost import Cost, Made
+from twofold.compute.cost import Made, account, in_groups
 from twofold.compute.judge import judge_cost, p_yes, question
-from twofold.compute.rollout import candidate, forced, join, split
+from twofold.compute.rollout import candidate, continue_from, forced, join, split
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
 from twofold.text.prompts import ANSWER, RETRY, WAIT
@@ -65,9 +65,7 @@ class Draft:
 
     def say(self, chat: Chat, words: str) -> None:
         """Force ``words``, on a line of their own."""
-        before = chat.decode(self.text.tokens)
-        line = "" if not before or before.endswith("\n") else "\n"
-        self.force(chat.encode(line + words, tags=True))
+        self.force(_on_a_line(chat, self.text, words).tokens)
 
     def force(self, tokens: list[int]) -> None:
         self.text = join(self.text, forced(tokens))
@@ -96,40 +94,44 @@ def forcing(
             d.say(chat, config.waits[(i - 1) % len(config.waits)])
         own = config.each if i else None
         rooms = [own or max(1, sampling.max_tokens - d.used) for d in thinking]
-        _go_on(engine, thinking, rooms, replace(sampling, n=1, stop=(*end, *chat.stop)))
+        _continue_drafts(engine, thinking, rooms, replace(sampling, n=1, stop=(*end, *chat.stop)))
         thinking = [d for d in thinking if d.ended or own]
         for d in thinking:
             if not d.ended:
                 d.text, _ = split(d.text, d.start + whole_paragraphs(chat.pieces(d.text.tokens[d.start :])))
     finished = _answered(engine, chat, drafts, sampling, config, end)
-    share = (time.monotonic() - began) / max(1, len(questions))
-    made = []
-    for i in range(len(questions)):
-        mine = slice(i * n, (i + 1) * n)
-        group = [candidate(chat, d.prompt, c) for d, c in zip(drafts[mine], finished[mine], strict=True)]
-        generated = sum(d.generated for d in drafts[mine])
-        kept = sum(len(c.tokens) for c in finished[mine])
-        made.append(Made(group, None, Cost(len(group[0].prompt), generated, 0, generated - kept, share)))
-    return made
+    candidates = [candidate(chat, d.prompt, c) for d, c in zip(drafts, finished, strict=True)]
+    spent = [sum(g) for g in in_groups([d.generated for d in drafts], n)]
+    return account([d.prompt for d in drafts[::n]], in_groups(candidates, n), spent, began)
 
 
-def prolonged(engine: Engine, chat: Chat, open_: Sequence[Rollout], words: str, sampling: Sampling) -> list[Rollout]:
-    """Thoughts that had ended, without their end, made to go on with ``words`` for at most ``sampling.max_tokens``.
+def continue_thoughts(
+    engine: Engine, chat: Chat, thoughts: Sequence[Rollout], words: str, sampling: Sampling
+) -> list[Rollout]:
+    """Continue thoughts that had ended, given without their end, after ``words``; one engine call.
 
-    What is cut by that limit goes back to whole paragraphs, which may leave the thought as it was. One engine call.
+    A continuation that ``sampling.max_tokens`` cuts goes back to its last whole paragraph, which may leave the thought as it
+    was.
     """
-    drafts = [Draft(r.prompt, r.completion, start=len(r.completion.tokens)) for r in open_]
-    for d in drafts:
-        d.say(chat, words)
-    _go_on(engine, drafts, [sampling.max_tokens] * len(drafts), replace(sampling, n=1))
-    for d in drafts:
-        if not d.ended:
-            d.text, _ = split(d.text, d.start + whole_paragraphs(chat.pieces(d.text.tokens[d.start :])))
-    return [replace(r, completion=d.text, text=chat.decode(d.text.tokens)) for r, d in zip(open_, drafts, strict=True)]
+    begun = [replace(r, completion=join(r.completion, _on_a_line(chat, r.completion, words))) for r in thoughts]
+    found = []
+    for r, longer in zip(thoughts, continue_from(engine, chat, begun, sampling), strict=True):
+        c, start = longer.completion, len(r.completion.tokens)
+        end = len(c.tokens) - 1 if c.finish == "stop" else start + whole_paragraphs(chat.pieces(c.tokens[start:]))
+        thought, _ = split(c, end)
+        found.append(replace(r, completion=thought, text=chat.decode(thought.tokens)))
+    return found
 
 
-def _go_on(engine: Engine, drafts: Sequence[Draft], rooms: Sequence[int], sampling: Sampling) -> None:
-    """More of every draft, up to ``rooms`` tokens or a stop token, which is set apart. One engine call."""
+def _on_a_line(chat: Chat, before: Completion, words: str) -> Completion:
+    """Return ``words`` as forced tokens that begin on a new line after ``before``."""
+    text = chat.decode(before.tokens)
+    line = "" if not text or text.endswith("\n") else "\n"
+    return forced(chat.encode(line + words, tags=True))
+
+
+def _continue_drafts(engine: Engine, drafts: Sequence[Draft], rooms: Sequence[int], sampling: Sampling) -> None:
+    """Continue every draft by up to its number of ``rooms`` tokens or to a stop token, which is set apart; one engine call."""
     if not drafts:
         return
     prompts = [[*d.prompt, *d.text.tokens] for d in drafts]
@@ -217,13 +219,7 @@ def correction(
         for j, before, prompt, (c,) in zip(trying, judged, again, drawn, strict=True):
             generated[j] += len(prompt) - len(before) + len(c.tokens)
             latest[j] = candidate(chat, prompt, c)
-    share = (time.monotonic() - began) / max(1, len(questions))
-    made = []
-    for i, prompt in enumerate(prompts):
-        mine = slice(i * n, (i + 1) * n)
-        kept = [max(c, key=lambda a: a[0]) if config.keep == "best" else c[-1] for c in chains[mine]]
-        spent = sum(generated[mine])
-        discarded = spent - sum(len(r.completion.tokens) for _, r in kept)
-        cost = Cost(len(prompt), spent, sum(verified[mine]), discarded, share)
-        made.append(Made([r for _, r in kept], [p for p, _ in kept], cost))
-    return made
+    kept = in_groups([max(c, key=lambda a: a[0]) if config.keep == "best" else c[-1] for c in chains], n)
+    spent, read = ([sum(g) for g in in_groups(tokens, n)] for tokens in (generated, verified))
+    groups, scores = [[r for _, r in g] for g in kept], [[p for p, _ in g] for g in kept]
+    return account(prompts, groups, spent, began, read, scores)

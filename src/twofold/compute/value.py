@@ -10,20 +10,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from twofold.compute.judge import judge_cost, p_yes, verdicts
+from twofold.compute.judge import judge_cost, p_yes
 from twofold.compute.rollout import candidate, forced, join
-from twofold.compute.verify import Of, scored
+from twofold.compute.verify import Of, verification_scores
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
 from twofold.text.extract import canonical
-from twofold.text.prompts import ANSWER
+from twofold.text.prompts import ANSWER, CRITIQUE, VERIFY
 from twofold.text.steps import Cut
 from twofold.types import Candidate, Sampling
 
 Value = Callable[[Engine, Chat, Sequence[Candidate]], list[tuple[float, int]]]
 """(value in [0, 1], tokens read or written to find it beyond the partial solution's own) of each; batched."""
 
-ValueName = Literal["p_yes", "outlook", "agreement", "steps"]
+ValueName = Literal["p_yes", "outlook", "agreement", "steps", "tagged_steps"]
 
 
 def p_yes_value(engine: Engine, chat: Chat, partials: Sequence[Candidate]) -> list[tuple[float, int]]:
@@ -52,16 +52,11 @@ def agreement(engine: Engine, chat: Chat, partials: Sequence[Candidate], k: int 
     return values
 
 
-def steps(engine: Engine, chat: Chat, partials: Sequence[Candidate], k: int = 4) -> list[tuple[float, int]]:
-    """The least share, over the steps so far, of ``k`` written verifications that call the step right."""
-    return verdicts(engine, chat, partials, "steps", votes=k)
-
-
-def step_value(question: str, sampling: Sampling, cut: Cut = "tags", of: Of = "steps") -> Value:
-    """A value by ``sampling.n`` written verifications that are asked for with ``question``, see ``verify.scored``."""
+def verification_value(question: str, sampling: Sampling, cut: Cut = "tags", of: Of = "steps") -> Value:
+    """Return a value by ``sampling.n`` written verifications, asked for with ``question`` (see ``verification_scores``)."""
 
     def value(engine: Engine, chat: Chat, partials: Sequence[Candidate]) -> list[tuple[float, int]]:
-        return scored(engine, chat, partials, question, replace(sampling, stop=chat.stop), cut, of)
+        return verification_scores(engine, chat, partials, question, replace(sampling, stop=chat.stop), cut, of)
 
     return value
 
@@ -87,4 +82,12 @@ def answers_here(
     return groups, spent
 
 
-VALUES: dict[ValueName, Value] = {"p_yes": p_yes_value, "outlook": outlook, "agreement": agreement, "steps": steps}
+VALUES: dict[ValueName, Value] = {
+    "p_yes": p_yes_value,
+    "outlook": outlook,
+    "agreement": agreement,
+    "steps": verification_value(CRITIQUE, Sampling(n=4, max_tokens=128), "lines"),
+    "tagged_steps": verification_value(VERIFY, Sampling(n=4, max_tokens=128), "tags"),
+}
+"""``steps`` and ``tagged_steps``: the least share, over the steps so far, of four verifications that call the step right; steps
+are lines, or stand between tags."""

@@ -57,7 +57,7 @@ def mean_verdicts(verifications: Sequence[Verification], steps: int) -> list[flo
     return [sum(2.0 * ok - 1 for ok in column) / len(known) for column in zip(*known, strict=True)] if known else None
 
 
-def scored(
+def verification_scores(
     engine: Engine,
     chat: Chat,
     rollouts: Sequence[Candidate],

@@ -113,8 +113,8 @@ class Decoding:
         kv, s = self.kv, self.sampling
         drawn, logp = draw(self.logits, self.randoms[self.order[: kv.active], self.steps], s.temperature, s.top_p)
         found: list[tuple[list[list[Any]], Tensor]] = [(self.tokens, drawn), (self.logprobs, logp)]
-        if s.confidence:
-            found += zip((self.confidence, self.certainty), confidences(self.logits, s.confidence), strict=True)
+        if s.trace_top:
+            found += zip((self.confidence, self.certainty), confidences(self.logits, s.trace_top), strict=True)
         for lists, values in found:
             for i, value in zip(self.order, values.tolist(), strict=False):
                 lists[i].append(value)
@@ -137,7 +137,7 @@ class Decoding:
         """Return sample r as far as it is drawn."""
         tokens = [*self.tokens[r]]
         finish: Finish = "stop" if tokens and tokens[-1] in self.sampling.stop else "length"
-        confidence = ([*self.confidence[r]], [*self.certainty[r]]) if self.sampling.confidence else ()
+        confidence = ([*self.confidence[r]], [*self.certainty[r]]) if self.sampling.trace_top else ()
         return Completion(tokens, [*self.logprobs[r]], [True] * len(tokens), finish, *confidence)
 
     def cache(self) -> PrefixCache:

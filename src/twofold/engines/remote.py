@@ -193,7 +193,7 @@ class RemoteEngine:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, stream: bool, finished: Finished = ignore_finished
     ) -> RemoteRun[list[list[Completion]]]:
         check_prompts(prompts)
-        if sampling.confidence:
+        if sampling.trace_top:
             raise ValueError(
                 "an upstream server returns no confidences: load the model itself for certain, borda and deepconf"
             )

@@ -58,7 +58,7 @@ def draw(logits_A_V: Tensor, uniforms_A: Tensor, temperature: float, top_p: floa
 
 
 def confidences(logits_A_V: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return (confidence [A], certainty [A]) of the rows' distributions, as ``Completion`` defines them.
+    """Return (token confidence [A], token certainty [A]) of the rows' distributions, as ``Completion`` defines them.
 
     Raises ValueError if k exceeds the vocabulary. Example: four tokens of probability 1/4 and k = 2 give confidence
     ln 4 = 1.386 and certainty 0.

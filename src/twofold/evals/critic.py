@@ -17,7 +17,7 @@ from twofold.tasks.processbench import Case
 from twofold.text.chat import Chat
 from twofold.text.extract import last_boxed
 from twofold.text.prompts import FIND_ERROR, VERIFY
-from twofold.text.steps import Critique, Cut, written
+from twofold.text.steps import Critique, Cut, solution_text
 from twofold.types import Candidate, Sampling
 
 
@@ -102,7 +102,7 @@ def tuned(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> 
 
 def as_candidate(chat: Chat, case: Case, cut: Cut) -> Candidate:
     """Return the case as if the model had written its solution."""
-    text = written(case.steps, case.answer, cut)
+    text = solution_text(case.steps, case.answer, cut)
     return candidate(chat, chat.prompt(case.problem), forced(chat.encode(text, tags=True)))
 
 

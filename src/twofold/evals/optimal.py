@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from twofold.compute.plan import Plan, Rule
+from twofold.compute.plan import Plan
 from twofold.compute.select import classes, select
 from twofold.evals.plans import check_pool, noted, replayable, seen
 from twofold.evals.pools import Header
@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 
 BINS = 3
 """Bins of difficulty."""
-DEFAULT_RULES: tuple[Rule, ...] = ("majority", "best", "weighted", "posterior")
+DEFAULT_RULES = ("majority", "best", "weighted", "posterior")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twofold import source
 from twofold.compute.cost import Cost
-from twofold.compute.plan import CERTAIN, Independent, Plan, parse
+from twofold.compute.plan import Independent, Plan, parse
 from twofold.compute.rollout import Task
-from twofold.compute.select import Same, Seen, classes, select, settled
+from twofold.compute.rules import RULES, Seen
+from twofold.compute.select import Same, classes, select, settled
 from twofold.compute.solve import solve
 from twofold.engines.base import Engine
 from twofold.evals.pools import Header, PoolError, read_lines
@@ -124,7 +126,10 @@ def replayable(plan: Plan, header: Header) -> bool:
     """Return whether the pool holds what the plan would draw."""
     drawn = isinstance(plan.make, Independent) and not isinstance(plan.stop, Lengths)
     alike = ("temperature", "top_p", "max_tokens")
-    same_judge = not plan.judged or (plan.judge, plan.judge_votes) == (header.judge, header.judge_votes)
+    judge = plan.judge
+    asked = (judge.name, judge.votes, judge.question, judge.cut if judge.name == "steps" else None)
+    was_asked = (header.judge, header.judge_votes, header.judge_question, header.judge_cut)
+    same_judge = not plan.judged or asked == was_asked
     return drawn and same_judge and all(getattr(plan, name) == getattr(header, name) for name in alike)
 
 
@@ -150,8 +155,8 @@ def check_pool(pool: Pool, plan: Plan) -> None:
         )
     if plan.judged and any(s is None and a is not None for s, a in zip(pool.scores, pool.answers, strict=True)):
         raise ValueError(f"plan {plan} needs verdicts, and the pool of {pool.problem.id!r} was not judged")
-    if plan.rule in CERTAIN and (pool.certainty is None or pool.traces is None):
-        raise ValueError(f"plan {plan} needs the samples' certainty: evaluate with --confidence {plan.traces.top}")
+    if plan.traced and (pool.certainty is None or pool.traces is None):
+        raise ValueError(f"plan {plan} needs the samples' certainty: evaluate with --trace_top {plan.traces.top}")
 
 
 def _replay(pool: Pool, plan: Plan, ks: list[int], orders: int, seed: int) -> list[list[float]]:
@@ -181,12 +186,12 @@ def _replay(pool: Pool, plan: Plan, ks: list[int], orders: int, seed: int) -> li
 
 def seen(pool: Pool, forms: Sequence[str | None], plan: Plan, order: Sequence[int]) -> Seen:
     """Return what the plan reads of these samples of a pool, in this order. ``forms``: the pool's answers as voting classes."""
-    certainty, confidence = [], []
-    if plan.rule in CERTAIN:
+    certainty, traces = [], []
+    if plan.traced:
         assert pool.certainty is not None and pool.traces is not None
         certainty = [pool.certainty[i] for i in order]
-        confidence = [pool.traces[plan.traces.kind][i] for i in order]
-    return Seen([forms[i] for i in order], [pool.scores[i] for i in order], certainty, confidence)
+        traces = [pool.traces[plan.traces.kind][i] for i in order]
+    return Seen([forms[i] for i in order], [pool.scores[i] for i in order], certainty, traces)
 
 
 def run_plans(
@@ -203,6 +208,7 @@ def run_plans(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Note the plans in ``out`` and run those that cannot be replayed. Problems that are done are not done again."""
+    plans = [_pinned(plan) for plan in plans]
     names = json.loads((out / NAMES).read_text()) if (out / NAMES).exists() else []
     (out / NAMES).write_text(json.dumps(list(dict.fromkeys([*names, *map(str, plans)]))) + "\n")
     done = {(row["plan"], row["id"]) for row in read_lines(out / RUNS)}
@@ -220,6 +226,11 @@ def run_plans(
                     file.write(json.dumps(asdict(row)) + "\n")
                     file.flush()
                 progress(min(i + batch, len(mine)), len(mine))
+
+
+def _pinned(plan: Plan) -> Plan:
+    """Return the plan with the hash of the file that its rule is in, if it is in one."""
+    return plan if plan.rule in RULES else replace(plan, rule=source.pin(plan.rule))
 
 
 def noted(directory: Path) -> list[Plan]:

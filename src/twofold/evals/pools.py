@@ -31,10 +31,13 @@ class PoolError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What was evaluated and how. ``judge``: how samples were scored (None: not at all), by ``judge_votes`` written critiques
-    each if it writes; ``seconds`` in all.
+    """What was evaluated and how.
 
-    ``confidence``: of how many likeliest tokens certainty was recorded (0: not at all), ``window``: its groups' tokens.
+    ``judge``: how samples were scored, and by which other model if one did (None: not at all); ``judge_votes``: how many
+    critiques of each were written, if it writes; ``judge_question``: what was asked, if not the standard question of that
+    judge; ``judge_cut``: where steps were cut, if it judges steps. ``seconds``: wall-clock time in all.
+    ``trace_top``: of how many likeliest tokens the token confidences were recorded (0: not at all); ``trace_window``: tokens
+    of a group of DeepConf's scores.
     """
 
     name: str
@@ -50,9 +53,15 @@ class Header:
     versions: Mapping[str, str]
     judge: str | None
     seconds: float
-    confidence: int = 0
-    window: int = 0
+    trace_top: int = 0
+    trace_window: int = 0
     judge_votes: int = 1
+    judge_question: str | None = None
+    judge_cut: str | None = None
+
+
+RENAMED = {"confidence": "trace_top", "window": "trace_window"}
+"""Keys of the header in older files -> what they are called now."""
 
 
 def write_header(directory: Path, header: Header) -> None:
@@ -72,7 +81,10 @@ def read_header(directory: Path) -> Header:
         values = json.loads(path.read_text())
     except ValueError as err:
         raise PoolError(f"{path}: not JSON: {err}") from err
-    _same_keys(values, {f.name for f in dataclasses.fields(Header)}, str(path), {"confidence", "window", "judge_votes"})
+    if isinstance(values, dict):
+        values = {RENAMED.get(key, key): value for key, value in values.items()}
+    optional = {"trace_top", "trace_window", "judge_votes", "judge_question", "judge_cut"}
+    _same_keys(values, {f.name for f in dataclasses.fields(Header)}, str(path), optional)
     return Header(**values)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from twofold.compute.probe import Probe, Prover, boundaries, probe, thought_length
 from twofold.compute.rollout import Task, rollouts, split
-from twofold.compute.think import prolonged
+from twofold.compute.think import continue_thoughts
 from twofold.engines.base import Engine
 from twofold.evals.pools import read_header, read_lines
 from twofold.maths.credit import mean
@@ -173,7 +173,7 @@ def probed(
     for w in range(1, config.waits + 1):
         words = EXTRAPOLATION[(w - 1) % len(EXTRAPOLATION)]
         more = replace(sampling, max_tokens=config.each, stop=stop, seed=sampling.seed + 1 + w)
-        going = prolonged(engine, chat, going, words, more)
+        going = continue_thoughts(engine, chat, going, words, more)
         whole = [[len(r.completion.tokens)] for r in going]
         for r, prefixes, (p,) in zip(
             going, found, probe(engine, chat, task, going, whole, config.prover, forced), strict=True

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from twofold import __version__
-from twofold.compute.judge import verdicts
+from twofold.compute.judge import Judging, judge_all, resolved
 from twofold.compute.rollout import Task, rollouts
 from twofold.engines.base import Engine
 from twofold.evals.pools import HEADER, POOLS, Header, finished_ids, read_header, write_header, write_pool
@@ -22,13 +22,10 @@ from twofold.text.chat import Chat
 from twofold.text.extract import canonical
 from twofold.types import Group, Pool, Problem, Rollout, Sampling
 
-Judge = Literal["p_yes", "normalised", "written", "steps", "head", "none"]
-
 
 @dataclass(frozen=True, slots=True)
 class Eval:
-    """``judge``: how samples are scored: P(Yes) as published, P(Yes) / (P(Yes) + P(No)), a written critique, a trained
-    scalar head, or not at all."""
+    """Options of an evaluation. ``judge`` is how samples are scored (see ``compute.judge.Judging``)."""
 
     problems: int = 200
     n: int = 64
@@ -36,20 +33,22 @@ class Eval:
     top_p: float = 1.0
     max_tokens: int = 256
     split: Literal["train", "test", "harder", "ood"] = "test"
-    judge: Judge = "p_yes"
-    judge_tokens: int = 128
-    """Token limit of a written critique."""
-    judge_votes: int = 1
-    """Written critiques per sample, whose verdicts are averaged: one is greedy, several are drawn."""
-    confidence: int = 0
-    """k > 0: record the samples' certainty, of the k likeliest tokens, for the rules that vote by it."""
-    window: int = 64
+    judge: Judging = field(default_factory=Judging)
+    trace_top: int = 0
+    """Record the samples' certainty, with the confidence of this many likeliest tokens, for the rules that read it; 0: do not."""
+    trace_window: int = 64
     """Tokens of a group of DeepConf's scores."""
     batch: int = 8
     """Problems per engine call. Their pools are written to disk after it."""
     seed: int = 0
     probe: Probing = field(default_factory=Probing)
     """Thoughts, beside the samples, that are stopped after each episode and made to answer (see ``evals.probes``)."""
+
+
+RENAMED = {
+    "confidence": "trace_top", "window": "trace_window", "judge_tokens": "judge.tokens", "judge_votes": "judge.votes"
+}  # fmt: skip
+"""Options of before -> what they are called now, for the error message."""
 
 
 def evaluate(
@@ -71,7 +70,7 @@ def evaluate(
     tokenizer); ``verified_by`` is its name. Raises ValueError if ``out`` was begun with other settings.
     """
     problems = [task.problem(config.split, i) for i in range(config.problems)]
-    header = _header(engine, task, config, name, model, verified_by)
+    header = _header(engine, task, config, resolved(config.judge, chat), name, model, verified_by)
     if (out / HEADER).exists():
         before = read_header(out)
         if replace(before, seconds=0.0) != header:
@@ -92,7 +91,9 @@ def evaluate(
     return out
 
 
-def _header(engine: Engine, task: Task, config: Eval, name: str, model: str, verified_by: str | None) -> Header:
+def _header(
+    engine: Engine, task: Task, config: Eval, judge: Judging, name: str, model: str, verified_by: str | None
+) -> Header:
     return Header(
         name=name,
         model=model,
@@ -105,11 +106,13 @@ def _header(engine: Engine, task: Task, config: Eval, name: str, model: str, ver
         seed=config.seed,
         engine=type(engine).__name__,
         versions={"twofold": __version__} | {library: version(library) for library in ("torch", "transformers")},
-        judge=None if config.judge == "none" else f"{config.judge} of {verified_by}" if verified_by else config.judge,
+        judge=None if judge.name == "none" else f"{judge.name} of {verified_by}" if verified_by else judge.name,
         seconds=0.0,
-        confidence=config.confidence,
-        window=config.window if config.confidence else 0,
-        judge_votes=config.judge_votes,
+        trace_top=config.trace_top,
+        trace_window=config.trace_window if config.trace_top else 0,
+        judge_votes=judge.votes,
+        judge_question=judge.question,
+        judge_cut=judge.cut if judge.name == "steps" else None,
     )
 
 
@@ -118,7 +121,7 @@ def _pools(
 ) -> list[Pool]:
     began = time.monotonic()
     sampling = Sampling(
-        config.n, config.temperature, config.top_p, config.max_tokens, chat.stop, config.seed, config.confidence
+        config.n, config.temperature, config.top_p, config.max_tokens, chat.stop, config.seed, config.trace_top
     )
     groups = rollouts(engine, chat, task, problems, sampling)
     scores, cost = _scores(verifier or engine, chat, [r for g in groups for r in g], config)
@@ -143,18 +146,18 @@ def _pools(
 
 def _certainty(group: Group, config: Eval) -> dict[str, Any]:
     """Return the samples' self-certainty and all their DeepConf scores, or nothing if they were not recorded."""
-    if not config.confidence:
+    if not config.trace_top:
         return {}
-    confidences = [r.completion.confidence or [] for r in group]
+    confidences = [r.completion.token_confidence or [] for r in group]
     return {
-        "certainty": [float(np.mean(r.completion.certainty or [])) for r in group],
-        "traces": {kind: [trace(c, kind, config.window) for c in confidences] for kind in get_args(Trace)},
+        "certainty": [float(np.mean(r.completion.token_certainty or [])) for r in group],
+        "traces": {kind: [trace(c, kind, config.trace_window) for c in confidences] for kind in get_args(Trace)},
     }
 
 
 def _scores(engine: Engine, chat: Chat, rollouts: list[Rollout], config: Eval) -> tuple[list[float | None], list[int]]:
     """Return the score of every rollout, and the tokens read or written to judge it, beyond its own."""
-    if config.judge == "none":
+    if config.judge.name == "none":
         return [None] * len(rollouts), [0] * len(rollouts)
-    judged = verdicts(engine, chat, rollouts, config.judge, config.judge_tokens, config.seed, config.judge_votes)
+    judged = judge_all(engine, chat, rollouts, config.judge, config.seed)
     return [score for score, _ in judged], [tokens for _, tokens in judged]

@@ -7,12 +7,35 @@ Sources: self-certainty with Borda votes (arXiv:2502.18581), DeepConf (arXiv:250
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Trace = Literal["mean", "tail", "bottom", "lowest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """What is made of the samples' token confidences: by the rules ``borda`` and ``deepconf``, and by DeepConf online.
+
+    Raises ValueError for numbers outside their range.
+    """
+
+    top: int = 20
+    """How many of the likeliest tokens of a step its confidence is taken of."""
+    window: int = 64
+    """Tokens of a group; published for long traces: 2048."""
+    kind: Trace = "mean"
+    keep: float = 0.1
+    """Share of the samples that ``deepconf`` lets vote, or that set the bar of DeepConf online (published: 0.1 and 0.9)."""
+    power: float = 0.5
+    """Exponent of the ranks of ``borda``."""
+
+    def __post_init__(self) -> None:
+        if min(self.top, self.window) < 1 or not 0 < self.keep <= 1 or self.power < 0:
+            raise ValueError(f"top and window must be at least 1, keep in (0, 1] and power at least 0, got {self}")
 
 
 def borda(answers: Sequence[str | None], certainty: Sequence[float], power: float = 0.5) -> list[float]:

@@ -24,15 +24,15 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class Adaptive:
-    """Adaptive consistency (arXiv:2305.11860): stop when the leader of two is the majority with this confidence."""
+    """Adaptive consistency (arXiv:2305.11860): stop when P(the leader is the majority of all samples) reaches ``threshold``."""
 
     name: Literal["adaptive"] = "adaptive"
-    confidence: float = 0.95
+    threshold: float = 0.95
     step: int = 1
     """Samples between two looks."""
 
     def __post_init__(self) -> None:
-        _check(self.confidence, self.step)
+        _check(self.threshold, self.step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,44 +53,47 @@ class Windows:
 
 @dataclass(frozen=True, slots=True)
 class Consensus:
-    """Stop when the leader holds this share of the weighted votes (DeepConf, arXiv:2508.15260, section 3.3)."""
+    """Stop when the leader holds the share ``threshold`` of the weighted votes (DeepConf, arXiv:2508.15260, section 3.3)."""
 
     name: Literal["consensus"] = "consensus"
-    confidence: float = 0.95
+    threshold: float = 0.95
     step: int = 8
     """Samples between two looks, and before the first."""
 
     def __post_init__(self) -> None:
-        _check(self.confidence, self.step)
+        _check(self.threshold, self.step)
 
 
 @dataclass(frozen=True, slots=True)
 class Posterior:
-    """Ours: stop when the verifier-weighted posterior of the leading answer reaches this confidence (see ``posterior``)."""
+    """Ours: stop when the leading answer's posterior (see ``maths.posterior``) reaches ``threshold``."""
 
     name: Literal["posterior"] = "posterior"
-    confidence: float = 0.9
+    threshold: float = 0.9
     step: int = 1
     """Samples between two looks."""
 
     def __post_init__(self) -> None:
-        _check(self.confidence, self.step)
+        _check(self.threshold, self.step)
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Adaptive length (RL^V, arXiv:2505.04842 Fig. 1): n samples, cut at the first of ``caps`` tokens; the cut ones go
-    on to the next cap while the leader's votes are below this share of n (an unfinished sample votes for nothing)."""
+    """Adaptive length (RL^V, arXiv:2505.04842 Fig. 1): draw n samples and cut them at the first of ``caps`` tokens.
+
+    The cut ones continue to the next cap while the leader's votes are below the share ``threshold`` of n. An unfinished
+    sample does not vote.
+    """
 
     name: Literal["lengths"] = "lengths"
     caps: tuple[int, ...] = (64, 128, 256)
-    confidence: float = 0.6
+    threshold: float = 0.6
 
     def __post_init__(self) -> None:
         if not self.caps or self.caps[0] < 1 or list(self.caps) != sorted(set(self.caps)):
             raise ValueError(f"caps must be increasing numbers of tokens, got {list(self.caps)}")
-        if not 0 <= self.confidence <= 1:
-            raise ValueError(f"confidence must be in [0, 1], got {self.confidence}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be in [0, 1], got {self.threshold}")
 
     def cumulated(self, cap: int) -> int:
         """Tokens per sample if every length up to ``cap`` had been drawn afresh: the other way to count the cost."""
@@ -137,7 +140,7 @@ def should_stop(
             confidence = max(votes) / sum(votes) if sum(votes) else 0.0
         case Posterior():
             confidence = max(posterior(answers, scores, calibration).values(), default=0.0)
-    return len(answers) if confidence >= rule.confidence else None
+    return len(answers) if confidence >= rule.threshold else None
 
 
 def majority_confidence(first: int, second: int) -> float:
@@ -168,6 +171,6 @@ def expected_samples(chances: Sequence[float], size: int, cap: int) -> float:
     return size * (sum(q * (1 - q) ** i * (i + 1) for i in range(windows - 1)) + (1 - q) ** (windows - 1) * windows)
 
 
-def _check(confidence: float, step: int) -> None:
-    if not 0 < confidence <= 1 or step < 1:
-        raise ValueError(f"confidence must be in (0, 1] and step at least 1, got {confidence} and {step}")
+def _check(threshold: float, step: int) -> None:
+    if not 0 < threshold <= 1 or step < 1:
+        raise ValueError(f"threshold must be in (0, 1] and step at least 1, got {threshold} and {step}")

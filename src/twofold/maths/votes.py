@@ -22,13 +22,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Rule = Literal["majority", "best", "weighted"]
+Vote = Literal["majority", "best", "weighted"]
 
 TIE = 1e-9
 """Vote totals closer than this (relative) are a tie: .1 + .2 must tie with .3 in whatever order it was summed."""
 
 
-def choose(answers: Sequence[str | None], scores: Sequence[float] | None, rule: Rule, seed: int = 0) -> str | None:
+def choose(answers: Sequence[str | None], scores: Sequence[float] | None, rule: Vote, seed: int = 0) -> str | None:
     """The selected answer; None only if there is no answer at all.
 
     * ``majority``: the most frequent answer (``scores`` are not read);
@@ -43,10 +43,10 @@ def choose(answers: Sequence[str | None], scores: Sequence[float] | None, rule: 
 
     Raises ValueError for an unknown rule, scores that are missing, NaN or not one per answer, and negative weights.
     """
-    if rule not in get_args(Rule):
-        near = difflib.get_close_matches(str(rule), get_args(Rule), n=1, cutoff=0.4)
+    if rule not in get_args(Vote):
+        near = difflib.get_close_matches(str(rule), get_args(Vote), n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown selection rule {rule!r}, expected one of {', '.join(get_args(Rule))}{hint}")
+        raise ValueError(f"unknown selection rule {rule!r}, expected one of {', '.join(get_args(Vote))}{hint}")
     if rule != "majority" and scores is None:
         raise ValueError(f"rule {rule!r} needs one score per answer, got none: score the answers or use 'majority'")
     if rule == "best":

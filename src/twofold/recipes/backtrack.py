@@ -27,10 +27,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from twofold.compute.backtrack import tried
-from twofold.compute.probe import extended
-from twofold.compute.rollout import Task, forced, graded, join, rollouts, split
+from twofold.compute.rollout import Task, continue_graded, forced, graded, join, rollouts, split, value
 from twofold.engines.base import Engine
-from twofold.maths.credit import mean
 from twofold.maths.seeds import derive
 from twofold.recipes import common
 from twofold.recipes.common import Setup, Stats, policy_sample, relative, rewards_of, whole
@@ -145,11 +143,12 @@ class Recipe(common.Recipe):
         begun = [replace(r, completion=forced(r.completion.tokens)) for r in firsts]
         # a seed of its own: with the rollouts' the stream that the attempt began would be the same again
         limit = replace(sampling, n=config.branches, seed=derive(sampling.seed, "branches"))
-        drawn = engine.generate([[*r.prompt, *r.completion.tokens] for r in begun], limit) if begun else []
+        ends = [[len(r.completion.tokens)] for r in begun]
+        drawn = continue_graded(engine, self.chat, self.task, begun, ends, limit)
         samples: list[Sample] = []
         gains: list[float] = []
-        for r, completions in zip(begun, drawn, strict=True):
-            on = [o for o in extended(self.task, self.chat, r, completions) if o.grade.reward is not None]
+        for r, (group,) in zip(begun, drawn, strict=True):
+            on = [o for o in group if o.grade.reward is not None]
             direct, rewards = r.grade.reward or 0.0, [o.grade.reward or 0.0 for o in on]
             numbers = branch_advantages([direct] * len(on), rewards, config.bonus)[len(on) :] if on else []
             samples += [policy_sample(o, whole(config.alpha * a, o)) for o, a in zip(on, numbers, strict=True)]
@@ -198,21 +197,17 @@ class Recipe(common.Recipe):
         The last of equals, so the longest; attempts of which no continuation is right and whole are left out.
         """
         cuts = [line_starts(self.chat.pieces(r.completion.tokens)) for r in failed]
-        prefixes = [[*r.prompt, *r.completion.tokens[:end]] for r, own in zip(failed, cuts, strict=True) for end in own]
         limit = replace(sampling, n=self.config.continuations, seed=derive(sampling.seed, "continuations"))
-        drawn = iter(engine.generate(prefixes, limit) if prefixes else [])
+        drawn = continue_graded(engine, self.chat, self.task, failed, cuts, limit)
         pairs, chosen = [], []
-        for r, own in zip(failed, cuts, strict=True):
+        for r, own, groups in zip(failed, cuts, drawn, strict=True):
             best, found = 0.0, None
-            for line, end in enumerate(own, 1):
-                begun = replace(r, completion=forced(r.completion.tokens[:end]))
-                tries = next(drawn)
-                grades = [on.grade for on in extended(self.task, self.chat, begun, tries)]
-                success = mean([g.reward for g in grades if g.reward is not None])  # NaN is never the best
-                right = (c for c, g in zip(tries, grades, strict=True) if g.correct and c.finish == "stop")
+            for line, (end, tries) in enumerate(zip(own, groups, strict=True), 1):
+                success = value(tries)  # NaN is never the best
+                right = (on.completion for on in tries if on.grade.correct and on.completion.finish == "stop")
                 finished = next(right, None)
                 if finished is not None and success >= best:
-                    best, found = success, (line, finished)
+                    best, found = success, (line, split(finished, end)[1])
             if found is not None:
                 pairs.append((r, forced([*self._mark(r, found[0]), *found[1].tokens])))
                 chosen.append((best, found[0]))

@@ -29,8 +29,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from twofold.compute.probe import Probe, Prover, boundaries, closing, extended, probe, stopped
-from twofold.compute.rollout import Task, forced, join, rollouts, split
+from twofold.compute.probe import Probe, Prover, boundaries, closing, probe, stopped
+from twofold.compute.rollout import Task, forced, grade_continuations, join, rollouts, split
 from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, mean, spread, to_go
 from twofold.maths.regret import progress
@@ -163,7 +163,7 @@ class Recipe(common.Recipe):
         for i in range(len(thoughts)):
             room = max(1, sampling.max_tokens - cuts[i])
             halves = [
-                extended(self.task, self.chat, begun, [split(c, size)[0] for c in branches[row]])
+                grade_continuations(self.chat, self.task, begun, [split(c, size)[0] for c in branches[row]])
                 for begun, row, size in ((off[i], i, prover.tokens), (on[i], len(thoughts) + i, room))
             ]
             t, y = ([r for r in half if r.grade.reward is not None] for half in halves)

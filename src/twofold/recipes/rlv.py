@@ -19,19 +19,19 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from twofold.compute.judge import p_yes, question
-from twofold.compute.rollout import Task, continued_values, rollouts
+from twofold.compute.rollout import Task, continue_graded, rollouts, value
 from twofold.engines.base import Engine
 from twofold.maths.credit import differences, grpo, rloo, spread
 from twofold.maths.seeds import derive
-from twofold.maths.stats import verifier_quality
+from twofold.maths.stats import verifier_metrics
 from twofold.recipes import common
 from twofold.recipes.common import Setup, Stats
 from twofold.text.chat import Chat
-from twofold.text.segments import step_ends
+from twofold.text.segments import sentence_ends
 from twofold.types import Collected, Grade, Group, Problem, Rollout, Sample, Sampling
 
 
@@ -165,10 +165,11 @@ class Recipe(common.Recipe):
     def _vine(self, engine: Engine, groups: list[Group], sampling: Sampling) -> Sequence[list[float] | None]:
         """VinePPO: what each step changed in the value of ``vine_k`` continuations, all in one engine call."""
         everyone = [r for g in groups for r in g]
-        ends = [step_ends(self.chat.pieces(r.completion.tokens)) for r in everyone]
+        ends = [sentence_ends(self.chat.pieces(r.completion.tokens)) for r in everyone]
         more = replace(sampling, n=self.config.vine_k, seed=derive(sampling.seed, "values"))
         starts = [[0, *es[:-1]] for es in ends]
-        values = continued_values(engine, self.chat, self.task, everyone, starts, more)
+        groups_at = continue_graded(engine, self.chat, self.task, everyone, starts, more)
+        values = [[value(group) for group in own] for own in groups_at]
         return [vine_credit(*row) for row in zip(everyone, starts, values, strict=True)]
 
     def _judged(self, everyone: list[Rollout], step: int) -> set[int]:
@@ -200,14 +201,8 @@ class Recipe(common.Recipe):
     def _score(self, engine: Engine, everyone: list[Rollout]) -> Stats:
         if self.config.verify != "generative" or len(everyone) < 2:
             return {}
-        labels = [r.grade.correct for r in everyone]
-        # problems matter to the intervals only, which are not logged: one problem per step is fine
-        quality = verifier_quality(p_yes(engine, self.chat, everyone), labels, [str(i) for i in range(len(labels))])
-        return {
-            "verifier/auroc": quality.auroc,
-            "verifier/balanced_accuracy": quality.balanced_accuracy,
-            "verifier/ece": quality.ece,
-        }
+        found = verifier_metrics(p_yes(engine, self.chat, everyone), [r.grade.correct for r in everyone])
+        return {f"verifier/{name}": value for name, value in asdict(found).items()}
 
 
 def vine_credit(rollout: Rollout, starts: Sequence[int], values: Sequence[float]) -> list[float]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from twofold.compute.rollout import Task, continuations, rollouts, value
+from twofold.compute.rollout import Task, continue_graded, rollouts, value
 from twofold.compute.verify import Verification, mean_verdicts, step_ends, verify
 from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, mean, rloo, spread, standardise, to_go
@@ -303,7 +303,7 @@ class Recipe(common.Recipe):
         """Of every step, by continuations from its two ends; and how many tokens those wrote."""
         n, ratio = self.config.continuations, self.config.label_ratio
         more = replace(sampling, n=n, seed=derive(sampling.seed, "labels"))
-        groups = continuations(engine, self.chat, self.task, everyone, [[0, *own] for own in ends], more)
+        groups = continue_graded(engine, self.chat, self.task, everyone, [[0, *own] for own in ends], more)
         written = _tokens(r.completion for own in groups for g in own for r in g) - n * sum(map(sum, ends))
         return [monte_carlo([value(g) for g in own], ratio) for own in groups], written
 

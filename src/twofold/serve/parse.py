@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from twofold.compute.plan import Plan, parse, settings
+from twofold.compute.rules import RULES
 from twofold.compute.select import Same
 from twofold.serve import jobs
 from twofold.serve.detokenize import StopStrings
@@ -16,12 +17,11 @@ from twofold.serve.jobs import Answer
 from twofold.serve.scheduler import RequestEngine, RequestState
 from twofold.serve.schema import MAX_SAMPLES, MAX_TOKENS, ChatRequest, Refused, Request, TextRequest
 from twofold.text.chat import Chat
-from twofold.text.prompts import JUDGE
 from twofold.types import COLDEST, Sampling
 
 PLAN_LIMITS = {
-    "rounds": 8, "times": 8, "windows": 8, "simulations": 64, "width": 16, "children": 16, "depth": 64, "judge_tokens": 4096,
-    "judge_votes": 16, "top": 64,
+    "rounds": 8, "times": 8, "windows": 8, "simulations": 64, "width": 16, "children": 16, "depth": 64, "judge.tokens": 4096,
+    "judge.votes": 16, "top": 64,
 }  # fmt: skip
 """The largest values of the options that multiply a plan's cost. Every other number is limited by ``MAX_TOKENS``."""
 MAX_TOP_LOGPROBS = 131_072
@@ -51,7 +51,8 @@ def chat_job(body: ChatRequest, name: str, chat: Chat, context: int, same: Same)
         raise Refused(400, "a plan returns one choice and sets its own number of samples: leave n out", param="n")
     if body.logprobs or body.top:
         raise Refused(400, "a plan's choice has no logprobs: leave them out, or the plan", param="logprobs")
-    plan = _adjusted(body, plan, len(prompt), context - len(chat.follow_up(JUDGE)) - 1)
+    asked = len(chat.follow_up(plan.judge.question or chat.question))
+    plan = _adjusted(body, plan, len(prompt), context - asked - 1)
     return partial(jobs.run_plan, chat=chat, question=question, plan=plan, same=same), plan
 
 
@@ -137,10 +138,14 @@ def read_plan(spec: str) -> Plan:
         plan = parse(spec)
     except (ValueError, OverflowError) as error:
         raise Refused(400, str(error)[:400], "invalid_plan", "plan") from error
+    if plan.rule not in RULES:
+        raise Refused(
+            400, "a rule of your own is a file, and a server runs no file that a request names", "invalid_plan", "plan"
+        )
     if plan.n > MAX_SAMPLES:
         raise Refused(400, f"a plan may have at most {MAX_SAMPLES} samples here, not {plan.n}", "invalid_plan", "plan")
     for place, value, _ in settings(replace(plan, seed=0)):
-        most = PLAN_LIMITS.get(place.rpartition(".")[2], MAX_TOKENS)
+        most = PLAN_LIMITS.get(place, PLAN_LIMITS.get(place.rpartition(".")[2], MAX_TOKENS))
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and not abs(number) <= most:  # this refuses NaN, too
                 raise Refused(400, f"{place} may be at most {most} here, not {number}", "invalid_plan", "plan")

@@ -311,5 +311,5 @@ class Scheduler:
 def _cut(completion: Completion, size: int) -> Completion:
     """Return the first ``size`` tokens of a completion, which a stop string ended."""
     c = completion
-    confidence, certainty = (None if x is None else x[:size] for x in (c.confidence, c.certainty))
+    confidence, certainty = (None if x is None else x[:size] for x in (c.token_confidence, c.token_certainty))
     return Completion(c.tokens[:size], c.logprobs[:size], c.sampled[:size], "stop", confidence, certainty)

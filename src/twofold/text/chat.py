@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -31,12 +32,21 @@ class Chat:
     """Turns questions into prompts and completed solutions into judgement prompts, for one tokenizer.
 
     Without a chat template the layout is plain text: ``Problem:``, ``Solution:``, then the question about it.
-    ``before`` are (role, content) of earlier messages, which every prompt begins with; they are untrusted, ``system`` is
-    not, and a system message among them takes its place. Raises ValueError if the tokenizer has no end token.
+    ``question`` is the verdict question: what this model is asked about its solutions, answered by Yes or No. ``before``
+    holds (role, content) of earlier messages, with which every prompt begins. They are untrusted, ``system`` is trusted, and
+    a system message among them replaces it. Raises ValueError if the tokenizer has no end token.
     """
 
-    def __init__(self, tokenizer: Any, system: str | None = None, before: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        system: str | None = None,
+        before: Sequence[tuple[str, str]] = (),
+        *,
+        question: str = prompts.JUDGE,
+    ) -> None:
         self.tokenizer = tokenizer
+        self.question = question
         self.system = None if any(role == "system" for role, _ in before) else system
         self.before = tuple(before)
         if tokenizer.eos_token_id is None:
@@ -123,11 +133,17 @@ class Chat:
         return yes[0], no[0]
 
     def within(self, before: Sequence[tuple[str, str]]) -> Chat:
-        """This chat in the middle of a conversation: its prompts begin with these (role, content) messages.
+        """Return this chat in the middle of a conversation: its prompts begin with these (role, content) messages.
 
-        Raises ValueError, when a prompt is made, for messages that the template refuses or leaves out.
+        Making a prompt then raises ValueError for messages that the template refuses or leaves out.
         """
-        return Chat(self.tokenizer, self.system, before) if before else self
+        return Chat(self.tokenizer, self.system, before, question=self.question) if before else self
+
+    def asking(self, question: str) -> Chat:
+        """Return this chat with another verdict question."""
+        other = copy(self)
+        other.question = question
+        return other
 
     @cached_property
     def _skeleton(self) -> tuple[list[int], list[int], list[int], list[int]]:

@@ -40,13 +40,13 @@ _LATEX = re.compile(rf"\$\$.*?\$\$|{_INLINE}|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTALL
 _BOUNDARY = re.compile(r"\n+|(?<=[.!?])\s+(?=[A-Z])")
 
 
-def step_ends(pieces: Sequence[str]) -> list[int]:
+def sentence_ends(pieces: Sequence[str]) -> list[int]:
     """Token index after each step; the last entry is ``len(pieces)``.
 
     A step ends at a newline, or at the end of a sentence (full stop, space, capital letter), never inside a LaTeX
     formula (VinePPO's rule, arXiv:2410.01679).
 
-    >>> step_ends(["1+1", "=2", "\\n", "2+2=4", "\\n", "4"])
+    >>> sentence_ends(["1+1", "=2", "\\n", "2+2=4", "\\n", "4"])
     [3, 5, 6]
     """
     hidden = _LATEX.sub(lambda m: "x" * len(m.group()), "".join(pieces))

@@ -76,10 +76,10 @@ def span_ends(pieces: Sequence[str], cut: Cut = "tags") -> list[int]:
     return tokens_at(pieces, (end for _, end in spans("".join(pieces), cut)))
 
 
-def written(steps: Sequence[str], answer: str, cut: Cut = "tags") -> str:
+def solution_text(steps: Sequence[str], answer: str, cut: Cut = "tags") -> str:
     r"""A solution of these steps as the generator should write it; an empty answer is left out.
 
-    >>> written(["1+1=2"], "2")
+    >>> solution_text(["1+1=2"], "2")
     '<think>\n<step>1+1=2</step>\n</think>\n<answer>\\boxed{2}</answer>'
     """
     if cut == "lines":
@@ -94,7 +94,7 @@ def solution_format(text: str, cut: Cut = "tags") -> float:
     In tags: 0 without an ``<answer>`` block; else 1, less 0.8 if nothing is boxed in it, less 0.8 without steps or 0.4 with
     fewer than three. By lines: 1 with a boxed answer and a step before it, else 0.
 
-    >>> solution_format(written(["1+1=2"], "2"))
+    >>> solution_format(solution_text(["1+1=2"], "2"))
     0.6
     """
     steps = len(spans(text, cut))
