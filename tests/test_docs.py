@@ -8,6 +8,9 @@ from urllib.parse import unquote
 
 import pytest
 
+from twofold import toml
+from twofold.config import Config
+
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
@@ -78,3 +81,20 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
         "[a](other.md#one-two-three) [b](other.md#four)\n![c](gone.png)\n`[d](no-link.md)`\n```\n[e](code.md)\n```\n"
     )
     assert broken(page) == ["other.md#four", "gone.png"]
+
+
+def documented() -> set[str]:
+    """The options in the tables of docs/configuration.md, as dotted names."""
+    found, section = set(), None
+    for line in (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            heading = re.fullmatch(r"## `\[(\w+)\]`", line)
+            section = f"{heading[1]}." if heading else "" if line == "## The top" else None
+        elif section is not None and line.startswith("| `"):
+            found |= {section + name for name in re.findall(r"`([^`]+)`", line.split(" | ")[0])}
+    return found
+
+
+def test_the_documented_options_are_those_of_the_code() -> None:
+    kinds = {"recipe.name", "task.name"}  # headings of their own
+    assert documented() == set(toml.options(Config)) - kinds
