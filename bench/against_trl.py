@@ -1,14 +1,13 @@
-"""A training step against TRL's: the same weights, prompts and reward, tokens per second of whole steps.
+"""Compare a training step with TRL's: the same weights, prompts and reward; tokens per second of whole steps.
 
     python bench/against_trl.py --trl PATH/TO/TRL/ENV/bin/python [--only a] [--repeats 5] [--tune]
 
-TRL has an environment of its own (``python -m venv``, then ``pip install trl torch``). Both sides take turns with the settings
-that ``--tune`` has found best on two CPU cores; with it, they are looked for again (an hour): the best of TRL's micro-batch
-sizes, with bfloat16 and without, with its padded generation and its continuous batching, and of twofold's ``micro_tokens`` and
-precision.
+TRL has an environment of its own (``python -m venv``, then ``pip install trl torch``). The two sides take turns, with the
+settings that were best on two CPU cores. ``--tune`` looks for them again, which takes an hour: TRL's micro-batch size, bfloat16 or
+not, padded generation or continuous batching, and twofold's ``micro_tokens`` and precision.
 
-Before that, both compute the loss of a stored batch and its gradient in fp32. TRL's RLOO forms one ratio per text where ours
-has one per token: the two have one gradient on policy, up to the length that twofold divides by.
+Before that, both sides compute the loss of a stored batch and its gradient in fp32. TRL's RLOO forms one ratio per text where ours
+has one per token; on policy both have the same gradient, up to the length that twofold divides by.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ CASES: dict[str, dict[str, int]] = {
 
 @dataclass
 class Odd:
-    """Prompts of so many tokens; every other text is right, whatever it says."""
+    """A task with prompts of ``prompt_tokens`` tokens. Every other solution is graded right, whatever it says."""
 
     prompt_tokens: int
     name: str = "odd"
@@ -65,7 +64,7 @@ class Odd:
 
 
 class Ours:
-    """A twofold run whose phases are timed."""
+    """twofold's side: a run whose phases are timed."""
 
     def __init__(
         self,
@@ -129,7 +128,7 @@ def best_of_ours(trials: int, **fixed: Any) -> dict[str, Any]:
 
 
 def best_of_theirs(trials: int, python: str, **fixed: Any) -> dict[str, Any]:
-    """Coordinate search: precision and generation at one micro-batch size, then the sizes."""
+    """Search TRL's settings one after the other: precision and generation at one micro-batch size, then the size."""
     tried: dict[tuple[bool, bool, int], float] = {}
 
     def speed(bf16: bool, paged: bool, micro: int) -> float:
@@ -158,8 +157,8 @@ def best_of_theirs(trials: int, python: str, **fixed: Any) -> dict[str, Any]:
 
 
 def same_batch(python: str, where: Path, algorithm: str) -> None:
-    """Loss and gradient of one ragged batch with random tokens, in fp32. GRPO: with random advantages and behaviour log-probs;
-    RLOO: with the policy's own."""
+    """Check that both sides compute the same loss and gradient of one ragged batch of random tokens, in fp32. For GRPO the
+    behaviour log-probs are random, for RLOO they are the policy's own. Raises RuntimeError if they differ."""
     rng = random.Random(0)
     lengths = [rng.randint(16, 96) for _ in range(32)]
     texts = [[rng.randrange(64, 500) for _ in range(size)] for size in lengths]
@@ -211,12 +210,12 @@ def same_batch(python: str, where: Path, algorithm: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trl", required=True, help="python of an environment with TRL")
+    parser.add_argument("--trl", required=True, help="the python of an environment with TRL")
     parser.add_argument("--only", default="abc")
     parser.add_argument("--algorithms", default="grpo,rloo")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tune", action="store_true", help="look for both sides' best settings first, with GRPO")
-    parser.add_argument("--trials", type=int, default=2, help="steps that count, of each setting tried")
+    parser.add_argument("--tune", action="store_true", help="first search the best settings of both sides, with GRPO")
+    parser.add_argument("--trials", type=int, default=2, help="steps that are timed for each setting tried")
     args = parser.parse_args()
     keep_memory()  # as the command line does for its users
     with tempfile.TemporaryDirectory() as folder:

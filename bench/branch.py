@@ -1,7 +1,7 @@
-"""Branching from prefixes of finished rollouts: the kept cache against prefilling each prefix anew.
+"""Compare two ways to continue from prefixes of finished rollouts: on the kept KV cache, and with each prefix prefilled again.
 
-``vineppo`` are the values of RL^V's VinePPO (9 continuations of every step boundary). Both sides continue by equally many
-tokens. (``probe.py`` does the same for MRT's forced answers.)
+``vineppo`` is what RL^V's VinePPO does: 9 continuations from every step boundary. Both sides draw the same number of tokens.
+(``probe.py`` does the same for MRT's forced answers.)
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def branch(name: str, steps: int, n: int, k: int, more: int, prompt_tokens: int,
             engine.generate(prefixes, Sampling(n=k, max_tokens=more, stop=chat.stop, seed=1))
         else:  # every continuation prefills its prefix
             engine.generate([p for p in prefixes for _ in range(k)], Sampling(n=1, max_tokens=more, stop=chat.stop))
-        tokens["kept" if reuse else "anew"] = engine.usage.computed - before
+        tokens["kept" if reuse else "again"] = engine.usage.computed - before
 
-    seconds = interleaved({"kept": lambda: side(True), "anew": lambda: side(False)}, repeats)
+    seconds = interleaved({"kept": lambda: side(True), "again": lambda: side(False)}, repeats)
     record(
-        "branch", what=name, prefixes=len(prefixes), k=k, tokens=tokens["anew"] / tokens["kept"],
-        seconds=seconds["anew"] / seconds["kept"], kept_seconds=seconds["kept"],
+        "branch", what=name, prefixes=len(prefixes), k=k, tokens=tokens["again"] / tokens["kept"],
+        seconds=seconds["again"] / seconds["kept"], kept_seconds=seconds["kept"],
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""What the benchmarks share: interleaved repeats, medians, one JSON line per result, and models to measure with.
+"""Shared by the benchmarks: interleaved repeats, medians, one JSON line per result, and models to measure with.
 
-Times on a shared machine mean nothing alone. Every benchmark runs its sides in turn, in one run, and reports ratios of
+A time on a shared machine means nothing by itself. Every benchmark runs its sides in turn, in one run, and reports ratios of
 medians.
 """
 
@@ -24,7 +24,7 @@ HISTORY = ROOT / "runs" / "bench.jsonl"
 
 
 def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int = 5, warmup: int = 1) -> dict[str, float]:
-    """Median seconds of each side; the sides take turns, so that a slow minute of the machine hits them all."""
+    """Median seconds of each side. The sides take turns, so that a slow minute of the machine affects all of them."""
     for side in sides.values():
         for _ in range(warmup):
             side()
@@ -57,7 +57,7 @@ SMALL = {"hidden": 256, "layers": 6, "heads": 4, "kv_heads": 2, "ffn": 768}
 def qwen2(
     hidden: int, layers: int, heads: int, kv_heads: int, ffn: int, vocabulary: int = 512, tied: bool = False
 ) -> Any:
-    """A Qwen2 with random weights, seeded; ids and template are those of the shipped tokenizer."""
+    """A Qwen2 with random weights from a fixed seed, for the shipped tokenizer."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
@@ -85,11 +85,11 @@ def tokenizer() -> Any:
 
 
 def with_lengths(model: Any, shortest: int, longest: int) -> Any:
-    """Give ``model`` weights whose completions are between ``shortest`` and ``longest`` tokens, all lengths as likely.
+    """Give ``model`` weights that make completions of ``shortest`` to ``longest`` tokens, all lengths equally likely.
 
-    Its text is a count: after the prompt it draws a number, then says every following number up to ``longest``, then the
-    end token. ``shortest = longest`` never ends: it counts to 64 over and over, from any number. The layers keep their random
-    weights, scaled down so as not to disturb the count; every matrix product is the size it always was.
+    The model counts: after the prompt it draws a number, then writes every following number up to ``longest``, then the end
+    token. With ``shortest = longest`` it never ends: it counts to 64 again and again, beginning at any number. The layers keep
+    their random weights, scaled down so that they do not disturb the count; no matrix product changes its size.
     """
     end = tokenizer().eos_token_id
     assistant = tokenizer().convert_tokens_to_ids("<|assistant|>")
@@ -116,7 +116,7 @@ def question(prompt_tokens: int, i: int) -> str:
 
 
 class Worker:
-    """``bench/SCRIPT`` in the environment of another ``python``; it answers lines with lines of JSON."""
+    """``bench/SCRIPT`` in a process of another ``python``. It answers each line with a line of JSON."""
 
     def __init__(self, python: str, script: str, **asked: Any) -> None:
         self.script = script
@@ -127,7 +127,7 @@ class Worker:
         )  # fmt: skip
 
     def ask(self, line: str) -> dict[str, float]:
-        """Raises RuntimeError with the end of what it complained of, if it has ended."""
+        """Send a line and return the answer. Raises RuntimeError with the end of its stderr if the process has ended."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
@@ -146,7 +146,7 @@ class Worker:
 
 
 def timed(owner: Any, method: str, spent: dict[str, float], name: str) -> None:
-    """From now on add the seconds spent in ``owner.method`` to ``spent[name]``."""
+    """Wrap ``owner.method`` so that the seconds spent in it are added to ``spent[name]``."""
     plain = getattr(owner, method)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:

@@ -1,10 +1,10 @@
-"""Decoding: the native engine against ``transformers.generate`` and vLLM on CPUs, tokens per second of completions.
+"""Compare decoding by the native engine with ``transformers.generate`` and with vLLM, on CPUs: tokens of completions per second.
 
     python bench/engine.py [--vllm PATH/TO/VLLM/ENV/bin/python]
 
-Equal lengths and ragged ones (16 to 96 tokens), short and long prompts, batches of 1, 16 and 256. Each side runs once in fp32
-and once in bfloat16, and takes turns with the others in the better one; ``generate`` gets left-padded prompts, SDPA attention and
-a cache, as its documentation advises.
+The cases are equal lengths and ragged ones (16 to 96 tokens), short and long prompts, and batches of 1, 16 and 256. Each side runs
+once in fp32 and once in bfloat16, then takes turns with the others in its faster precision. ``generate`` gets left-padded prompts,
+SDPA attention and a cache, as its documentation advises.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def compare(rows: int, prompt_tokens: int, shortest: int, longest: int, repeats:
 
 
 def saved(shortest: int, longest: int) -> str:
-    """A directory of the model, as any other library loads it."""
+    """The directory of a saved model that any library can load."""
     folder = Path(tempfile.gettempdir()) / f"twofold-bench-{shortest}-{longest}"
     with_lengths(qwen2(**SMALL), shortest, longest).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
@@ -96,7 +96,7 @@ def saved(shortest: int, longest: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--vllm", help="python of an environment with vLLM for CPUs")
+    parser.add_argument("--vllm", help="the python of an environment with vLLM for CPUs")
     args = parser.parse_args()
     keep_memory()
     for prompt_tokens in (32, 256):

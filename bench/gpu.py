@@ -1,14 +1,14 @@
-"""A CUDA device at Qwen2.5's shapes, random weights, bfloat16: decoding, learning and verification against their limits.
+"""Measure a CUDA device at Qwen2.5's shapes (random weights, bfloat16): decoding, learning and verification against their limits.
 
     python bench/gpu.py [--shapes 0.5B 1.5B] [--prompts 64] [--completions 16] [--length 512]
 
-* decode: the share of what the memory's bandwidth allows (every step reads the weights once, and the cache), and tokens
-  per second over those of ``transformers.generate`` with the same weights;
-* learner: model FLOPs (2 P forward and 4 P backward per token, and attention's products) per second over those of one
-  large matrix product, and the seconds of a whole step of RL^V over a step without verification;
-* peak memory of each. TRL's step is for ``against_trl.py``, which needs an environment of its own.
+* decode: the speed as a share of what the memory's bandwidth allows (every step reads the weights and the cache once), and
+  tokens per second over those of ``transformers.generate`` with the same weights;
+* learner: model FLOPs (2 P forward and 4 P backward per token, and attention's products) per second over those of one large
+  matrix product, and the seconds of a whole step of RL^V over a step without verification;
+* peak memory of each. TRL's step is in ``against_trl.py``, which needs an environment of its own.
 
-Without a device it runs on the CPU, which tries the program and measures nothing: take ``--shapes tiny``.
+Without a device it runs on the CPU, which tests the program and measures nothing: use ``--shapes tiny``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ DEVICE = "cuda" if CUDA else "cpu"
 
 
 def seconds(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Medians of each side's seconds, the device's work included."""
+    """Median seconds of each side, with the device's work included."""
 
     def waited(side: Callable[[], Any]) -> None:
         side()
@@ -60,7 +60,7 @@ def seconds(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, floa
 
 
 def peak(side: Callable[[], Any]) -> float:
-    """GiB; NaN without a device."""
+    """Peak memory in GiB; NaN without a device."""
     if not CUDA:
         return float("nan")
     torch.cuda.reset_peak_memory_stats()

@@ -1,7 +1,7 @@
-"""What grading adds to sampling: answers are graded as their solutions end, or all behind the last one, over sampling alone.
+"""Measure the time that grading adds to sampling, when answers are graded as their solutions end and when all are graded at the end.
 
-Every answer is a formula that has to go to math-verify. Where sampling keeps all processors busy nothing can be gained; where
-it leaves some (fewer threads than cores, or a GPU), grading beside it costs little.
+Every answer is a formula that math-verify has to decide. Where sampling keeps all cores busy, grading beside it gains nothing; where
+it leaves some free (fewer threads than cores, or a GPU), grading beside it costs little.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PROMPT = 32
 
 
 class Free:
-    """Grades cost nothing."""
+    """A task whose grading costs nothing."""
 
     name = "free"
 
@@ -33,7 +33,7 @@ class Free:
 
 
 class Formulas(Free):
-    """The answer is made of the problem's number and the text's length; it is right for even lengths."""
+    """A task whose answers are formulas of the problem's number and the text's length, right for even lengths."""
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
         k, n = int(problem.id) + 2, len(text)
@@ -59,18 +59,18 @@ def compare(prompts: int, n: int, repeats: int) -> None:
         groups = rollouts(engine, chat, Formulas(), problems, sampling)
         labels["beside"] = [r.grade.label for group in groups for r in group]
 
-    def behind() -> None:
+    def after() -> None:
         engine.load({})
         drawn = zip(problems, texts, engine.generate(texts, sampling), strict=True)
         everyone = graded(chat, Formulas(), [(p, text, c) for p, text, group in drawn for c in group])
-        labels["behind"] = [r.grade.label for r in everyone]
+        labels["after"] = [r.grade.label for r in everyone]
 
-    seconds = interleaved({"sample": sample, "beside": beside, "behind": behind}, repeats)
-    if labels["beside"] != labels["behind"]:
+    seconds = interleaved({"sample": sample, "beside": beside, "after": after}, repeats)
+    if labels["beside"] != labels["after"]:
         raise RuntimeError("grading beside sampling gave other labels")
     record(
         "grading", prompts=prompts, n=n, beside=seconds["beside"] / seconds["sample"],
-        behind=seconds["behind"] / seconds["sample"], sample_seconds=seconds["sample"],
+        after=seconds["after"] / seconds["sample"], sample_seconds=seconds["sample"],
         right=labels["beside"].count("correct") / len(labels["beside"]),
     )  # fmt: skip
 

@@ -1,7 +1,8 @@
-"""How the cost of a training step grows: with completions, with their length, with the model, with the vocabulary.
+"""Measure how the cost of a training step grows with the number of completions, their length, the model and the vocabulary.
 
-Every point is a process of its own, so that its peak memory is its own: one small step to warm up, one that counts. "per work" is
-the exponent between neighbouring points, log(seconds ratio) / log(ratio of multiplications, attention counted): 1 is a straight line.
+Every point is a process of its own, which makes one small step to warm up and one that is timed, so that its peak memory is its own.
+"per work" is the exponent between neighbouring points, log(ratio of seconds) / log(ratio of multiplications, attention included): 1
+is linear growth.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ AXES: dict[str, list[dict[str, Any]]] = {
 def measure(
     completions: int = 64, length: int = 64, model: dict[str, int] = MIDDLE, vocabulary: int = 512
 ) -> dict[str, float]:
-    """Seconds of generation and learning, peak memory in MB above that of the imports, in this process."""
+    """Seconds of generation and of learning, and this process's peak memory in MB above that of the imports."""
     from common import question, qwen2, tokenizer
 
     from twofold.engines.native import NativeEngine
@@ -74,7 +75,7 @@ def measure(
 
 
 def work(completions: int = 64, length: int = 64, model: dict[str, int] = MIDDLE, vocabulary: int = 512) -> float:
-    """Multiplications of a step, attention counted, up to a factor."""
+    """Multiplications of a step, attention included, up to a constant factor."""
     d, layers = model["hidden"], model["layers"]
     width = d // model["heads"] * (model["heads"] + 2 * model["kv_heads"])
     matrices = layers * (d * (width + d) + 3 * d * model["ffn"]) + d * vocabulary

@@ -1,8 +1,8 @@
-"""How near the learner and the decoder are to the machine's own ceilings.
+"""Measure how near the learner and the decoder are to the machine's own limits.
 
-The ceilings are measured here, in the same run: matrix products at the shapes that occur (the floor of a training step is
-their forward and two backward products, nothing else) and the bandwidth of reading a large block (the floor of a decoding
-step is its products and reading the cache once).
+The limits are measured in the same run. The least time of a training step is that of its matrix products, one forward and two
+backward. The least time of a decoding step is that of its products and of reading the cache once, at the bandwidth with which a
+large block is read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from twofold.types import Sample, Sampling
 
 LENGTH, PROMPT, ROWS, MICRO = 96, 32, 64, 4096
 MIDDLE = {"hidden": 512, "layers": 8, "heads": 8, "kv_heads": 2, "ffn": 1536}
-"""25 million parameters: products weigh more, as they do in any model that is used."""
+"""25 million parameters. Products take a larger share of the time than in SMALL, as they do in larger models."""
 
 
 def samples() -> list[Sample]:
@@ -44,7 +44,7 @@ def samples() -> list[Sample]:
 
 
 def products(model: Any, rows: int, dtype: torch.dtype, backward: bool) -> Any:
-    """Every linear layer's matrix products, for ``rows`` tokens; with ``backward`` those of the gradients too."""
+    """A function that runs every linear layer's matrix product for ``rows`` tokens, and with ``backward`` those of the gradients."""
     work = []
     for layer in (m for m in model.modules() if isinstance(m, torch.nn.Linear)):
         w = torch.randn(layer.weight.shape, dtype=dtype)

@@ -1,7 +1,7 @@
-"""What verification costs in training: a step of RL^V over the same step without it. (At test time: ``verify.py``.)
+"""Measure the cost of verification in training: a step of RL^V over the same step without it. (At test time: ``verify.py``.)
 
-The baseline is what a library without a joint batch does: a batch of verification samples beside the policy's, so that
-every solution goes through the model twice.
+``separate`` is what a library without a joint batch does: the verification samples are a second batch, so every solution goes
+through the model twice.
 """
 
 from __future__ import annotations
@@ -27,17 +27,19 @@ def training(length: int, prompts: int, n: int, repeats: int) -> None:
     engine, task = NativeEngine(model), Odd(32)
     problems = [task.problem("train", i) for i in range(prompts)]
     optim = Optim(lr=1e-6, clip=1e9)
-    learner = Learner(model, optim, Loss(), steps=10**6, norms_every=10**6, micro_tokens=4096)  # a run's default here
+    learner = Learner(
+        model, optim, Loss(), steps=10**6, norms_every=10**6, micro_tokens=4096
+    )  # a run's default on a CPU
     sampling = Sampling(max_tokens=length)
 
     def step(verify: Any, separate: bool = False) -> None:
-        # score_every=0: measuring the verifier for the log is not part of the method
+        # score_every=0: the verifier's measurements for the log are not part of the method
         recipe = Recipe(RLV(verify=verify, rollouts=n, score_every=0), task, chat, sampling)
         samples = recipe.collect(engine, problems, 0)[0]["policy"]
         engine.rest()
         if separate:
             samples = [x for s in samples for x in (alone(s), verdict(s))]
-        learner.step = 1  # no measuring of the streams' norms
+        learner.step = 1  # so that the norms of the streams are not measured
         learner.update(samples)
         engine.load({})
 

@@ -1,9 +1,9 @@
-"""Probing every prefix of a thought, as MRT does: the kept cache against prefilling each prefix anew.
+"""Compare two ways to probe every prefix of a thought, as MRT does: on the kept KV cache, and with each prefix prefilled again.
 
-Both sides are ``compute.probe.probe`` of the same thoughts, with the same forced answers; one has lost the caches that the
-thoughts left behind, and runs each prefix once for all its answers. ``sums`` is the shipped model on its own short thoughts,
-cut where ``configs/mrt-sums.toml`` cuts them; ``long`` a random model on thoughts of 1024 tokens. ``prefixes`` counts
-without the answers, which both sides have to draw: the longer they are, the less there is to save.
+Both sides call ``compute.probe.probe`` on the same thoughts with the same forced answers. One side has lost the caches of the
+thoughts and runs each prefix once for all of its answers. ``sums`` is the shipped model on its own short thoughts, cut as in
+``configs/mrt-sums.toml``; ``long`` is a random model on thoughts of 1024 tokens. ``prefixes`` leaves out the answers, which both
+sides have to draw: the longer they are, the less there is to save.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROVER = Prover(opening="<think>\n", hurry="", answer="\n\\boxed{", tokens=8)
 def compare(
     what: str, engine: NativeEngine, chat: Chat, thoughts: Group, ends: Sequence[Sequence[int]], k: int, repeats: int
 ) -> None:
-    """Probe ``thoughts``, which ``engine`` has just generated, with their caches and without, by turns."""
+    """Probe ``thoughts``, which ``engine`` has just generated, with and without their caches, in turn."""
     kept = engine._kept
     computed: dict[str, int] = {}
     answers: dict[str, int] = {}
@@ -40,15 +40,15 @@ def compare(
         rows = probe(engine, chat, Sums(), thoughts, ends, PROVER, Sampling(n=k, seed=1))
         computed[which] = engine.usage.computed - before
         drawn = [a for row in rows for p in row if p.cost.generated for a in p.answers]
-        answers[which] = sum(a.completion.sampled[::-1].index(False) - 1 for a in drawn)  # the last is never run
+        answers[which] = sum(a.completion.sampled[::-1].index(False) - 1 for a in drawn)  # the last token is never run
 
-    seconds = interleaved({which: lambda which=which: side(which) for which in ("kept", "anew")}, repeats)
+    seconds = interleaved({which: lambda which=which: side(which) for which in ("kept", "again")}, repeats)
     lengths = [len(r.completion.tokens) for r in thoughts]
     record(
         "probe", what=what, probes=sum(map(len, ends)), answers=k, thought_tokens=sum(lengths) / len(lengths),
-        tokens=computed["anew"] / computed["kept"],
-        prefixes=(computed["anew"] - answers["anew"]) / (computed["kept"] - answers["kept"]),
-        seconds=seconds["anew"] / seconds["kept"], kept_tokens=computed["kept"], kept_seconds=seconds["kept"],
+        tokens=computed["again"] / computed["kept"],
+        prefixes=(computed["again"] - answers["again"]) / (computed["kept"] - answers["kept"]),
+        seconds=seconds["again"] / seconds["kept"], kept_tokens=computed["kept"], kept_seconds=seconds["kept"],
     )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def sums(repeats: int) -> None:
 
 
 def long(repeats: int) -> None:
-    """Its text has no paragraphs: 16 episodes of equal length."""
+    """Probe thoughts of 1024 tokens, cut into 16 equal episodes (their text has no paragraphs)."""
     chat = Chat(tokenizer())
     engine = NativeEngine(install(with_lengths(qwen2(**SMALL), 1024, 1024)))
     problems = [Problem(str(i), question(64, i), "1") for i in range(4)]

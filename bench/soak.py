@@ -1,8 +1,9 @@
-"""Soak: many mixed requests against one server process; its memory, threads and open files must not grow.
+"""Send many mixed requests to one server process, whose memory, threads and open files must not grow.
 
     python bench/soak.py --requests 10000
 
-Every eighth client leaves before its reply. Prints one line per 1,000 requests, from the server's own process under /proc (Linux).
+Every eighth client leaves before its reply. One line is printed per 1,000 requests, with the server process's figures from /proc
+(Linux only).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
 def request(i: int) -> tuple[str, dict[str, Any]]:
-    """The i-th request: all kinds take turns, their sizes vary."""
+    """The i-th request. The kinds take turns and the sizes vary."""
     rng = random.Random(i)
     messages = [{"role": "user", "content": f"Start with {i % 90}. Add {rng.randrange(90)}. What is the result?"}]
     more = {"messages": messages, "max_tokens": rng.randrange(1, 24), "seed": i}
@@ -44,7 +45,7 @@ def request(i: int) -> tuple[str, dict[str, Any]]:
 
 
 def ask(port: int, i: int) -> int:
-    """The status, or 0 for a client that left."""
+    """Send request i and return the status, or 0 for a client that leaves at once."""
     path, body = request(i)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})

@@ -1,4 +1,4 @@
-"""Start-up: ``import twofold``, ``twofold --help``, and a first answer of the shipped model, each a fresh process."""
+"""Measure the start-up: ``import twofold``, ``twofold --help`` and a first answer of the shipped model, each in a new process."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""One TRL trainer that takes one step each time it is told to; ``against_trl.py`` runs it in TRL's own environment.
+"""A TRL trainer that takes one step at a time on request. ``against_trl.py`` runs it in TRL's own environment.
 
     python trl_worker.py '{"algorithm": "grpo", "model": DIR, ...}'
 
-On stdin: "go" for a step, or the path of a stored batch whose loss and gradient norm are wanted. On stdout: one JSON line each.
+Stdin has lines: "go" for a step, or the path of a stored batch whose loss and gradient norm are wanted. Each is answered by one
+JSON line on stdout.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 asked: dict[str, Any] = json.loads(sys.argv[1])
-say = os.fdopen(os.dup(1), "w")  # the libraries print what they like on theirs
+say = os.fdopen(os.dup(1), "w")  # the libraries print to stdout, which is now stderr
 os.dup2(2, 1)
 spent: dict[str, float] = {}
 began = 0.0
@@ -34,7 +35,7 @@ def reward(completions: list[Any], completion_ids: list[list[int]], **_: Any) ->
 
 
 class OneByOne(TrainerCallback):
-    """Waits for "go" before each step and reports behind it."""
+    """Wait for "go" before each step and report after it."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         global began
@@ -53,7 +54,7 @@ class OneByOne(TrainerCallback):
 
 
 def stored(path: str) -> dict[str, float]:
-    """The loss of one batch that holds the tensors that TRL's ``compute_loss`` reads, and its gradient's norm."""
+    """The loss and the gradient norm of a stored batch, which holds the tensors that TRL's ``compute_loss`` reads."""
     with open(path) as file:
         batch = {k: torch.tensor(v) for k, v in json.load(file).items()}
     trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation

@@ -1,6 +1,7 @@
-"""What a verdict costs at test time: generate and verify over generate alone, for questions of 64 tokens on solutions of 512.
+"""Measure the cost of a verdict at test time: generation with verdicts over generation alone.
 
-The question is asked on the cache that the solution left. The baseline reads the whole solution again.
+The question of 64 tokens is asked on the KV cache of the solution (96 or 512 tokens). The baseline ``again`` reads the whole
+solution again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""vLLM, which generates each time it is told to; ``engine.py`` runs it in vLLM's own environment.
+"""A vLLM engine that generates on request. ``engine.py`` runs it in vLLM's own environment.
 
     python vllm_worker.py '{"model": DIR, "dtype": "bfloat16", "prompts": [[...]], "n": 8, "max_tokens": 96, "rows": 256}'
 
-On stdin: "go". On stdout: one JSON line with the seconds and the tokens of a whole ``generate`` call.
+Stdin has lines "go". Each is answered by one JSON line on stdout, with the seconds and the tokens of a whole ``generate`` call.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 asked: dict[str, Any] = json.loads(sys.argv[1])
-say = os.fdopen(os.dup(1), "w")  # the libraries print what they like on theirs
+say = os.fdopen(os.dup(1), "w")  # the libraries print to stdout, which is now stderr
 os.dup2(2, 1)
 
 from vllm import LLM, SamplingParams  # noqa: E402

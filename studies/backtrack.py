@@ -1,10 +1,10 @@
-"""MRT-B beside its baselines: three warm starts, then reinforcement learning behind ``warm``.
+"""Compare MRT-B with its baselines: three warm starts, then two reinforcement learnings from the start ``warm``.
 
     python studies/backtrack.py configs/backtrack-sums.toml      # five trainings for each of three seeds; then the table
 
-Measured on held-out problems: streams of at most ``rollout.max_tokens``, and linearised streams with a window half as
-large, of which the latest attempt is all that is remembered (``compute/backtrack.py``). OUT/METHOD-SEED.json holds the
-numbers of a model per problem; what is there is not done again. Seeds are averaged; intervals (95%) resample problems.
+Each model is measured on held-out problems: streams of at most ``rollout.max_tokens``, and linearised streams, which have
+half of these as their window and keep only the latest attempt (``compute/backtrack.py``). OUT/METHOD-SEED.json holds a
+model's numbers per problem; a model whose file exists is not run again. Seeds are averaged; intervals (95%) resample problems.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ METHODS = {
     "grpo": ("then GRPO", ["recipe.method=grpo", "recipe.rollouts=6"]),
     "rl": ("then MRT-B (RL)", ["recipe.method=rl"]),
 }
-"""GRPO draws six streams per problem: about as many tokens as four, and four that go on behind a first attempt."""
+"""GRPO draws six streams per problem: about as many tokens as four streams and four that continue after a first attempt."""
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def one(method: str, seed: int, base: run.Config, args: argparse.Namespace) -> Floats:
-    """Train and measure unless it is done: [problems, numbers] as ``look`` gives them."""
+    """Train and measure, unless it is done: the numbers of ``look``, [problems, 5]."""
     folder, model, options = args.out / f"{method}-{seed}", base.model, METHODS[method][1]
     path = folder.with_suffix(".json")
     if not path.exists():
@@ -74,7 +74,7 @@ def one(method: str, seed: int, base: run.Config, args: argparse.Namespace) -> F
 
 
 def look(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> list[list[float]]:
-    """Per problem: right, tokens, right at the first attempt; linearised: right, tokens."""
+    """Per problem: accuracy, tokens, accuracy of the first attempts; accuracy and tokens of the linearised streams."""
     model, task, most = run.load(name), run.make_task(config.task), config.rollout.max_tokens
     sampling = Sampling(args.samples, max_tokens=most, stop=model.chat.stop, seed=seed)
     problems = [task.problem("test", i) for i in range(args.problems)]
@@ -86,7 +86,7 @@ def look(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> 
         firsts = [model.chat.decode(tried(model.chat, r.completion)[0].tokens) for r in group]
         z0 = np.mean([task.grade(problem, text)[1].reward for text in firsts])
         right, tokens = np.mean([(r.grade.reward, len(r.completion.tokens)) for r in group], axis=0)
-        last = sum(task.grade(problem, r.text)[1].reward for r in made.candidates)  # a stream may have none
+        last = sum(task.grade(problem, r.text)[1].reward for r in made.candidates)  # a stream may have no candidate
         rows.append([right, tokens, z0, last / args.samples, made.cost.generated / args.samples])
     return rows
 

@@ -1,4 +1,4 @@
-"""What the studies of training share: means with intervals over problems, and how their figures look."""
+"""Shared by the studies: means and differences with intervals over problems, and the look of the figures."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ Floats = NDArray[np.float64]
 
 COLOURS = ["#888888", *PALETTE, "#000000", "#8c6d31"]
 FIRST = 5_000_000_000
-"""Problems of the training side that no run with a small seed meets: for common starts."""
+"""Index of the first training problem of the common starts: a run with a small seed never gets this far."""
 
 
 def interval(values_P: Floats, scale: float = 100, digits: int = 1) -> str:
+    """The mean with its 95% interval over problems, such as ``62.0 [58.1, 65.7]``."""
     mean, low, high = (scale * float(x) for x in cluster_bootstrap(values_P))
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def difference(a_P: Floats, b_P: Floats, scale: float = 100, digits: int = 1) -> str:
+    """The mean of a - b with its 95% interval, problems paired, such as ``+1.7 [-0.9, +4.2]``."""
     d = paired_bootstrap(a_P, b_P)
     return f"{scale * d.mean:+.{digits}f} [{scale * d.low:+.{digits}f}, {scale * d.high:+.{digits}f}]"
 
 
 def save(figure: Any, path: Path) -> None:
-    """With the same axes and legends in all figures."""
+    """Write the figure, with the axes and legends that all figures have."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)

@@ -1,12 +1,12 @@
-"""Does paying for progress pay? MRT beside its baselines: accuracy at token budgets, regret, tokens at equal accuracy.
+"""Compare MRT with its baselines: accuracy at token budgets, regret, tokens at equal accuracy.
 
     python studies/mrt.py configs/mrt-sums.toml                                     # every method, three seeds; then the tables
     python studies/mrt.py configs/mrt-sums.toml --methods grpo rl --seeds 7 --set optim.lr=2e-4 --split train --out runs/try
 
-The budget is ``rollout.max_tokens`` of the config. For every method and seed a model is trained and measured
-(``evals/probes.py``), all from one start (``warm.py``): thoughts may be twice the budget long, and each is stopped at every
-budget of SHARES and behind every episode. OUT/METHOD-SEED.jsonl has a line per problem; what is there is not done again.
-Seeds are averaged per problem, and intervals (95%) resample problems.
+The budget is ``rollout.max_tokens`` of the config. For every method and seed a model is trained from one start (``warm.py``)
+and measured (``evals/probes.py``): thoughts may be twice the budget long, and each is stopped at every budget of SHARES and
+after every episode. OUT/METHOD-SEED.jsonl has a line per problem; a model whose file exists is not run again. Seeds are
+averaged per problem, and intervals (95%) resample problems.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ METHODS = {
     "star": ("STaR", ["recipe.method=star", SIX]),
     "length": ("GRPO + length penalty", ["recipe.method=length", SIX]),
 }
-"""In the order in which a seed's are run. Baselines draw six rollouts where MRT has four and its probes or branches: about as
-many tokens."""
+"""In the order in which they are run. Baselines draw six rollouts where MRT draws four and its probes or branches, which is
+about as many tokens."""
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 1, 1.25, 1.5, 2)
 BATCH = 50
 SLACK = 0.005
-"""Tokens are compared at GRPO's best accuracy less half a point: on a plateau the very best point is luck."""
+"""Tokens are compared at GRPO's best accuracy minus half a point: on a plateau the very best point is luck."""
 
 
 def main() -> None:
@@ -53,14 +53,14 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--set", nargs="*", default=[], help="options changed for all methods, such as optim.lr=2e-4")
+    parser.add_argument("--set", nargs="*", default=[], help="options to change for all methods, such as optim.lr=2e-4")
     parser.add_argument(
-        "--warm", type=int, default=100, help="steps of the common start (warm.py); 0: the model as it is"
+        "--warm", type=int, default=100, help="steps of the common start (warm.py); 0: start from the config's model"
     )
     parser.add_argument("--problems", type=int, default=300)
-    parser.add_argument("--thoughts", type=int, default=2, help="per problem")
-    parser.add_argument("--answers", type=int, default=2, help="forced at each end of a thought")
-    parser.add_argument("--split", default="test", help="train: to choose settings, with seeds other than 0")
+    parser.add_argument("--thoughts", type=int, default=2, help="thoughts per problem")
+    parser.add_argument("--answers", type=int, default=2, help="answers forced wherever a thought is stopped")
+    parser.add_argument("--split", default="test", help="'train' to choose settings; use seeds other than 0 then")
     parser.add_argument("--out", type=Path, default=Path("runs/mrt"))
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def one(method: str, seed: int, base: run.Config, args: argparse.Namespace) -> None:
-    """Train and measure; the file appears when all of it is there."""
+    """Train and measure; the file appears when it is complete."""
     folder, model = args.out / f"{method}-{seed}", base.model
     began = time.monotonic()
     if options := METHODS[method][1]:
@@ -122,10 +122,11 @@ def budgets_of(most: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Arm:
-    """One method, seeds and thoughts averaged per problem: P problems, B budgets (SHARES), C curves for the
-    regret: through the ends of episodes, as published, and through the budgets, which no marker moves.
+    """One method, averaged over seeds and thoughts: P problems, B budgets (SHARES), C curves along which regret is taken: the
+    ends of episodes, as published, and the budgets, which do not depend on where a thought is cut.
 
-    ``natural_P``: right within the budget by itself, nothing forced. ``seconds`` and ``tokens`` (in updates): of one training.
+    ``natural_P`` is the accuracy within the budget with nothing forced. ``seconds`` and ``tokens`` (in updates) are those of
+    one training.
     """
 
     natural_P: Floats
@@ -134,7 +135,7 @@ class Arm:
     regret_P_C: Floats
     length_P: Floats
     each: list[tuple[float, float, float]]
-    """Per seed: right within the budget, J at the budget, regret at the budget."""
+    """Per seed: accuracy within the budget, J at the budget, regret at the budget."""
     seconds: float
     tokens: float
 
@@ -154,7 +155,7 @@ class Arm:
         )  # fmt: skip
 
     def curve(self, weights_P: Floats) -> list[tuple[float, float]]:
-        """(tokens spent, accuracy) by budget; where no thought is longer nothing changes any more."""
+        """(tokens spent, accuracy) at each budget, without the budgets that no thought is long enough to use."""
         total = weights_P.sum()
         spent, correct = weights_P @ self.spent_P_B / total, weights_P @ self.correct_P_B / total
         points = list(zip(spent.tolist(), correct.tolist(), strict=True))
@@ -162,10 +163,10 @@ class Arm:
 
 
 def by_problem(thoughts: dict[str, list[Thought]], budget: int) -> Floats:
-    """[problems, numbers]: natural, J at each budget, spent at each budget, both regrets, length."""
+    """[problems, numbers]: natural accuracy, J at each budget, tokens spent at each budget, both regrets, length."""
 
     def numbers(t: Thought) -> list[float]:
-        def spent(p: Prefix) -> float:  # beyond the prompt
+        def spent(p: Prefix) -> float:  # the prompt left out
             return p.tokens + p.length - t.prompt
 
         natural = float(t.label == "correct" and t.tokens - t.prompt <= budget)
@@ -190,7 +191,7 @@ def table(arms: dict[str, Arm], budget: int) -> None:
 
 
 def against(arms: dict[str, Arm], other: str, budget: int) -> None:
-    """Paired differences to ``other``, gains over the base as a multiple of its gain, and tokens at its accuracy."""
+    """Print paired differences to ``other``, the gain over the base as a multiple of its gain, and tokens at its accuracy."""
     theirs = arms[other]
     head = [f"minus {METHODS[other][0]}", "pass@1", *(f"{s}x budget" for s in (0.5, 1, 2)), "regret, episodes"]
     head += [
@@ -218,14 +219,14 @@ def against(arms: dict[str, Arm], other: str, budget: int) -> None:
 
 
 def resampled(problems: int, ratio: Callable[[Floats], float]) -> str:
-    """A ratio of means and its interval. ``ratio`` takes the problems' weights."""
+    """A ratio of means with its interval over problems; ``ratio`` takes the problems' weights."""
     counts = np.random.default_rng(0).multinomial(problems, np.full(problems, 1 / problems), size=1000)
     low, high = np.quantile([ratio(c.astype(float)) for c in counts], [0.025, 0.975], method="nearest")
     return f"{ratio(np.ones(problems)):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def gains(arm: Arm, theirs: Arm, base: Arm) -> str:
-    """Our gain in pass@1 over the base as a multiple of theirs; infinite where they have gained nothing."""
+    """Our gain in pass@1 over the base as a multiple of theirs; infinite where they gained nothing."""
 
     def ratio(w_P: Floats) -> float:
         a, b, start = (float(w_P @ x.natural_P) for x in (arm, theirs, base))
@@ -235,7 +236,7 @@ def gains(arm: Arm, theirs: Arm, base: Arm) -> str:
 
 
 def efficiency(arm: Arm, theirs: Arm) -> str:
-    """How many times fewer tokens reach the other's best accuracy less SLACK; 0 in a resample that does not."""
+    """How many times fewer tokens reach the other's best accuracy minus SLACK; 0 in a resample that never reaches it."""
 
     def ratio(w_P: Floats) -> float:
         ours, other = arm.curve(w_P), theirs.curve(w_P)
@@ -247,8 +248,8 @@ def efficiency(arm: Arm, theirs: Arm) -> str:
 
 
 def episodes(out: Path, methods: Sequence[str], seeds: Sequence[int]) -> None:
-    """Mean J behind 0, 1, 2 ... episodes, of the thoughts that have so many; progress."""
-    print("\n| method | episodes | J behind 0, 1, 2 ... (thoughts) | progress > 0, = 0, < 0 | tokens per episode |")
+    """Print the mean J after 0, 1, 2 ... episodes, over the thoughts that have as many, and the shares of progress."""
+    print("\n| method | episodes | J after 0, 1, 2 ... (thoughts) | progress > 0, = 0, < 0 | tokens per episode |")
     print("|---|---|---|---|---|")
     for method in methods:
         read = [read_thoughts(out / f"{method}-{seed}.jsonl") for seed in seeds]
@@ -264,7 +265,7 @@ def episodes(out: Path, methods: Sequence[str], seeds: Sequence[int]) -> None:
 
 
 def draw(arms: dict[str, Arm], path: Path, budget: int) -> None:
-    """Accuracy against the tokens spent, budget by budget; the large mark is the budget of training."""
+    """Draw accuracy against tokens spent, budget by budget; the large mark is the budget of training."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")

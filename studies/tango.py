@@ -1,15 +1,16 @@
-"""Does training the verifier pay? Tango beside its baselines at matched tokens: accuracy, the way to GRPO's, the verifier's F1.
+"""Compare Tango with its baselines at matched tokens: accuracy, tokens to GRPO's accuracy, the verifier's F1.
 
     python studies/tango.py configs/tango-study.toml                              # every arm, three seeds; then the tables
     python studies/tango.py configs/tango-study.toml --arms rl grpo votes true --against rl   # options, see ABLATIONS
     python studies/tango.py configs/tango-study.toml --arms grpo --seeds 100 --set optim.lr=1e-3 --split train --out runs/try
 
-All arms begin from one start that has both roles (``warm_tango.py``). ``train.steps`` of the config are the updates of Tango with
-two models; the other arms have as many as cost about the same. Tokens are those that both roles wrote and those that went
-through a learner (prompts and all). Every ``train.save_every`` updates, scaled alike, both roles are measured: solutions at
-temperature 1 on held-out problems, and one verification, at temperature 1, of each case of the procedural ProcessBench.
-OUT/ARM-SEED.jsonl has a line per measurement; what is there is not done again. Arms are compared at the tokens that all
-have reached, between measurements by interpolation. Seeds are averaged per problem, intervals (95%) resample problems.
+All arms begin from one start that can do both roles (``warm_tango.py``). ``train.steps`` of the config is the number of updates of
+Tango with two models; another arm gets the number that costs about as many tokens. Tokens are those that both roles wrote and
+those that went through a learner, prompts included. Every ``train.save_every`` updates, scaled in the same way, both roles are
+measured at temperature 1: solutions of held-out problems, and one verification of each case of the procedural ProcessBench.
+OUT/ARM-SEED.jsonl has a line per measurement; an arm whose file exists is not run again. Arms are compared at the number of
+tokens that all have reached, by interpolation between measurements. Seeds are averaged per problem; intervals (95%) resample
+problems.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from twofold.types import Completion, Rollout, Sampling
 
 
 class Arm(NamedTuple):
-    """``scale``: its updates for one of Tango's, so that it costs about as many tokens. ``judged``: a verifier takes part."""
+    """One way to train. ``scale`` is its number of updates for each of Tango's, chosen so that it costs about as many tokens;
+    ``judged`` says whether a verifier takes part."""
 
     name: str
     scale: float
@@ -61,7 +63,7 @@ ARMS = {
         "verifier alone, frozen generator", 0.5, [*TWO, "recipe.generator_updates=0", "recipe.verifier_warmup=0"]
     ),
 }
-"""The study. The frozen generator's verifier needs fewer updates to show its end."""
+"""The arms of the study. A verifier beside a frozen generator shows where it ends in fewer updates."""
 ABLATIONS = {
     "votes": Arm("4 verifications", 0.625, [*TWO, "recipe.verifications=4"]),
     "consistency": Arm("consistency 0.5", 1.0, [*TWO, "recipe.consistency=0.5"]),
@@ -69,10 +71,10 @@ ABLATIONS = {
     "first_error": Arm("credit first_error", 1.0, [*TWO, "recipe.credit=first_error"]),
     "response": Arm("credit response", 1.0, [*TWO, "recipe.credit=response"]),
     "alpha": Arm("alpha 0.5", 1.0, [*TWO, "recipe.alpha=0.5"]),
-    "true": Arm("true verdicts, for nothing", 1.75, ALONE, judged=False),
+    "true": Arm("true verdicts, at no cost", 1.75, ALONE, judged=False),
     "true_alpha": Arm("true verdicts, alpha 0.5", 1.75, [*ALONE, "recipe.alpha=0.5"], judged=False),
 }
-"""Of Tango with two models; and what verdicts could be worth at most: those of ``warm_tango.right``, which cost no tokens."""
+"""Tango with two models and one option changed; and true verdicts (``warm_tango.right``), which cost no tokens: an upper bound."""
 ALL = ARMS | ABLATIONS
 TOKENS = ("tango/tokens", "verifier/tokens", "num_tokens", "verifier/num_tokens")
 
@@ -82,21 +84,28 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--arms", nargs="+", choices=ALL, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--set", nargs="*", default=[], help="options changed for all arms, such as optim.lr=2e-4")
+    parser.add_argument("--set", nargs="*", default=[], help="options to change for all arms, such as optim.lr=2e-4")
     parser.add_argument(
-        "--base", type=Path, help="config of the config's model, which is trained first if it is not there"
+        "--base",
+        type=Path,
+        help="a config that trains the config's model, which is done first if the model does not exist",
     )
     parser.add_argument("--warm", type=int, default=240, help="steps of the common start (warm_tango.py)")
-    parser.add_argument("--slip", type=float, default=0.2, help="of a step, in the solutions that the start is taught")
-    parser.add_argument("--copy", type=float, default=0.5, help="of its critiques' steps: repeated unchecked")
     parser.add_argument(
-        "--planted", type=float, default=0.2, help="of a step, in every other solution that it is taught to check"
+        "--slip", type=float, default=0.2, help="chance of a slip in a step, in the solutions that the start learns"
     )
-    parser.add_argument("--optim", default="adamw", choices=warm_tango.LR, help="that it is taught with")
+    parser.add_argument("--copy", type=float, default=0.5, help="share of steps that its critiques repeat unchecked")
+    parser.add_argument(
+        "--planted",
+        type=float,
+        default=0.2,
+        help="chance of a slip in a step, in every other solution that it learns to check",
+    )
+    parser.add_argument("--optim", default="adamw", choices=warm_tango.LR, help="optimiser of the start")
     parser.add_argument("--problems", type=int, default=150)
-    parser.add_argument("--split", default="test", help="train: to choose settings, with seeds other than 0")
+    parser.add_argument("--split", default="test", help="'train' to choose settings; use seeds other than 0 then")
     parser.add_argument("--out", type=Path, default=Path("runs/tango"))
-    parser.add_argument("--against", default="grpo", help="the arm that the others are compared with")
+    parser.add_argument("--against", default="grpo", help="the arm with which the others are compared")
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     base = toml.override(toml.load(run.Config, args.config), args.set)
@@ -120,7 +129,7 @@ def main() -> None:
 
 
 def one(arm: str, seed: int, base: run.Config, args: argparse.Namespace) -> None:
-    """Train, then measure every checkpoint; the file appears when all of it is there."""
+    """Train, then measure every checkpoint; the file appears when it is complete."""
     began = time.monotonic()
     _, scale, options, _ = ALL[arm]
     folder, every = args.out / f"{arm}-{seed}", round(scale * base.train.save_every)
@@ -159,7 +168,7 @@ def one(arm: str, seed: int, base: run.Config, args: argparse.Namespace) -> None
 def told(
     engine: Engine, chat: Chat, rollouts: Sequence[Rollout], steps: Sequence[int], question: str, sampling: Sampling
 ) -> list[list[Verification]]:
-    """In the place of ``verify``: true verdicts, without a token."""
+    """Return true verdicts in place of ``verify``'s, at no cost."""
     found = []
     for r, k in zip(rollouts, steps, strict=True):
         verdicts = warm_tango.right(r.problem, [r.text[a:b].strip() for a, b in spans(r.text, "lines")])
@@ -170,12 +179,12 @@ def told(
 
 
 def kept(row: dict[str, Any], *names: str) -> dict[str, Any]:
-    """What was measured at the start, of a role that does not learn."""
+    """The measurement at the start, which holds for ever for a role that does not learn."""
     return {name: row[name] for name in names}
 
 
 def solved(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> dict[str, list[float]]:
-    """Per problem: the share of two solutions that are right."""
+    """The share of two solutions that are right, per problem."""
     model, task = run.load(name), run.make_task(config.task)
     sampling = Sampling(
         2, config.rollout.temperature, max_tokens=config.rollout.max_tokens, stop=model.chat.stop, seed=seed
@@ -186,7 +195,7 @@ def solved(name: str, config: run.Config, args: argparse.Namespace, seed: int) -
 
 
 def checked(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> dict[str, list[int | None]]:
-    """First wrong step of each case, as it is and as one verification says."""
+    """The first wrong step of each case: the true one, and the one that a verification names."""
     model, recipe = run.load(name), config.recipe
     cases = some_cases(run.make_task(config.task), args.problems, args.split)
     counts = [len(c.steps) for c in cases]
@@ -201,9 +210,9 @@ def checked(name: str, config: run.Config, args: argparse.Namespace, seed: int) 
 
 @dataclass(frozen=True)
 class Curve:
-    """One arm along training: K measurements of P problems, seeds averaged, and of S seeds and C cases.
+    """One arm along its training: K measurements of P problems, averaged over seeds, and of C cases for each of S seeds.
 
-    ``each_S_K``: accuracy per seed.
+    ``each_S_K`` is the accuracy per seed.
     """
 
     updates_K: Floats
@@ -230,11 +239,11 @@ class Curve:
         return cls(updates, tokens, right.mean(0), hit.transpose(1, 0, 2).astype(float), flawed, right.mean(2))
 
     def at(self, values_K_: Floats, tokens: float) -> Floats:
-        """Interpolated between the measurements around so many tokens."""
+        """The values at this number of tokens, interpolated between the two measurements around it."""
         return between(self.tokens_K, values_K_, tokens)
 
     def f1(self, hit_S_C: Floats) -> str:
-        """Mean over seeds of ProcessBench's F1 in %, with its interval over cases."""
+        """ProcessBench's F1 in %, the mean over seeds, with its interval over cases."""
         cases = hit_S_C.shape[1]
 
         def score(w_n_C: Floats) -> Floats:
@@ -249,7 +258,7 @@ class Curve:
         return f"{100 * score(np.ones((1, cases)))[0]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
     def reach(self, target: float, weights_P: Floats) -> tuple[float, float]:
-        """(generator's updates, tokens) at which accuracy first is ``target``; infinite if it never is."""
+        """(the generator's updates, tokens) at which accuracy first reaches ``target``; infinite if it never does."""
         mean_K = self.right_K_P @ weights_P / weights_P.sum()
         for k in range(1, len(mean_K)):
             if mean_K[k] >= target:
@@ -259,14 +268,14 @@ class Curve:
 
 
 def between(x_K: Floats, values_K_: Floats, x: float) -> Floats:
-    """Linear interpolation at ``x``; behind the last point, its value."""
+    """Linear interpolation at ``x``; beyond the last point, the last value."""
     k = int(np.clip(np.searchsorted(x_K, x), 1, len(x_K) - 1))
     share = min(1.0, (x - x_K[k - 1]) / (x_K[k] - x_K[k - 1]))
     return (1 - share) * values_K_[k - 1] + share * values_K_[k]
 
 
 def table(curves: dict[str, Curve], against: str, budget: float) -> None:
-    """At matched tokens, at as many generator's updates, and how far it is to the accuracy of ``against`` at the budget."""
+    """Print the comparison at matched tokens and matched updates, and the way to the accuracy of ``against`` at the budget."""
     name = ALL[against].name.partition(",")[0]
     head = ["arm", "generator's updates", "accuracy", f"minus {name}", "per seed"]
     head += [f"minus {name} after as many updates", f"updates to {name}'s accuracy", "tokens to it", "F1 at the end"]
@@ -287,7 +296,7 @@ def table(curves: dict[str, Curve], against: str, budget: float) -> None:
 
 
 def reached(c: Curve, base: Curve, budget: float) -> list[str]:
-    """Updates of the generator and thousands of tokens until GRPO's accuracy at the budget, with intervals over problems."""
+    """Updates of the generator and thousands of tokens until the accuracy of ``base`` at the budget, with intervals over problems."""
     problems = base.right_K_P.shape[1]
     drawn = np.random.default_rng(0).multinomial(problems, np.full(problems, 1 / problems), size=500).astype(float)
 
@@ -306,7 +315,7 @@ def reached(c: Curve, base: Curve, budget: float) -> list[str]:
 
 
 def along(curves: dict[str, Curve], budget: float) -> None:
-    """Accuracy at shares of the budget, and F1 as it was measured: it is no mean, so nothing lies between two of them."""
+    """Print accuracy at shares of the budget, and F1 at each measurement. F1 is no mean, so it is not interpolated."""
     shares = (0, 0.25, 0.5, 0.75, 1)
     count = len(next(iter(curves.values())).hit_K_S_C)
     head = [f"accuracy at {s:.0%}" for s in shares] + [
@@ -321,7 +330,7 @@ def along(curves: dict[str, Curve], budget: float) -> None:
 
 
 def draw(curves: dict[str, Curve], path: Path) -> None:
-    """Accuracy and the verifier's F1 against tokens."""
+    """Draw accuracy and the verifier's F1 against tokens."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.2, 3.6), layout="constrained")

@@ -1,5 +1,5 @@
-"""Does the calibrated posterior stop sooner than the published rules, at equal accuracy? And what is each rule worth,
-what is gained by choosing it by difficulty, and what by longer samples?
+"""Compare test-time rules on saved samples: tokens of the calibrated posterior and of the published stopping rules at equal
+accuracy, the accuracy of every vote, the gain from choosing a rule by difficulty, and the gain from longer samples.
 
     for s in 0 1 2; do
         twofold train configs/rlv-sums.toml --train.seed $s --out runs/rlv-$s
@@ -7,9 +7,9 @@ what is gained by choosing it by difficulty, and what by longer samples?
     done
     python studies/test_time.py runs/pool-0 runs/pool-1 runs/pool-2
 
-The last ``--held-out`` problems of every evaluation fit the calibration and choose our threshold: the lowest at which
-our accuracy on them is at least the other rule's. The other problems are the test. Seeds are averaged per problem, and
-intervals (95%) resample problems. Needs no model.
+The last ``--held-out`` problems of every evaluation fit the calibration and choose our threshold: the lowest at which our
+accuracy on them is at least the other rule's. The other problems are the test. Seeds are averaged per problem, and intervals
+(95%) resample problems. No model is needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from twofold.maths import stats
 from twofold.maths.posterior import fit
 from twofold.types import Pool
 
-CAP = 40  # of both published rules
+CAP = 40
+"""Most samples of any rule."""
 PUBLISHED = {"adaptive consistency": "stop=adaptive,threshold=0.95", "ESC": "stop=windows,size=5"}
 CHOICES = ("majority", "weighted", "posterior")
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 class Seed:
-    """One evaluation: its problems to calibrate on, its test problems, and replays of plans on either."""
+    """One evaluation: its calibration problems, its test problems, and replays of plans on either."""
 
     def __init__(self, run: Path, held_out: int, orders: int) -> None:
         header, pools = read_header(run), read_pools(run / POOLS)
@@ -66,7 +67,7 @@ class Seed:
         return replay(pools, replace(parse(plan, self.like), **changes), self.orders)  # type: ignore[arg-type]
 
     def threshold(self, accuracy: float) -> float:
-        """The lowest threshold at which ours is as accurate on the problems to calibrate on."""
+        """The lowest threshold at which our plan has at least this accuracy on the calibration problems."""
         good = [c for c, r in self.ours if r.correct_P_K[:, -1].mean() >= accuracy]
         return good[0] if good else THRESHOLDS[-1]
 
@@ -97,7 +98,7 @@ def stopping(seeds: list[Seed]) -> None:
 
 
 def last(r: Replay) -> np.ndarray:
-    """[problems, (correct, generated, generated + verified)] at the cap."""
+    """[problems, (correct, tokens generated, tokens generated or read to judge)] at the cap."""
     return np.stack([r.correct_P_K[:, -1], r.generated_P_K[:, -1], (r.generated_P_K + r.verified_P_K)[:, -1]], axis=1)
 
 
@@ -134,7 +135,7 @@ def rules(seeds: list[Seed]) -> None:
 
 
 def choice(seeds: list[Seed]) -> None:
-    """The compute-optimal table: a rule for every bin of how hard a pilot finds a problem, against one rule for all."""
+    """Print the compute-optimal table: one rule per bin of difficulty, as a pilot sees it, against one rule for all problems."""
     budgets = [4, 8, 16, 32, 64]
     head = [
         "among",
@@ -166,7 +167,7 @@ def choice(seeds: list[Seed]) -> None:
 
 
 def lengths(seeds: list[Seed]) -> None:
-    """The joint grid: the weighted vote by token cap and number of samples."""
+    """Print the joint grid: accuracy of the weighted vote by token cap and number of samples."""
     ks = (1, 4, 16, 64)
     head = ["token cap", *(f"n = {k}" for k in ks), "generated", "all tokens", "shorter caps too"]
     print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))

@@ -1,9 +1,9 @@
-"""A start for comparing MRT: the shipped model learns thoughts that sometimes use what they have already refuted.
+"""The common start of the MRT study: the shipped model learns thoughts that sometimes use what they have already refuted.
 
-It writes attempts, checks and "Wait" as it comes, but made to answer behind a refuted start it names that very start (99.5% of
-answers), so that no prefix but a finished one is worth anything, and progress says who was lucky. Here a thought tries a
-start that it has not tried with probability FRESH, else any; before every attempt it may end with a guess, half of the
-time among what is left.
+The shipped model writes attempts, checks and "Wait", but when it is made to answer after a refuted start it names that very
+start (99.5% of answers). So only a finished thought is worth anything, and progress says who was lucky. In the thoughts taught
+here the next attempt is an untried start with probability FRESH, else any start. Before every attempt the thought ends with a
+guess with probability GUESS; the guess is an untried start with probability LEFT, else a tried one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FRESH, GUESS, LEFT, MOST, SLIP = 0.3, 0.15, 0.5, 5, 0.02
 
 
 def thought(rng: random.Random, problem: Problem) -> str:
-    """A solution with its thought: up to MOST attempts, ended by a right one or by a guess."""
+    """A solution with its thought: up to MOST attempts, until one is right or the thought ends with a guess."""
     starts = [str(s) for s in problem.meta["starts"]]
     goal, answer = problem.meta["result"], rng.choice(starts)
     tried: list[str] = []
@@ -47,7 +47,7 @@ def thought(rng: random.Random, problem: Problem) -> str:
 
 
 def start(config: run.Config, steps: int, out: Path) -> Path:
-    """The checkpoint of ``config.model`` after ``steps`` steps of 32 such thoughts; made once."""
+    """The checkpoint of ``config.model`` after ``steps`` steps of 32 such thoughts each, made if it does not exist."""
     if found := checkpoint.latest(out):
         return found
     task, rows = run.make_task(config.task), []

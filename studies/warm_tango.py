@@ -1,10 +1,10 @@
-r"""A start for comparing Tango: a model learns to solve with slips and to check half-heartedly, both in one model.
+r"""The common start of the Tango study: one model learns to solve with occasional slips, and to check only some of the steps.
 
-The shipped model writes critiques as it comes, but they are nearly deterministic (0.02 nats a token), so that verifications of one
-solution earn the same and nothing can be reinforced. Here a critique of ``sums`` does each step again and compares; one of
-``letters`` writes what follows the step's letter in the word, whose last letter it is if that is the colon behind the word (a model
-this small copies sooner than it compares). With probability ``copy`` it repeats what the step says instead, and with SLIP its own
-work is wrong. Solutions have honest slips with ``slip``.
+The critiques of the shipped model are nearly deterministic (0.02 nats a token), so all verifications of one solution earn the same
+and nothing can be reinforced. Here a critique of ``sums`` does each step again and compares. A critique of ``letters`` writes what
+follows the step's letter in the word: a colon, if the letter is the word's last (a model this small learns to copy sooner than to
+compare). With probability ``copy`` the critique repeats the step unchecked instead, and with probability SLIP its own work is
+wrong. A step of a solution has a slip with probability ``slip``.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ LR = {"adamw": 1e-3, "muon": 3e-3}
 
 
 class Taught(NamedTuple):
-    """What a start is taught: so many steps by AdamW or Muon, solutions with ``slip``, and to check others in half of which a step is
-    wrong with probability ``planted``, by critiques that repeat a step unchecked with ``copy``."""
+    """What the start learns, in ``steps`` steps of AdamW or Muon: solutions whose steps slip with probability ``slip``, and critiques
+    that repeat a step unchecked with probability ``copy``. In half of the criticised solutions steps slip with ``planted``."""
 
     steps: int
     optim: Literal["adamw", "muon"]
@@ -51,7 +51,7 @@ def attempt(rng: random.Random, problem: Problem, slip: float) -> Attempt:
 
 
 def checks(rng: random.Random, problem: Problem, lines: list[str], copy: float) -> list[tuple[str, bool]]:
-    """(the checker's own work, whether the step agrees with it) of every step."""
+    """For every step, the checker's own work and whether the step agrees with it."""
     done = []
     for k, line in enumerate(lines):
         if "words" in problem.meta:
@@ -70,8 +70,8 @@ def checks(rng: random.Random, problem: Problem, lines: list[str], copy: float) 
 
 
 def right(problem: Problem, lines: list[str]) -> list[bool]:
-    """Whether each line of a sampled solution is its step, done rightly on what the line before it says; after one that
-    cannot be read none is."""
+    """Whether each line of a sampled solution is its step done correctly, given what the line before it says. No line after one
+    that cannot be read is right."""
     verdicts, before = [], "" if "words" in problem.meta else str(problem.meta["start"])
     for k, line in enumerate(lines):
         if "words" in problem.meta:
@@ -88,7 +88,7 @@ def right(problem: Problem, lines: list[str]) -> list[bool]:
 
 
 def critique(checked: list[tuple[str, bool]]) -> str:
-    """Every step done again with its verdict, and CORRECT for the whole if all steps are."""
+    """The text of a critique: each step done again with its verdict, then CORRECT for the whole if every step is."""
     mark = {True: "\\boxed{CORRECT}", False: "\\boxed{INCORRECT}"}
     steps = "\n".join(f"<step>{own} {mark[ok]}</step>" for own, ok in checked)
     whole = mark[all(ok for _, ok in checked)]
@@ -96,7 +96,7 @@ def critique(checked: list[tuple[str, bool]]) -> str:
 
 
 def document(task: Letters | Sums, i: int, taught: Taught) -> list[Turn]:
-    """One solution, then two quoted solutions with their critiques, and so on."""
+    """Document i: every third is a solution to learn, the others are quoted solutions with a critique to learn."""
     rng = random.Random(f"warm/{i}")
     problem = replace(task, level=rng.randint(2, task.level)).problem("train", FIRST + i)
     if i % 3 == 0:
@@ -107,7 +107,7 @@ def document(task: Letters | Sums, i: int, taught: Taught) -> list[Turn]:
 
 
 def start(config: run.Config, taught: Taught, out: Path) -> Path:
-    """The checkpoint of ``config.model`` after these steps of 32 such documents; made once."""
+    """The checkpoint of ``config.model`` after ``taught.steps`` steps of 32 such documents each, made if it does not exist."""
     if found := checkpoint.latest(out):
         return found
     model = run.load(config.model)

@@ -20,7 +20,7 @@ from twofold.text.prompts import JUDGE
 
 
 class PYes(AbstractOutcomeRewardModel):
-    """Of conversations that end with a solution: the probability that the model, asked whether it is correct, says Yes.
+    """A reward model that asks the served model whether the solution that ends a conversation is correct, and returns P(Yes).
 
     A Yes that is not among the 20 likeliest answers counts 0.
     """
@@ -47,7 +47,7 @@ class PYes(AbstractOutcomeRewardModel):
 
 
 def main(endpoint: str, model: str, problems: int = 20, budget: int = 8) -> dict[str, int]:
-    """How many of ``problems`` each algorithm solves with ``budget`` samples per problem."""
+    """Print and return how many of ``problems`` each algorithm solves with ``budget`` samples per problem."""
     lm = OpenAICompatibleLanguageModel(endpoint, "none", model, max_completion_tokens=48)
     algorithms = {"best of n": BestOfN(PYes(endpoint, model)), "self-consistency": SelfConsistency(final_answer)}
     solved = dict.fromkeys(algorithms, 0)

@@ -1,4 +1,4 @@
-"""What the tasks beside this file are made of: `sums`, made on the spot and graded as twofold grades."""
+"""The problems of the two tasks beside this file: `sums`, made when they are asked for and graded as twofold grades."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def questions(**_: Any) -> dict[str, Dataset]:
 
 
 def choices(**_: Any) -> dict[str, Dataset]:
-    """Those that offer a choice of starts, to be answered at once."""
+    """Problems that offer a choice of starts, as multiple choice: the answer is given without a solution."""
     made = [Sums(choice=1.0).problem("test", i) for i in range(PROBLEMS)]
     rows = [
         {
