@@ -99,7 +99,7 @@ class Ours:
     def step(self) -> dict[str, float]:
         self.spent.clear()
         began = time.perf_counter()
-        samples, _ = self.recipe.collect(self.engine, self.problems, self.steps)
+        samples = self.recipe.collect(self.engine, self.problems, self.steps).samples
         self.engine.rest()
         collected = time.perf_counter()
         self.learner.update(samples["policy"])

@@ -109,7 +109,7 @@ def learn(shape: str, groups: int, n: int, length: int, repeats: int) -> None:
     def collect(verify: Literal["generative", "none"]) -> list[Sample]:
         engine.load({})
         recipe = Recipe(RLV(verify=verify, rollouts=n, score_every=0), task, chat, Sampling(max_tokens=length))
-        samples = recipe.collect(engine, problems, 0)[0]["policy"]
+        samples = recipe.collect(engine, problems, 0).samples["policy"]
         engine.rest()
         return samples
 

@@ -35,7 +35,7 @@ def training(length: int, prompts: int, n: int, repeats: int) -> None:
     def step(verify: Any, separate: bool = False) -> None:
         # score_every=0: the verifier's measurements for the log are not part of the method
         recipe = Recipe(RLV(verify=verify, rollouts=n, score_every=0), task, chat, sampling)
-        samples = recipe.collect(engine, problems, 0)[0]["policy"]
+        samples = recipe.collect(engine, problems, 0).samples["policy"]
         engine.rest()
         if separate:
             samples = [x for s in samples for x in (alone(s), verdict(s))]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from common import Floats, difference, interval
 
-from twofold import run, toml
+from twofold import run, toml, training
 from twofold.compute.backtrack import Backtracking, backtracking, tried
 from twofold.compute.rollout import rollouts
 from twofold.types import Sampling
@@ -67,7 +67,7 @@ def one(method: str, seed: int, base: run.Config, args: argparse.Namespace) -> F
             start = [f"model={args.out / f'warm-{seed}'}"] if method in ("rl", "grpo") else []
             config = toml.override(base, [*options, *start, f"train.seed={seed}"])
             resume = (folder / "config.toml").exists()
-            model = str(run.train(config, folder, resume=resume, title=f"{method} {seed}"))
+            model = str(training.train(config, folder, resume=resume, title=f"{method} {seed}"))
         args.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(look(model, base, args, seed)) + "\n")
     return np.array(json.loads(path.read_text()))

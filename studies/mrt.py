@@ -23,7 +23,7 @@ import numpy as np
 import warm
 from common import COLOURS, Floats, difference, interval, save
 
-from twofold import run, toml
+from twofold import run, toml, training
 from twofold.evals.probes import Prefix, Probing, Thought, probed, read_thoughts
 from twofold.maths.regret import normalised_regret, progress, tokens_to_reach
 from twofold.types import Sampling
@@ -88,7 +88,7 @@ def one(method: str, seed: int, base: run.Config, args: argparse.Namespace) -> N
     began = time.monotonic()
     if options := METHODS[method][1]:
         config = toml.override(base, [*options, f"train.seed={seed}"])
-        model = str(run.train(config, folder, resume=(folder / "config.toml").exists(), title=f"{method} {seed}"))
+        model = str(training.train(config, folder, resume=(folder / "config.toml").exists(), title=f"{method} {seed}"))
     trained = time.monotonic()
     thoughts = look(model, base, args, seed)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ import warm_tango
 from common import COLOURS, Floats, difference, interval, save
 from numpy.typing import NDArray
 
-from twofold import run, toml
+from twofold import run, toml, training
 from twofold.compute.rollout import rollouts
 from twofold.compute.verify import Verification, verify
 from twofold.engines.base import Engine
@@ -111,7 +111,7 @@ def main() -> None:
     base = toml.override(toml.load(run.Config, args.config), args.set)
     if args.base:
         made = Path(base.model)
-        run.train(toml.load(run.Config, args.base), made, resume=(made / "config.toml").exists(), title="base")
+        training.train(toml.load(run.Config, args.base), made, resume=(made / "config.toml").exists(), title="base")
     taught = warm_tango.Taught(args.warm, args.optim, args.slip, args.planted, args.copy)
     start = warm_tango.start(base, taught, args.out / "warm")
     base = toml.override(base, [f"model={start}"])
@@ -137,7 +137,7 @@ def one(arm: str, seed: int, base: run.Config, args: argparse.Namespace) -> None
     more = [f"train.seed={seed}", f"train.steps={steps}", f"train.save_every={every}"]
     config = toml.override(base, [*options, *more])
     tango.verify = told if arm.startswith("true") else verify
-    run.train(config, folder, resume=(folder / "config.toml").exists(), title=f"{arm} {seed}")
+    training.train(config, folder, resume=(folder / "config.toml").exists(), title=f"{arm} {seed}")
     trained = time.monotonic()
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     spent = np.cumsum([sum(line.get(name, 0) for name in TOKENS) for line in log])

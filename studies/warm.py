@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common import FIRST
 
-from twofold import run, toml
+from twofold import run, toml, training
 from twofold.recipes.corpus import attempt_sums
 from twofold.trainer import checkpoint
 from twofold.types import Problem
@@ -60,4 +60,6 @@ def start(config: run.Config, steps: int, out: Path) -> Path:
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ["recipe.name=sft", "task.name=data", f"task.source={data}", "rollout.problems=32", "optim.lr=5e-4"]
     options += [f"train.steps={steps}", "optim.schedule=cosine", "optim.final=0.1", f"model={config.model}"]
-    return run.train(toml.override(run.Config(), options), out, resume=(out / "config.toml").exists(), title="warm")
+    return training.train(
+        toml.override(run.Config(), options), out, resume=(out / "config.toml").exists(), title="warm"
+    )

@@ -12,7 +12,7 @@ import pytest
 from test_mrt import Scripted, Words, context, credit
 
 import twofold
-from twofold import run, toml
+from twofold import toml, training
 from twofold.compute.backtrack import Backtracking, backtracking, tried
 from twofold.compute.rollout import rollouts
 from twofold.config import Config
@@ -120,7 +120,8 @@ def collect(
 ) -> tuple[list[Sample], dict[str, float], Scripted]:
     engine = Scripted(chat, script)
     recipe = Recipe(MRTB(**({"rollouts": 2} | options)), Words(), chat, Sampling(max_tokens=24, seed=5), engine)
-    samples, stats = recipe.collect(engine, [Q], 0)
+    found = recipe.collect(engine, [Q], 0)
+    samples, stats = found.samples, found.stats
     assert len(engine.calls) == len(script)
     return samples["policy"], stats, engine
 
@@ -178,7 +179,7 @@ def test_the_starting_model_makes_the_first_attempt(chat):
     policy = Scripted(chat, [{"Q0": ["no", "no"]}, {"Q0c no": ["\nBacktrack to line 1\nyes"]}])
     start = Scripted(chat, [{"Q0": ["c no"]}])
     config = MRTB(rollouts=2, branches=1, source="start", bonus="termination")
-    samples, _ = Recipe(config, Words(), chat, Sampling(max_tokens=24), start).collect(policy, [Q], 0)
+    samples = Recipe(config, Words(), chat, Sampling(max_tokens=24), start).collect(policy, [Q], 0).samples
     assert [a for _, a in credit(chat, samples["policy"][2])] == [1]
     with pytest.raises(ValueError, match="needs an engine of the starting model"):
         Recipe(config, Words(), chat, Sampling())
@@ -284,7 +285,7 @@ def test_continuations_are_computed_from_the_attempts_own_cache(model, chat):
 def test_the_config_in_the_repository_runs(settings, tmp_path):
     base = toml.load(Config, ROOT / "configs" / "backtrack-sums.toml")
     config = toml.override(base, [*settings, "train.steps=2", "rollout.problems=2", "rollout.max_tokens=40"])
-    run.train(config, tmp_path / "run")
+    training.train(config, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all(line["skipped"] == 0 for line in lines)
     if config.recipe.method == "rl":  # what is sampled is what is scored, behind an attempt that is context too

@@ -13,7 +13,8 @@ from urllib.parse import unquote
 import pytest
 
 from twofold import toml
-from twofold.compute.plan import Plan, Rule, parse
+from twofold.compute.plan import Plan, parse
+from twofold.compute.rules import RULES
 from twofold.config import Config
 from twofold.evals.run import Eval
 
@@ -138,7 +139,7 @@ def test_the_documented_parts_of_a_plan_have_the_options_of_the_code(part: str) 
     assert found == {kind().name: {f.name for f in fields(kind)} - {"name"} for kind in kinds}
 
 
-PLAN = re.compile(rf"\b(?:{'|'.join(get_args(Rule))})-\d+(?::[a-z_.]+=[^\s`\"')|]+)?")
+PLAN = re.compile(rf"\b(?:{'|'.join(RULES)})-\d+(?::[a-z_.]+=[^\s`\"')|]+)?")
 
 
 @each_page

@@ -20,25 +20,27 @@ PACKAGE = ROOT / "src" / "twofold"
 # A part may import what stands to the right of it on any line, and itself. `engines` is a concrete engine and its
 # helpers, `engines.base` the protocols. A new part needs a place here.
 ORDER = """
-cli -> demo -> run -> config -> recipes evals serve -> compute -> engines.base -> types
-run config -> trainer -> models engines.base
-run -> engines -> models engines.base
+cli -> demo -> training -> run -> config -> recipes evals serve -> compute -> engines.base -> types
+cli training run config -> trainer -> models engines.base
+training run -> engines -> models engines.base
 recipes evals -> tasks -> text -> types
 compute -> text
-cli demo run config compute -> toml source
+cli demo training run config compute -> toml
+training config evals compute tasks -> source
 recipes evals serve compute trainer tasks models -> maths -> types
 """
 WHOLE = {"__init__", "__main__"}  # the package's front doors may name every part, lazily
-CONCRETE = {"native", "vllm", "fleet", "remote"}  # engines that only run.py names
+CONCRETE = {"native", "vllm", "fleet", "remote"}  # engines that only run.py and training.py name
 
 HEAVY = {"torch", "vllm", "ray", "datasets", "wandb", "matplotlib", "sklearn", "scipy", "transformers", "math_verify"}
-HEAVY |= {"reasoning_gym", "fastapi", "uvicorn", "pydantic", "httpx2"}
+HEAVY |= {"trackio", "reasoning_gym", "fastapi", "uvicorn", "pydantic", "httpx2"}
 ONE_FILE = {
     "httpx2",
     "vllm",
     "ray",
     "datasets",
     "wandb",
+    "trackio",
     "reasoning_gym",
     "math_verify",
     "fastapi",
@@ -140,7 +142,9 @@ def test_who_imports_whom(path: Path) -> None:
         other = part_of(module)
         assert other in ALLOWED[me], f"{path}:{line}: {me} may not import {module}, only {sorted(ALLOWED[me])}"
         engine = module.removeprefix("twofold.engines.")
-        assert engine not in CONCRETE or me == "run", f"{path}:{line}: only run.py names the engine {engine}"
+        assert engine not in CONCRETE or me in ("run", "training"), (
+            f"{path}:{line}: only run.py and training.py name engines"
+        )
 
 
 @pytest.mark.parametrize("library", sorted(ONE_FILE))
@@ -199,7 +203,9 @@ def test_files_and_functions_fit_a_reader(path: Path) -> None:
 
 
 def test_no_paths_of_one_machine() -> None:
-    folders = [ROOT / name for name in ("src", "tests", "configs", "docs", "dev", "bench", "studies", ".ci")]
+    folders = [
+        ROOT / name for name in ("src", "tests", "configs", "docs", "dev", "bench", "studies", "examples", ".ci")
+    ]
     files = [path for folder in folders for path in folder.rglob("*")] + list(ROOT.iterdir())
     for path in files:
         if path.is_file() and path.suffix in TEXTS and path.name != ".git":

@@ -17,7 +17,7 @@ import pytest
 from words import Words, credit
 
 import twofold
-from twofold import run, toml
+from twofold import toml, training
 from twofold.compute.cost import Cost
 from twofold.compute.probe import Probe, Prover, boundaries, probe
 from twofold.compute.rollout import rollouts
@@ -89,7 +89,8 @@ def collect(
     engine = Scripted(chat, script)
     config = MRT(**({"rollouts": 2, "prover": PLAIN, "episodes": SHORT} | options))
     recipe = Recipe(config, Words(), chat, Sampling(max_tokens=24, seed=5), engine)
-    samples, stats = recipe.collect(engine, [Q], 0)
+    found = recipe.collect(engine, [Q], 0)
+    samples, stats = found.samples, found.stats
     assert len(engine.calls) == len(script)
     return samples["policy"], stats, engine
 
@@ -256,7 +257,7 @@ def test_the_thought_before_the_cut_is_context(chat):
     for seed in range(12):
         engine = Scripted(chat, script)
         config = MRT(rollouts=2, prover=PLAIN, episodes=SHORT)
-        samples, _ = Recipe(config, Words(), chat, Sampling(max_tokens=24, seed=seed)).collect(engine, [Q], 0)
+        samples = Recipe(config, Words(), chat, Sampling(max_tokens=24, seed=seed)).collect(engine, [Q], 0).samples
         stopped, on = engine.calls[1][0]
         seen.add(on)
         assert [context(chat, s) for s in samples["policy"][2:]] == [stopped, stopped, on, on]
@@ -278,7 +279,8 @@ def test_the_starting_model_thinks_the_prefix(chat):
     policy = Scripted(chat, [{P0: ["no", "no"]}, {ASKED[P0]: ["no"], P0: ["yes"]}])
     start = Scripted(chat, [{P0: [ONE]}])
     config = MRT(rollouts=2, branches=2, source="start", prover=PLAIN, episodes=SHORT)
-    samples, stats = Recipe(config, Words(), chat, Sampling(max_tokens=24), start).collect(policy, [Q], 0)
+    found = Recipe(config, Words(), chat, Sampling(max_tokens=24), start).collect(policy, [Q], 0)
+    samples, stats = found.samples, found.stats
     assert (len(policy.calls), len(start.calls)) == (2, 1) and len(samples["policy"]) == 4
     assert stats["mrt/progress"] == 1
     with pytest.raises(ValueError, match="needs an engine of the starting model"):
@@ -453,7 +455,7 @@ def test_bad_options_are_refused(wrong):
 def test_the_config_in_the_repository_runs(settings, tmp_path):
     base = toml.load(Config, ROOT / "configs" / "mrt-sums.toml")
     config = toml.override(base, [*settings, "train.steps=2", "rollout.problems=2", "rollout.max_tokens=60"])
-    run.train(config, tmp_path / "run")
+    training.train(config, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all(line["skipped"] == 0 for line in lines)
     if config.recipe.method != "mrt_star":  # what is sampled is what is scored, behind forced tokens too

@@ -20,6 +20,7 @@ from twofold.compute.rollout import rollouts
 from twofold.engines.base import Finished, ignore_finished, report_all
 from twofold.engines.native import NativeEngine
 from twofold.maths.credit import grpo, rloo
+from twofold.maths.seeds import derive
 from twofold.models.io import load_model
 from twofold.recipes import pretrain, rlv, sft
 from twofold.recipes.corpus import Mix, document
@@ -82,7 +83,8 @@ def collect(
     chat: Chat, groups: Mapping[str, Sequence[str]] = GROUPS, step: int = 0, **options: Any
 ) -> tuple[dict[str, list[Sample]], dict[str, float], Scripted]:
     engine = Scripted(chat, groups)
-    samples, stats = recipe(chat, **options).collect(engine, PROBLEMS, step)
+    found = recipe(chat, **options).collect(engine, PROBLEMS, step)
+    samples, stats = found.samples, found.stats
     return samples, stats, engine
 
 
@@ -107,12 +109,13 @@ def test_collect_with_a_real_engine(model, chat):
     sampling = Sampling(temperature=0.7, max_tokens=10, seed=5)
     problems = [task.problem("train", i) for i in range(2)]
     config = RLV(rollouts=3, lam=0.5)
-    samples, stats = rlv.Recipe(config, task, chat, sampling).collect(engine, problems, step=2)
+    found = rlv.Recipe(config, task, chat, sampling).collect(engine, problems, step=2)
+    samples, stats = found.samples, found.stats
     assert set(samples) == {"policy"}
     assert (stats["lambda"], stats["reward"]) == (0.5, 0.0)  # a random model boxes nothing
     assert 0 < stats["completions/mean_length"] <= 10
     again = rollouts(
-        NativeEngine(model), chat, task, problems, replace(sampling, n=3, stop=chat.stop, seed=rlv.hash_seed(5, 2))
+        NativeEngine(model), chat, task, problems, replace(sampling, n=3, stop=chat.stop, seed=derive(5, 2))
     )
     for sample, rollout in zip(samples["policy"], [r for g in again for r in g], strict=True):
         c, before = rollout.completion, len(rollout.prompt)
@@ -280,7 +283,7 @@ def vine(chat: Chat) -> tuple[rlv.Recipe, Scripted]:
 
 def test_vineppo_credits_steps_with_what_they_changed(chat):
     r, engine = vine(chat)
-    samples, _ = r.collect(engine, PROBLEMS[:1], 0)
+    samples = r.collect(engine, PROBLEMS[:1], 0).samples
     size = {text: len(chat.encode(text)) for text in ("a\n", "b\n", "yes", "c\n", "no")}
     # values 1/4, 1/2, 1, then the outcome 1
     assert advantages(samples["policy"][0]) == [0.25] * size["a\n"] + [0.5] * size["b\n"] + [0.0] * (size["yes"] + 1)
@@ -315,9 +318,9 @@ def test_the_engine_is_asked_once_per_phase(chat):
 
 def test_a_step_may_have_one_problem(chat):
     engine = Scripted(chat, GROUPS)
-    _, stats = recipe(chat).collect(engine, PROBLEMS[:1], 0)
+    stats = recipe(chat).collect(engine, PROBLEMS[:1], 0).stats
     assert stats["verifier/auroc"] == 0.5 and stats["verifier/balanced_accuracy"] == 0.5
-    _, stats = recipe(chat).collect(Scripted(chat, {"Q0": ["yes", "late", "late", "late"]}), PROBLEMS[:1], 0)
+    stats = recipe(chat).collect(Scripted(chat, {"Q0": ["yes", "late", "late", "late"]}), PROBLEMS[:1], 0).stats
     assert stats["reward"] == 1 and "verifier/auroc" not in stats  # a single solution says nothing about a judge
 
 
@@ -328,7 +331,7 @@ def test_top_p_is_refused(chat):
 
 def test_reference_logprobs_are_those_of_the_reference_model(model, chat):
     engine = NativeEngine(model)
-    samples, _ = recipe(chat, temperature=0.7, reference=engine).collect(Scripted(chat, GROUPS), PROBLEMS, 0)
+    samples = recipe(chat, temperature=0.7, reference=engine).collect(Scripted(chat, GROUPS), PROBLEMS, 0).samples
     for s in samples["policy"]:
         start = s.sampled.index(True)
         expected = NativeEngine(model).logprobs([s.tokens[:start]], [s.tokens[start:]], 0.7)[0]
@@ -340,7 +343,7 @@ def test_reference_logprobs_are_those_of_the_reference_model(model, chat):
 
 def test_sft_targets_are_the_assistants_tokens(chat):
     problems = [Problem("0", "What is 2+2?", "4", {"solution": "2+2=4"})]
-    samples, _ = sft.Recipe(chat).collect(Scripted(chat, {}), problems, 0)
+    samples = sft.Recipe(chat).collect(Scripted(chat, {}), problems, 0).samples
     [s] = samples["policy"]
     assert s.tokens == [*chat.prompt("What is 2+2?"), *chat.encode("2+2=4"), chat.stop[0]]
     assert s.targets == [0.0] * len(chat.prompt("What is 2+2?")) + [1.0] * (len(chat.encode("2+2=4")) + 1)
@@ -361,7 +364,7 @@ def test_a_quoted_solution_is_no_target(chat):
 
 def test_base_sees_every_document_once(chat):
     r = pretrain.Recipe(pretrain.Base(documents=5), chat, seed=3)
-    steps = [r.collect(Scripted(chat, {}), [], step)[0]["policy"] for step in (0, 1, 0)]
+    steps = [r.collect(Scripted(chat, {}), [], step).samples["policy"] for step in (0, 1, 0)]
     assert steps[0] == steps[2]
     expected = [sft.sample(chat, document(3, i, Mix())) for i in range(10)]
     assert [*steps[0], *steps[1]] == expected

@@ -17,7 +17,7 @@ import pytest
 from words import credit
 
 import twofold
-from twofold import run, toml
+from twofold import run, toml, training
 from twofold.compute.judge import Judging, judge_all
 from twofold.compute.plan import Plan, parse
 from twofold.compute.rollout import candidate, forced, rollouts
@@ -32,7 +32,7 @@ from twofold.evals.plans import replayable
 from twofold.evals.pools import read_header, read_pools
 from twofold.evals.run import Eval
 from twofold.maths.credit import grpo, standardise
-from twofold.recipes.tango import Recipe, Tango, monte_carlo, planned, turn
+from twofold.recipes.tango import Recipe, Tango, monte_carlo, turn
 from twofold.tasks.procedural import Sums
 from twofold.text.chat import Chat
 from twofold.text.prompts import CRITIQUE, SOLVE, VERIFY
@@ -117,7 +117,8 @@ def collect(
     config = Tango(**({"rollouts": 3, "verifier_warmup": 0, "question": ASK} | options))
     recipe = Recipe(config, Words(), chat, Sampling(max_tokens=24, seed=5), total)
     problems = [Words().problem("train", i) for i in range(questions)]
-    samples, stats = recipe.collect(engine, problems, step)
+    found = recipe.collect(engine, problems, step)
+    samples, stats = found.samples, found.stats
     assert len(engine.calls) == len(script)
     return samples["policy"], stats, engine
 
@@ -139,12 +140,13 @@ def test_turns() -> None:
     assert {turn(Tango(verifier_updates=0, verifier_warmup=0), s)[0] for s in range(60)} == {"generator"}
 
 
-def test_the_published_run() -> None:
+def test_the_published_run(chat: Chat) -> None:
     """440 steps: 40 of warm-up, 300 of the generator, 100 of the verifier; 306 for 200 of the generator's."""
-    two = Tango(share=False)
-    assert planned(two, 440) == {"policy": 300, "verifier": 140}
-    assert planned(two, 306)["policy"] == 200
-    assert planned(Tango(), 440) == {"policy": 440}
+    engine = Scripted(chat, [])
+    two = Recipe(Tango(share=False), Words(), chat, Sampling(), 440, engine)
+    assert two.updates(440) == {"policy": 300, "verifier": 140}
+    assert two.updates(306)["policy"] == 200
+    assert Recipe(Tango(), Words(), chat, Sampling(), 440).updates(440) == {}  # one model has them all
 
 
 # ---------------------------------------------------------------- the generator's update
@@ -357,7 +359,7 @@ def test_the_rarer_class_is_heard(chat: Chat) -> None:
         [x / (0.25 + 0.75 / math.sqrt(3)) for x in (1, *[1 / math.sqrt(3)] * 3)]
     )
     recipe._weights([True, True, False, False])
-    assert recipe.memory == pytest.approx({"right": 0.8 * 1 + 0.2 * 2, "wrong": 0.8 * 3 + 0.2 * 2})
+    assert recipe.state() == pytest.approx({"right": 0.8 * 1 + 0.2 * 2, "wrong": 0.8 * 3 + 0.2 * 2})
 
 
 def test_a_miscount_costs_only_where_steps_can_be_counted_on(chat: Chat) -> None:
@@ -424,9 +426,9 @@ def test_two_models(chat: Chat) -> None:
     g, v = Scripted(chat, [texts, [SOLUTIONS]]), Scripted(chat, [[[critique("+++")] * 3], CRITIQUES])
     references = {"policy": Scripted(chat, []), "verifier": Scripted(chat, [])}
     recipe = Recipe(config, Words(), chat, Sampling(max_tokens=24), 2, v, references)
-    first, _ = recipe.collect(g, [Words().problem("train", 0)], 0)
+    first = recipe.collect(g, [Words().problem("train", 0)], 0).samples
     assert list(first) == ["verifier"] and (references["policy"].scored, references["verifier"].scored) == (0, 1)
-    second, _ = recipe.collect(g, [Words().problem("train", 0)], 1)
+    second = recipe.collect(g, [Words().problem("train", 0)], 1).samples
     assert list(second) == ["policy"] and (references["policy"].scored, references["verifier"].scored) == (1, 1)
     assert (len(g.calls), len(v.calls)) == (2, 2)
     sample = second["policy"][0]
@@ -579,7 +581,7 @@ def metrics(out: Path) -> list[dict[str, float]]:
     ],
 )
 def test_one_model_in_both_roles(settings: list[str], tmp_path: Path) -> None:
-    run.train(small(*settings, "train.steps=2"), tmp_path / "run")
+    training.train(small(*settings, "train.steps=2"), tmp_path / "run")
     lines = metrics(tmp_path / "run")
     assert [line["tango/verifier_turn"] for line in lines] == [1, 0]
     assert all(
@@ -600,7 +602,7 @@ def test_two_models_learn_apart_and_resume_to_the_bit(tmp_path: Path, monkeypatc
     monkeypatch.setattr(NativeEngine, "load", load)
     config = small("recipe.share=false", "loss.beta=0.1", "optim.schedule=linear", "optim.warmup=0", "optim.final=0")
     straight = tmp_path / "straight"
-    run.train(config, straight)
+    training.train(config, straight)
     assert loaded == [True] * 8  # after every step, each engine the weights of its own role
     lines = metrics(straight)
     assert ["lr" in line for line in lines] == [False, True, False, True]
@@ -613,14 +615,14 @@ def test_two_models_learn_apart_and_resume_to_the_bit(tmp_path: Path, monkeypatc
     killed = shutil.copytree(straight, tmp_path / "killed")
     for name in ("step-4", "step-4-verifier"):
         shutil.rmtree(killed / "checkpoints" / name)
-    run.train(config, killed, resume=True)
+    training.train(config, killed, resume=True)
     for name in ("step-4", "step-4-verifier"):
         for file in ("model.safetensors", "optimizer.safetensors", "trainer_state.json"):
             saved = [(x / "checkpoints" / name / file).read_bytes() for x in (straight, killed)]
             assert saved[0] == saved[1]
     policy, verifier = (straight / "checkpoints" / f"step-4{role}" for role in ("", "-verifier"))
     assert (policy / "model.safetensors").read_bytes() != (verifier / "model.safetensors").read_bytes()
-    memory = checkpoint.read_memory(policy)
+    memory = checkpoint.recipe_state(policy)
     assert memory.keys() == {"right", "wrong"} and sum(memory.values()) == pytest.approx(3)
     assert twofold.load(verifier).chat.yes_no_ids  # a model as any other
 
@@ -639,7 +641,7 @@ def test_the_published_config_trains_two_models(tiny_qwen: Path, tmp_path: Path)
          "rollout.problems=2", "rollout.max_tokens=12", "recipe.verifier_tokens=12", "recipe.verifier_warmup=1",
          "recipe.rollouts=2"],
     )  # fmt: skip
-    run.train(config, tmp_path / "run")
+    training.train(config, tmp_path / "run")
     first, second = metrics(tmp_path / "run")
     assert (first["verifier/skipped"], second["skipped"]) == (0, 0)
     assert (first["verifier/kl"], second["kl"]) == (pytest.approx(0, abs=1e-3), pytest.approx(0, abs=1e-3))
@@ -647,4 +649,4 @@ def test_the_published_config_trains_two_models(tiny_qwen: Path, tmp_path: Path)
 
 def test_a_verifier_with_another_tokenizer_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has another tokenizer than tiny"):
-        run.train(small("recipe.share=false", f"recipe.verifier={tiny_model}"), tmp_path / "run")
+        training.train(small("recipe.share=false", f"recipe.verifier={tiny_model}"), tmp_path / "run")

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from twofold import cli, run, toml
+from twofold import cli, run, toml, training
 from twofold.config import ALIASES, Config, Data, Rollouts, Train
 from twofold.models.head import attach
 from twofold.models.io import load_model
@@ -54,7 +54,7 @@ def metrics(out: Path) -> list[dict[str, float]]:
 @pytest.fixture(scope="module")
 def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "small"
-    assert run.train(small(tiny_model), out) == out / "checkpoints" / "step-4"
+    assert training.train(small(tiny_model), out) == out / "checkpoints" / "step-4"
     return out
 
 
@@ -74,7 +74,7 @@ def killed_after_two_steps(finished: Path, out: Path) -> Path:
 
 
 def test_a_run_directory(finished, tiny_model):
-    assert sorted(os.listdir(finished)) == ["checkpoints", "config.toml", "metrics.jsonl"]
+    assert sorted(os.listdir(finished)) == ["checkpoints", "config.toml", "metrics.jsonl", "rollouts.jsonl"]
     assert sorted(os.listdir(finished / "checkpoints")) == ["step-2", "step-4"]
     assert toml.load(Config, finished / "config.toml") == small(tiny_model)
 
@@ -110,7 +110,7 @@ def test_checkpoints_are_plain_transformers_models(fixture, request, tmp_path):
     learned = Learner(model, Optim(lr=1e-2, warmup=0.0), Loss(), steps=1)
     tokens = [20, 21, 22, 23]
     learned.update([Sample(tokens, [False] * 4, [0.0] * 4, [0.0] * 4, [0.0, 1.0, 1.0, 1.0], values=[(3, 1.0, 1.0)])])
-    saved = checkpoint.save(tmp_path, 1, learned, tokenizer)
+    saved = checkpoint.save(tmp_path, 1, learned, tokenizer, state={}, question="Is it?")
     loaded, report = AutoModelForCausalLM.from_pretrained(saved, attn_implementation="sdpa", output_loading_info=True)
     assert not any(report.values())  # nothing missing, nothing unexpected
     theirs = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa")
@@ -140,7 +140,7 @@ def same(a: Path, b: Path) -> bool:
 
 def test_resuming_is_bit_exact(finished, tiny_model, tmp_path):
     out = killed_after_two_steps(finished, tmp_path / "killed")
-    assert run.train(small(tiny_model), out, resume=True) == out / "checkpoints" / "step-4"
+    assert training.train(small(tiny_model), out, resume=True) == out / "checkpoints" / "step-4"
     assert same(finished / "checkpoints" / "step-4", out / "checkpoints" / "step-4")
     clocks = {"step_time", "collect_time", "update_time"}
     ours, theirs = (
@@ -163,9 +163,9 @@ def test_resuming_is_bit_exact_in_every_mode(fixture, optim, recipe, request, tm
         config, optim=optim, loss=Loss(beta=0.1), train=Train(steps=4, save_every=2, epochs=2, minibatches=2)
     )
     straight = tmp_path / "straight"
-    run.train(config, straight)
+    training.train(config, straight)
     out = killed_after_two_steps(straight, tmp_path / "killed")
-    run.train(config, out, resume=True)
+    training.train(config, out, resume=True)
     names = [n for n in os.listdir(straight / "checkpoints") if n.startswith("step-4")]
     assert len(names) == (2 if recipe.get("verify") == "separate" else 1)
     assert all(same(straight / "checkpoints" / n, out / "checkpoints" / n) for n in names)
@@ -174,7 +174,7 @@ def test_resuming_is_bit_exact_in_every_mode(fixture, optim, recipe, request, tm
 
 def test_resuming_a_finished_run_changes_nothing(finished, tiny_model, tmp_path):
     out = shutil.copytree(finished, tmp_path / "again")
-    assert run.train(small(tiny_model), out, resume=True) == out / "checkpoints" / "step-4"
+    assert training.train(small(tiny_model), out, resume=True) == out / "checkpoints" / "step-4"
     assert same(finished / "checkpoints" / "step-4", out / "checkpoints" / "step-4")
     assert metrics(out) == metrics(finished)
 
@@ -184,7 +184,7 @@ def test_resuming_before_the_first_checkpoint_begins_at_the_beginning(tiny_model
     out.mkdir()
     shutil.copy(finished / "config.toml", out)
     (out / "metrics.jsonl").write_text((finished / "metrics.jsonl").read_text().splitlines(keepends=True)[0])
-    run.train(small(tiny_model), out, resume=True)
+    training.train(small(tiny_model), out, resume=True)
     assert same(finished / "checkpoints" / "step-4", out / "checkpoints" / "step-4")
     assert [line["step"] for line in metrics(out)] == [0, 1, 2, 3]
 
@@ -192,7 +192,7 @@ def test_resuming_before_the_first_checkpoint_begins_at_the_beginning(tiny_model
 def test_a_run_is_not_overwritten(finished, tiny_model):
     before = (finished / "metrics.jsonl").read_bytes()
     with pytest.raises(FileExistsError, match=r"already holds a run.*--resume.*--out"):
-        run.train(small(tiny_model), finished)
+        training.train(small(tiny_model), finished)
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
@@ -208,14 +208,14 @@ def test_a_run_is_not_overwritten(finished, tiny_model):
 )
 def test_another_config_is_refused_by_name(finished, tiny_model, change, named):
     with pytest.raises(ValueError, match=f"made with another config.*{named}"):
-        run.train(replace(small(tiny_model), **change), finished, resume=True)
+        training.train(replace(small(tiny_model), **change), finished, resume=True)
     assert toml.load(Config, finished / "config.toml") == small(tiny_model)
 
 
 def test_a_run_that_never_began_leaves_nothing_in_the_way(tiny_model, tmp_path):
     """A wrong model name, put right, is not another config of a run that exists."""
     with pytest.raises(OSError):
-        run.train(replace(small(tiny_model), model=str(tmp_path / "nowhere")), tmp_path / "out")
+        training.train(replace(small(tiny_model), model=str(tmp_path / "nowhere")), tmp_path / "out")
     assert not (tmp_path / "out" / "config.toml").exists()
 
 
@@ -255,7 +255,7 @@ def test_sft_learns_a_file_of_solutions(tiny_model, tmp_path):
         model=str(tiny_model), recipe=SFT(), task=Data(source=str(tmp_path / "sums.jsonl")), rollout=Rollouts(problems=6),
         optim=Optim(lr=1e-2, warmup=0.0), train=Train(steps=12, save_every=0),
     )  # fmt: skip
-    last = run.train(config, tmp_path / "run")
+    last = training.train(config, tmp_path / "run")
     losses = [line["target_loss"] for line in metrics(tmp_path / "run")]
     assert losses[-1] < 0.5 * losses[0]
     assert os.listdir(tmp_path / "run" / "checkpoints") == [last.name] == ["step-12"]
@@ -267,14 +267,18 @@ def test_problems_are_a_pure_function_of_the_step(tiny_model, tmp_path):
         "".join(json.dumps({"question": f"q{n}", "answer": str(n)}) + "\n" for n in range(6))
     )
     config = replace(small(tiny_model), task=Data(source=str(tmp_path / "six.jsonl")), rollout=Rollouts(problems=3))
-    of_step = run._problems(config, run.make_task(config.task))
+    of_step = training.Problems(config, run.make_task(config.task))
     epochs = [[p.question for step in (2 * e, 2 * e + 1) for p in of_step(step)] for e in range(6)]
     assert all(sorted(epoch) == [f"q{n}" for n in range(6)] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    again = run._problems(config, run.make_task(config.task))
+    again = training.Problems(config, run.make_task(config.task))
     assert [p.question for p in again(3)] == [p.question for p in of_step(3)]
     ids = [
-        {p.id for s in range(50) for p in run._problems(replace(small(tiny_model), train=Train(seed=seed)), Sums())(s)}
+        {
+            p.id
+            for s in range(50)
+            for p in training.Problems(replace(small(tiny_model), train=Train(seed=seed)), Sums())(s)
+        }
         for seed in (0, 1)
     ]
     assert len(ids[0]) == len(ids[1]) == 100 and not ids[0] & ids[1]
@@ -286,7 +290,7 @@ def test_a_base_model_from_nothing(tmp_path):
         recipe=Base(hidden=32, layers=1, ffn=64, documents=8), optim=Optim("muon", lr=4e-3, warmup=0.0),
         train=Train(steps=30, save_every=0),
     )  # fmt: skip
-    last = run.train(config, tmp_path / "run")
+    last = training.train(config, tmp_path / "run")
     losses = [line["target_loss"] for line in metrics(tmp_path / "run")]
     assert losses[-1] < losses[0] - 1
     assert AutoModelForCausalLM.from_pretrained(last).config.num_hidden_layers == 1
@@ -349,7 +353,7 @@ def test_the_qwen_config_trains_a_qwen(tiny_qwen, tmp_path, monkeypatch):
     batches: list[list[Sample]] = []
     update = Learner.update
     monkeypatch.setattr(Learner, "update", lambda self, samples: batches.append(samples) or update(self, samples))
-    last = run.train(config, tmp_path / "run")
+    last = training.train(config, tmp_path / "run")
     tokenizer = AutoTokenizer.from_pretrained(last)
     assert [len(b) for b in batches] == [12, 12]
     for sample in batches[0]:
@@ -404,21 +408,23 @@ def test_options_change_only_on_purpose():
 
 
 OPTIONS = [
-    "model", "system", "recipe.name", "recipe.estimator", "recipe.verify", "recipe.lam", "recipe.lam_warmup", "recipe.balance",
-    "recipe.truncated", "recipe.rollouts", "recipe.vine_k", "recipe.score_every", "recipe.method", "recipe.alpha", "recipe.source",
-    "recipe.bonus", "recipe.branches", "recipe.where", "recipe.answers", "recipe.reward_to_go", "recipe.keep", "recipe.penalty",
-    "recipe.prover.opening", "recipe.prover.hurry", "recipe.prover.end", "recipe.prover.answer", "recipe.prover.tokens",
-    "recipe.episodes.shortest", "recipe.episodes.most", "recipe.episodes.group", "recipe.episodes.marks", "recipe.continuations",
-    "recipe.learn", "recipe.share", "recipe.verifier", "recipe.generator_updates", "recipe.verifier_updates",
-    "recipe.verifier_warmup", "recipe.alpha_min", "recipe.credit", "recipe.verifications", "recipe.verifier_learns", "recipe.format",
-    "recipe.class_weights", "recipe.ema", "recipe.consistency", "recipe.step_labels", "recipe.label_ratio", "recipe.cut",
-    "recipe.question", "recipe.verifier_tokens", "recipe.hidden", "recipe.layers", "recipe.heads", "recipe.ffn", "recipe.vocabulary",
-    "recipe.documents", "recipe.mix.countdown", "recipe.mix.letters", "recipe.mix.choice", "recipe.mix.think",
-    "recipe.mix.critique", "recipe.mix.questions", "recipe.mix.judgement", "recipe.mix.wrong_guess", "recipe.mix.slip",
-    "recipe.mix.planted_guess", "recipe.mix.planted_slip", "task.level", "task.choice", "task.choices", "task.seed", "task.name",
-    "task.source", "task.split", "task.prompt_column", "task.answer_column", "task.task", "rollout.problems", "rollout.temperature",
-    "rollout.max_tokens", "optim.name", "optim.lr", "optim.schedule", "optim.warmup", "optim.hold", "optim.final", "optim.beta1",
-    "optim.beta2", "optim.weight_decay", "optim.clip", "loss.kind", "loss.clip_low", "loss.clip_high", "loss.cap", "loss.normalise",
-    "loss.constant", "loss.beta", "train.steps", "train.seed", "train.epochs", "train.minibatches", "train.micro_tokens",
-    "train.precision", "train.checkpointing", "train.save_every",
+    "model", "system", "reward", "reward_weights", "recipe.name", "recipe.estimator", "recipe.verify", "recipe.lam",
+    "recipe.lam_warmup", "recipe.balance", "recipe.truncated", "recipe.rollouts", "recipe.refills", "recipe.vine_k",
+    "recipe.score_every", "recipe.method", "recipe.alpha", "recipe.source", "recipe.bonus", "recipe.branches", "recipe.where",
+    "recipe.answers", "recipe.reward_to_go", "recipe.keep", "recipe.penalty", "recipe.prover.opening", "recipe.prover.hurry",
+    "recipe.prover.end", "recipe.prover.answer", "recipe.prover.tokens", "recipe.episodes.shortest", "recipe.episodes.most",
+    "recipe.episodes.group", "recipe.episodes.marks", "recipe.continuations", "recipe.learn", "recipe.share", "recipe.verifier",
+    "recipe.generator_updates", "recipe.verifier_updates", "recipe.verifier_warmup", "recipe.alpha_min", "recipe.credit",
+    "recipe.verifications", "recipe.verifier_learns", "recipe.format", "recipe.class_weights", "recipe.ema", "recipe.consistency",
+    "recipe.step_labels", "recipe.label_ratio", "recipe.cut", "recipe.question", "recipe.verifier_tokens", "recipe.hidden",
+    "recipe.layers", "recipe.heads", "recipe.ffn", "recipe.vocabulary", "recipe.documents", "recipe.mix.countdown",
+    "recipe.mix.letters", "recipe.mix.choice", "recipe.mix.think", "recipe.mix.critique", "recipe.mix.questions",
+    "recipe.mix.judgement", "recipe.mix.wrong_guess", "recipe.mix.slip", "recipe.mix.planted_guess", "recipe.mix.planted_slip",
+    "task.level", "task.choice", "task.choices", "task.seed", "task.name", "task.source", "task.split", "task.prompt_column",
+    "task.answer_column", "task.task", "rollout.problems", "rollout.temperature", "rollout.max_tokens", "judge.question",
+    "engine.name", "engine.exact", "engine.max_rows", "engine.source", "optim.name", "optim.lr", "optim.schedule", "optim.warmup",
+    "optim.hold", "optim.final", "optim.beta1", "optim.beta2", "optim.weight_decay", "optim.clip", "loss.kind", "loss.clip_low",
+    "loss.clip_high", "loss.cap", "loss.normalise", "loss.constant", "loss.beta", "train.steps", "train.seed", "train.epochs",
+    "train.minibatches", "train.micro_tokens", "train.precision", "train.checkpointing", "train.save_every", "train.keep",
+    "eval.every", "eval.task", "eval.problems", "eval.n", "log.to", "log.rollouts",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from twofold.evals.report import report as report
     from twofold.evals.run import Eval as Eval
     from twofold.maths.votes import choose as choose
+    from twofold.recipes.common import Recipe as Recipe
     from twofold.run import connect as connect
     from twofold.run import evaluate as evaluate
     from twofold.run import load as load
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from twofold.tasks.grading import grade as grade
     from twofold.training import train as train
     from twofold.types import Grade as Grade
+    from twofold.types import Problem as Problem
     from twofold.types import Stopped as Stopped
 
 __version__ = "0.1.0"
@@ -33,7 +35,7 @@ _HOMES = {
     "Plan": "compute.plan", "Rule": "compute.rules", "Seen": "compute.rules", "report": "evals.report",
     "Eval": "evals.run", "choose": "maths.votes", "Config": "config",
     "connect": "run", "evaluate": "run", "load": "run", "solve": "run", "train": "training",
-    "grade": "tasks.grading", "Grade": "types", "Stopped": "types",
+    "Recipe": "recipes.common", "grade": "tasks.grading", "Grade": "types", "Problem": "types", "Stopped": "types",
 }  # fmt: skip
 __all__ = sorted(_HOMES)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import random
 import shutil
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, lru_cache, partial
@@ -16,7 +15,7 @@ from typing import Any, Literal
 from twofold import source, toml
 from twofold.compute.judge import p_yes
 from twofold.compute.rollout import Task
-from twofold.config import Config, Native, PythonEngine, PythonRecipe, PythonTask, task_named
+from twofold.config import ALIASES, Config, Native, PythonEngine, PythonRecipe, PythonTask, task_named
 from twofold.engines.base import Engine, PolicyEngine
 from twofold.engines.native import NativeEngine
 from twofold.evals.pools import POOLS, read_pools
@@ -55,7 +54,7 @@ class _Setup:
         self.models: dict[str, Any] = {}
         self.engines: dict[str, PolicyEngine] = {}
         self.tokenizer: Any = None
-        self.problems = _Problems(config, task)
+        self.problems = Problems(config, task)
         self._engine = engine
 
     def begin(self, model: object, tokenizer: object) -> None:
@@ -251,7 +250,7 @@ def _refuse_to_mix(run: Path, config: Config, resume: bool) -> None:
         return
     if not resume:
         raise FileExistsError(f"{run} already holds a run: continue it with --resume, or choose another --out")
-    old, new = (flat(tomllib.loads(text)) for text in (path.read_text(), toml.to_toml(config)))
+    old, new = (flat(asdict(c)) for c in (toml.load(Config, path, ALIASES), config))
     changed = [f"{k} = {new.get(k)!r}, was {old.get(k)!r}" for k in {**old, **new} if new.get(k) != old.get(k)]
     if changed:
         raise ValueError(f"{run} was made with another config ({'; '.join(changed[:5])}); resume with its own {path}")
@@ -265,7 +264,7 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-class _Problems:
+class Problems:
     """The problems of every step: a pure function of (seed, step), so that it needs no checkpoint.
 
     A task with a length is shuffled anew for every epoch. Procedural tasks are endless, and another seed never repeats a
