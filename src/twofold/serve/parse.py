@@ -51,7 +51,7 @@ def read_chat(body: ChatRequest, name: str, chat: Chat, context: int, same: Same
         raise Refused(400, "a plan gives one choice, from as many samples as it says: leave n out", param="n")
     if body.logprobs or body.top:
         raise Refused(400, "the choice of a plan has no logprobs: ask without a plan", param="logprobs")
-    asked = len(chat.follow_up(chosen.judge.question or chat.question))
+    asked = len(chat.follow_up(chosen.judge.asking(chat).question))
     chosen = _fitted(body, chosen, len(prompt), context - asked - 1)
     return partial(jobs.plan, chat=chat, question=question, chosen=chosen, same=same), chosen
 
