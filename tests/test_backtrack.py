@@ -1,4 +1,4 @@
-"""MRT-B: streams of attempts, their sliding window, and what each method makes of them, worked out by hand."""
+"""MRT-B: streams of attempts, their sliding window, and what each method learns from them, worked out by hand."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_token_belongs_to_the_line_in_which_it_begins():
 
 
 def test_the_window_slides_along_the_stream(chat):
-    """The first window is full within the second attempt: it goes on behind that attempt alone."""
+    """The first window is full within the second attempt; the stream continues after that attempt alone."""
     first = "1\n\\boxed{1}\nBacktrack to line 1\n2..."
     engine = Scripted(chat, [{"Q0": [first], "Q1": ["\\boxed{7}"]}, {"Q02...": ["\n\\boxed{2}"]}])
     a, b = backtracking(engine, chat, ["Q0", "Q1"], 1, Sampling(max_tokens=30, stop=chat.stop), Backtracking(windows=2))
@@ -142,7 +142,7 @@ AGAIN = "\nBacktrack to line 1\nb\n"
         ("no", "no", "mixed", [0, 0]),
     ],
 )
-def test_streams_are_set_against_the_attempt_behind_which_they_go_on(chat, first, second, bonus, expected):
+def test_streams_are_compared_with_the_attempt_that_they_continue(chat, first, second, bonus, expected):
     z0, other = f"a\n{first}", "yes" if first == "no" else "no"
     script = [{"Q0": [z0, other]}, {f"Q0{z0}": ["", AGAIN + second]}]
     samples, stats, engine = collect(chat, script, bonus=bonus, alpha=2.0, branches=2)
@@ -157,7 +157,7 @@ def test_streams_are_set_against_the_attempt_behind_which_they_go_on(chat, first
 
 
 def test_the_first_attempt_of_a_stream_that_went_on_is_what_the_others_go_on_from(chat):
-    """Whether to backtrack is decided behind its last line, so the line break is not context."""
+    """Whether to backtrack is decided after the last line, so the line break is not context."""
     script = [{"Q0": [f"a\nno{AGAIN}yes", "no"]}, {"Q0a\nno": [""] * 4}]
     samples, stats, _ = collect(chat, script)
     assert [context(chat, s) for s in samples[2:]] == ["Q0a\nno"] * 4
@@ -196,7 +196,7 @@ def test_rewards_that_are_not_known_are_left_out(chat):
 
 
 def learnt(chat: Chat, samples: Sequence[Sample]) -> list[tuple[str, str]]:
-    """(context, target) of each; the target reaches up to the end of the turn, and nothing is sampled."""
+    """Return (context, target) of each sample; the target reaches the end of the turn, and nothing is sampled."""
     found = []
     for s in samples:
         start = s.targets.index(1.0)
@@ -210,7 +210,7 @@ FAILED, RIGHT = "a\nb no", "c\nyes"
 
 
 def test_a_warm_start_goes_back_to_the_best_prefix(chat):
-    """Success 1/2 without a line, 1 with the first: the second is taken back, and its first right continuation learnt."""
+    """Success is 1/2 without a line and 1 with the first, so the second line is taken back and a right continuation learnt."""
     script = [{"Q0": [FAILED, RIGHT]}, {"Q0": ["x no", "y yes"], "Q0a\n": ["yes", "d yes"]}]
     samples, stats, engine = collect(chat, script, method="warm", continuations=2)
     assert learnt(chat, samples) == [("Q0c\nyes", ""), ("Q0a\nb no", f"\n{BACKTRACK.format(2)}yes")]
@@ -234,7 +234,7 @@ def test_the_whole_turn_may_be_learnt(chat):
 
 
 def test_the_baselines(chat):
-    """RISE: a failed attempt and a right one of the same problem, from the first line on. STaR: right ones only."""
+    """RISE learns a failed attempt with a right one of the same problem, from the first line on; STaR learns right ones only."""
     script = [{"Q0": [FAILED, RIGHT]}]
     samples, _, _ = collect(chat, script, method="rise")
     assert learnt(chat, samples) == [("Q0c\nyes", ""), ("Q0a\nb no", f"\n{BACKTRACK.format(1)}c\nyes")]
@@ -262,7 +262,7 @@ def test_bad_options_are_refused(wrong):
 
 
 def test_continuations_are_computed_from_the_attempts_own_cache(model, chat):
-    """Of the prompts and attempts nothing is run again but each prefix's last token."""
+    """Of the prompts and attempts only each prefix's last token is computed again."""
     task = Sums(choice=1.0)
     recipe = Recipe(MRTB(method="warm"), task, chat, Sampling(max_tokens=48, seed=1))
     problems = [task.problem("train", i) for i in range(4)]
@@ -288,7 +288,7 @@ def test_the_config_in_the_repository_runs(settings, tmp_path):
     training.train(config, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all(line["skipped"] == 0 for line in lines)
-    if config.recipe.method == "rl":  # what is sampled is what is scored, behind an attempt that is context too
+    if config.recipe.method == "rl":  # what is sampled is what is scored, also after an attempt that is context
         assert lines[0]["mismatch"] < 1e-4
     else:
         assert lines[1]["target_loss"] > 0 and lines[1]["backtrack/kept"] > 0

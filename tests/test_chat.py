@@ -74,7 +74,7 @@ def test_a_system_message_goes_first(tokenizer: Any) -> None:
 
 
 def test_a_question_about_a_solution_is_the_templates(chat: Chat, tokenizer: Any) -> None:
-    """The model closed its turn with the template's token, or ran out of room: either way the same three messages."""
+    """Whether the model closed its turn or ran out of room, the prompt has the same three messages."""
     want = rendered(tokenizer, ("user", QUESTION), ("assistant", SOLUTION), ("user", JUDGE))
     unclosed = [*chat.prompt(QUESTION), *chat.encode(SOLUTION)]
     assert [*unclosed, *chat.follow_up(JUDGE)] == want
@@ -83,7 +83,7 @@ def test_a_question_about_a_solution_is_the_templates(chat: Chat, tokenizer: Any
 
 
 def test_the_turn_is_closed_once_by_whichever_end(chat: Chat) -> None:
-    """Every token stays as it was sampled (its cache and its credit too); behind it comes exactly one end or none."""
+    """Every token stays as it was sampled, with its cache and its credit; exactly one end of turn follows."""
     unclosed = [*chat.prompt(QUESTION), *chat.encode(SOLUTION)]
     for end in chat.stop:
         asked = chat.ask([*unclosed, end], JUDGE)
@@ -104,7 +104,7 @@ BEFORE = [("system", "Think aloud."), ("user", "Is 7 even?"), ("assistant", "No:
 
 
 def test_a_chat_within_a_conversation(chat: Chat, tokenizer: Any) -> None:
-    """Prompts and judgements stand behind the earlier messages, whose system message takes the place of the chat's."""
+    """Prompts and judgements follow the earlier messages, whose system message replaces the chat's."""
     turns = [*BEFORE[:3], ("user", QUESTION)]
     inside = Chat(tokenizer, system="Never seen.").within(BEFORE[:3])
     assert inside.prompt(QUESTION) == rendered(tokenizer, *turns)
@@ -186,7 +186,7 @@ def test_without_a_template_eos_alone_ends_a_solution(plain: Any) -> None:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What a template puts around a user's message, and the ids of the tokenizer's control tokens."""
+    """Return what a template puts around a user's message, and the ids of the tokenizer's control tokens."""
 
     head: list[int]
     tail: list[int]
@@ -202,7 +202,7 @@ def skeleton(tokenizer: Any) -> Skeleton:
 
 
 def assert_is_content(chat: Chat, tokenizer: Any, content: str) -> None:
-    """In a prompt around ``content``, control tokens are the skeleton's alone, and the content reads as it was."""
+    """Check that a prompt's control tokens are the skeleton's alone, and that ``content`` reads as it was."""
     around = skeleton(tokenizer)
     prompt = chat.prompt(content)
     start, end = len(around.head), len(prompt) - len(around.tail)
@@ -246,7 +246,7 @@ def test_no_reply_of_a_data_set_closes_its_own_turn(chat: Chat, tokenizer: Any) 
 
 
 def test_a_reply_may_use_tags_but_a_question_may_not(tokenizer: Any) -> None:
-    """Added tokens that are not special, such as Qwen3's think tags: part of what a model is taught to write."""
+    """Added tokens that are not special, such as Qwen3's think tags, stay whole in a reply."""
     tagged = copy.deepcopy(tokenizer)
     tagged.add_tokens(["<think>", "</think>"])
     opening, closing = tagged.convert_tokens_to_ids(["<think>", "</think>"])
@@ -277,7 +277,7 @@ def test_a_tokenizer_without_an_end_is_refused(tokenizer: Any) -> None:
 
 
 def test_verdicts_of_several_tokens_are_refused() -> None:
-    """One token per byte: Yes is three."""
+    """The tokenizer has one token per byte, so Yes is three tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -290,7 +290,7 @@ def test_verdicts_of_several_tokens_are_refused() -> None:
 
 
 def test_verdicts_that_no_reply_could_hold_are_refused(tokenizer: Any) -> None:
-    """As special tokens Yes and No would be cut out of every reply that is learnt, and the verdict read elsewhere."""
+    """If Yes and No were special tokens, they would be missing from every decoded reply."""
     strange = copy.deepcopy(tokenizer)
     strange.add_special_tokens({"additional_special_tokens": ["Yes", "No"]})
     with pytest.raises(ValueError, match="Yes and No must be single, distinct tokens"):

@@ -1,4 +1,4 @@
-"""Steps of a solution as token indices: on cases cut by hand, and for any text in any tokens."""
+"""The steps of a solution as token indices, on cases cut by hand and for any text in any tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twofold.text.segments import sentence_ends
 
 
 def steps(*pieces: str) -> list[str]:
-    """The text of each step."""
+    """Return the text of each step."""
     ends = sentence_ends(pieces)
     return ["".join(pieces[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
 
@@ -40,7 +40,7 @@ def test_no_step_ends_inside_a_formula(formula: str) -> None:
     assert by_character(f"Let {formula} be\nso") == [f"Let {formula} be\n", "so"]
 
 
-def test_a_step_may_end_behind_a_formula() -> None:
+def test_a_step_may_end_after_a_formula() -> None:
     assert by_character("So $x = 1$. Then $y = 2$.\nDone") == ["So $x = 1$. ", "Then $y = 2$.\n", "Done"]
 
 
@@ -67,7 +67,7 @@ def test_a_trailing_newline_makes_no_empty_step() -> None:
 
 
 def test_a_stop_token_without_text() -> None:
-    """It begins where the text ends: behind a newline that is a step of its own, else part of the last."""
+    """It begins where the text ends: after a newline it is a step of its own, else part of the last step."""
     assert sentence_ends(["a", "\n", "b", ""]) == [2, 4]
     assert sentence_ends(["a", "\n", ""]) == [2, 3]
 

@@ -28,7 +28,7 @@ def cut(text: str, **options: int) -> list[str]:
 THOUGHT = "\n\n".join(["A", "Wait, b", "c", "Wait, d", "e", "Wait, f", "Alternatively, g", "h", "i", "But wait, j"])
 
 
-def test_a_mark_opens_an_episode_when_three_paragraphs_are_behind():
+def test_a_mark_opens_an_episode_after_three_paragraphs():
     """Paragraphs 0 A, 1 Wait, 2 c, 3 Wait: the mark of 1 comes too early, that of 3 cuts, 5 is too early, 6 cuts, 9 cuts."""
     episodes = cut(THOUGHT)
     assert episodes == [

@@ -1,4 +1,4 @@
-"""Evaluation against plain transformers: what is sampled, how it is scored, and that an interrupted one goes on."""
+"""Evaluation against plain transformers: what is sampled, how it is scored, and that an interrupted one continues."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import twofold
-from twofold import run
+from twofold import run, toml
 from twofold.compute.judge import Judging
 from twofold.evals.pools import read_header, read_pools
-from twofold.evals.run import Eval
+from twofold.evals.run import RENAMED, Eval
 from twofold.models.head import attach
 from twofold.models.io import save_model
 from twofold.tasks.procedural import Sums
@@ -39,14 +39,14 @@ def pools(model: run.Model, out: Path, **changes: Any) -> list[Pool]:
 
 @torch.no_grad()
 def last_hidden(directory: Path, tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(hidden state, logits) of the last token, by transformers alone."""
+    """Return (hidden state, logits) of the last token, by transformers alone."""
     plain = AutoModelForCausalLM.from_pretrained(directory)
     out = plain(torch.tensor([tokens]), output_hidden_states=True)
     return out.hidden_states[-1][0, -1], out.logits[0, -1]
 
 
 def judgement_prompts(model: run.Model) -> list[list[int]]:
-    """Of every sample that SMALL draws, each generated alone and asked about from scratch."""
+    """Return the judgement prompt of every sample that SMALL draws, each generated alone."""
     chat, task = model.chat, Sums()
     sampling = run.Sampling(n=SMALL.n, max_tokens=SMALL.max_tokens, stop=chat.stop, seed=SMALL.seed)
     found = []
@@ -128,3 +128,12 @@ def test_a_directory_of_other_settings_is_refused_and_kept(change, model, tmp_pa
         pools(model, tmp_path, **change)
     assert (tmp_path / "pools.jsonl").read_text() == before
     assert json.loads((tmp_path / "eval.json").read_text())["n"] == 4
+
+
+def test_how_an_evaluation_judges_is_said_on_the_command_line():
+    assert toml.override(Eval(), ["--judge", "steps"]).judge == Judging("steps")
+    words = ["--judge.name", "steps", "--judge.votes", "4", "--judge.cut=tags"]
+    assert toml.override(Eval(), words).judge == Judging("steps", cut="tags", votes=4)
+    for old, new in (("judge_votes", "judge.votes"), ("confidence", "trace_top"), ("window", "trace_window")):
+        with pytest.raises(toml.ConfigError, match=f"unknown option {old}; twofold calls it {new}"):
+            toml.override(Eval(), [f"--{old}", "4"], RENAMED)

@@ -1,4 +1,4 @@
-"""Extraction and normal forms: what is taken as the answer, and which answers count as written the same."""
+"""Extraction and normal forms: what is taken as the answer, and which answers count as equal."""
 
 from __future__ import annotations
 

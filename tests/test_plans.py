@@ -1,4 +1,4 @@
-"""Plans on one pool: replayed exactly as they would have run, run where they must be, and shown beside the oracle."""
+"""Plans on one pool are replayed exactly as they would have run, run where they must be, and shown beside the oracle."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GRADES = {True: Grade(1.0, "correct"), False: Grade(0.0, "wrong")}
 
 
 def make_pool(answers: str, scores: list[float], right: str = "r", **more) -> Pool:
-    """One character per sample; "." has no answer. Every sample costs 10 tokens, every verdict 3, all of it 1 second."""
+    """Make a pool with one character per sample; "." has no answer. A sample costs 10 tokens, a verdict 3, the pool 1 second."""
     found = [None if a == "." else a for a in answers]
     n = len(found)
     return Pool(
@@ -196,7 +196,7 @@ def test_each_difficulty_gets_the_plan_that_suits_it():
 
 
 def test_a_pilot_pays_for_its_verdicts_whatever_it_chooses():
-    """8 samples of 10 tokens; 8 verdicts of 3 where the best score answers, and the pilot's 2 where the majority does."""
+    """8 samples of 10 tokens each; 8 verdicts of 3 tokens where the best score answers, only the pilot's 2 where the majority does."""
     pools = [replace(two_kinds(i), problem=Problem(f"p{i}", "?", "r", {})) for i in range(24)]
     found = compute_optimal(pools, [parse("majority-8"), parse("best-8")], [8], pilot=2, bins=2)
     assert found.adaptive_P_B_2[:, 0, 1].tolist() == [80 + 2 * 3, 80 + 8 * 3] * 12

@@ -1,4 +1,4 @@
-"""Grading beside sampling: it starts when a completion ends, holds up none of the others, and changes no result."""
+"""Grading runs beside sampling: it starts when a completion ends, delays no other, and changes no result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from twofold.types import Completion, Grade, Problem, Sampling
 
 PROBLEMS = [Sums().problem("train", i) for i in range(4)]
 SECONDS = 20.0
-"""To wait for what is about to happen."""
+"""The longest wait for an event that should come."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def model() -> Model:
 
 @dataclass(frozen=True)
 class Patient(Sums):
-    """Its first grade takes until all completions have been sampled."""
+    """A task whose first grade lasts until all completions have been sampled."""
 
     begun: threading.Event = field(default_factory=threading.Event)
     sampled: threading.Event = field(default_factory=threading.Event)
@@ -43,7 +43,7 @@ class Patient(Sums):
 
 @dataclass
 class Watched:
-    """The real engine; goes on from the first completion that ends when ``task`` has begun to grade it."""
+    """The real engine, which waits at the first finished completion until ``task`` has begun to grade it."""
 
     engine: NativeEngine
     task: Patient
@@ -74,7 +74,7 @@ def test_grading_begins_while_the_others_are_sampled_and_holds_up_none(model: Mo
 
 
 class Maths(Sums):
-    """Every second answer is as slow as any: it takes the grader's deadline."""
+    """A task in which about every second answer takes as long as the grader's deadline."""
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
         answer = r"9^{9^{9^{9}}}" if len(text) % 2 else "1+x"

@@ -1,4 +1,4 @@
-"""Searches: their arithmetic by hand, their logic on a language whose best path is known, their cost on the real model."""
+"""Searches: arithmetic by hand, logic on a language whose best path is known, cost on the real model."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Corridor:
         self.calls: list[int] = []
 
     def path(self, tokens: Sequence[int]) -> str:
-        """The turns so far, of a prompt with or without a judgement question behind the solution."""
+        """Return the turns so far, of a prompt with or without a judgement question after the solution."""
         text = self.chat.tokenizer.decode(list(tokens)).split("<|assistant|>")[1]
         return "".join(line for line in text.split("\n") if line in ("L", "R"))
 
@@ -213,7 +213,7 @@ def test_questions_share_their_engine_calls(name, chat):
 
 
 def test_counts_of_a_tree_by_hand(chat):
-    """One tree of four: five levels of 4 lines, of which one lives, and 4 ends: 5 * 3 lines are thrown away."""
+    """One tree of width 4 has five levels of 4 lines, of which one is kept, and 4 ends: 5 * 3 lines are discarded."""
     (made,) = make("dvts", Corridor(chat), chat, ["Where?"], 4)
     line, judge = len(chat.encode("L\n")), len(chat.follow_up(JUDGE)) + 1
     (end,) = {len(r.completion.tokens) - 5 * line for r in made.candidates}
@@ -288,7 +288,7 @@ def test_line_ends_are_the_tokens_with_a_line_break(chat):
 
 
 class Counting:
-    """An engine that notes what another one does for it."""
+    """An engine that records the calls to the real one."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -307,7 +307,7 @@ class Counting:
         return self.engine.logprobs(prompts, continuations, temperature)
 
     def judge_tokens(self, chat: Chat) -> int:
-        """Read beyond what was generated: question and verdict, less what closes the turn if the model did."""
+        """Return the tokens read beyond the generated ones: question and verdict, without the turn's closing if the model wrote it."""
         follow = chat.follow_up(JUDGE)
         closed = sum(p[: 1 - len(follow)] in self.texts for p in self.judged)
         return len(self.judged) * (len(follow) + 1) - closed
@@ -345,7 +345,7 @@ def test_costs_are_what_the_engine_did(name, model, questions):
 @pytest.mark.parametrize("steps", [Steps(), Steps(unit="tokens", tokens=5)], ids=["line", "tokens"])
 @pytest.mark.parametrize("name", ["beam", "dvts", "rebase", "particles"])
 def test_step_by_step_says_what_one_call_says(name, steps, model, questions):
-    """Greedy, n = 1: cutting into steps must change nothing."""
+    """With greedy sampling and n = 1, cutting into steps changes nothing."""
     changes = {"width": 1} if name in ("beam", "dvts") else {}
     made = make(name, model.engine, model.chat, questions, 1, temperature=0.0, steps=steps, **changes)
     prompts = [model.chat.prompt(q) for q in questions]

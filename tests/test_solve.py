@@ -1,4 +1,4 @@
-"""Plans and solving with the shipped model: every part against a slow and obvious way to the same result."""
+"""Plans and solving with the shipped model: every part is compared with a slow and obvious way to the same result."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def model() -> run.Model:
 
 
 class Counting:
-    """The real engine, and what went through it."""
+    """The real engine, which counts its calls and tokens."""
 
     def __init__(self, engine: Any) -> None:
         self.engine, self.calls, self.generated = engine, [], 0
@@ -294,7 +294,7 @@ def test_written_and_normalised_verdicts_are_paid_for(model):
 
 
 def test_both_words_are_read_from_one_pass_over_the_question(model):
-    """P(Yes) alone, and P(Yes) with P(No), compute as many tokens, as the costs say: those of the question."""
+    """P(Yes) alone and P(Yes) with P(No) compute the same tokens, those of the question, as the costs say."""
     sampling = Sampling(max_tokens=40, stop=model.chat.stop)
     group = [r for (r,) in draw(model.engine, model.chat, QUESTIONS, sampling)]
     computed = []
@@ -307,7 +307,7 @@ def test_both_words_are_read_from_one_pass_over_the_question(model):
 
 
 def test_a_verdict_question_of_the_models_own_is_asked_and_paid_for(model):
-    """The same solutions, asked in other words: by the chat, and by the plan, whose words go first."""
+    """The same solutions are asked about in other words: those of the chat, or of the plan, which go first."""
     group = draw(model.engine, model.chat, QUESTIONS[:1], Sampling(n=2, max_tokens=40, stop=model.chat.stop))[0]
     other = model.chat.asking("Is it right?")
     assert (other.question, model.chat.question) == ("Is it right?", JUDGE) and other.within([("user", "a")]).question
@@ -320,6 +320,13 @@ def test_a_verdict_question_of_the_models_own_is_asked_and_paid_for(model):
         assert [t for _, t in judged] == [
             len(p) - len(r.prompt) - len(r.completion.tokens) + 1 for p, r in zip(prompts, group, strict=True)
         ]
+    plan = parse('best-2:make=prune,question="Is it right?",max_tokens=40')
+    own, said = (
+        solve(model.engine, chat, QUESTIONS[:1], p)[0]
+        for chat, p in ((other, replace(plan, judge=Judging())), (model.chat, plan))
+    )
+    assert said.cost == replace(own.cost, seconds=said.cost.seconds)  # pruning asks in the plan's words too
+    assert said.scores == pytest.approx(own.scores, rel=1e-3)
     assert resolved(Judging(), other) == Judging(question="Is it right?")
     assert resolved(Judging(), model.chat) == Judging() and resolved(Judging("steps"), other) == Judging("steps")
 
@@ -373,7 +380,7 @@ def test_bad_files_of_problems_are_one_line(tmp_path: Path, capsys):
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_every_maker_is_a_plan(model, make: str):
-    """Its short form is read back, its candidates vote, and what it cost adds up."""
+    """Its short form is read back, its candidates vote, and its cost adds up."""
     plan = parse(f"weighted-4:make={make},max_tokens=40")
     assert parse(str(plan)) == plan and plan.make.name == make
     found = solve(model.engine, model.chat, ["Start with 47. Add 38. What is the result?"], plan)[0]

@@ -1,4 +1,4 @@
-"""Tango's formats: what is a step, what is a verdict, what the format scores are, and where a step ends in tokens."""
+"""Tango's formats: what a step and a verdict are, what the format scores are, and where a step ends in tokens."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_steps_by_lines(text: str, expected: list[str]) -> None:
     assert texts(text, "lines") == expected
 
 
-def test_a_step_ends_behind_the_token_with_its_last_character() -> None:
+def test_a_step_ends_after_the_token_with_its_last_character() -> None:
     pieces = ["<think>\n", "<step>", "a", "</step>\n", "<step>b</", "step", ">", "\n</think>"]
     assert span_ends(pieces) == [4, 7]
     assert span_ends(["<step>a</step><step>b</step>", "."]) == [1, 1]  # two in one token

@@ -1,4 +1,4 @@
-"""When to stop drawing, against the papers' formulas and numbers worked out by hand or by simulation."""
+"""Stopping rules against the papers' formulas and numbers worked out by hand or by simulation."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_verdict_alone_is_taken_at_its_calibrated_word():
 
 
 def test_agreement_alone_by_hand():
-    """With a flat verdict the weights are B(1 + n, 1 + N - n) / [(n - 1)! (N - n)!] and B(1, 1 + N) / N!."""
+    """If all verdicts are 1/2, the weights are B(1 + n, 1 + N - n) / [(n - 1)! (N - n)!] and B(1, 1 + N) / N!."""
     assert posterior(["a", "a"], [0.5, 0.5], PLAIN) == pytest.approx({"a": 2 / 3})  # 1/3 against 1/3 / 2
     assert posterior(["a", "b"], [0.5, 0.5], PLAIN) == pytest.approx({"a": 1 / 3, "b": 1 / 3})
     assert posterior(["a", "a", "b"], [0.5] * 3, PLAIN) == pytest.approx({"a": 1 / 2, "b": 1 / 4})
@@ -176,7 +176,7 @@ def test_an_answer_needs_a_probability():
 
 
 def simulated(c: Calibration, problems: int, n: int, seed: int):
-    """Samples drawn from the model itself: theta, a Chinese restaurant of wrong answers, noisy verdicts."""
+    """Draw samples from the model itself: theta, a Chinese restaurant process of wrong answers, noisy verdicts."""
     rng = np.random.default_rng(seed)
     for _ in range(problems):
         theta, tables = rng.beta(c.alpha, c.beta), []

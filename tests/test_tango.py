@@ -464,7 +464,7 @@ def test_roles_without_their_models_are_refused(chat: Chat) -> None:
 
 
 def test_one_model_reads_only_the_question(chat: Chat) -> None:
-    """The solutions' caches are still there: a verification costs what is behind the solution, and what is written."""
+    """The solutions' caches are still there, so a verification computes only the question and what it writes."""
     task, engine = Sums(), twofold.load("tiny").engine
     problems = [task.problem("train", i) for i in range(2)]
     groups = rollouts(engine, chat, task, problems, Sampling(n=2, max_tokens=40, stop=chat.stop))

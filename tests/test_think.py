@@ -17,7 +17,7 @@ from twofold.text.prompts import EXTRAPOLATION, JUDGE
 from twofold.types import Completion, Sampling
 
 THINK = dict(opening="<think>\n", end="</think>", answer="")
-"""The shipped model goes from </think> to its box by itself."""
+"""The shipped model writes its box after </think> by itself."""
 GREEDY = Sampling(temperature=0, max_tokens=120)
 
 
@@ -36,7 +36,7 @@ def drawn(made: list[Made]) -> list[str]:
 
 
 def said(model: Any, completion: Completion) -> list[str]:
-    """The forced parts of a completion, one text for each run of forced tokens."""
+    """Return the forced parts of a completion, one text for each run of forced tokens."""
     runs: list[list[int]] = []
     for t, (token, sampled) in enumerate(zip(completion.tokens, completion.sampled, strict=True)):
         if not sampled:
@@ -96,7 +96,7 @@ def test_the_end_is_suppressed_so_many_times(style, model, questions):
 
 
 def test_log_probs_are_those_of_the_text_with_what_was_forced(model, questions):
-    """Scored afresh: every drawn token given all before it, forced ones included; forced ones have none."""
+    """Log-probs equal those of a new scoring: of every drawn token given all before it, including forced ones, which have none."""
     made = forcing(model.engine, model.chat, questions[:2], 2, Sampling(max_tokens=60), Forcing(**THINK, times=1))
     rollouts = [r for m in made for r in m.candidates]
     model.engine.load({})
@@ -117,7 +117,7 @@ def test_a_thought_over_its_limit_is_closed_and_answers(model, questions):
 
 
 def test_with_the_right_closing_nearly_all_that_were_cut_answer(model):
-    """Cut after 12 tokens, in the middle of a line: the shipped model then answers behind this string."""
+    """The thought is cut after 12 tokens, in the middle of a line; the shipped model then answers after this string."""
     questions = [Sums().problem("test", i).question for i in range(40)]
     config = Forcing(answer="</think>\n\\boxed{", answer_tokens=16)
     made = forcing(model.engine, model.chat, questions, 1, Sampling(max_tokens=12), config)
@@ -144,7 +144,7 @@ def test_extrapolation_strings_take_turns_each_with_its_own_limit(model, questio
 
 
 def test_continuations_without_a_whole_paragraph_leave_no_trace(model, questions):
-    """One token each is never a paragraph, so the thought is the one without continuations; what it cost is counted."""
+    """A continuation of one token is never a paragraph, so the thought stays as it was; its cost is counted."""
     sampling = Sampling(temperature=0, max_tokens=200)
     plain = forcing(model.engine, model.chat, questions[:3], 1, sampling, Forcing(**THINK))
     cut = forcing(
@@ -191,7 +191,7 @@ def test_what_cannot_be_is_refused(model, questions):
 
 
 class Counter:
-    """An engine that counts the tokens another one draws for it."""
+    """An engine that counts the tokens that the real one draws."""
 
     def __init__(self, engine: Any) -> None:
         self.engine, self.generated = engine, 0
@@ -243,7 +243,7 @@ def test_the_best_attempt_is_at_least_the_last(model, questions):
 
 
 def test_costs_of_correction(model, questions):
-    """Three attempts each: what was drawn, and two follow-ups of question and closing behind the forced No."""
+    """Three attempts each cost what was drawn, and two follow-ups: the question and the closing after the forced No."""
     counted = Counter(model.engine)
     config = Correction(rounds=2, accept=1.0, retry="Solve the problem again.")
     made = correction(counted, model.chat, questions, 2, Sampling(max_tokens=60), config)

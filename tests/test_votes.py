@@ -109,7 +109,7 @@ def test_pass_at_k_refuses_impossible_counts(n, c, k):
 
 
 def brute_best(scores, correct, valid, k):
-    """Mean over subsets of the mean correctness of the tied best valid samples."""
+    """Return the mean over subsets of the mean correctness of the tied best valid samples."""
     total, subsets = 0.0, list(itertools.combinations(range(len(scores)), k))
     for subset in subsets:
         top = max((scores[i] for i in subset if valid[i]), default=None)
@@ -119,7 +119,7 @@ def brute_best(scores, correct, valid, k):
 
 
 def brute_vote(classes, correct, weights, k):
-    """Mean over subsets of the share of tied leading classes that are correct, in exact arithmetic."""
+    """Return the mean over subsets of the share of tied leading classes that are correct, in exact arithmetic."""
     total, subsets = Fraction(0), list(itertools.combinations(range(len(classes)), k))
     right = {c: y for c, y in zip(classes, correct, strict=True)}
     for subset in subsets:

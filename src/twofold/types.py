@@ -29,16 +29,16 @@ class Problem:
 
 
 COLDEST = 1e-3
-"""The lowest temperature but 0."""
+"""The lowest temperature above 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample. ``stop`` are token ids; the stop token is kept in the completion.
+    """How to sample. ``stop`` holds token ids; the stop token is kept in the completion.
 
-    ``temperature = 0`` is greedy; between 0 and ``COLDEST``, and of ``top_p`` below its square, single precision says
-    nothing, and such numbers are refused (ValueError). Every random draw is a pure function of
-    (seed, prompt, sample index, position), so company in the batch cannot change it.
+    ``temperature = 0`` is greedy. A temperature between 0 and ``COLDEST``, or a ``top_p`` below its square, is beyond single
+    precision and refused (ValueError). Every random draw is a pure function of (seed, prompt, sample index, position), so
+    the other rows of a batch cannot change it.
     """
 
     n: int = 1

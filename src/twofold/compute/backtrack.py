@@ -1,4 +1,4 @@
-"""Backtracking search, linearised: a stream of attempts that only ever remembers the latest (MRT-B, arXiv:2503.07572)."""
+"""Backtracking search as one stream of attempts, of which only the latest is kept in context (MRT-B, arXiv:2503.07572)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from twofold.types import Completion, Finish, Sampling
 
 @dataclass(frozen=True, slots=True)
 class Backtracking:
-    """``windows``: how often a stream may go on behind its first ``Sampling.max_tokens``, forgetting all but its latest attempt.
+    """``windows``: how often a stream may continue after its first ``Sampling.max_tokens`` with its latest attempt alone.
 
-    Episodes are Markov, so the window, which never holds more than the prompt and ``max_tokens``, slides along a stream
-    that may be longer than the model's context.
+    Each attempt depends on the one before it only. So the window, which never holds more than the prompt and ``max_tokens``,
+    slides along a stream that may be longer than the model's context.
     """
 
     name: Literal["backtracking"] = "backtracking"
@@ -34,10 +34,11 @@ class Backtracking:
 def backtracking(
     engine: Engine, chat: Chat, questions: Sequence[str], n: int, sampling: Sampling, config: Backtracking
 ) -> list[Made]:
-    """``n`` streams, each up to where the model ends its turn or an attempt fills the window; one engine call per window.
+    """Draw ``n`` streams, until the model ends its turn or an attempt fills the window; one engine call per window.
 
-    A candidate is the last attempt of a stream that has an answer, with the lines it shares, as a solution of its own
-    (log-probs are those of where each token was drawn). No scores. What it does not contain counts as discarded.
+    A stream's candidate is its last attempt that has an answer, as a solution of its own, with the lines that it shares
+    with earlier attempts. Each token keeps the log-prob it was drawn with. Candidates have no scores. Tokens that are in no
+    candidate count as discarded.
     """
     began = time.monotonic()
     owners = [q for q in questions for _ in range(n)]
@@ -64,7 +65,7 @@ def backtracking(
 
 
 def tried(chat: Chat, stream: Completion) -> list[Completion]:
-    """Every attempt of a stream as a completion of its own. All but the last are without the line break before the mark."""
+    """Return every attempt of a stream as a completion of its own, all but the last without the line break before the mark."""
     pieces = chat.pieces(stream.tokens)
     *earlier, last = attempts(pieces)
     for attempt in earlier:
@@ -74,7 +75,7 @@ def tried(chat: Chat, stream: Completion) -> list[Completion]:
 
 
 def _picked(c: Completion, places: Sequence[int], finish: Finish) -> Completion:
-    """Some of its tokens."""
+    """Return the tokens at these places as a completion."""
     confidence, certainty = (
         None if x is None else [x[t] for t in places] for x in (c.token_confidence, c.token_certainty)
     )

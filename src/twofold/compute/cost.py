@@ -16,9 +16,9 @@ T = TypeVar("T")
 class Cost:
     """Tokens, and seconds of wall-clock time.
 
-    ``prompt``: the question's own, once (n samples share it). ``generated``: drawn or forced, those of discarded branches
-    included. ``verified``: read or written to judge, beyond what generation had read. ``discarded``: the part of
-    ``generated`` that no candidate contains.
+    ``prompt``: tokens of the question, counted once (n samples share it). ``generated``: tokens drawn or forced, including
+    discarded ones. ``verified``: tokens read or written to judge, beyond those that generation had read. ``discarded``: the
+    part of ``generated`` that no candidate contains.
     """
 
     prompt: int = 0
@@ -39,7 +39,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """One problem's candidate solutions, however they were made, with one score each if making them gave one."""
+    """One problem's candidate solutions, with a score each if the way they were made gives one, and what they cost."""
 
     candidates: list[Candidate]
     scores: list[float] | None

@@ -16,7 +16,7 @@ from twofold.text.steps import Cut
 from twofold.types import Candidate, Sampling
 
 ASKED = ("p_yes", "normalised", "written", "steps")
-"""Judges that any model can be. The others read a scalar head that was trained, or are none."""
+"""The judgements that any model can give. The other names read a trained scalar head (``head``), or mean none."""
 WRITING = ("written", "steps")
 
 
@@ -56,6 +56,10 @@ class Judging:
         if self.name in WRITING:
             return VERIFY if self.name == "steps" and self.cut == "tags" else CRITIQUE
         return chat.question
+
+    def asking(self, chat: Chat) -> Chat:
+        """Return ``chat`` with the verdict question that is asked, for a judgement of one token."""
+        return chat if self.name in WRITING else chat.asking(self.words(chat))
 
 
 def resolved(judging: Judging, chat: Chat) -> Judging:
@@ -123,7 +127,7 @@ def judge_all(
     """
     words = judging.words(chat)
     sampling = Sampling(judging.votes, float(judging.votes > 1), max_tokens=judging.tokens, stop=chat.stop, seed=seed)
-    asking = chat.asking(words)
+    asking = judging.asking(chat)
     match judging.name:
         case "written":
             return [(s or 0.0, spent) for s, spent in critique_scores(engine, chat, rollouts, words, sampling)]

@@ -1,4 +1,4 @@
-"""Monte Carlo tree search over steps, with the value of partial solutions in the place of random playouts."""
+"""Monte Carlo tree search over steps, which asks for the value of a partial solution instead of playing it out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from twofold.types import Completion
 
 @dataclass(frozen=True, slots=True)
 class MCTS:
-    """``children``: steps drawn where the tree grows; ``simulations``: descents at most, per candidate wanted."""
+    """``children``: steps drawn at each expansion; ``simulations``: the most descents per candidate wanted."""
 
     name: Literal["mcts"] = "mcts"
     children: int = 4
@@ -33,7 +33,7 @@ class MCTS:
 
 @dataclass(slots=True, eq=False)
 class Branch:
-    """A node with what the search knows about it. ``q``: mean of the values found below it, its own before a visit."""
+    """A node with what the search knows about it. ``q`` is the mean of the values found below it; unvisited, its own value."""
 
     node: Node
     prior: float = 1.0
@@ -50,9 +50,9 @@ class Branch:
 def mcts(n: int, config: MCTS) -> Start:
     """PUCT descents from the root until n finished solutions were visited (TS-LLM, arXiv:2309.17179, MCTS-Rollout).
 
-    A branch is expanded on its second visit: ``children`` steps, equal ones once, with priors exp(mean log-prob) that
-    are normalised over them; the descent ends at the best of these. Its value is added to every branch on the way.
-    At most n candidates in the order of their first visits; fewer when the descents are spent.
+    A branch is expanded on its second visit, by ``children`` steps; equal steps count once. Their priors are
+    exp(mean log-prob), normalised. The descent ends at the best of them, and its value is added to every branch on the way.
+    Returns at most n candidates in the order of their first visits, fewer when the descents are spent.
     """
 
     def search(root: Node, rng: random.Random) -> Search:

@@ -1,4 +1,4 @@
-"""How to spend compute on a problem: one frozen value, and its short form, such as ``weighted-16:stop=posterior``."""
+"""A plan says how to spend compute on a problem. It is one frozen value with a short form, ``weighted-16:stop=posterior``."""
 
 from __future__ import annotations
 
@@ -35,15 +35,31 @@ Make = (
 )
 
 
+PARTS = ("stop", "make", "judge")
+"""The parts of a plan that are chosen by name."""
+
+_HEAD = re.compile(r"([a-z_]+|[^:,]+\.py:\w+(?:@sha256:[0-9a-f]+)?)-([0-9]{1,6})(?::(.*))?", re.DOTALL)
+_TOKEN = re.compile(r"""[^,\["]+|"(?:[^"\\]|\\.)*"|\[[^\]"]*(?:"(?:[^"\\]|\\.)*"[^\]"]*)*\]|.""", re.DOTALL)
+_PLAIN = re.compile(r"[\w</>.-]+")
+
+RENAMED = {"confidence": "threshold", "judge_tokens": "judge.tokens", "judge_votes": "judge.votes"}
+"""Options of older plans -> what they are called now, for the error message."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """make x stop x choose. ``rule`` chooses the answer:
+    """How to make candidates, when to stop, and how to choose among them.
 
-    * ``majority``; ``best``, ``weighted``: by the model's own verdict; ``posterior``: verdict and agreement, calibrated;
-    * ``certain``: the sample of highest self-certainty; ``borda``: votes by its rank; ``deepconf``: the top share votes.
+    ``rule`` chooses the answer:
 
-    ``stop`` says how many samples (at most ``n``) or how long; ``make`` how candidates come to be.
-    Raises ValueError for parts that do not go together.
+    * ``majority``: the most frequent one; ``weighted``: the one with the largest sum of verdicts; ``best``: that of the
+      sample with the best verdict; ``posterior``: the likeliest, given verdicts and agreement, calibrated;
+    * ``certain``: that of the sample of highest self-certainty; ``borda``: votes by the ranks of self-certainty;
+      ``deepconf``: a vote among the share of samples of highest token confidence;
+    * ``FILE.py:NAME``: a rule of your own (see ``compute.rules``).
+
+    ``judge`` says how the model is asked for verdicts, ``stop`` how many samples are drawn (at most ``n``) or how long they
+    get, ``make`` how candidates are made. Raises ValueError for parts that do not go together.
     """
 
     n: int = 16
@@ -75,13 +91,13 @@ class Plan:
         return rule_named(self.rule).needs == "traces"
 
     def sampling(self, chat: Chat) -> Sampling:
-        """Of all ``n`` samples at once."""
+        """Return how all ``n`` samples are drawn at once."""
         cap = self.stop.caps[0] if isinstance(self.stop, Lengths) else self.max_tokens
         top = self.traces.top if self.traced else 0
         return Sampling(self.n, self.temperature, self.top_p, cap, chat.stop, self.seed, top)
 
     def __str__(self) -> str:
-        """The short form; ``parse`` reads it back."""
+        """Return the short form, which ``parse`` reads back."""
         options = []
         for place, value, default in settings(self):
             if value != default:
@@ -91,7 +107,7 @@ class Plan:
 
 
 def parse(text: str, base: Plan | None = None) -> Plan:
-    """A plan from its short form, ``RULE-N`` or ``RULE-N:OPTION=VALUE,...``, strictly.
+    """Read a plan from its short form, ``RULE-N`` or ``RULE-N:OPTION=VALUE,...``, strictly.
 
     ``stop``, ``make`` and ``judge`` take a name; the options of the chosen parts need no prefix. Text that holds a comma, a
     bracket or a space stands in double quotes. What is not said is as in ``base``.
@@ -101,7 +117,7 @@ def parse(text: str, base: Plan | None = None) -> Plan:
     >>> str(parse("weighted-16:temperature=0.7,stop=lengths,caps=[64,256]"))
     'weighted-16:stop=lengths,caps=[64,256],temperature=0.7'
 
-    Raises ConfigError (a ValueError) that says what is wrong and, where it can, what was meant.
+    Raises ConfigError, a ValueError, that says what is wrong and, if possible, what was meant.
     """
     where = f"plan {text[:200]!r}"
     found = _HEAD.fullmatch(text)
@@ -120,17 +136,6 @@ def parse(text: str, base: Plan | None = None) -> Plan:
     ]
     settings = [f"{_place(key, chosen)}={value}" for key, value in pairs]
     return override(base or Plan(), [f"rule={found[1]}", f"n={int(found[2])}", *settings], RENAMED, where)
-
-
-PARTS = ("stop", "make", "judge")
-"""What a plan chooses by name."""
-
-_HEAD = re.compile(r"([a-z_]+|[^:,]+\.py:\w+(?:@sha256:[0-9a-f]+)?)-([0-9]{1,6})(?::(.*))?", re.DOTALL)
-_TOKEN = re.compile(r"""[^,\["]+|"(?:[^"\\]|\\.)*"|\[[^\]"]*(?:"(?:[^"\\]|\\.)*"[^\]"]*)*\]|.""", re.DOTALL)
-_PLAIN = re.compile(r"[\w</>.-]+")
-
-RENAMED = {"confidence": "threshold", "judge_tokens": "judge.tokens", "judge_votes": "judge.votes"}
-"""Options of older plans -> what they are called now, for the error message."""
 
 
 def _words(options: str) -> list[str]:
@@ -158,7 +163,7 @@ def _place(key: str, chosen: Sequence[Plan]) -> str:
 
 
 def settings(plan: Plan) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted option, value, default) of everything but the rule and n; a part's name stands for the part."""
+    """Yield (dotted option, value, default) of everything but the rule and n; a part's name is the value of the part."""
     yield from ((p, v, d) for p, v, d in _leaves("", plan, Plan()) if p not in ("rule", "n"))
 
 

@@ -1,4 +1,4 @@
-"""What a thought is worth after each of its episodes: stop it there, force an answer (MRT's meta-prover, arXiv:2503.07572)."""
+"""Value a thought after each of its episodes: stop it there and force an answer (MRT's meta-prover, arXiv:2503.07572)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from twofold.types import Completion, Group, Rollout, Sampling
 class Prover:
     """The meta-prover mu: how a thought is opened, closed, and made to answer.
 
-    * ``opening``: what a thought begins with, where the chat template does not say it (``<think>``).
-    * ``hurry``: said before ``end`` where the thought is cut; a whole thought is only closed.
+    * ``opening``: what a thought begins with, if the chat template does not add it (``<think>``).
+    * ``hurry``: forced before ``end`` where a thought is cut; a whole thought is only closed.
     * ``end``: the single token that ends a thought.
-    * ``answer``: said behind ``end``, so that an answer follows.
-    * ``tokens``: limit of a forced answer (published: 4096).
+    * ``answer``: forced after ``end``, so that an answer follows.
+    * ``tokens``: token limit of a forced answer (published: 4096).
     """
 
     opening: str = ""
@@ -41,10 +41,10 @@ class Prover:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A thought stopped after ``end`` of its rollout's tokens: the whole solutions that were forced from there.
+    """The solutions that were forced from a thought stopped after ``end`` of its rollout's tokens.
 
-    A solution's completion is the rollout's own tokens, the closing (not sampled) and the drawn answer. ``cost`` counts
-    what is new, the closing once for all answers; it is nothing where another probe had the same prefix.
+    A solution's completion is the rollout's own tokens, the closing (not sampled) and the drawn answer. ``cost`` counts the
+    new tokens, the closing once for all answers. It is zero if another probe had the same prefix.
     """
 
     end: int
@@ -53,7 +53,7 @@ class Probe:
 
     @property
     def rewards(self) -> list[float]:
-        """Of the answers that could be graded."""
+        """Rewards of the answers that could be graded."""
         return [r.grade.reward for r in self.answers if r.grade.reward is not None]
 
     @property
@@ -69,7 +69,7 @@ class Probe:
 
 
 def thought_length(chat: Chat, completion: Completion, prover: Prover) -> int:
-    """Tokens before the first ``prover.end``; without one, all but the token that ended the turn.
+    """Return the number of tokens before the first ``prover.end``; without one, of all but the token that ended the turn.
 
     Raises ValueError if ``prover.end`` is not a single token.
     """
@@ -83,13 +83,13 @@ def thought_length(chat: Chat, completion: Completion, prover: Prover) -> int:
 
 
 def boundaries(chat: Chat, rollout: Rollout, prover: Prover, episodes: Episodes) -> list[int]:
-    """Where the thought may be stopped, in tokens of the completion: 0, then behind each episode, the thought's end last."""
+    """Return where the thought may be stopped, in tokens of the completion: at 0 and after each episode, the last one included."""
     thought = rollout.completion.tokens[: thought_length(chat, rollout.completion, prover)]
     return [0, *episode_ends(chat.pieces(thought), episodes)]
 
 
 def closing(chat: Chat, thought: Sequence[int], prover: Prover, cut: bool) -> list[int]:
-    """What is put behind a thought, on a line of its own: the end and the answer's beginning; ``hurry`` first if ``cut``."""
+    """Return the tokens that close a thought, from a new line on: ``hurry`` if it is ``cut``, the end, the answer's beginning."""
     before = chat.decode(thought)
     line = "" if not before or before.endswith("\n") else "\n"
     hurry = f"{prover.hurry}\n" if cut and prover.hurry else ""
@@ -97,7 +97,7 @@ def closing(chat: Chat, thought: Sequence[int], prover: Prover, cut: bool) -> li
 
 
 def stopped(chat: Chat, rollout: Rollout, end: int, prover: Prover, cut: bool) -> Rollout:
-    """The rollout up to ``end`` tokens with the closing behind, its answer still to come."""
+    """Return the rollout up to ``end`` tokens, followed by the closing; its answer is still to be drawn."""
     thought, _ = split(rollout.completion, end)
     return replace(rollout, completion=join(thought, forced(closing(chat, thought.tokens, prover, cut))))
 
@@ -111,11 +111,11 @@ def probe(
     prover: Prover,
     sampling: Sampling,
 ) -> list[list[Probe]]:
-    """``sampling.n`` forced answers from every end of every rollout, all in one engine call.
+    """Force ``sampling.n`` answers from every end of every rollout, all in one engine call.
 
-    ``ends[i]`` are token counts of rollout i as ``boundaries`` gives them: the last one is the whole thought, which
-    is closed without ``hurry``. An engine that kept the rollouts' caches computes the closings and the answers only,
-    if nothing else was generated in between. Equal prefixes are drawn from once.
+    ``ends[i]`` are token counts of rollout i as ``boundaries`` gives them. The last one is the whole thought, which is closed
+    without ``hurry``. An engine that still has the rollouts' caches computes only the closings and the answers. Equal
+    prefixes are drawn from once.
     """
     began = time.monotonic()
     begun = [

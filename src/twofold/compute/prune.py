@@ -1,6 +1,6 @@
-"""Give up on a sample while it is being written: by the model's verdict on what there is, or by its certainty.
+"""Drop a sample while it is being written: by the model's verdict on what there is so far, or by its token confidence.
 
-Both draw all samples in chunks of tokens; the survivors of a chunk go on from their caches.
+Both draw all samples in chunks of tokens; the survivors of a chunk continue from their caches.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from twofold.types import Candidate, Sampling
 
 @dataclass(frozen=True, slots=True)
 class Prune:
-    """Ask P(Yes) of every unfinished sample after each ``chunk`` tokens; drop those below ``floor``, but for a problem's
-    best one while it has none finished."""
+    """Ask for P(Yes) of every unfinished sample after each ``chunk`` tokens, and drop the samples below ``floor``.
+
+    A problem without a finished sample keeps its best one.
+    """
 
     name: Literal["prune"] = "prune"
     chunk: int = 16
@@ -62,7 +64,7 @@ class DeepConfOnline:
 def prune(
     engine: Engine, chat: Chat, questions: Sequence[str], n: int, sampling: Sampling, config: Prune
 ) -> list[Made]:
-    """At most ``n`` finished (or full-length) samples per question; ``Made.cost`` counts the dropped ones as discarded."""
+    """Return at most ``n`` finished (or full-length) samples per question; the dropped ones count as discarded."""
     began = time.monotonic()
     cut = replace(sampling, n=n, max_tokens=min(config.chunk, sampling.max_tokens))
     groups = draw(engine, chat, questions, cut)

@@ -1,4 +1,4 @@
-"""Problems in, rollouts out, graded by a task or not at all; and what longer ways to a rollout are pieced together from."""
+"""Draw rollouts, continue them, and grade them by a task or not at all; and join and split completions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Ungraded = tuple[Problem, list[int], Completion]
 
 
 class Task(Protocol):
-    """Where problems come from and who grades them. ``problem`` is a pure function of its arguments."""
+    """Gives problems and grades solutions. ``problem`` is a pure function of its arguments."""
 
     @property
     def name(self) -> str: ...
@@ -27,7 +27,7 @@ class Task(Protocol):
     def problem(self, split: Any, i: int) -> Problem: ...
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
-        """(extracted answer, grade) of a solution's text. Called from several threads at once."""
+        """Return (extracted answer, grade) of a solution's text. Called from several threads at once."""
         ...
 
 
@@ -95,14 +95,14 @@ def _graded(chat: Chat, task: Task, solution: Ungraded) -> Rollout:
 
 
 def draw(engine: Engine, chat: Chat, questions: Sequence[str], sampling: Sampling) -> list[list[Candidate]]:
-    """``sampling.n`` solutions of every question, not graded."""
+    """Draw ``sampling.n`` ungraded solutions of every question."""
     prompts = [chat.prompt(q) for q in questions]
     drawn = zip(prompts, engine.generate(prompts, sampling), strict=True)
     return [[candidate(chat, prompt, c) for c in completions] for prompt, completions in drawn]
 
 
 def candidate(chat: Chat, prompt: list[int], completion: Completion) -> Candidate:
-    """A completion with its text and the answer that it commits to."""
+    """Return the candidate of a completion: with its text, and the answer that the text commits to."""
     text = chat.decode(completion.tokens)
     return Candidate(prompt, completion, text, final_answer(text))
 
@@ -123,12 +123,12 @@ def value(group: Group) -> float:
 
 
 def forced(tokens: list[int]) -> Completion:
-    """Tokens put there, not drawn from the policy: log-prob 0, ``sampled`` False."""
+    """Return a completion of tokens that were not drawn from the policy: log-prob 0, ``sampled`` False."""
     return Completion(tokens, [0.0] * len(tokens), [False] * len(tokens), "length")
 
 
 def join(*parts: Completion) -> Completion:
-    """One completion of several, each behind the one before; it finishes as the last does.
+    """Return one completion of several, in order; it finishes as the last one does.
 
     Per-token confidences are kept if any part has them; tokens of a part without them, such as forced ones, count 0 there.
     """
@@ -150,7 +150,7 @@ def join(*parts: Completion) -> Completion:
 
 
 def split(completion: Completion, size: int) -> tuple[Completion, Completion]:
-    """Its first ``size`` tokens, cut by length, and the rest. With no more than ``size`` tokens it stays as it is."""
+    """Return the first ``size`` tokens, as cut by length, and the rest. A completion that is no longer stays as it is."""
     if size >= len(completion.tokens):
         return completion, forced([])
 

@@ -1,7 +1,6 @@
 """Search over steps, led by a value of partial solutions: beam, DVTS, REBASE, particles. (``mcts`` has a file of its own.)
 
-Each is a few lines about one question; ``tree.maker`` does the rest. ``n`` is the budget: about the tokens of n
-solutions.
+Each is a generator about one question; ``tree.maker`` does the rest. ``n`` is the budget: about the tokens of n solutions.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from twofold.maths.search import particle_probabilities, rebase_allocation
 
 @dataclass(frozen=True, slots=True)
 class Beam:
-    """``width``: the best n / width partial solutions live on, and each is extended ``width`` times."""
+    """``width``: the best n / width partial solutions are kept, and each is extended ``width`` times."""
 
     name: Literal["beam"] = "beam"
     width: int = 4
@@ -29,7 +28,7 @@ class Beam:
 def beam(n: int, config: Beam) -> Start:
     """Beam search as in search-and-learn: finished solutions leave the beam, and do not compete with unfinished ones.
 
-    At most n candidates, the best first; fewer are not filled up with copies, and equal partial solutions live once.
+    Returns at most n candidates, the best first, without copies; equal partial solutions are kept once.
     Raises ValueError if ``config.width`` does not divide ``n``.
     """
     kept = _groups(n, config.width)
@@ -57,9 +56,9 @@ class DVTS:
 
 @maker
 def dvts(n: int, config: DVTS) -> Start:
-    """Diverse verifier tree search as in search-and-learn: n / width greedy searches that do not see each other.
+    """Diverse verifier tree search as in search-and-learn: n / width greedy searches, independent of each other.
 
-    n candidates: of each tree all the ``width`` ends of its last step, unfinished ones (which have no answer) included.
+    Returns n candidates: all ``width`` ends of each tree's last step, including unfinished ones, which have no answer.
     Raises ValueError if ``config.width`` does not divide ``n``.
     """
     trees = _groups(n, config.width)
@@ -78,7 +77,7 @@ def dvts(n: int, config: DVTS) -> Start:
 
 @dataclass(frozen=True, slots=True)
 class Rebase:
-    """``temperature`` of the balance: the lower, the more children go to the best."""
+    """``temperature``: the lower it is, the more children go to the best partial solutions."""
 
     name: Literal["rebase"] = "rebase"
     temperature: float = 0.2
@@ -90,7 +89,7 @@ class Rebase:
 def rebase(n: int, config: Rebase) -> Start:
     """Reward-balanced search (arXiv:2408.00724): children in proportion to exp(value / temperature), n leaves in all.
 
-    Exactly n candidates; each finished one takes one from the width of what follows. Raises ValueError unless
+    Returns exactly n candidates; each finished one takes one from the width that is left. Raises ValueError unless
     ``config.temperature`` > 0.
     """
 
@@ -108,7 +107,7 @@ def rebase(n: int, config: Rebase) -> Start:
 
 @dataclass(frozen=True, slots=True)
 class Particles:
-    """``temperature`` of the weights softmax(logit(value) / temperature)."""
+    """``temperature``: of the weights softmax(logit(value) / temperature)."""
 
     name: Literal["particles"] = "particles"
     temperature: float = 1.0
@@ -118,10 +117,11 @@ class Particles:
 
 @maker
 def particles(n: int, config: Particles) -> Start:
-    """Particle filter (arXiv:2502.01618): extend all, draw n anew by weight; finished ones keep theirs and take part.
+    """Particle filter (arXiv:2502.01618): extend all particles by a step, then draw n of them by weight, and repeat.
 
-    n candidates, copies among them: how often a solution is there is part of what the filter says about it. No drawing
-    after the last step, when the scores themselves are at hand. Raises ValueError unless ``config.temperature`` > 0.
+    Finished particles take part in the drawing, with their value. Returns n candidates, with copies: how many there are of a
+    solution is part of the filter's verdict on it. Nothing is drawn after the last step, since the scores are known then.
+    Raises ValueError unless ``config.temperature`` > 0.
     """
 
     def search(root: Node, rng: random.Random) -> Search:

@@ -1,4 +1,4 @@
-"""Choose: from what is known of the samples of one problem to an answer. Needs no model: pools are replayed with it."""
+"""Choose an answer from what is known of a problem's samples. This needs no model, so saved pools are replayed with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Same = Callable[[str, str], bool]
 
 
 def classes(answers: Sequence[str | None], same: Same | None = None) -> list[str | None]:
-    """Answers as voting classes: those of one normal form are one class, and those that are the ``same``."""
+    """Return the answers as voting classes: answers of one normal form are one class, and so are those that are the ``same``."""
     forms = [None if a is None else canonical(a) for a in answers]
     if same is None:
         return forms

@@ -1,4 +1,4 @@
-"""Solve problems with a test-time budget: make candidates, stop when they are enough, choose."""
+"""Solve problems with a test-time budget: make candidates, stop when there are enough, choose an answer."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ DeepConf online takes the plan's ``traces`` as well.
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """``answer`` (None if no sample had one), how sure the rule is of it (see ``select``), all votes, and the text of
-    the best-scored sample with that answer.
+    """The answer to a problem, and how it came about.
 
-    ``answers`` (as voting classes) and ``scores`` are the candidates', in the order they came; a score is None where
-    nobody asked. ``length`` is the token cap that was reached.
+    ``answer`` is None if no sample had one. ``confidence`` is the probability that it is right, as the rule sees it (see
+    ``select``). ``text`` is the best-scored sample with that answer. ``answers`` (as voting classes) and ``scores`` are the
+    candidates', in the order they came; a score is None where the model was not asked. ``length`` is the token cap that was
+    reached.
     """
 
     answer: str | None
@@ -53,13 +54,13 @@ class Solution:
 
     @property
     def samples(self) -> int:
-        """Candidates there were."""
+        """The number of candidates."""
         return len(self.answers)
 
 
 @dataclass(slots=True)
 class _Work:
-    """One problem under way."""
+    """A problem that is being worked on."""
 
     question: str
     cost: Cost
@@ -69,7 +70,7 @@ class _Work:
 
     @property
     def cut(self) -> list[int]:
-        """Candidates that the token limit stopped."""
+        """Indices of the candidates that the token limit stopped."""
         return [j for j, r in enumerate(self.group) if r.completion.finish == "length"]
 
     def add(self, group: list[Candidate], scores: list[float] | None) -> None:
@@ -87,11 +88,12 @@ class _Work:
 
 
 def solve(engine: Engine, chat: Chat, problems: Sequence[str], plan: Plan, same: Same | None = None) -> list[Solution]:
-    """One solution per problem text. ``same`` tells whether answers of unlike normal forms are equal (default: no).
+    """Return one solution per problem text. ``same`` says whether answers of different normal forms are equal (default: no).
 
-    All problems advance together: a round is one generate and at most one judging call (two if ``normalised``) for
-    those that have not stopped. ``cost.seconds`` of a problem are its shares of the rounds it took part in.
+    All problems advance together: a round is one ``generate`` and at most one judging call for those that have not stopped.
+    A problem's ``cost.seconds`` are its shares of the rounds it took part in.
     """
+    chat = plan.judge.asking(chat)  # makers may ask for verdicts too
     sampling = plan.sampling(chat)
     works = [_Work(p, Cost(prompt=len(chat.prompt(p))), sampling.max_tokens) for p in problems]
     if isinstance(plan.stop, Lengths):
@@ -110,7 +112,7 @@ def solve(engine: Engine, chat: Chat, problems: Sequence[str], plan: Plan, same:
 
 
 def _draw(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: Number, same: Same | None) -> None:
-    """Independent samples in rounds, until the rule is content or there are n."""
+    """Draw independent samples in rounds, until the stopping rule ends it or there are n."""
     drawn = 0
     for i, total in enumerate(rounds(stop, plan.n)):
         began = time.monotonic()
@@ -127,7 +129,7 @@ def _draw(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: Numb
 
 
 def _lengthen(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: Lengths, same: Same | None) -> None:
-    """n samples up to the first cap; cut ones go on to the next while the votes are too few. A cut sample has no answer."""
+    """Draw n samples up to the first cap; continue the cut ones to the next while votes are too few. A cut one has no answer."""
     for before, cap in zip((0, *stop.caps), stop.caps, strict=False):
         began = time.monotonic()
         sampling = replace(plan.sampling(chat), max_tokens=cap - before)
@@ -159,7 +161,7 @@ def _share(plan: Plan, work: _Work, same: Same | None) -> float:
 
 
 def _judge(engine: Engine, chat: Chat, works: Sequence[_Work], plan: Plan, began: float) -> None:
-    """Ask about every candidate that has an answer and no score yet; ends a round that ``began`` then."""
+    """Judge every candidate that has an answer and no score yet; share the time since ``began`` among the problems."""
     if plan.judged:
         todo = [(w, j) for w in works for j, r in enumerate(w.group) if r.answer is not None and w.scores[j] is None]
         asked = [w.group[j] for w, j in todo]

@@ -1,6 +1,6 @@
 """Think longer: budget forcing (s1), extrapolation strings (MRT), and rounds of self-correction.
 
-What is put into a model's mouth is ``sampled = False`` in the completion.
+Forced tokens are ``sampled = False`` in the completion.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from twofold.types import Candidate, Completion, Rollout, Sampling
 class Forcing:
     """How long to think, in the terms of s1 (arXiv:2501.19393). ``Sampling.max_tokens`` is the limit of the thought.
 
-    * ``opening``: what the thought is made to begin with (``<think>``, where the chat template does not say it).
-    * ``end``: the token that ends a thought, such as ``</think>``; empty: the thought is the solution, up to the end of
-      its turn.
-    * ``answer``: what a thought that was cut is made to go on with, behind ``end``; at most ``answer_tokens`` follow.
-    * ``times``: how often the end is suppressed, and one of ``waits``, in turn, put in its place.
+    * ``opening``: forced at the thought's beginning (``<think>``, if the chat template does not add it).
+    * ``end``: the token that ends a thought, such as ``</think>``. If empty, the thought is the whole solution, up to the end
+      of its turn.
+    * ``answer``: forced after ``end`` where a thought was cut; at most ``answer_tokens`` tokens follow.
+    * ``times``: how often the end is replaced by one of ``waits``, in turn, so that the thought continues.
     * ``each``: token limit of every continuation, cut back to whole paragraphs (MRT). None: all share one limit (s1).
     """
 
@@ -45,15 +45,15 @@ class Forcing:
         if self.times < 0 or self.answer_tokens < 1 or (self.each is not None and self.each < 1):
             raise ValueError(f"times must be at least 0, answer_tokens and each at least 1, got {self}")
         if self.times and not self.waits:
-            raise ValueError("to go on, a thought needs a string in waits, such as 'Wait'")
+            raise ValueError("to continue, a thought needs a string in waits, such as 'Wait'")
 
 
 @dataclass(slots=True)
 class Draft:
-    """A solution in the making. ``text`` does not hold the token that ended it: that is ``ended``, until it is used.
+    """An unfinished solution. The token that ended its thought is in ``ended``, not in ``text``, until it is used.
 
-    ``start`` is where its latest continuation begins. ``used`` counts the thought's drawn tokens, ``generated`` all tokens,
-    forced and dropped ones included.
+    ``start`` is where its latest continuation begins. ``used`` counts the thought's drawn tokens; ``generated`` counts all
+    tokens, including forced and dropped ones.
     """
 
     prompt: list[int]
@@ -75,10 +75,10 @@ class Draft:
 def forcing(
     engine: Engine, chat: Chat, questions: Sequence[str], n: int, sampling: Sampling, config: Forcing
 ) -> list[Made]:
-    """``n`` solutions by budget forcing; no scores. One engine call for each continuation, and one for the answers.
+    """Draw ``n`` solutions by budget forcing, without scores; one engine call per continuation, and one for the answers.
 
-    A row that overruns its own share of a common limit is cut behind the call (as s1's evaluation does it), and what
-    was cut off counts as generated and discarded. Raises ValueError if ``config.end`` is not a single token.
+    A thought that overruns its own share of a common limit is cut after the call, as in s1's evaluation. What was cut off
+    counts as generated and discarded. Raises ValueError if ``config.end`` is not a single token.
     """
     began = time.monotonic()
     end = chat.encode(config.end, tags=True)
@@ -148,7 +148,7 @@ def _continue_drafts(engine: Engine, drafts: Sequence[Draft], rooms: Sequence[in
 def _answered(
     engine: Engine, chat: Chat, drafts: Sequence[Draft], sampling: Sampling, config: Forcing, end: list[int]
 ) -> list[Completion]:
-    """Every draft with its answer: a thought that was cut is closed and made to answer. One engine call."""
+    """Return every draft with its answer. A thought that was cut is closed and made to answer, in one engine call."""
     open_ = []
     for d in drafts:
         if d.ended and d.ended.tokens == end:
@@ -171,10 +171,10 @@ def _answered(
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """``rounds`` of retries at most. A solution whose P(Yes) is at least ``accept`` is not tried again.
+    """At most ``rounds`` retries. A solution whose P(Yes) is at least ``accept`` is not tried again.
 
-    ``keep``: of each chain the ``last`` attempt, or the one of the ``best`` P(Yes). ``retry`` is said after the verdict No;
-    ``{question}`` in it stands for the question.
+    ``keep``: which attempt of a chain becomes the candidate, the ``last`` or the one of ``best`` P(Yes). ``retry`` is said
+    after the verdict No; ``{question}`` in it stands for the question.
     """
 
     name: Literal["correction"] = "correction"
@@ -191,10 +191,10 @@ class Correction:
 def correction(
     engine: Engine, chat: Chat, questions: Sequence[str], n: int, sampling: Sampling, config: Correction
 ) -> list[Made]:
-    """``n`` chains of attempts: solve, verify, and if the verdict is No, solve again with solution and verdict in context.
+    """Draw ``n`` chains of attempts: solve, verify, and after the verdict No solve again with all of it in context.
 
-    A candidate's prompt is all that it was drawn from, earlier attempts included; its score is P(Yes), asked there.
-    Earlier attempts count as discarded. One engine call and one judging call per round.
+    A candidate's prompt holds everything that it was drawn from, earlier attempts included. Its score is P(Yes), asked
+    there. Other attempts count as discarded. A round is one engine call and one judging call.
     """
     began = time.monotonic()
     prompts = [chat.prompt(q) for q in questions]

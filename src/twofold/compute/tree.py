@@ -1,8 +1,8 @@
 """A tree of partial solutions, grown step by step: what every search shares.
 
-A search is a generator about one question: it yields the partial solutions to extend (one new step for each time that
-it names one), is sent the children with their values, and returns its candidates. ``grow_all`` runs the searches of all
-questions side by side: each round is one ``generate`` and one judging call for everything that lives.
+A search is a generator about one question. It yields the partial solutions to extend, each as often as it wants a step
+after it. It is sent the children with their values, and returns its candidates. ``grow_all`` runs the searches of all
+questions in parallel: each round is one ``generate`` and one judging call for all of them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from twofold.types import Candidate, Completion, Sampling
 class Steps:
     """Where a step ends.
 
-    ``line``: behind the first line break; a line of more than ``tokens`` tokens is cut there, and is its solution's last.
-    ``tokens``: after so many tokens. The ``depth``-th step of a solution runs to its end.
+    ``unit = "line"``: after the first line break. A line of more than ``tokens`` tokens is cut there, and ends its solution.
+    ``unit = "tokens"``: after ``tokens`` tokens. The ``depth``-th step of a solution runs to the solution's end.
     """
 
     unit: Literal["line", "tokens"] = "line"
@@ -44,8 +44,8 @@ class Steps:
 class Node:
     """A partial solution: its parent's text and one more ``step``.
 
-    ``whole`` is everything so far; ``done``: it cannot be extended. ``drawn`` counts the step's tokens, those cut off
-    included; ``read`` the tokens spent on its value (0 if a twin's was taken).
+    ``whole`` is everything so far; ``done`` says that it cannot be extended. ``drawn`` counts the step's tokens, including
+    those that were cut off. ``read`` counts the tokens spent on its value; it is 0 if an equal node's value was taken.
     """
 
     whole: Candidate
@@ -61,17 +61,17 @@ class Node:
         return self.whole.completion.tokens
 
     def path(self) -> list[Node]:
-        """This node and all above it."""
+        """Return this node and all nodes above it."""
         return [self] if self.parent is None else [self, *self.parent.path()]
 
 
 Search = Generator[list[Node], list[Node], list[Node]]
 Start = Callable[[Node, random.Random], Search]
-"""Begins the search of one question at its root. The random draws depend on (seed, question)."""
+"""Begins the search of one question at its root. Its random draws are a function of (seed, question)."""
 
 
 class Searching(Protocol):
-    """What the options of every search have."""
+    """What the options of every search hold."""
 
     @property
     def steps(self) -> Steps: ...
@@ -84,9 +84,9 @@ C = TypeVar("C", bound=Searching)
 
 
 def maker(build: Callable[[int, C], Start]) -> Callable[..., list[Made]]:
-    """Of (n, options) -> search a maker: (engine, chat, questions, n, sampling, options) -> one ``Made`` per question.
+    """Turn (n, options) -> search into a maker: (engine, chat, questions, n, sampling, options) -> one ``Made`` per question.
 
-    Candidates carry the value of the whole solution as their score. A keyword ``value`` takes the place of ``options.value``.
+    A candidate's score is the value of the whole solution. The keyword ``value`` replaces ``options.value``.
     """
 
     @wraps(build)
@@ -114,7 +114,7 @@ def grow_all(
     value: Value,
     search: Start,
 ) -> list[Made]:
-    """What the search of each question returned; scores are values of whole solutions."""
+    """Run a search for each question and return what it found; scores are values of whole solutions."""
     began = time.monotonic()
     nothing = forced([])
     roots = [Node(candidate(chat, chat.prompt(q), nothing), None, nothing) for q in questions]
@@ -142,9 +142,9 @@ def grow_all(
 
 
 def grow(engine: Engine, chat: Chat, leaves: Sequence[Node], sampling: Sampling, steps: Steps) -> list[Node]:
-    """One child of each leaf, in one engine call (two if some are at their last step).
+    """Draw one child of each leaf, in one engine call (two if some leaves are at their last step).
 
-    ``sampling.max_tokens`` bounds a whole solution. Besides the end of the turn, a complete ``\\boxed{}`` ends one.
+    ``sampling.max_tokens`` limits a whole solution. A solution ends with its turn, or with a complete ``\\boxed{}``.
     """
     room = [sampling.max_tokens - len(leaf.tokens) for leaf in leaves]
     last = [len(leaf.path()) >= steps.depth for leaf in leaves]
@@ -174,7 +174,7 @@ def _child(chat: Chat, leaf: Node, step: Completion, over: bool, drawn: int) -> 
 
 
 def evaluate(engine: Engine, chat: Chat, nodes: Sequence[Node], value: Value) -> None:
-    """Set the nodes' values, in one call of ``value``. Nodes of the same tokens are one to it, and cost once."""
+    """Set the nodes' values, in one call of ``value``. Nodes of equal tokens are asked about once, and cost once."""
     first: dict[tuple[int, ...], Node] = {}
     twins = [first.setdefault((*n.whole.prompt, *n.tokens), n) for n in nodes]
     for node, (worth, read) in zip(first.values(), value(engine, chat, [n.whole for n in first.values()]), strict=True):
@@ -184,7 +184,7 @@ def evaluate(engine: Engine, chat: Chat, nodes: Sequence[Node], value: Value) ->
 
 
 def cost(root: Node, nodes: Sequence[Node], candidates: Sequence[Node], seconds: float) -> Cost:
-    """Of one question's search: a step that several candidates go through counts once, as it was drawn once."""
+    """Return what one question's search cost. A step that several candidates share was drawn once, and counts once."""
     generated = sum(n.drawn for n in nodes)
     kept = {id(a): len(a.step.tokens) for c in candidates for a in c.path()}
     return Cost(
@@ -197,7 +197,7 @@ def cost(root: Node, nodes: Sequence[Node], candidates: Sequence[Node], seconds:
 
 
 def unique(nodes: Iterable[Node]) -> list[Node]:
-    """Without nodes that say what an earlier one says."""
+    """Return the nodes without those whose tokens equal an earlier node's."""
     first: dict[tuple[int, ...], Node] = {}
     for node in nodes:
         first.setdefault(tuple(node.tokens), node)
@@ -205,5 +205,5 @@ def unique(nodes: Iterable[Node]) -> list[Node]:
 
 
 def best(nodes: Iterable[Node], k: int) -> list[Node]:
-    """The ``k`` of highest value, best first; the earlier of equals."""
+    """Return the ``k`` nodes of highest value, best first; of equals, the earlier."""
     return sorted(nodes, key=lambda n: -n.value)[:k]

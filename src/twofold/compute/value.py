@@ -1,6 +1,6 @@
-r"""What a partial solution is worth: by the model's own verdict on it, on its steps, or on the answers it leads to.
+"""What a partial solution is worth: by the model's own verdict on it, on its steps, or on the answers it leads to.
 
-A value is any function of this shape: a process verifier of another model takes the place of these with no more ado.
+Any function of the type ``Value`` will do, for instance one that asks another model's process verifier.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from twofold.text.steps import Cut
 from twofold.types import Candidate, Sampling
 
 Value = Callable[[Engine, Chat, Sequence[Candidate]], list[tuple[float, int]]]
-"""(value in [0, 1], tokens read or written to find it beyond the partial solution's own) of each; batched."""
+"""(engine, chat, partial solutions) -> (value in [0, 1], tokens read or written to find it, beyond the solution's own) of each."""
 
 ValueName = Literal["p_yes", "outlook", "agreement", "steps", "tagged_steps"]
 
 
 def p_yes_value(engine: Engine, chat: Chat, partials: Sequence[Candidate]) -> list[tuple[float, int]]:
-    """P(Yes) of the solution as it stands, finished or not. The cheapest: no token is written."""
+    """Return P(Yes) of the solution as it stands, finished or not. This is the cheapest value: no token is written."""
     return [(p, judge_cost(chat, r)) for p, r in zip(p_yes(engine, chat, partials), partials, strict=True)]
 
 
 def outlook(engine: Engine, chat: Chat, partials: Sequence[Candidate], k: int = 4) -> list[tuple[float, int]]:
-    """Mean P(Yes) of ``k`` solutions made by forcing the answer here; of a finished solution, its own P(Yes)."""
+    """Return the mean P(Yes) of ``k`` solutions whose answer is forced here; for a finished solution, its own P(Yes)."""
     probes, spent = answers_here(engine, chat, partials, k)
     everyone = [r for group in probes for r in group]
     scores = iter(p_yes_value(engine, chat, everyone))
@@ -44,7 +44,7 @@ def outlook(engine: Engine, chat: Chat, partials: Sequence[Candidate], k: int = 
 
 
 def agreement(engine: Engine, chat: Chat, partials: Sequence[Candidate], k: int = 4) -> list[tuple[float, int]]:
-    """Share of ``k`` forced answers that are the most frequent one; 1 of a finished solution with an answer, else 0."""
+    """Return the share of the most frequent among ``k`` forced answers; for a finished solution, 1 with an answer, else 0."""
     values = []
     for group, tokens in zip(*answers_here(engine, chat, partials, k), strict=True):
         counts = Counter(canonical(r.answer) for r in group if r.answer is not None)
@@ -64,9 +64,9 @@ def verification_value(question: str, sampling: Sampling, cut: Cut = "tags", of:
 def answers_here(
     engine: Engine, chat: Chat, partials: Sequence[Candidate], k: int, closing: str = ANSWER, limit: int = 32
 ) -> tuple[list[list[Candidate]], list[int]]:
-    """``k`` ways to answer at once from each partial solution, and the tokens forced and drawn for them.
+    """Force ``k`` answers from each partial solution; return (solutions, tokens forced and drawn) per partial solution.
 
-    A new line, ``closing`` and at most ``limit`` tokens of one line are added. A finished solution stands for itself.
+    A new line, ``closing`` and at most ``limit`` tokens of one line are added. A finished solution is returned as it is.
     """
     still = [i for i, r in enumerate(partials) if r.completion.finish == "length"]
     ends = {

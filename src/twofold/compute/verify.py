@@ -12,12 +12,12 @@ from twofold.text.steps import Critique, Cut, read, span_ends
 from twofold.types import Candidate, Completion, Sampling
 
 Of = Literal["steps", "final"]
-"""What of a verification counts: its verdicts on the steps, or the one on the whole."""
+"""Which part of a verification counts: its verdicts on the steps, or the final one, on the whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """One verification as it was drawn, and what it says."""
+    """One verification: its prompt, its completion, and the verdicts in it."""
 
     prompt: list[int]
     completion: Completion
@@ -25,21 +25,21 @@ class Verification:
 
 
 def step_ends(chat: Chat, rollout: Candidate, cut: Cut) -> list[int]:
-    """Tokens of the completion up to the end of each of its steps."""
+    """Return how many tokens of the completion there are up to the end of each of its steps."""
     return span_ends(chat.pieces(rollout.completion.tokens), cut)
 
 
 def asked(chat: Chat, tokens: Sequence[int], question: str, steps: int) -> list[int]:
-    """The verifier's prompt: prompt and solution as they are, then the question, with ``{steps}`` in it filled in."""
+    """Return the verifier's prompt: ``tokens`` (prompt and solution) as they are, then the question with ``{steps}`` filled in."""
     return chat.ask(tokens, question.replace("{steps}", str(steps)))
 
 
 def verify(
     engine: Engine, chat: Chat, rollouts: Sequence[Candidate], steps: Sequence[int], question: str, sampling: Sampling
 ) -> list[list[Verification]]:
-    """``sampling.n`` verifications of each rollout, whose number of steps is in ``steps``; all in one engine call.
+    """Draw ``sampling.n`` verifications of each rollout, in one engine call. ``steps[i]`` is rollout i's number of steps.
 
-    An engine that kept the rollouts' caches reads only the question and writes.
+    An engine that kept the rollouts' caches reads only the question.
     """
     prompts = [
         asked(chat, [*r.prompt, *r.completion.tokens], question, k) for r, k in zip(rollouts, steps, strict=True)
@@ -52,7 +52,7 @@ def verify(
 
 
 def mean_verdicts(verifications: Sequence[Verification], steps: int) -> list[float] | None:
-    """Mean verdict of each step, +1 right, -1 wrong, over the verifications that judge each step once; None if none does."""
+    """Return each step's mean verdict (+1 right, -1 wrong) over the verifications that judge each step once; None if none does."""
     known = [v for x in verifications if (v := x.critique.step_verdicts(steps)) is not None]
     return [sum(2.0 * ok - 1 for ok in column) / len(known) for column in zip(*known, strict=True)] if known else None
 
@@ -66,10 +66,11 @@ def verification_scores(
     cut: Cut,
     of: Of = "steps",
 ) -> list[tuple[float, int]]:
-    """(score, tokens of the request and of the verifications) per rollout, by ``sampling.n`` written verifications.
+    """Return (score, tokens of the request and of the verifications) per rollout, by ``sampling.n`` written verifications.
 
-    ``steps``: the least share, over its steps, of verifications that call the step right, among those that judge each step once
-    (0 if none does). ``final``: the share that calls the whole right. Verdicts + + | + - | ? of two steps: 1/2.
+    ``of = "steps"``: the least share, over the rollout's steps, of verifications that call the step right, among those that
+    judge each step once (0 if none does). ``of = "final"``: the share that calls the whole right. For two steps and the
+    verdicts + + | + - | (unreadable), that is 1/2.
     """
     counts = [len(step_ends(chat, r, cut)) for r in rollouts]
     found = verify(engine, chat, rollouts, counts, question, sampling)

@@ -1,6 +1,6 @@
-"""Selection by the model's own certainty, without a verifier: lists of numbers per token in, weights of votes out.
+"""Selection by the model's own certainty, without a verifier: numbers per token in, weights of votes out.
 
-Sources: self-certainty with Borda votes (arXiv:2502.18581), DeepConf (arXiv:2508.15260). What these weights are for is
+Sources: self-certainty with Borda votes (arXiv:2502.18581), DeepConf (arXiv:2508.15260). The weights are meant for
 ``votes.choose(answers, weights, "weighted")``.
 """
 
@@ -39,10 +39,10 @@ class Traces:
 
 
 def borda(answers: Sequence[str | None], certainty: Sequence[float], power: float = 0.5) -> list[float]:
-    """Votes by rank: the r-th most certain of the N samples with an answer gives ``(N - r + 1) ** power``.
+    """Return votes by rank: the r-th most certain of the N samples with an answer has ``(N - r + 1) ** power``.
 
-    ``power = 0`` is the majority vote; a large one follows the most certain sample. Ties keep the samples' order.
-    Samples without an answer give 0.
+    ``power = 0`` is the majority vote; a large power follows the most certain sample. Ties keep the samples' order.
+    Samples without an answer have 0.
 
     >>> borda(["a", "b", "a", "a"], [-1.0, 3.0, 2.0, 0.0], power=1)  # a 6, b 4
     [1.0, 4.0, 3.0, 2.0]
@@ -59,7 +59,7 @@ def borda(answers: Sequence[str | None], certainty: Sequence[float], power: floa
 
 
 def groups(confidence_T: Sequence[float], window: int) -> NDArray[np.float64]:
-    """Mean confidence of every full window of tokens, stride 1; of a shorter trace, its plain mean alone.
+    """Return the mean confidence of every full window of tokens, stride 1; for a shorter trace, its mean alone.
 
     >>> groups([1.0, 2.0, 6.0], 2).tolist(), groups([1.0, 2.0, 6.0], 4).tolist()
     ([1.5, 4.0], [3.0])
@@ -74,11 +74,11 @@ def groups(confidence_T: Sequence[float], window: int) -> NDArray[np.float64]:
 
 
 def trace(confidence_T: Sequence[float], kind: Trace, window: int) -> float:
-    """One number for a trace, from the confidence of its tokens; larger is surer.
+    """Return one number for a trace, from the confidence of its tokens; larger is surer.
 
-    * ``mean``: of all tokens;
-    * ``tail``: of the last ``window`` tokens;
-    * ``bottom``: of the lowest tenth of the group values (at least one);
+    * ``mean``: the mean of all tokens;
+    * ``tail``: the mean of the last ``window`` tokens;
+    * ``bottom``: the mean of the lowest tenth of the group values (at least one);
     * ``lowest``: the lowest group value.
 
     Raises ValueError for a trace without tokens.
@@ -96,7 +96,7 @@ def trace(confidence_T: Sequence[float], kind: Trace, window: int) -> float:
 
 
 def keep_top(answers: Sequence[str | None], confidence: Sequence[float], share: float) -> list[float]:
-    """DeepConf offline: the ``share`` of samples (with an answer; at least one) of highest confidence vote with it.
+    """DeepConf offline: weigh the ``share`` of samples of highest confidence (with an answer; at least one) by it.
 
     The others have weight 0. The published shares are 0.1 and 0.9. Confidences are positive (see ``types.Completion``).
 

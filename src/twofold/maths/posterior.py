@@ -1,12 +1,12 @@
-"""What is the right answer, given samples and the model's verdicts on them? A posterior in closed form.
+"""The posterior of the right answer, given samples and the model's verdicts on them, in closed form.
 
-Of one problem we have seen N samples: answers a_i with verdicts s_i = P(Yes). The model of how they came about:
+For one problem there are N samples: answers a_i with verdicts s_i = P(Yes). The model of how they came about:
 
 * each sample is right with an unknown chance theta ~ Beta(alpha, beta): problems differ in difficulty;
-* wrong samples fall into answers as in a Chinese restaurant of concentration ``spread``: wrong answers repeat, the
-  more so the smaller it is;
+* wrong samples fall into answers as in a Chinese restaurant process of concentration ``spread``: the smaller it is, the
+  more often wrong answers repeat;
 * a verdict is worth the likelihood ratio ln p(s | right) / p(s | wrong) = slope * logit(s) + intercept (Platt's map);
-* verdicts on one answer err together, so n_a of them count for n_a ** (1 - overlap).
+* verdicts on one answer err together, so n_a of them count as n_a ** (1 - overlap).
 
 With theta and the restaurant integrated out, "the right answer is a" has the weight
 
@@ -14,7 +14,7 @@ With theta and the restaurant integrated out, "the right answer is a" has the we
     e_a = n_a ** -overlap * sum_{i: a_i = a} (slope * logit(s_i) + intercept)
     w_0 = B(alpha, beta + N) / Gamma(spread + N)             the right answer has not been seen yet
 
-and the posterior is w / sum(w). The six numbers are fitted on problems that are not used for anything else. This is
+and the posterior is w / sum(w). The six numbers are fitted on problems that are used for nothing else. The combination is
 ours; its parts are Platt scaling (1999), the Beta-binomial and the Ewens-Pitman sampling formula.
 """
 
@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 CLIP = 1e-6
-"""A verdict is never taken for more certain than this."""
+"""Verdicts are clipped to [CLIP, 1 - CLIP]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What a verdict and an agreement are worth, as above. The defaults are round numbers near what RL^V on ``sums``
-    is fitted with; fit your own model's (``twofold calibrate``).
+    """The six numbers of the model above. The defaults are round numbers near the fit for RL^V on ``sums``; fit your own
+    model's with ``twofold calibrate``.
 
     Raises ValueError for numbers outside their range.
     """
@@ -55,10 +55,10 @@ class Calibration:
 def posterior(
     answers: Sequence[str | None], scores: Sequence[float | None], calibration: Calibration
 ) -> dict[str, float]:
-    """P(this is the right answer) of every answer seen; what is missing to 1 is that none of them is.
+    """Return P(this is the right answer) for every answer seen; the rest to 1 is P(none of them is right).
 
-    ``scores[i]`` is P(Yes) of sample i (not read where there is no answer: such a sample says nothing). Taken at its
-    word and alone, a verdict is the posterior:
+    ``scores[i]`` is P(Yes) of sample i. It is not read where there is no answer, since such a sample says nothing. A single
+    verdict, without correction, is itself the posterior:
 
     >>> one = Calibration(slope=1, intercept=0, alpha=1, beta=1, spread=1, overlap=0)
     >>> {a: round(p, 3) for a, p in posterior(["7"], [0.9], one).items()}
@@ -90,9 +90,9 @@ def fit(
     draws: int = 4,
     seed: int = 0,
 ) -> Calibration:
-    """The calibration under which the truth is likeliest: (answers, correct, scores) of held-out problems.
+    """Return the calibration of highest likelihood on held-out problems, each as (answers, correct, scores).
 
-    Of every problem ``draws`` random orders are cut at each of ``sizes``, because that is what a stopping rule sees.
+    For every problem, ``draws`` random orders are cut at each of ``sizes``, because that is what a stopping rule sees.
     Raises ValueError if not one sample has an answer.
     """
     from scipy.optimize import minimize
@@ -125,7 +125,7 @@ def _vector(c: Calibration) -> Floats:
 
 
 def _log_weights(n_M_K: Floats, sum_M_K: Floats, x: Floats) -> Floats:
-    """ln w of every answer (-inf where n = 0) and, in the last column, of "none of these", [M, K + 1]."""
+    """Return ln w of every answer (-inf where n = 0) and, in the last column, of "none of these"; shape [M, K + 1]."""
     slope, intercept, alpha, beta, spread, overlap = *x[:2], *np.exp(x[2:5]), x[5]
     N_M = n_M_K.sum(axis=1, keepdims=True)
     n, others = np.maximum(n_M_K, 1), np.maximum(N_M - n_M_K, 0)
@@ -138,7 +138,7 @@ def _log_weights(n_M_K: Floats, sum_M_K: Floats, x: Floats) -> Floats:
 
 
 def _log_gamma(base: float, counts: Floats) -> Floats:
-    """ln Gamma(base + count): counts are whole and few, so a table will do."""
+    """Return ln Gamma(base + count) from a table, since counts are small whole numbers."""
     table = np.array([math.lgamma(base + k) for k in range(int(counts.max()) + 1)])
     return table[counts.astype(int)]
 
@@ -155,7 +155,7 @@ def _prefixes(
     sizes: Sequence[int],
     order: NDArray[np.intp],
 ) -> list[tuple[list[int], list[float], list[bool]]]:
-    """(count, sum of logits, right) per answer among the first k samples of this order, for each k of ``sizes``."""
+    """Return (count, sum of logits, right) per answer among the first k samples of this order, for each k of ``sizes``."""
     rows = []
     counts: dict[str, int] = {}
     sums: dict[str, float] = {}

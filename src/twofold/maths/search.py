@@ -1,4 +1,4 @@
-"""What a search decides with: how many children, which particles live on, which branch to look at. Plain numbers."""
+"""The numbers that searches decide by: how many children, which particles are kept, which branch is visited next."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 
 def rebase_allocation(rewards: Sequence[float], width: int, temperature: float = 0.2) -> list[int]:
-    """Children per node, ``width`` in all: REBASE's balance by reward (Wu et al., arXiv:2408.00724).
+    """Return the children per node, ``width`` in all, by REBASE's balance of rewards (Wu et al., arXiv:2408.00724).
 
-    In order of falling reward, with e = exp(reward / temperature) and S the sum of e over the nodes still waiting,
-    each gets ceil(left * e / S) of what is left. The first of equals is served first.
+    Nodes are served in order of falling reward; of equals, the earlier is first. With e = exp(reward / temperature) and S
+    the sum of e over the nodes not yet served, a node gets ceil(left * e / S) of what is left.
 
     >>> rebase_allocation([0.9, 0.7, 0.3, 0.1], 16)
     [12, 4, 0, 0]
@@ -33,7 +33,7 @@ def rebase_allocation(rewards: Sequence[float], width: int, temperature: float =
 
 
 def particle_probabilities(scores: Sequence[float], temperature: float = 1.0) -> list[float]:
-    """softmax(logit(score) / temperature), scores in [0, 1] kept 1e-7 away from both ends.
+    """Return softmax(logit(score) / temperature), with the scores, in [0, 1], clipped 1e-7 away from both ends.
 
     The weight of a particle is the current score of its whole prefix (arXiv:2502.01618; its code, like this, takes the logit).
 
@@ -54,7 +54,7 @@ def particle_probabilities(scores: Sequence[float], temperature: float = 1.0) ->
 def puct(
     q: float, prior: float, parent_visits: int, visits: int, c_init: float = 1.25, c_base: float = 19652.0
 ) -> float:
-    """Q + c P sqrt(N_parent) / (1 + N), c = ln((N_parent + c_base + 1) / c_base) + c_init (AlphaZero; arXiv:2309.17179).
+    """Return Q + c P sqrt(N_parent) / (1 + N), c = ln((N_parent + c_base + 1) / c_base) + c_init (AlphaZero; arXiv:2309.17179).
 
     >>> round(puct(q=0.4, prior=0.5, parent_visits=10, visits=3), 5)
     0.89433

@@ -1,7 +1,7 @@
-"""When have enough samples been drawn? Rules that read the samples of one problem in the order they came.
+"""When have enough samples been drawn? Stopping rules read the samples of one problem in the order they came.
 
-The same functions run online and over a saved pool. ``should_stop`` for all rules: None says draw on, a number m says stop
-and hold the vote over the last m samples (all of them, but for ESC, whose deciding window answers alone).
+The same functions run online and over a saved pool. ``should_stop`` returns None to draw more samples, or a number m to stop
+and let the last m samples vote: all of them, except for ESC, whose deciding window votes alone.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Lengths:
             raise ValueError(f"threshold must be in [0, 1], got {self.threshold}")
 
     def cumulated(self, cap: int) -> int:
-        """Tokens per sample if every length up to ``cap`` had been drawn afresh: the other way to count the cost."""
+        """Return the tokens per sample if every length up to ``cap`` had been drawn again: the other way to count the cost."""
         return sum(c for c in self.caps if c <= cap)
 
 
@@ -106,7 +106,7 @@ Stop = Number | Lengths
 
 
 def rounds(rule: Number, n: int) -> list[int]:
-    """How many samples there are whenever the rule is asked, up to ``n``.
+    """Return how many samples there are each time the rule is asked, up to ``n``.
 
     >>> rounds(Windows(size=5), 12), rounds(Fixed(), 12)
     ([5, 10, 12], [12])
@@ -119,7 +119,7 @@ def rounds(rule: Number, n: int) -> list[int]:
 def should_stop(
     rule: Number, answers: Sequence[str | None], scores: Sequence[float | None], calibration: Calibration
 ) -> int | None:
-    """How many of the last samples to vote over, or None to draw on. ``answers`` and ``scores`` are all seen so far.
+    """Return how many of the last samples vote, or None to draw more. ``answers`` and ``scores`` are all so far.
 
     ``scores`` are read by ``Consensus`` (the weights of the vote; None counts 0) and ``Posterior`` (P(Yes)).
     """
@@ -144,7 +144,7 @@ def should_stop(
 
 
 def majority_confidence(first: int, second: int) -> float:
-    """P(the leader is what most samples would say) after ``first`` >= ``second`` votes for the two leading answers.
+    """Return P(most samples would say the leader) after ``first`` >= ``second`` votes for the two leading answers.
 
     ``int_{1/2}^1 q^first (1-q)^second dq / int_0^1`` of the same, a Beta(first + 1, second + 1) tail: with
     m = first + second + 1 it is ``1 - 2^-m sum_{j > first} C(m, j)``.
@@ -157,9 +157,10 @@ def majority_confidence(first: int, second: int) -> float:
 
 
 def expected_samples(chances: Sequence[float], size: int, cap: int) -> float:
-    """How many samples ESC draws of a problem whose answers have these ``chances``: K = cap / size windows,
+    """Return how many samples ESC is expected to draw for a problem whose answers have these ``chances``.
 
-    ``size * [sum_{i=0}^{K-2} q (1-q)^i (i+1) + (1-q)^(K-1) K]``, where q = sum_a p_a^size: a window agrees.
+    With K = cap / size windows and q = sum_a p_a^size, the chance that a window agrees, it is
+    ``size * [sum_{i=0}^{K-2} q (1-q)^i (i+1) + (1-q)^(K-1) K]``.
 
     Raises ValueError unless the chances sum to 1 and the cap is a multiple of the window.
     """

@@ -1,11 +1,11 @@
 """Selection: which of N sampled answers to give, and how good each rule is at every k.
 
-``choose`` is what is deployed. Everything else is measured from one saved pool of N samples per problem, for every
-k <= N, without sampling again: exactly where a closed form exists (pass@k, best-of-k), over random subsets where none
-does (votes). Throughout:
+``choose`` selects an answer. Everything else measures rules on one saved pool of N samples per problem, for every k <= N,
+without sampling again: exactly where a closed form exists (pass@k, best-of-k), and over random subsets where none does
+(votes). Throughout:
 
 * a sample without an answer (None, class -1) never wins while another has one; a subset of such samples counts 0;
-* ties share: the value of a tie is the expected value of breaking it at random, never the lucky outcome.
+* a tie is broken at random when an answer is given; when a rule is measured, it counts its expected value.
 
 Sources: Chen et al. 2021 (pass@k), V-STaR (best-of-k), Wang et al. 2022 (majority), RL^V (weighted vote).
 """
@@ -25,11 +25,11 @@ from numpy.typing import ArrayLike, NDArray
 Vote = Literal["majority", "best", "weighted"]
 
 TIE = 1e-9
-"""Vote totals closer than this (relative) are a tie: .1 + .2 must tie with .3 in whatever order it was summed."""
+"""Vote totals closer than this (relative) are a tie, so that .1 + .2 ties with .3 in any order of summation."""
 
 
 def choose(answers: Sequence[str | None], scores: Sequence[float] | None, rule: Vote, seed: int = 0) -> str | None:
-    """The selected answer; None only if there is no answer at all.
+    """Return the selected answer; None only if there is no answer at all.
 
     * ``majority``: the most frequent answer (``scores`` are not read);
     * ``best``: the answer of the sample with the highest score;
@@ -64,7 +64,7 @@ def choose(answers: Sequence[str | None], scores: Sequence[float] | None, rule: 
 
 
 def tally(answers: Sequence[str | None], weights: Sequence[float] | None = None) -> dict[str, float]:
-    """Votes per answer in order of first appearance, each sample counting 1 or its weight; None is dropped.
+    """Return the votes per answer in order of first appearance. A sample counts 1 or its weight; None is dropped.
 
     >>> tally(["7", "8", None, "7"], [0.5, 0.25, 1.0, 0.25])
     {'7': 0.75, '8': 0.25}
@@ -78,7 +78,7 @@ def tally(answers: Sequence[str | None], weights: Sequence[float] | None = None)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that k of n samples, drawn without replacement, include one of the c correct: 1 - C(n-c, k) / C(n, k).
+    """Return P(k of n samples, drawn without replacement, include one of the c correct) = 1 - C(n-c, k) / C(n, k).
 
     The unbiased estimator of Chen et al. 2021. ``pass_at_k(4, 2, 2) = 1 - 1/6``.
     Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
@@ -89,7 +89,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def best_of_k(scores_N: ArrayLike, correct_N: ArrayLike, valid_N: ArrayLike, k: int) -> float:
-    """Expected correctness of the best-scored of k samples, over all size-k subsets of the N: exact.
+    """Return the expected correctness of the best-scored of k samples, exactly, over all size-k subsets of the N.
 
     The best of the subset lies in the tie group of samples ranked b+1 .. b+m with probability
     ``[C(N-b, k) - C(N-b-m, k)] / C(N, k)`` and is then each member equally likely, so the group earns its mean
@@ -118,13 +118,13 @@ def vote_at_k(
     draws: int = 200,
     seed: int = 0,
 ) -> float:
-    """Expected accuracy of a (weighted) vote among k of the N samples.
+    """Return the expected accuracy of a (weighted) vote among k of the N samples.
 
     ``classes_N`` are answer classes (equal integers = same answer, -1 = no answer); ``weights_N`` None is a majority
-    vote. The mean over all size-k subsets where k = 1 or there are at most ``draws`` of them (so k = N is exact),
-    otherwise over ``draws`` random ones, which are the same for every rule and nested in k for one seed.
-    A tie earns the share of the tied leading classes that is correct. Samples of one class that were graded
-    differently (a grader timed out) give the class their mean correctness.
+    vote. The mean is over all size-k subsets if k = 1 or there are at most ``draws`` of them (so k = N is exact), else
+    over ``draws`` random ones. For one seed these are the same for every rule, and nested in k. A tie counts the share of
+    the tied classes that is correct. Samples of one class that were graded differently (a grader timed out) give the class
+    their mean correctness.
 
     Classes (0, 0, 1), correct (1, 1, 0): k = 1 gives 2/3; k = 2 gives (1 + 1/2 + 1/2) / 3 = 2/3; k = 3 gives 1.
     """
@@ -148,7 +148,7 @@ def vote_at_k(
 
 
 def ks(n: int) -> list[int]:
-    """Where to measure a curve over n samples: powers of two, then n. ``ks(12) = [1, 2, 4, 8, 12]``."""
+    """Return the k at which a curve over n samples is measured: powers of two, then n. ``ks(12) = [1, 2, 4, 8, 12]``."""
     if n < 1:
         raise ValueError(f"a curve needs at least one sample, got n = {n}")
     return [*(2**i for i in range((n - 1).bit_length())), n]
@@ -162,11 +162,11 @@ def curves(
     draws: int = 200,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """Expected accuracy of every rule at every k, for one problem: "pass@k", "majority", and with scores "best",
-    "weighted".
+    """Return the expected accuracy of every rule at every k, for one problem: "pass@k", "majority", and with scores "best"
+    and "weighted".
 
-    Answers are canonical strings: equal strings are one class. ``correct`` is the grader's word; a vote can only be
-    won by a sample that also has an answer.
+    Answers are canonical strings: equal strings are one class. ``correct`` is what the grader said; only samples with an
+    answer vote.
     """
     n = len(answers)
     codes = {answer: i for i, answer in enumerate(dict.fromkeys(a for a in answers if a is not None))}
@@ -185,7 +185,7 @@ def curves(
 
 
 def _none_of_first(n: int, k: int) -> NDArray[np.float64]:
-    """Entry b = C(n-b, k) / C(n, k), b = 0..n: chance that a size-k subset of n misses b given samples.
+    """Return C(n-b, k) / C(n, k) for b = 0..n: the chance that a size-k subset of n misses b given samples.
 
     A running product of factors in [0, 1] (k draws miss the next one too), so nothing overflows or cancels.
     """
@@ -196,7 +196,7 @@ def _none_of_first(n: int, k: int) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=16)  # every problem of an evaluation asks for the same ones
 def _subsets(n: int, k: int, draws: int, seed: int) -> NDArray[np.bool_]:
-    """Membership [subset, sample] of all size-k subsets of n, or of ``draws`` random ones if there are more."""
+    """Return membership [subset, sample] of all size-k subsets of n, or of ``draws`` random ones if there are more."""
     _check_k(n, k)
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")

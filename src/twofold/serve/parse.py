@@ -51,7 +51,7 @@ def chat_job(body: ChatRequest, name: str, chat: Chat, context: int, same: Same)
         raise Refused(400, "a plan returns one choice and sets its own number of samples: leave n out", param="n")
     if body.logprobs or body.top:
         raise Refused(400, "a plan's choice has no logprobs: leave them out, or the plan", param="logprobs")
-    asked = len(chat.follow_up(plan.judge.question or chat.question))
+    asked = len(chat.follow_up(plan.judge.asking(chat).question))
     plan = _adjusted(body, plan, len(prompt), context - asked - 1)
     return partial(jobs.run_plan, chat=chat, question=question, plan=plan, same=same), plan
 

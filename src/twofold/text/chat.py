@@ -1,7 +1,7 @@
 """Chat prompts as token ids, through the tokenizer's own template when it has one.
 
-The template's skeleton and the content are encoded apart, so content can never forge a control token:
-no text of a user, a data set or a model becomes the end of a turn.
+The template's skeleton and the content are encoded separately, so content can never forge a control token: no text of a user,
+a data set or a model can end a turn.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Chat:
 
     @cached_property
     def stop(self) -> tuple[int, ...]:
-        """Token ids that end a solution: what closes a turn in the template, then the tokenizer's own eos.
+        """Return the token ids that end a solution: the token that closes a turn in the template, then the tokenizer's eos.
 
         They differ in base models such as Qwen2.5 (``<|im_end|>``, ``<|endoftext|>``).
         """
@@ -67,14 +67,14 @@ class Chat:
 
     @cached_property
     def line_ends(self) -> tuple[int, ...]:
-        """Ids of the tokens that contain a line break: whoever stops at them samples one line."""
+        """Return the ids of the tokens that contain a line break; sampling that stops at them gives one line."""
         ids = sorted(set(range(len(self.tokenizer))) - set(self.tokenizer.added_tokens_decoder))
         return tuple(
             i for i, text in zip(ids, self.tokenizer.batch_decode([[i] for i in ids]), strict=True) if "\n" in text
         )
 
     def encode(self, content: str, tags: bool = False) -> list[int]:
-        """Token ids of untrusted text: a control token's literal is cut after its first character.
+        """Return the token ids of untrusted text: a control token's literal is cut after its first character.
 
         With ``tags``, added tokens that are not special (``<think>``) stay whole: a reply may use them.
         """
@@ -91,30 +91,30 @@ class Chat:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The text of each token."""
+        """Return the text of each token."""
         return [self.decode([t]) for t in tokens]
 
     def prompt(self, question: str) -> list[int]:
-        """Everything up to where the solution begins."""
+        """Return the tokens of everything up to where the solution begins."""
         head, tail = self._skeleton[:2]
         return [*head, *self.encode(question), *tail]
 
     def follow_up(self, question: str) -> list[int]:
-        """A second user turn, from the end of the solution's turn up to where the reply begins."""
+        """Return a second user turn, from the end of the solution's turn up to where the reply begins."""
         tail, reply = self._skeleton[2:]
         return [*tail, *self.encode(question), *reply]
 
     def ask(self, tokens: Sequence[int], question: str) -> list[int]:
-        """Prompt-plus-solution ``tokens`` with a follow-up question behind.
+        """Return ``tokens``, a prompt with its solution, followed by another question.
 
-        The turn is closed once: by the template's token, unless the model closed it, with whichever of ``stop``.
+        The turn is closed once: by the template's token, unless the model closed it with any token of ``stop``.
         """
         follow = self.follow_up(question)
         closed = tokens[-1] in self.stop and follow[0] in self.stop
         return [*tokens, *follow[closed:]]
 
     def conversation(self, turns: Sequence[Turn]) -> tuple[list[int], list[float]]:
-        """A conversation as (tokens, weight of each as a target); the token that closes a reply has the reply's."""
+        """Return a conversation as (tokens, weight of each as a target); the token that closes a reply has the reply's weight."""
         tokens: list[int] = []
         target: list[float] = []
         for i, turn in enumerate(turns):
@@ -126,7 +126,7 @@ class Chat:
 
     @cached_property
     def yes_no_ids(self) -> tuple[int, int]:
-        """Token ids of (Yes, No). Raises ValueError if they are not single, distinct tokens."""
+        """Return the token ids of (Yes, No). Raises ValueError if they are not single, distinct tokens."""
         yes, no = (self.encode(word, tags=True) for word in ("Yes", "No"))
         if len(yes) != 1 or len(no) != 1 or yes == no:
             raise ValueError(f"Yes and No must be single, distinct tokens; this tokenizer gives {yes} and {no}")
@@ -147,7 +147,7 @@ class Chat:
 
     @cached_property
     def _skeleton(self) -> tuple[list[int], list[int], list[int], list[int]]:
-        """Ids before the question, between question and solution, between solution and second question, after it."""
+        """Return the ids before the question, between question and solution, between solution and second question, after it."""
         q, s, f = (_SLOT.format(x) for x in "qsf")
         places = [_SLOT.format(i) for i in range(len(self.before))]
         turns = [{"role": "system", "content": self.system}] if self.system else []
@@ -179,7 +179,7 @@ class Chat:
 
 
 def _any_of(literals: Sequence[str]) -> re.Pattern[str]:
-    """Matches any of the literals, the longest that does; without literals, nothing."""
+    """Return a pattern that matches the longest of the literals; without literals it matches nothing."""
     return re.compile("|".join(map(re.escape, sorted(literals, key=len, reverse=True))) or r"(?!)")
 
 

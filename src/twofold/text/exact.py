@@ -1,7 +1,7 @@
-r"""Exact arithmetic of short written numbers: a string in, a Fraction or None out; nothing is ever executed.
+r"""Exact arithmetic on short written numbers: a string in, a Fraction or None out; nothing is ever executed.
 
-It reads what answers are mostly made of (``-1,234``, ``0.50``, ``\frac12``, ``1.2e-8``, ``3\cdot 10^{5}``,
-``(2^{2005}+1)/3``, ``8!/4!``, ``\binom{5}{2}``, ``42_5``) and gives up on everything else. Every number on the way stays
+It reads what most answers consist of (``-1,234``, ``0.50``, ``\frac12``, ``1.2e-8``, ``3\cdot 10^{5}``,
+``(2^{2005}+1)/3``, ``8!/4!``, ``\binom{5}{2}``, ``42_5``) and gives up on everything else. Every intermediate number stays
 below ``MAX_BITS`` bits, so hostile towers of powers cost microseconds.
 """
 
@@ -25,7 +25,7 @@ _CLOSING = {"(": ")", "{": "}"}
 
 
 def exact(text: str) -> Fraction | None:
-    r"""The value of ``text``, or None where it is not plain arithmetic or is too large.
+    r"""Return the value of ``text``, or None if it is not plain arithmetic or is too large.
 
     >>> exact(r"\frac12"), exact("0.50"), exact("1,234"), exact("42_5"), exact("9^{9^9}"), exact("x")
     (Fraction(1, 2), Fraction(1, 2), Fraction(1234, 1), Fraction(22, 1), None, None)
@@ -59,7 +59,7 @@ class _Reader:
         return self.text[self.at :]
 
     def take(self, pattern: re.Pattern[str]) -> str | None:
-        """The token at the current place if it matches, and step over it."""
+        """Return the token at the current place and step over it, if it matches; else None."""
         found = pattern.match(self.rest())
         if found is None:
             return None
@@ -128,7 +128,7 @@ class _Reader:
         return _bounded(Fraction(numeral))
 
     def argument(self) -> Fraction:
-        r"""Of a command: a group or, as in ``\frac12``, one digit."""
+        r"""Read a command's argument: a group or, as in ``\frac12``, one digit."""
         if (digit := self.rest()[:1]).isdecimal():
             self.at += 1
             return Fraction(int(digit))

@@ -1,7 +1,7 @@
 r"""Find the final answer in a text and bring it to a normal form: strings in, strings out, linear time.
 
-Everything here is run on model output, so nothing may depend on it being sane: a megabyte of ``\boxed{`` is read in
-one pass, and no number of more than ``MAX_DIGITS`` digits is ever written out.
+All of this runs on model output, which may be anything: a megabyte of ``\boxed{`` is read in one pass, and no number of more
+than ``MAX_DIGITS`` digits is ever written out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from twofold.text.exact import exact
 
 MAX_ANSWER = 2_000
-"""Characters. No reference answer is longer; ``grading`` refuses longer ones by name."""
+"""The most characters of an answer. No reference answer is longer; ``grading`` refuses longer ones by name."""
 MAX_DIGITS = 100
 
 MAX_TAIL = 200_000
@@ -22,7 +22,7 @@ _BRACES = re.compile(r"\\{1,3}boxed\s*\{|\\.|[{}]", re.DOTALL)  # the {1,3} forg
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last complete ``\boxed{...}`` (any brace depth, ``\{`` is no brace), or None.
+    r"""Return the content of the last complete ``\boxed{...}`` (any brace depth, ``\{`` is no brace), or None.
 
     >>> last_boxed(r"so \boxed{1} or rather \boxed{\frac{1}{2}}, that is \boxed{0.5")
     '\\frac{1}{2}'
@@ -47,9 +47,9 @@ def last_boxed(text: str) -> str | None:
 
 
 def final_answer(text: str) -> str | None:
-    r"""The answer a solution commits to: its last ``\boxed{}``, else its last ``####`` line, else None.
+    r"""Return the answer that a solution commits to: its last ``\boxed{}``, else its last ``####`` line, else None.
 
-    An answer named somewhere in the prose is not an answer.
+    A number named somewhere in the prose is not an answer.
 
     >>> final_answer("6*7=42\n#### 42"), final_answer("The answer is 42.")
     ('42', None)
@@ -68,7 +68,7 @@ _ANSWER_IS = re.compile(
 
 
 def choice_letter(text: str) -> str | None:
-    r"""The option a multiple-choice solution commits to: its last ``\boxed{}``, else its last "answer is (C)".
+    r"""Return the option that a multiple-choice solution commits to: its last ``\boxed{}``, else its last "answer is (C)".
 
     >>> choice_letter(r"\boxed{\text{(C)}}"), choice_letter("**Answer: B**"), choice_letter(r"\boxed{A or B}")
     ('C', 'B', None)
@@ -90,7 +90,7 @@ _LOOSE_SPACE = re.compile(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])")
 
 
 def _unwrap(answer: str) -> str:
-    r"""Without mathematics delimiters, ``\text{}``, spacing commands, currency and a trailing full stop."""
+    r"""Remove mathematics delimiters, ``\text{}``, spacing commands, currency signs and a trailing full stop."""
     answer = answer.translate(_PLAIN).replace("\\$", "").replace("$", "").strip()
     for opening, closing in _DELIMITERS:
         answer = answer.removeprefix(opening).removesuffix(closing)
@@ -100,11 +100,11 @@ def _unwrap(answer: str) -> str:
 
 
 def canonical(answer: str) -> str:
-    r"""A cheap normal form: equal strings mean equal answers, unequal ones may still be equal.
+    r"""Return a cheap normal form: equal strings mean equal answers, but unequal ones may still be equal.
 
-    Numbers become reduced fractions, whatever they were written as; other text keeps its case and loses its
-    decoration. It groups answers in a vote and is the fast path of grading. Things that differ stay different:
-    "50%" is not "50", "10 cm" is not "10 m". Answers over ``MAX_ANSWER`` characters are returned as they are.
+    Numbers become reduced fractions, however they were written; other text keeps its case and loses its decoration. The
+    form groups answers in a vote and is the fast path of grading. Different things stay different: "50%" is not "50",
+    "10 cm" is not "10 m". Answers over ``MAX_ANSWER`` characters are returned as they are.
 
     >>> [canonical(a) for a in ("0.50", r"$\frac12$", "1,234.", r"\text{ Evelyn }", "( 1 , 2 )", "50\\%")]
     ['1/2', '1/2', '1234', 'Evelyn', '(1,2)', '50%']

@@ -1,4 +1,4 @@
-r"""Everything that twofold itself says to a model, in one place. What trains a question, asks it and reads it comes from here.
+r"""Every text that twofold itself says to a model. What trains a question, asks it and reads its answer all use this file.
 
 Templates fill in ``{steps}``, ``{problem}``, ``{solution}`` and ``{question}`` by plain replacement.
 """
@@ -6,7 +6,7 @@ Templates fill in ``{steps}``, ``{problem}``, ``{solution}`` and ``{question}`` 
 from __future__ import annotations
 
 JUDGE = "Is this solution correct? Answer Yes or No."
-"""The verification question of RL^V (arXiv:2505.04842, Fig. 3)."""
+"""The standard verdict question: that of RL^V (arXiv:2505.04842, Fig. 3)."""
 
 CRITIQUE = "Check each step, then the whole solution."
 """Asks the shipped model for a written verdict on each step and on the whole."""
@@ -43,7 +43,7 @@ its index. If there is no error, give -1. Put the index alone into \boxed{}."""
 """Our words for the task that ProcessBench (arXiv:2412.06559) sets to a prompted model."""
 
 ANSWER = "\\boxed{"
-"""What a model is made to say where its answer is wanted at once."""
+"""Forced where a model has to answer at once."""
 
 RETRY = "Solve the problem again: {question}"
 """Asks for another attempt after the verdict No (self-correction)."""
@@ -55,11 +55,11 @@ EXTRAPOLATION = ("Wait", "But wait", "Alternatively", "But hold on")
 """MRT's strings for the same (arXiv:2503.07572); its evaluation takes ``Forcing(waits=EXTRAPOLATION, times=8, each=2048)``."""
 
 HURRY = "Time is up.\n\nI have to stop here and give the best answer that I have found so far."
-"""Said where MRT's meta-prover stops a thought before its end."""
+"""Forced where MRT's meta-prover stops a thought before its end."""
 
 THINK_END = "</think>"
 CONCLUDE = "\n\n**The solution, step by step, and the answer:**\n\n1. **"
-"""Said after ``THINK_END``, so that an answer follows (MRT's meta-prover)."""
+"""Forced after ``THINK_END``, so that an answer follows (MRT's meta-prover)."""
 
 BACKTRACK = "Backtrack to line {}\n"
 """How a stream of attempts takes back its lines from line n on (MRT-B)."""
@@ -70,8 +70,8 @@ STEPS_RIGHT = "Is every step right? Answer Yes or No."
 
 
 def plain(turns: list[dict[str, str]]) -> str:
-    """The layout of a conversation for a model without a chat template: the first question is the problem, later turns are
-    paragraphs."""
+    """Return a conversation as plain text, for a model without a chat template: the first question is the problem, later
+    turns are paragraphs."""
     text, asked = "", False
     for turn in turns:
         if turn["role"] == "user":

@@ -1,6 +1,6 @@
 r"""Cut a text into segments: the steps of a solution, the episodes of a thought, the attempts of a stream.
 
-Every cut is found in the characters of the text and told in tokens. ``pieces[t]`` is the text of token t, and a token
+Cuts are found in the characters of the text and returned in tokens. ``pieces[t]`` is the text of token t, and a token
 belongs to the segment in which it begins (``tokens_at``).
 """
 
@@ -14,7 +14,7 @@ from itertools import accumulate
 
 
 def tokens_at(pieces: Sequence[str], places: Iterable[int]) -> list[int]:
-    """For each place, a number of characters, the first token that begins there or later.
+    """Return the first token that begins at each place, a number of characters, or later.
 
     >>> tokens_at(["ab", "c", "de"], [0, 1, 3, 5])
     [0, 1, 2, 3]
@@ -24,9 +24,9 @@ def tokens_at(pieces: Sequence[str], places: Iterable[int]) -> list[int]:
 
 
 def segment_ends(pieces: Sequence[str], places: Iterable[int]) -> list[int]:
-    """Ends, in tokens, of the segments that a text is cut into at ``places``; the last entry is ``len(pieces)``.
+    """Cut a text at ``places`` and return the segments' ends in tokens; the last entry is ``len(pieces)``.
 
-    Cuts inside one token, and cuts at either end of the text, make no segment of their own.
+    Two cuts within one token, and cuts at either end of the text, make no segment of their own.
     """
     inside = (t for t in tokens_at(pieces, places) if 0 < t < len(pieces))
     return [*dict.fromkeys(inside), len(pieces)]
@@ -41,7 +41,7 @@ _BOUNDARY = re.compile(r"\n+|(?<=[.!?])\s+(?=[A-Z])")
 
 
 def sentence_ends(pieces: Sequence[str]) -> list[int]:
-    """Token index after each step; the last entry is ``len(pieces)``.
+    """Return the token index after each step; the last entry is ``len(pieces)``.
 
     A step ends at a newline, or at the end of a sentence (full stop, space, capital letter), never inside a LaTeX
     formula (VinePPO's rule, arXiv:2410.01679).
@@ -63,7 +63,7 @@ MARKS = (
     "But let me double-check",
     "But hold on",
 )
-"""What a paragraph that changes the course begins with, as in the analysis of MRT's authors."""
+"""How a paragraph begins that changes course, as in the analysis of MRT's authors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Episodes:
     * ``shortest``: the least number of paragraphs in an episode; an earlier mark is ignored (published: 3).
     * ``most``: the largest number of cuts; the rest of the thought is one episode (published: 45 to 99).
     * ``group``: how many consecutive episodes are joined into one (published: 3 to 10).
-    * ``marks``: compared with upper and lower case.
+    * ``marks``: compared with case.
     """
 
     shortest: int = 3
@@ -87,7 +87,7 @@ class Episodes:
 
 
 def episode_places(text: str, config: Episodes) -> list[int]:
-    r"""Where each episode ends, in characters; the last entry is ``len(text)``. A blank line ends the text before it.
+    r"""Return where each episode ends, in characters; the last entry is ``len(text)``. A blank line ends the text before it.
 
     >>> episode_places("Try 7.\n\nWait. Try 8.\n\nSo 8.", Episodes(shortest=1))
     [8, 27]
@@ -107,7 +107,7 @@ def episode_places(text: str, config: Episodes) -> list[int]:
 
 
 def episode_ends(pieces: Sequence[str], config: Episodes) -> list[int]:
-    r"""``episode_places`` in tokens; the last entry is ``len(pieces)``.
+    r"""Return ``episode_places`` in tokens; the last entry is ``len(pieces)``.
 
     >>> episode_ends(["Try", " 7.", "\n\n", "Wait", "."], Episodes(shortest=1))
     [3, 5]
@@ -116,7 +116,7 @@ def episode_ends(pieces: Sequence[str], config: Episodes) -> list[int]:
 
 
 def whole_paragraphs(pieces: Sequence[str]) -> int:
-    r"""How many of the tokens make up whole paragraphs: up to the last blank line, 0 without one.
+    r"""Return how many tokens make up whole paragraphs: those up to the last blank line, 0 without one.
 
     >>> whole_paragraphs(["Try 7.", "\n\n", "So"]), whole_paragraphs(["Try 7."])
     (2, 0)
@@ -132,7 +132,7 @@ _LINE = re.compile(r"^[^\S\n]*\S", re.MULTILINE)
 
 
 def line_starts(pieces: Sequence[str]) -> list[int]:
-    r"""First token of each line that is not blank.
+    r"""Return the first token of each line that is not blank.
 
     >>> line_starts(["Try", " 7", "\n\n", "So", " 8", "\n"])
     [0, 3]
@@ -141,12 +141,12 @@ def line_starts(pieces: Sequence[str]) -> list[int]:
 
 
 def attempts(pieces: Sequence[str]) -> list[list[int]]:
-    r"""Every attempt of a stream in order, as the indices of its tokens: the lines it shares, then its own.
+    r"""Return every attempt of a stream in order, as the indices of its tokens: the lines it shares, then its own.
 
-    "Backtrack to line n" takes back the lines from n on, and what follows stands in their place (MRT-B,
-    arXiv:2503.07572). Lines are counted from 1 within the attempt so far, blank lines not. "Backtrack to the beginning",
-    from the released code and data, is line 1. Tokens of such a mark belong to no attempt; a line number beyond the
-    attempt's last line takes nothing back.
+    "Backtrack to line n" takes back the lines from n on, and what follows replaces them (MRT-B, arXiv:2503.07572). Lines
+    are counted from 1 within the attempt so far, without blank lines. "Backtrack to the beginning", from the released code
+    and data, means line 1. The tokens of such a mark belong to no attempt; a line number beyond the attempt's last line
+    takes nothing back.
 
     >>> stream = ["3*2=6\n", "6+1=7\n", "Backtrack", " to line 2\n", "6+2=8"]
     >>> attempts(stream)

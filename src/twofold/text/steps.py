@@ -1,4 +1,4 @@
-r"""Steps and verdicts on them: what Tango's generator and verifier write (arXiv:2505.15034), read strictly, in linear time.
+r"""Steps and the verdicts on them, as Tango's generator and verifier write them (arXiv:2505.15034): read strictly, in linear time.
 
 The generator writes its steps between tags, or, as the shipped model does, one on a line::
 
@@ -35,10 +35,10 @@ _VERDICT = re.compile(r"\\box(?:ed)?\{(CORRECT|INCORRECT)\}", re.IGNORECASE)
 
 
 def spans(text: str, cut: Cut = "tags") -> list[tuple[int, int]]:
-    r"""Where each step begins and ends, in characters, its tags or its line break included.
+    r"""Return where each step begins and ends, in characters, including its tags or its line break.
 
-    A step in tags goes from a ``<step>`` to the next ``</step>``, wherever it stands; one that is never closed is none. By
-    lines, every line that is not blank is a step, up to the one with the answer in a box.
+    A step in tags goes from a ``<step>`` to the next ``</step>``, wherever that is; without one it is no step. By lines,
+    every line that is not blank is a step, up to the line with the boxed answer.
 
     >>> spans("<step>1</step> so <step>2</step><step>3")
     [(0, 14), (18, 32)]
@@ -66,7 +66,7 @@ def spans(text: str, cut: Cut = "tags") -> list[tuple[int, int]]:
 
 
 def span_ends(pieces: Sequence[str], cut: Cut = "tags") -> list[int]:
-    r"""Token index behind each step: behind the token with its last character. ``pieces[t]`` is the text of token t.
+    r"""Return the token index after each step, that is, after the token with its last character. ``pieces[t]`` is token t's text.
 
     This is the paper's I(k), plus one; the released code pays one token later.
 
@@ -77,7 +77,7 @@ def span_ends(pieces: Sequence[str], cut: Cut = "tags") -> list[int]:
 
 
 def solution_text(steps: Sequence[str], answer: str, cut: Cut = "tags") -> str:
-    r"""A solution of these steps as the generator should write it; an empty answer is left out.
+    r"""Return a solution of these steps as the generator should write it; an empty answer is left out.
 
     >>> solution_text(["1+1=2"], "2")
     '<think>\n<step>1+1=2</step>\n</think>\n<answer>\\boxed{2}</answer>'
@@ -89,7 +89,7 @@ def solution_text(steps: Sequence[str], answer: str, cut: Cut = "tags") -> str:
 
 
 def solution_format(text: str, cut: Cut = "tags") -> float:
-    r"""How well a solution keeps to its form, 0 to 1: whether its steps can be counted on.
+    r"""Return how well a solution keeps to its form, 0 to 1.
 
     In tags: 0 without an ``<answer>`` block; else 1, less 0.8 if nothing is boxed in it, less 0.8 without steps or 0.4 with
     fewer than three. By lines: 1 with a boxed answer and a step before it, else 0.
@@ -109,10 +109,11 @@ def solution_format(text: str, cut: Cut = "tags") -> float:
 
 @dataclass(frozen=True, slots=True)
 class Critique:
-    """What a verifier wrote. ``steps``: the verdict of each step block, None where it does not end with one.
+    """What a verifier wrote.
 
-    ``final``: the verdict on the whole, None if there is none. ``shape``: the text is nothing but the two blocks.
-    ``closed``: the final block ends with its verdict. ``loose``: there is text between the step blocks.
+    ``steps``: the verdict of each step block, None where it does not end with one. ``final``: the verdict on the whole, None
+    if there is none. ``shape``: the text is the two blocks and nothing else. ``closed``: the final block ends with its
+    verdict. ``loose``: there is text between the step blocks.
     """
 
     steps: list[bool | None]
@@ -122,12 +123,12 @@ class Critique:
     loose: bool
 
     def step_verdicts(self, count: int) -> list[bool] | None:
-        """The verdicts on a solution of ``count`` steps, if there is exactly one for each."""
+        """Return the verdicts on a solution of ``count`` steps if there is exactly one for each, else None."""
         known = [v for v in self.steps if v is not None]
         return known if len(known) == len(self.steps) == count > 0 else None
 
     def format(self, count: int, counted: bool = True) -> float:
-        """The format score of the released code, 0 to 1, for a solution of ``count`` steps.
+        """Return the format score of the released code, 0 to 1, for a solution of ``count`` steps.
 
         0 unless the text is one step-verification block and one final-verification block; else 1, less 0.8 if the final
         block does not end with its verdict, 0.8 if there are no step blocks or (if ``counted``) not ``count`` that end
@@ -140,7 +141,7 @@ class Critique:
 
 
 def read(text: str) -> Critique:
-    r"""What a verifier wrote, verdicts on steps from inside of the first ``<step_verification>`` block only.
+    r"""Read what a verifier wrote; verdicts on steps count in the first ``<step_verification>`` block only.
 
     ``\box{}`` counts as ``\boxed{}``, small letters as capitals; a full stop and spaces may follow a verdict.
 
@@ -171,7 +172,7 @@ def _is_two_blocks(text: str) -> bool:
 
 
 def _between(text: str, name: str) -> str | None:
-    """What the first block of this name holds, None if there is none or it is never closed."""
+    """Return the content of the first block of this name; None if there is none or it is never closed."""
     _, opened, rest = text.partition(f"<{name}>")
     inside, closed, _ = rest.partition(f"</{name}>")
     return inside if opened and closed else None
@@ -183,7 +184,7 @@ def _without(text: str, blocks: Sequence[tuple[int, int]]) -> str:
 
 
 def _ending(block: str) -> bool | None:
-    """The verdict that a block ends with."""
+    """Return the verdict that a block ends with, or None."""
     block = block.rstrip().removesuffix(".").rstrip()
     found = _VERDICT.search(block, max(0, len(block) - 20))
     return _right(found[1]) if found and found.end() == len(block) else None
