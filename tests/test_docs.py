@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
@@ -12,20 +14,16 @@ from urllib.parse import unquote
 
 import pytest
 
-from twofold import toml
+from twofold import cli, toml
 from twofold.compute.plan import Plan, parse
 from twofold.compute.rules import RULES
-from twofold.config import Config
+from twofold.config import Config, task_named
+from twofold.evals.critic import Critic
 from twofold.evals.run import Eval
 
 ROOT = Path(__file__).parents[1]
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    *sorted(ROOT.glob("*/README.md")),
-    *sorted(ROOT.glob("docs/**/*.md")),
-]
-PAGES = list(dict.fromkeys(PAGES))
+PAGES = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *sorted(ROOT.glob("docs/**/*.md"))]
+PAGES += [ROOT / folder / "README.md" for folder in ("bench", "dev", "studies")]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -148,6 +146,51 @@ def test_every_plan_on_a_page_can_be_read(page: Path) -> None:
         parse(plan)
 
 
+def commands(page: Path) -> list[list[str]]:
+    """The ``twofold`` commands of a page's code blocks, as words; ``$s`` stands for a seed."""
+    blocks, fenced = [], False
+    for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+        fenced ^= line.startswith("```")
+        if (fenced or line.startswith("    ")) and line.strip().startswith("twofold "):
+            blocks.append(shlex.split(line.replace("$s", "0"), comments=True)[1:])
+    return blocks
+
+
+@each_page
+def test_every_command_on_a_page_is_understood(page: Path) -> None:
+    for words in commands(page):
+        args, rest = cli._parser().parse_known_args(words)
+        match words[0]:
+            case "train":
+                config = ROOT / args.config
+                toml.override(toml.load(Config, config) if config.exists() else Config(), rest)
+            case "eval":
+                toml.override(Eval(), rest)
+                task_named(args.task)
+            case "critic":
+                toml.override(Critic(), rest)
+            case "solve":
+                toml.override(Plan(), rest)
+            case _:
+                assert not rest, f"{page}: {words}: unknown {rest}"
+
+
+def python(*words: str | Path, where: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python in ``where`` on this checkout's package."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=where, env=env)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # two minutes of one core
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    said = python("-c", block[1], where=tmp_path)
+    assert said.returncode == 0, said.stderr[-2000:]
+    assert (tmp_path / "runs" / "first" / "evals" / "report.html").is_file()
+
+
 INSIDE = {path.name for path in (ROOT / "src" / "twofold").iterdir() if path.is_dir()}
 FILE = re.compile(r"(?<![\w./-])((?:[\w-]+/)+[\w.-]+\.(?:py|toml|md))\b")
 
@@ -180,5 +223,6 @@ SCRIPTS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_every_study_and_benchmark_explains_itself(script: Path) -> None:
-    said = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
+    said = python(script, "--help", where=ROOT)
+    assert said.returncode == 0, said.stderr[-2000:]
     assert said.stdout.startswith("usage:")
