@@ -12,7 +12,7 @@ from twofold import cli
 from twofold.compute.plan import parse
 from twofold.compute.rules import rule_named
 from twofold.compute.select import select
-from twofold.evals.plans import measure, noted, replay
+from twofold.evals.plans import noted, replay, strategies
 from twofold.evals.pools import read_header, read_pools
 from twofold.serve.parse import read_plan
 from twofold.serve.schema import Refused
@@ -64,10 +64,10 @@ def test_an_evaluation_records_which_version_of_the_file_it_used(tmp_path: Path)
     (plan,) = noted(out)
     assert plan.rule.startswith(f"{mine}:best_times_count@sha256:")
     pools, header = read_pools(out / "pools.jsonl"), read_header(out)
-    assert [row["how"] for row in measure(out, pools, header)["plans"]] == ["replayed"]
+    assert [row.how for row in strategies(out, pools, header).plans] == ["replayed"]
     mine.write_text(FILE.read_text() + "\n")
     with pytest.raises(ValueError, match="has changed since it was recorded"):
-        measure(out, pools, header)
+        strategies(out, pools, header)
 
 
 def test_what_is_no_rule_is_refused():

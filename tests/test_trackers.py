@@ -1,0 +1,60 @@
+"""``[log] to``: the real trackers, each told to stay on this machine, and what they hold afterwards."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import twofold as tf
+from twofold import toml
+from twofold.config import Config, Rollouts, Train
+from twofold.recipes.rlv import RLV
+
+SMALL = Config(recipe=RLV(rollouts=2), rollout=Rollouts(problems=2, max_tokens=8), train=Train(steps=2, save_every=1))
+
+
+def rewards(run: Path) -> list[float]:
+    return [json.loads(line)["reward"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_tensorboard_holds_every_step_once(tmp_path: Path) -> None:
+    """Also the steps of a resumed run, whose last step is written again."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = toml.override(SMALL, ["log.to=tensorboard"])
+    tf.train(config, tmp_path / "run")
+    found = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    assert [(e.step, e.value) for e in found.Scalars("reward")] == [
+        *enumerate(map(pytest.approx, rewards(tmp_path / "run")))
+    ]
+    assert all(math.isfinite(e.value) for name in found.Tags()["scalars"] for e in found.Scalars(name))
+
+
+def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    tf.train(toml.override(SMALL, ["log.to=wandb"]), tmp_path / "run")
+    (file,) = (tmp_path / "run").rglob("*.wandb")
+    assert b"frac_reward_zero_std" in file.read_bytes()
+
+
+def test_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    tf.train(toml.override(SMALL, ["log.to=trackio"]), tmp_path / "run")
+    assert any(p.stat().st_size > 1000 for p in (tmp_path / "trackio").rglob("twofold*"))
+
+
+def test_a_tracker_that_is_not_installed_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match=r"log\.to names wandb: pip install 'twofold\[wandb\]'"):
+        tf.train(toml.override(SMALL, ["log.to=wandb"]), tmp_path / "run")
+
+
+def test_an_unknown_tracker_is_refused() -> None:
+    with pytest.raises(toml.ConfigError, match=r"log\.to\[0\] must be one of 'wandb', 'tensorboard', 'trackio'"):
+        toml.override(SMALL, ["log.to=mlflow"])
