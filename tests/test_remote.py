@@ -271,10 +271,9 @@ def test_a_failure_says_what_failed(through: Model, proxy: Proxy, fault: str) ->
     assert failure.value.status == status and len(proxy.seen) == requests
 
 
-def test_a_silent_server_is_given_up(through: Model, proxy: Proxy) -> None:
-    wired = through.engine.wire  # type: ignore[union-attr]
-    wired._client.timeout = wire.httpx2.Timeout(0.2, pool=None)
-    wired.timeout = 0.2
+def test_a_silent_server_is_given_up(through: Model, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    through.engine.wire._client.timeout = wire.httpx2.Timeout(0.2, pool=None)  # type: ignore[union-attr]
+    monkeypatch.setattr(wire, "SILENCE", 0.2)
     proxy.answer = flaky.hang
     with pytest.raises(UpstreamError, match=r"was silent for 0\.2 s") as failure:
         through.engine.generate([[5, 6]], Sampling(max_tokens=10))

@@ -1,4 +1,4 @@
-"""What precedes every route: the check of the key, the limit of the body, the count and the log. Plain ASGI."""
+"""Plain ASGI around all routes: checks the key, limits the body, counts and logs."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Guard:
 
 
 def to_refused(error: BaseException) -> Refused:
-    """Return the reply to any error. What is unexpected is logged without its message, which may contain a prompt."""
+    """Return the reply to any error. An unexpected error is logged without its message, which may contain a prompt."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, Cancelled | asyncio.CancelledError):
