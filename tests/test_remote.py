@@ -459,6 +459,6 @@ def test_a_server_that_dies_fails_what_it_was_doing_and_no_more(model: Model, mo
             until(lambda: dying.service.scheduler.running_rows == 1)
             dying.service.close()  # its running request ends in an error event
             waiting.join(timeout=10)
-            assert got[0][0] in (502, 503) and "behind this one" in got[0][1]["error"]["message"]
+            assert got[0][0] in (502, 503) and "upstream server" in got[0][1]["error"]["message"]
             assert front.ask("/health")[0] == 200 and not front.service.requests
         found.engine.close()

@@ -309,10 +309,10 @@ class NativeEngine:
         if len(prompts) != len(continuations):
             raise ValueError(f"{len(prompts)} prompts but {len(continuations)} continuations")
         check_prompts(prompts)
-        alike: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
+        same_pass: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
         for i, (p, c) in enumerate(zip(prompts, continuations, strict=True)):
-            alike[tuple(p), tuple(c[:-1])].append(i)  # what is run: the last token is only looked up
-        groups = list(alike.values())
+            same_pass[tuple(p), tuple(c[:-1])].append(i)  # the last token is looked up, not run
+        groups = list(same_pass.values())
         results: dict[int, Scored] = {}
         with self._autocast():
             firsts = [prompts[group[0]] for group in groups]
