@@ -271,10 +271,9 @@ def test_a_failure_says_what_failed(through: Model, proxy: Proxy, fault: str) ->
     assert failure.value.status == status and len(proxy.seen) == requests
 
 
-def test_a_silent_server_is_given_up(through: Model, proxy: Proxy) -> None:
-    wired = through.engine.wire  # type: ignore[union-attr]
-    wired._client.timeout = wire.httpx2.Timeout(0.2, pool=None)
-    wired.timeout = 0.2
+def test_a_silent_server_is_given_up(through: Model, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    through.engine.wire._client.timeout = wire.httpx2.Timeout(0.2, pool=None)  # type: ignore[union-attr]
+    monkeypatch.setattr(wire, "SILENCE", 0.2)
     proxy.answer = flaky.hang
     with pytest.raises(UpstreamError, match=r"was silent for 0\.2 s") as failure:
         through.engine.generate([[5, 6]], Sampling(max_tokens=10))
@@ -460,6 +459,6 @@ def test_a_server_that_dies_fails_what_it_was_doing_and_no_more(model: Model, mo
             until(lambda: dying.service.scheduler.running_rows == 1)
             dying.service.close()  # its running request ends in an error event
             waiting.join(timeout=10)
-            assert got[0][0] in (502, 503) and "behind this one" in got[0][1]["error"]["message"]
+            assert got[0][0] in (502, 503) and "upstream server" in got[0][1]["error"]["message"]
             assert front.ask("/health")[0] == 200 and not front.service.requests
         found.engine.close()

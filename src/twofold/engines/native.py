@@ -286,8 +286,8 @@ class NativeEngine:
         running = [run for run in runs if isinstance(run, NativeRun) and not run.done]
         decodings = [d for run in running for d in run.decodings if not d.done]
         with self._autocast():
-            for together in [[d] for d in decodings] if self.exact else [decodings]:
-                self._advance(together)
+            for batch in [[d] for d in decodings] if self.exact else [decodings]:
+                self._advance(batch)
         for run in running:
             if run.done:
                 run.stop()
@@ -309,16 +309,16 @@ class NativeEngine:
         if len(prompts) != len(continuations):
             raise ValueError(f"{len(prompts)} prompts but {len(continuations)} continuations")
         check_prompts(prompts)
-        alike: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
+        same_pass: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
         for i, (p, c) in enumerate(zip(prompts, continuations, strict=True)):
-            alike[tuple(p), tuple(c[:-1])].append(i)  # what is run: the last token is only looked up
-        groups = list(alike.values())
+            same_pass[tuple(p), tuple(c[:-1])].append(i)  # the last token is looked up, not run
+        groups = list(same_pass.values())
         results: dict[int, Scored] = {}
         with self._autocast():
             firsts = [prompts[group[0]] for group in groups]
             for part in self._parts(firsts, self._kept, 1 if self.exact else self.max_rows):
                 chosen = [[continuations[i] for i in groups[j]] for j in part.indices]
-                for j, found in zip(part.indices, self._scored(part, chosen, temperature, top), strict=True):
+                for j, found in zip(part.indices, self._score_part(part, chosen, temperature, top), strict=True):
                     results |= zip(groups[j], found, strict=True)
         return [results[i] for i in range(len(prompts))]
 
@@ -341,36 +341,40 @@ class NativeEngine:
             results |= zip(part.indices, scores, strict=True)
         return [results[i] for i in range(len(prompts))]
 
-    def _scored(
+    def _score_part(
         self, part: Part, continuations: Sequence[Sequence[Sequence[int]]], temperature: float, top: int
     ) -> list[list[Scored]]:
-        """Score every prompt's continuations, which differ in their last token only, by one pass per prompt from the end of its
-        kept prefix."""
+        """Score the continuations of every prompt, which share all tokens but the last, by one pass per prompt."""
         if not any(c for group in continuations for c in group):
             return [[([], []) for _ in group] for group in continuations]
-        # at least the last prompt token is run again: its logits predict the continuation's first token
-        own = part.pieces()
+        own = part.pieces()  # with the last prompt token: its logits predict the continuation's first token
         pieces = [[*p, *group[0][:-1]] for p, group in zip(own, continuations, strict=True)]
         hidden = self._extend(part.begin(max(map(len, pieces)), self.model.device), pieces)
         results = []
-        size = max(1, LOGITS // self._network.vocabulary)
-        for row, (p, group) in enumerate(zip(own, continuations, strict=True)):
-            most = max(map(len, group))
-            ids_T_G = torch.tensor(
-                [[*c, *[0] * (most - len(c))] for c in group], dtype=torch.long, device=hidden.device
-            ).T
-            rows_T_D = hidden[row, len(p) - 1 : len(p) - 1 + most]
-            found: list[Tensor] = []
-            likeliest: list[dict[int, float]] = []
-            for part_t_D, ids_t_G in zip(rows_T_D.split(size), ids_T_G.split(size), strict=True):
-                logp = (self._head(part_t_D).float() / temperature).log_softmax(-1)
-                best = logp.topk(min(top, logp.shape[1]))
-                pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                likeliest += [dict(zip(i, x, strict=True)) for i, x in pairs]
-                found.append(logp.gather(1, ids_t_G))
-            columns = torch.cat(found).T.tolist()
-            results.append([(x[: len(c)], likeliest[: len(c)]) for x, c in zip(columns, group, strict=True)])
+        for row_T_D, p, group in zip(hidden, own, continuations, strict=True):
+            first = len(p) - 1
+            results.append(self._score_row(row_T_D[first : first + max(map(len, group))], group, temperature, top))
         return results
+
+    def _score_row(
+        self, hidden_T_D: Tensor, continuations: Sequence[Sequence[int]], temperature: float, top: int
+    ) -> list[Scored]:
+        """Score G continuations from the hidden states before each of their tokens, with at most ``LOGITS`` logits at once."""
+        padded = [[*c, *[0] * (len(hidden_T_D) - len(c))] for c in continuations]
+        ids_T_G = torch.tensor(padded, dtype=torch.long, device=hidden_T_D.device).T
+        size = max(1, LOGITS // self._network.vocabulary)
+        logprobs: list[Tensor] = []
+        likeliest: list[dict[int, float]] = []
+        for hidden_t_D, ids_t_G in zip(hidden_T_D.split(size), ids_T_G.split(size), strict=True):
+            logp_t_V = (self._head(hidden_t_D).float() / temperature).log_softmax(-1)
+            logprobs.append(logp_t_V.gather(1, ids_t_G))
+            best = logp_t_V.topk(min(top, logp_t_V.shape[1]))
+            likeliest += [
+                dict(zip(tokens, values, strict=True))
+                for tokens, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ]
+        columns = torch.cat(logprobs).T.tolist()
+        return [(x[: len(c)], likeliest[: len(c)]) for x, c in zip(columns, continuations, strict=True)]
 
     def _take(self, prompts: Sequence[Sequence[int]], sampling: Sampling, size: int) -> Iterator[tuple[Part, Tensor]]:
         """Yield the parts of a call, each with its random numbers [R, max_tokens]. The caches of the last call are dropped as
@@ -389,38 +393,34 @@ class NativeEngine:
         kv = part.begin(longest + (sampling.max_tokens if even else 0), self.model.device)
         logits = self._head(_last(self._extend(kv, pieces), pieces))
         if not even:
-            fan = torch.arange(len(prompts)).repeat_interleave(n)
-            kv = kv.fork(fan, torch.tensor([len(p) for p in prompts])[fan], sampling.max_tokens)
-            logits = logits[fan.to(logits.device)]
+            prompt_of_R = torch.arange(len(prompts)).repeat_interleave(n)
+            kv = kv.fork(prompt_of_R, torch.tensor([len(p) for p in prompts])[prompt_of_R], sampling.max_tokens)
+            logits = logits[prompt_of_R.to(logits.device)]
         return Decoding(part, sampling, kv, logits, randoms_R_T)
 
     def _advance(self, decodings: Sequence[Decoding]) -> None:
         """Draw a token for every row and run those that are not their sample's last."""
         new = [x for d in decodings for x in d.draw()]
-        live = [d for d in decodings if not d.done]
-        if not live:
+        running = [d for d in decodings if not d.done]
+        if not running:
             return
-        kv = live[0].kv if len(live) == 1 else JoinedKV([d.kv for d in live])
+        kv = running[0].kv if len(running) == 1 else JoinedKV([d.kv for d in running])
         logits = self._head(self._extend(kv, [[x] for x in new])[:, 0])
-        for decoding, rows in zip(live, logits.split([d.kv.active for d in live]), strict=True):
+        for decoding, rows in zip(running, logits.split([d.kv.active for d in running]), strict=True):
             decoding.logits = rows
 
     def _parts(self, prompts: Sequence[Sequence[int]], kept: list[PrefixCache], size: int) -> Iterator[Part]:
         """Yield the prompts in parts of at most ``size``, each part of prompts that begin in the same kept cache."""
         found: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
         for i, prompt in enumerate(prompts):
-            best = max(
-                ((*k.longest_prefix(prompt), which) for which, k in enumerate(kept)),
-                key=lambda f: f[1],
-                default=(0, 0, -1),
-            )
-            row, length, which = best
+            prefixes = ((*cache.longest_prefix(prompt), which) for which, cache in enumerate(kept))
+            row, length, which = max(prefixes, key=lambda prefix: prefix[1], default=(0, 0, -1))
             start = min(length, len(prompt) - 1)  # the last token is run again for its logits
             self.usage.reused += start
             found[which if start else -1].append((i, row, start))
-        for which, mine in found.items():
-            for i in range(0, len(mine), size):
-                indices, rows, starts = map(list, zip(*mine[i : i + size], strict=True))
+        for which, members in found.items():
+            for i in range(0, len(members), size):
+                indices, rows, starts = map(list, zip(*members[i : i + size], strict=True))
                 texts = [prompts[j] for j in indices]
                 yield Part(indices, texts, None if which < 0 else kept[which].kv, rows, starts)
 
@@ -433,7 +433,7 @@ class NativeEngine:
         return self._network(ids, kv.begin(counts), kv)
 
     def _autocast(self) -> torch.autocast:
-        """Return the autocast that the learner scores under. It wraps a whole call, so that weights are cast once, not per token."""
+        """Return the autocast that the learner scores under, to wrap a whole call: weights are cast once, not per token."""
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _head(self, hidden: Tensor) -> Tensor:

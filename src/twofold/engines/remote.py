@@ -33,7 +33,7 @@ FIXED_FIELDS = {
 }
 """Fields of every request."""
 UNSUPPORTED = (400, 422, 502)
-"""HTTP statuses that show, while the server is tried out, that it lacks something: it refused or ignored a field."""
+"""HTTP statuses of a server that refused or ignored a field. When it is tried out, they mean that it lacks something."""
 
 T = TypeVar("T")
 
@@ -117,13 +117,14 @@ class RemoteRun(Generic[T]):
 
 
 class RemoteEngine:
-    """Implements ``StepEngine`` over the server at ``url``, whose API key is in the variable ``TWOFOLD_UPSTREAM_KEY``, if any.
+    """Implements ``StepEngine`` over the server at ``url``. The variable ``TWOFOLD_UPSTREAM_KEY`` may hold its API key.
 
     ``model`` is the server's name for the model; without it, the first of ``likely`` that the server has, or its only model.
-    ``text`` and its token ids ``ids`` (several, without control tokens) serve to check that both sides use one tokenizer.
+    ``text`` and its token ids ``ids`` (several, without control tokens) show whether both sides use the same tokenizer.
 
-    ``raw_logprobs`` is whether ``generate`` reports log-probs at temperature 1, whatever was sampled from: vLLM's default, which
-    ``--logprobs-mode processed_logprobs`` changes. ``context`` is the most tokens of a text, None if the server does not say.
+    ``raw_logprobs`` is True if ``generate`` reports log-probs at temperature 1, whatever was sampled from. That is vLLM's
+    default, which ``--logprobs-mode processed_logprobs`` changes. ``context`` is the most tokens of a text, None if the server
+    does not say.
 
     Every call may raise UpstreamError (an OSError). The constructor raises UpstreamError if the server cannot be reached or
     lacks what is needed, and ValueError if it has another model or another tokenizer.
@@ -137,9 +138,8 @@ class RemoteEngine:
         ids: Sequence[int],
         model: str | None = None,
         likely: Sequence[str] = (),
-        timeout: float = 3600.0,
     ) -> None:
-        self.wire = Wire(url, timeout)
+        self.wire = Wire(url)
         self.raw_logprobs, self._can_force = True, False
         self._arrived = threading.Event()
         try:
@@ -159,13 +159,13 @@ class RemoteEngine:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
     ) -> list[list[Completion]]:
-        """Do ``Engine.generate``. Raises ValueError if ``sampling`` asks for confidences: servers return no distributions."""
+        """See ``Engine``. Raises ValueError if ``sampling`` asks for confidences: servers return no distributions."""
         return self._start(prompts, sampling, stream=False, finished=finished).wait()
 
     def logprobs(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float = 1.0
     ) -> list[list[float]]:
-        """Do ``Engine.logprobs``. Raises ValueError for another temperature than 1."""
+        """See ``Engine``. Raises ValueError for another temperature than 1."""
         return [values for values, _ in self.score(prompts, continuations, temperature, 0).wait()]
 
     def start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> RemoteRun[list[list[Completion]]]:
@@ -201,7 +201,7 @@ class RemoteEngine:
         requests, groups = [], []
         for i, prompt in enumerate(prompts):
             key = b"%d " * len(prompt) % tuple(prompt)
-            if sampling.temperature == 0:  # one request for all equal samples: vLLM refuses n > 1
+            if sampling.temperature == 0:  # greedy samples are equal, and vLLM refuses to return several
                 groups.append([RemoteSample()] * sampling.n)
             else:
                 groups.append([RemoteSample() for _ in range(sampling.n)])

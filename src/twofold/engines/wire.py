@@ -23,6 +23,9 @@ BACKOFF = 0.5
 MAX_BACKOFF = 30.0
 """The most seconds between two attempts."""
 CONNECT_TIMEOUT = 10.0
+"""Seconds to connect in."""
+SILENCE = 3600.0
+"""Seconds without a byte after which a request is given up."""
 MAX_CONNECTIONS = 128
 """The most requests under way at once; the others wait for their turn."""
 RETRIED = {429, 500, 502, 503, 504}
@@ -33,23 +36,23 @@ OnObject = Callable[[dict[str, Any]], None]
 
 
 class Wire:
-    """A client whose requests run in a thread of its own. To cancel a future of ``submit`` closes its connections at once.
+    """A client whose requests run in a thread of its own. Cancelling a future of ``submit`` closes its connections at once.
 
-    ``timeout`` is the seconds of silence after which a request is given up. Raises ValueError if ``url`` is not a URL.
+    Raises ValueError if ``url`` is not a URL.
     """
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str) -> None:
         try:
             valid = httpx2.URL(url).scheme in ("http", "https")
         except httpx2.InvalidURL:
             valid = False
         if not valid:
             raise ValueError(f"upstream {url!r}: a URL such as http://127.0.0.1:8000/v1 is needed")
-        self.url, self.timeout = url.rstrip("/"), timeout
+        self.url = url.rstrip("/")
         key = os.environ.get(KEY, "").strip()
         self._client = httpx2.AsyncClient(
             headers={"authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx2.Timeout(timeout, connect=CONNECT_TIMEOUT, pool=None),
+            timeout=httpx2.Timeout(SILENCE, connect=CONNECT_TIMEOUT, pool=None),
             limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
         )
         self._loop = asyncio.new_event_loop()
@@ -84,7 +87,7 @@ class Wire:
                     error = self._refusal(reply, attempt)
                     wait = max(wait, _retry_after(reply))
             except httpx2.ReadTimeout:
-                raise UpstreamError(504, f"the upstream {self.url} was silent for {self.timeout:g} s") from None
+                raise UpstreamError(504, f"the upstream {self.url} was silent for {SILENCE:g} s") from None
             except httpx2.RequestError as lost:
                 kind = f"{type(lost).__name__}: {lost}".rstrip(": ")
                 error = UpstreamError(503, f"no answer from the upstream {self.url}: {kind} (attempt {attempt})")

@@ -27,7 +27,7 @@ from twofold.serve.schema import Request as Body
 from twofold.serve.service import ActiveRequest, Service
 
 _FIELD = re.compile(r"[a-z_]+|\d+")
-"""A field's name or index. What else stands in an error's location names a form that the field may have (constrained-str)."""
+"""A field's name or index in an error's location. Other parts name a form that the field may have, such as constrained-str."""
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}}
 STREAMED = ERRORS | {200: {"content": {"text/event-stream": {}}}}
 
@@ -161,9 +161,8 @@ def _handle_errors(api: FastAPI) -> None:
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        deepest = max(
-            error.errors(), key=lambda e: len(e["loc"])
-        )  # if a field has several forms, most likely the one meant
+        # if a field may have several forms, the error of the one that was most likely meant
+        deepest = max(error.errors(), key=lambda e: len(e["loc"]))
         named = [str(x) for x in deepest["loc"][1:]]
         if deepest["type"] != "extra_forbidden":
             named = [x for x in named if _FIELD.fullmatch(x)]

@@ -1,4 +1,4 @@
-"""What precedes every route: the check of the key, the limit of the body, the count and the log. Plain ASGI."""
+"""Plain ASGI around all routes: checks the key, limits the body, counts and logs."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Guard:
 
 
 def to_refused(error: BaseException) -> Refused:
-    """Return the reply to any error. What is unexpected is logged without its message, which may contain a prompt."""
+    """Return the reply to any error. An unexpected error is logged without its message, which may contain a prompt."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, Cancelled | asyncio.CancelledError):
@@ -112,15 +112,11 @@ def to_refused(error: BaseException) -> Refused:
     if isinstance(error, UpstreamError):
         log.error("the upstream server failed: status %d", error.status)
         if error.status in (429, 503):
-            return Refused(
-                503,
-                "the server behind this one cannot be reached or is too busy",
-                "upstream_unavailable",
-                retry_after=5,
-            )
+            message = "the upstream server cannot be reached or is too busy"
+            return Refused(503, message, "upstream_unavailable", retry_after=5)
         late = error.status == 504
         words = "did not answer in time" if late else f"failed on this request (status {error.status})"
-        return Refused(504 if late else 502, f"the server behind this one {words}", "upstream_failed")
+        return Refused(504 if late else 502, f"the upstream server {words}", "upstream_failed")
     frames = "".join(traceback.format_tb(error.__traceback__))
     log.error("%s, message withheld, at\n%s", type(error).__name__, frames)
     return Refused(500, "the server failed on this request; its log says where", "internal_error")

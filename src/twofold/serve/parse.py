@@ -86,7 +86,7 @@ def check_logprobs(body: Request, raw: bool) -> None:
     asked = body.logprobs if isinstance(body, ChatRequest) else isinstance(body, TextRequest) and body.logprobs == 0
     untempered = body.temperature == 0 or (body.temperature in (None, 1) and body.top_p in (None, 1))
     if asked and raw and not untempered:
-        message = "the server behind this one reports logprobs only at temperature 1 and top_p 1, or at temperature 0"
+        message = "the upstream server reports logprobs only at temperature 1 and top_p 1, or at temperature 0"
         raise Refused(400, message, param="logprobs")
 
 

@@ -32,7 +32,7 @@ class ReplyFormat(Protocol):
         ...
 
     def delta(self, text: str | None, first: bool = False) -> dict[str, Any]:
-        """Return the fields of a chunk's choice that hold its text; ``first`` of the choice's chunks."""
+        """Return the fields of a chunk's choice that hold its text. ``first``: the chunk is the choice's first."""
         ...
 
     def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any] | None:
@@ -96,8 +96,8 @@ class TextFormat:
         }
 
     def _by_name(self, logprobs: dict[int, float]) -> dict[str, float | None]:
-        """Return log-probs by the tokens' names, likeliest first. Of tokens with one name (halves of characters) the likeliest
-        has it."""
+        """Return log-probs by the tokens' names, likeliest first. If tokens share a name (halves of characters), the likeliest
+        gets it."""
         named: dict[str, float | None] = {}
         for token in sorted(logprobs, key=logprobs.__getitem__, reverse=True):
             named.setdefault(self._name(token), _finite(logprobs[token]))

@@ -48,14 +48,16 @@ class RequestState:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a generate call is, for readers in other threads. It has a row per sample; the lists of ``tokens`` and
-    ``logprobs`` are the run's own and grow."""
+    """The progress of a generate call, with a row per sample, which other threads read.
+
+    The lists of ``tokens`` and ``logprobs`` are the run's own and grow.
+    """
 
     prompts: Sequence[list[int]]
     tokens: Sequence[list[int]]
     logprobs: Sequence[list[float]]
     ready: list[int]
-    """How many of each row's tokens are final: stop strings have been looked for in them."""
+    """How many of each row's tokens have been searched for stop strings and come before the end of any."""
     finished: int = 0
     """How many rows have ended."""
     verdicts: dict[int, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The server process: where it listens, whether it needs a key, how it stops."""
+"""The server process: its address, its API key, and how it stops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from twofold.serve.api import app
 from twofold.serve.service import Service
 
 KEY = "TWOFOLD_API_KEY"
-"""The environment variable with the API key, if no file has it."""
+"""The environment variable with the API key, read if no file is given."""
 
 
 def read_key(file: Path | None, host: str) -> str | None:
