@@ -1,4 +1,4 @@
-"""Evaluation against plain transformers: what is sampled, how it is scored, and that an interrupted one goes on."""
+"""Evaluation against plain transformers: the samples, their scores, and how an interrupted one continues."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def pools(model: run.Model, out: Path, **changes: Any) -> list[Pool]:
 
 @torch.no_grad()
 def last_hidden(directory: Path, tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(hidden state, logits) of the last token, by transformers alone."""
+    """Return (hidden state, logits) of the last token, by transformers alone."""
     plain = AutoModelForCausalLM.from_pretrained(directory)
     out = plain(torch.tensor([tokens]), output_hidden_states=True)
     return out.hidden_states[-1][0, -1], out.logits[0, -1]
 
 
 def judgement_prompts(model: run.Model) -> list[list[int]]:
-    """Of every sample that SMALL draws, each generated alone and asked about from scratch."""
+    """Return the judge's prompt for every sample that SMALL draws, each generated alone and without a cache."""
     chat, task = model.chat, Sums()
     sampling = run.Sampling(n=SMALL.n, max_tokens=SMALL.max_tokens, stop=chat.stop, seed=SMALL.seed)
     found = []
@@ -93,7 +93,7 @@ def test_another_model_may_verify(model, tiny_model, tmp_path):
 
 
 def test_the_version_is_the_source_trees(model, tmp_path, monkeypatch):
-    """A package that runs from its source, without being installed, has no metadata to ask."""
+    """A package that runs from its source, without being installed, has no metadata."""
     versions = {"torch": "1", "transformers": "2"}
     monkeypatch.setattr("twofold.evals.run.version", versions.__getitem__)
     pools(model, tmp_path, judge="none", problems=1)
