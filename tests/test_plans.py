@@ -226,4 +226,4 @@ def test_the_choice_is_among_the_plans_that_were_given(evaluated: Path, tmp_path
     for row in found.rows:
         assert row.difference.mean == pytest.approx(row.adaptive.mean - row.single.mean)
         assert {*row.best, row.best_single} <= {"majority", "weighted"} and len(row.best) == 3
-        assert row.adaptive_tokens >= 10 * row.budget + 4  # about 5 in 6 of the pilot's 4 samples have an answer
+        assert row.adaptive_tokens >= 10 * row.budget + 4  # of a pilot of 4, some 5 in 6 have an answer
