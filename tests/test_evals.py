@@ -18,7 +18,7 @@ from twofold.evals.run import Eval
 from twofold.models.io import save_model
 from twofold.tasks.procedural import Sums
 from twofold.text.prompts import JUDGE
-from twofold.types import Pool
+from twofold.types import Pool, Sampling
 
 SMALL = Eval(problems=3, n=4, max_tokens=12, batch=2)
 
@@ -46,7 +46,7 @@ def last_hidden(directory: Path, tokens: list[int]) -> tuple[torch.Tensor, torch
 def judgement_prompts(model: run.Model) -> list[list[int]]:
     """Return the judge's prompt for every sample that SMALL draws, each generated alone and without a cache."""
     chat, task = model.chat, Sums()
-    sampling = run.Sampling(n=SMALL.n, max_tokens=SMALL.max_tokens, stop=chat.stop, seed=SMALL.seed)
+    sampling = Sampling(n=SMALL.n, max_tokens=SMALL.max_tokens, stop=chat.stop, seed=SMALL.seed)
     found = []
     for i in range(SMALL.problems):
         prompt = chat.prompt(task.problem("test", i).question)
@@ -96,7 +96,7 @@ def test_the_version_is_the_source_trees(model, tmp_path, monkeypatch):
     """A package that runs from its source, without being installed, has no metadata."""
     versions = {"torch": "1", "transformers": "2"}
     monkeypatch.setattr("twofold.evals.run.version", versions.__getitem__)
-    pools(model, tmp_path, judge="none", problems=1)
+    pools(model, tmp_path, problems=1)
     assert read_header(tmp_path).versions == {"twofold": twofold.__version__, **versions}
 
 
