@@ -1,4 +1,4 @@
-"""Plans on one pool: replayed as they would have run, run where the pool lacks their samples, and shown in a report."""
+"""Plans on one pool: replayed exactly as they would have run, run where they must be, and shown beside the oracle."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ GRADES = {True: Grade(1.0, "correct"), False: Grade(0.0, "wrong")}
 
 
 def make_pool(answers: str, scores: list[float], right: str = "r", **more) -> Pool:
-    """Return a pool from one character per sample; "." has no answer.
-
-    Every sample costs 10 tokens, every verdict 3, the whole pool 1 second.
-    """
+    """One character per sample; "." has no answer. Every sample costs 10 tokens, every verdict 3, all of it 1 second."""
     found = [None if a == "." else a for a in answers]
     n = len(found)
     return Pool(
@@ -156,7 +153,7 @@ def test_a_plan_of_more_samples_than_the_pool_is_refused(tmp_path: Path):
 
 
 def two_kinds(i: int) -> Pool:
-    """Return an easy problem for even i (high scores, the majority is right), a hard one for odd i (only the best score is)."""
+    """Even problems: the pilot is sure, and the majority is right. Odd ones: unsure, and only the best-scored is."""
     n = 8
     if i % 2 == 0:
         return make_pool("rrrrrrab", [0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.9, 0.9])
@@ -172,7 +169,7 @@ def test_each_difficulty_gets_the_plan_that_suits_it():
 
 
 def test_a_pilot_pays_for_its_verdicts_whatever_it_chooses():
-    """8 samples cost 10 tokens each. The best score pays 8 verdicts of 3 tokens, the majority only the pilot's 2."""
+    """8 samples of 10 tokens; 8 verdicts of 3 where the best score answers, and the pilot's 2 where the majority does."""
     pools = [replace(two_kinds(i), problem=Problem(f"p{i}", "?", "r", {})) for i in range(24)]
     found = compute_optimal(pools, [parse("majority-8"), parse("best-8")], [8], pilot=2, bins=2)
     assert found.adaptive_P_B_2[:, 0, 1].tolist() == [80 + 2 * 3, 80 + 8 * 3] * 12
@@ -183,7 +180,7 @@ def test_a_pilot_pays_for_its_verdicts_whatever_it_chooses():
 
 
 def test_the_table_is_measured_on_problems_it_was_not_chosen_on():
-    """On pure noise, the plan that looks best on one half is worth no more than any other on the other half."""
+    """Pure noise: what looks best on one half is worth no more than any plan on the other."""
     rng = np.random.default_rng(0)
     pools = [make_pool("ra" * 4, rng.random(8).tolist()) for _ in range(200)]
     plans = [parse("majority-8"), parse("best-8"), parse("weighted-8")]
