@@ -1,4 +1,4 @@
-"""Evaluation against plain transformers: the samples, their scores, and how an interrupted one continues."""
+"""Evaluation against plain transformers: what is sampled, how it is scored, and that an interrupted one continues."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def last_hidden(directory: Path, tokens: list[int]) -> tuple[torch.Tensor, torch
 
 
 def judgement_prompts(model: run.Model) -> list[list[int]]:
-    """Return the judge's prompt for every sample that SMALL draws, each generated alone and without a cache."""
+    """Return the judgement prompt of every sample that SMALL draws, each generated alone."""
     chat, task = model.chat, Sums()
     sampling = run.Sampling(n=SMALL.n, max_tokens=SMALL.max_tokens, stop=chat.stop, seed=SMALL.seed)
     found = []
