@@ -96,10 +96,10 @@ def test_another_model_may_verify(model, tiny_model, tmp_path):
 
 
 def test_the_version_is_the_source_trees(model, tmp_path, monkeypatch):
-    """A package that runs from its source, without being installed, has no metadata to ask."""
+    """A package that runs from its source, without being installed, has no metadata."""
     versions = {"torch": "1", "transformers": "2"}
     monkeypatch.setattr("twofold.evals.run.version", versions.__getitem__)
-    pools(model, tmp_path, judge="none", problems=1)
+    pools(model, tmp_path, problems=1)
     assert read_header(tmp_path).versions == {"twofold": twofold.__version__, **versions}
 
 

@@ -1,4 +1,4 @@
-"""The grid of token caps and samples: numbers by hand, against pools that were really drawn under the cap, and shown."""
+"""The grid of token caps and samples: by hand, against pools that were drawn under the cap, and in a report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIG = Eval(problems=6, n=4, max_tokens=40, batch=6)
 
 
 def make_pool(name: str, answers: list[str], scores: list[float], tokens: list[int]) -> Pool:
-    """Right is 42; a verdict costs 2 tokens."""
+    """Return a pool whose right answer is 42 and whose verdicts cost 2 tokens each."""
     grades = [Grade(1.0, "correct") if a == "42" else Grade(0.0, "wrong") for a in answers]
     return Pool(Problem(name, "?", "42"), [*answers], grades, [*scores], tokens, [2] * len(answers), 1.0)
 
@@ -46,13 +46,13 @@ def test_cells_are_the_hand_computed_ones(evaluated: Path) -> None:
     of_b = [[2 / 3, 1, 1], [2 / 3, 1, 1], [1, 1, 1]]
     expected = [(x + y) / 2 for row_a, row_b in zip(of_a, of_b, strict=True) for x, y in zip(row_a, row_b, strict=True)]
     assert [cell.accuracy.mean for cell in found.cells] == pytest.approx(expected)
-    # of all three samples, means of a and b. generated: (11 + 8) / 2, (14 + 10) / 2, (17 + 14) / 2; a verdict is 2
+    # all three samples, means of a and b; generated: (11 + 8) / 2, (14 + 10) / 2, (17 + 14) / 2; a verdict is 2
     whole = [cell for cell in found.cells if cell.k == 3]
     assert [cell.generated for cell in whole] == pytest.approx([9.5, 12, 15.5])
     assert [cell.verified for cell in whole] == pytest.approx([3, 4, 6])
     assert [cell.cumulated for cell in whole] == pytest.approx([12.5, 12.5 + 16, 12.5 + 16 + 21.5])
     assert found.cells[0].generated == pytest.approx(9.5 / 3)
-    assert accuracy_grid(HAND, header, [4], "majority").cells[2].verified == 0  # a count of answers asks nobody
+    assert accuracy_grid(HAND, header, [4], "majority").cells[2].verified == 0  # a majority vote needs no verdict
 
 
 def test_the_grid_is_what_drawing_under_each_cap_gives(evaluated: Path, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_the_grid_is_what_drawing_under_each_cap_gives(evaluated: Path, tmp_path
     )
     short = next(cell for cell in found.cells if (cell.cap, cell.k) == (24, 4))
     assert short.generated == pytest.approx(sum(sum(pool.tokens) for pool in drawn) / len(drawn))
-    assert 0 < found.ended[0] < 1  # or there is nothing to see
+    assert 0 < found.ended[0] < 1  # else the cap would cut all samples or none
     for cut, pool in zip(drawn, pools, strict=True):
         for i, tokens in enumerate(pool.tokens):
             if tokens < 24:
@@ -71,7 +71,7 @@ def test_the_grid_is_what_drawing_under_each_cap_gives(evaluated: Path, tmp_path
                 assert cut.scores[i] == pytest.approx(pool.scores[i], rel=1e-3)
             else:
                 assert cut.tokens[i] == 24
-    for column, k in enumerate(found.ks):  # the last cap cuts nothing: the ordinary curve
+    for column, k in enumerate(found.ks):  # the last cap cuts nothing, so it has the ordinary curve
         correct = [[g.label == "correct" for g in pool.grades] for pool in pools]
         exact = [votes.curves(p.answers, c, p.scores, [k])["weighted"][0] for p, c in zip(pools, correct, strict=True)]
         assert found.cells[len(found.ks) + column].accuracy.mean == pytest.approx(sum(exact) / len(exact))
@@ -90,7 +90,7 @@ def test_the_report_shows_the_grid_and_the_choice(evaluated: Path, tmp_path: Pat
     lines = (evaluated / "pools.jsonl").read_text().splitlines()
     (tmp_path / "eval.json").write_text((evaluated / "eval.json").read_text())
     copies = [json.loads(line) for line in lines for _ in range(2)]
-    for i, row in enumerate(copies):  # the choice wants 12 problems
+    for i, row in enumerate(copies):  # the choice needs 12 problems
         row["problem"]["id"] = f"p{i}"
     (tmp_path / "pools.jsonl").write_text("".join(json.dumps(row) + "\n" for row in copies))
     assert cli.main(["report", str(tmp_path), "--caps", "24,40", "--optimal"]) == 0

@@ -1,4 +1,4 @@
-"""Evaluations that probe thoughts: what is asked, what is saved, and the numbers and figures of a report, by hand."""
+"""Evaluations that probe thoughts: the prompts, the files, and the numbers and figures of a report, by hand."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_probes_of_a_thought_by_hand(chat):
     assert [p.tokens for p in thought.prefixes] == [
         len(chat.prompt("Q0")) + len(chat.encode(ASKED[p].removeprefix("Q0"), tags=True)) for p in (P0, P1, P2)
     ]
-    assert [p.value for p in thought.prefixes] == [0, 0.5, 1]  # what could not be graded in time is no wrong answer
+    assert [p.value for p in thought.prefixes] == [0, 0.5, 1]  # an answer that was not graded in time is not wrong
     assert thought.prefixes[2].labels == ["correct", "timeout"]
     assert len(set(thought.prefixes[0].answers)) == 1 and len(set(thought.prefixes[1].answers)) == 2
     assert thought.prefixes[0].lengths == [len(chat.encode("no")) + 1] * 2
@@ -59,7 +59,7 @@ def test_probes_of_a_thought_by_hand(chat):
 
 
 def test_a_thought_at_budgets_by_hand(chat):
-    """J = 0, 1/2, 1 behind 0, 1, 2 episodes, 1/4 where a budget ends in the second."""
+    """J is 0, 1/2, 1 after 0, 1, 2 episodes, and 1/4 where a budget ends in the second."""
     size = [len(chat.encode(t, tags=True)) for t in ("a\n\n", "a\n\nWait b\n")]
     inside = size[0] + 1
     cut = f"Q0<think>\n{chat.decode(chat.encode(TWO, tags=True)[:inside])}\n</think>\n"
@@ -70,16 +70,16 @@ def test_a_thought_at_budgets_by_hand(chat):
     assert [(p.end, p.value, p.within) for p in thought.prefixes] == [
         (0, 0, False), (size[0], 0.5, False), (inside, 0.25, True), (size[1], 1, False)
     ]  # fmt: skip
-    assert [p.value for p in thought.own] == [0, 0.5, 1]  # no budget is an episode
+    assert [p.value for p in thought.own] == [0, 0.5, 1]  # a budget is not an episode
     assert thought.at(inside).value == 0.25 and thought.at(30).value == 1  # it ended by itself
-    # a thought cut within a line costs a line break more
+    # a thought cut within a line costs one more line break
     closing = [p.tokens - p.end - thought.prompt for p in thought.prefixes]
     broken = len(chat.encode("\n</think>\n", tags=True)) - len(chat.encode("</think>\n", tags=True))
     assert [c - closing[0] for c in closing] == [0, 0, broken, 0] and broken > 0
 
 
 def test_a_budget_is_that_of_budget_forcing():
-    """Greedy: a thought stopped at a budget answers as it does when it may not be longer."""
+    """With greedy sampling, a thought stopped at a budget answers like one that may not be longer."""
     model, task = twofold.load("tiny"), Sums(level=1, choice=1.0)
     problems, budgets = [task.problem("train", i) for i in range(8)], (30, 45, 120)
     config = Probing(answers=1, budgets=budgets, prover=SHIPPED, episodes=SHORT)
@@ -95,7 +95,7 @@ def test_a_budget_is_that_of_budget_forcing():
 
 
 def test_a_thought_is_made_to_go_on(chat):
-    """Twice: the first continuation ends by itself, the second is cut and goes back to its last paragraph."""
+    """The thought continues twice: once to an end of its own, once until it is cut after its last whole paragraph."""
     on = "Q0<think>\na\nWait"
     script = [
         {P0: ["a\n</think>\nno"]},
@@ -115,7 +115,7 @@ def test_a_thought_is_made_to_go_on(chat):
 
 
 class Closing(Scripted):
-    """Texts that end with it stop at the token that closes a thought."""
+    """An engine whose texts that end with ``</think>`` stop at this token."""
 
     def completion(self, text: str) -> Completion:
         c = super().completion(text)
@@ -168,14 +168,17 @@ def test_an_evaluation_with_probes_is_saved_resumed_and_drawn(tmp_path):
 
 
 def prefix(tokens: int, right: int, of: int = 8, waits: int = 0) -> Prefix:
-    """``right`` answers of ``of`` are; the others are all the same wrong one. 10 tokens each, 10 less for the prefix."""
+    """Return a prefix with ``right`` right answers of ``of``, the others all the same wrong one.
+
+    An answer has 10 tokens, and the prefix 10 fewer than ``tokens``.
+    """
     labels = ["correct"] * right + ["wrong"] * (of - right)
     answers = ["7" if label == "correct" else "8" for label in labels]
     return Prefix(tokens, tokens - 10, waits, answers, labels, [0.0] * of, [10] * of, within=False)
 
 
 SPEC = Thought([prefix(1000, 0), prefix(3000, 4), prefix(6000, 8)], "correct", 6000, 0)
-"""The points of the regret test in our notes: (1000, 0), (3000, 1/2), (6000, 1)."""
+"""A thought with the points of the regret test: (1000, 0), (3000, 1/2), (6000, 1)."""
 FLAT = Thought([prefix(1000, 2), prefix(2000, 2)], "wrong", 2000, 0)
 
 
@@ -197,7 +200,7 @@ def hand(tmp_path_factory: pytest.TempPathFactory) -> Thinking:
 
 
 def test_regret_against_the_budget(hand):
-    """Of SPEC .7291667 at 4000 and .40625 at 8000; FLAT rises to 1/4 at 1000 and stays: 1 - (1/4)(n - 500) / n."""
+    """SPEC has .7291667 at 4000 and .40625 at 8000. FLAT rises to 1/4 at 1000 and stays: 1 - (1/4)(n - 500) / n."""
     regret = {b: r.mean for b, r in zip(hand.budgets, hand.regret, strict=True)}
     assert len(regret) == 32 and max(regret) == 8000
     for budget, spec in ((4000, 0.7291667), (8000, 0.40625)):
@@ -209,7 +212,7 @@ def test_regret_against_the_budget(hand):
 
 
 def test_progress_and_what_stopping_at_once_is_worth(hand):
-    """Episodes gain 1/2, 1/2 in SPEC and nothing in FLAT: p0 has a mean of 1/2, p1 of 1/3."""
+    """Episodes gain 1/2 and 1/2 in SPEC, and nothing in FLAT: p0 has a mean of 1/2, p1 of 1/3."""
     progress = hand.progress
     assert progress.mean == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert (progress.negative, progress.positive) == (0, pytest.approx(6 / 7))
@@ -233,7 +236,7 @@ def test_votes_at_each_prefix_by_number_of_episodes(hand):
 
 
 def test_what_thinking_on_loses(hand):
-    """Only FLAT and SPEC have one episode, only SPEC two; both by the formula of the maths, on exact votes."""
+    """FLAT and SPEC have one episode, only SPEC has two. Expected is the formula on exact votes."""
     rows = [[maj_at_prefix(p.answers, p.correct, p.logprobs) for p in t.own] for t in (SPEC, FLAT)]
     one, two = hand.stopping
     assert (one.budget, one.thoughts, two.budget, two.thoughts) == (1, 4, 2, 3)
@@ -242,8 +245,11 @@ def test_what_thinking_on_loses(hand):
 
 
 def test_waiting_is_measured_at_a_budget_of_its_own(tmp_path):
-    """A thought right half the time at 100 tokens, and always at 300 once it was made to go on. Without waits the curve
-    stays at 1/2 behind 100: up to 160 an area of 12.5 + 30. With one it rises to 1 at 300, in 224 tokens by 124 / 400 of it."""
+    """A thought is right half the time at 100 tokens, and always at 300 after one wait.
+
+    Without waits its curve stays at 1/2 after 100: an area of 12.5 + 30 up to 160. With one it rises to 1 at 300, and by
+    124 / 400 up to 224.
+    """
     on = Thought([prefix(50, 0), prefix(100, 4), prefix(300, 8, waits=1)], "wrong", 100, 0)
     directory = write(tmp_path, {"p0": [on], "p1": [on]}, limit=160, waits=1)
     found = summarise([directory]).tasks[0].evaluations[0].thinking
@@ -257,7 +263,7 @@ def test_waiting_is_measured_at_a_budget_of_its_own(tmp_path):
 
 
 def test_tokens_at_equal_accuracy(tmp_path):
-    """Ours rises to 1 by 1000 tokens, the baseline by 2000; budgets are multiples of 250."""
+    """Ours rises to 1 by 1000 tokens, the baseline by 2000. Budgets are multiples of 250."""
     slow, fast = (Thought([prefix(20, 0), prefix(n, 8)], "correct", n, 0) for n in (2000, 1000))
     runs = [write(tmp_path / name, {"p0": [t], "p1": [t]}, name) for name, t in (("slow", slow), ("fast", fast))]
     (row,) = summarise(runs).tasks[0].tokens_saved
@@ -268,7 +274,7 @@ def test_tokens_at_equal_accuracy(tmp_path):
 
 
 def test_prefixes_that_cost_no_more_than_the_one_before(tmp_path):
-    """A longer prefix may have shorter answers: the curve goes by cost."""
+    """A longer prefix may have shorter answers, so the curve is ordered by cost."""
     thought = Thought([prefix(100, 0), prefix(100, 2), prefix(80, 8)], "correct", 100, 0)
     assert thought.points() == [(80, 1.0), (100, 0.25)]
 

@@ -55,7 +55,7 @@ def test_the_worked_vector() -> None:
 
 
 def test_fewer_steps_are_favoured_where_all_are_right_and_more_where_all_are_wrong() -> None:
-    """The bias of pooled z-scores, in numbers, and that the credit per response has none."""
+    """Pooled z-scores are biased by the number of steps; the credit per response is not."""
     firsts = [row[0] for row in grpo_steps([[1] * 2, [1] * 4])]
     assert firsts == pytest.approx([2.58, -2.58], abs=0.01)
     firsts = [row[0] for row in grpo_steps([[1] * k for k in (1, 5, 8, 10, 15)])]
@@ -66,7 +66,7 @@ def test_fewer_steps_are_favoured_where_all_are_right_and_more_where_all_are_wro
 
 
 def test_credit_per_response_by_hand() -> None:
-    """Mean verdicts 0, 1, -1: mean 0, standard deviation 1."""
+    """The mean verdicts are 0, 1, -1, with mean 0 and standard deviation 1."""
     assert near(grpo_steps(VECTOR, "response"), [[0, -0.5], [1, 0.75, 0.5, 0.25], [-1]])
     assert grpo_steps([[1, -1]], "response") == [[0, 0]] and grpo_steps([], "response") == []
 
@@ -81,15 +81,15 @@ def test_per_response_the_first_token_has_the_z_score_of_the_mean_verdict(verdic
 
 
 def test_credit_by_the_first_error_by_hand() -> None:
-    """+1 -1 | +1 +1 | -1 -1: mean 0, standard deviation sqrt(6/5)."""
+    """The verdicts +1 -1 | +1 +1 | -1 -1 have mean 0 and standard deviation sqrt(6/5)."""
     assert until_error([1, -1, 1]) == [1, -1, -1]
     z = 1 / math.sqrt(6 / 5)
     assert near(grpo_steps([[1, -1], [1, 1], [-1, 1]], "first_error"), [[z, -z], [z, z], [-z, -z]])
-    assert until_error([0.0, -0.5, 1.0]) == [1, -1, -1]  # a tie of two verifications is no error
+    assert until_error([0.0, -0.5, 1.0]) == [1, -1, -1]  # a tie of two verifications is not an error
 
 
 def test_leave_one_out_step_credit_by_hand() -> None:
-    """Rewards 1/2, -1/2 | 1: less the mean of the others 0, -5/4 | 1; to go, times ten."""
+    """Rewards 1/2, -1/2 | 1 minus the mean of the others are 1/4, -5/4 | 1. These are summed to go, times ten."""
     assert near(rloo_steps([[1, -1], [1]]), [[10 * (0.25 - 1.25), -12.5], [10.0]])
     assert rloo_steps([[1]]) == [[0]] and rloo_steps([]) == []
 
@@ -122,7 +122,7 @@ def test_f1_by_hand() -> None:
 
 def test_f1_is_guarded() -> None:
     assert process_score([0, -1], [1, 0]).f1 == 0
-    assert math.isnan(process_score([0, 1], [0, 1]).f1)  # no case without an error
+    assert math.isnan(process_score([0, 1], [0, 1]).f1)  # every case has an error
     assert process_score([0, -1], [0, -1]).f1 == 1
     with pytest.raises(ValueError, match="1 predictions for 2 cases"):
         process_score([0, -1], [0])
@@ -204,7 +204,7 @@ def test_a_source_that_is_neither_file_nor_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", [Sums(level=3), Letters(), Countdown()])
 def test_planted_errors_are_where_the_label_says(task: Any) -> None:
-    """Checked by arithmetic of its own on the lines, not by what planted them."""
+    """The lines are checked by arithmetic that shares no code with what planted the errors."""
     cases = [Planted(task).case(i) for i in range(60)]
     assert cases == [Planted(task).case(i) for i in range(60)] != [Planted(task, seed=1).case(i) for i in range(60)]
     assert [c.label >= 0 for c in cases] == [i % 2 == 0 for i in range(60)]
@@ -227,7 +227,7 @@ def test_a_twin_that_could_plant_nothing_is_refused() -> None:
 
 
 def holds(line: str, asked: tuple[str, int] | None) -> bool:
-    """Whether a line is true by itself, and does what was asked for if that is known."""
+    """Return whether a line is true by itself, and does what was asked for if that is known."""
     if ":" in line:
         word, said = line.split(": ")
         return said.split(",")[0] == word[-1]
@@ -337,7 +337,7 @@ def test_thresholded_p_yes_at_prefixes(model: Any) -> None:
 
 
 def test_critics_with_the_shipped_model(model: Any) -> None:
-    """It was taught critiques: all of them can be read, and they find more planted errors than a guess would."""
+    """The model was taught critiques, so nearly all of them can be read."""
     cases = [Planted(Letters()).case(i) for i in range(24)]
     verifier = Critic(cut="lines", question=CRITIQUE, max_tokens=64)
     found = score(model.engine, model.chat, cases, verifier)
@@ -361,7 +361,7 @@ def test_the_command(model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_threshold_is_chosen_on_other_cases(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the training side of a procedural task, which shares no question with the test side."""
+    """The threshold is chosen on a task's training side, which shares no question with its test side."""
     seen: list[set[str]] = []
     for name in ("tuned", "score"):
         plain = getattr(critic, name)

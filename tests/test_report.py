@@ -1,4 +1,4 @@
-"""Reports from saved pools: numbers against hand-computed ones, files that survive a crash, a page on its own."""
+"""Reports from saved pools: hand-computed numbers, files that survive a crash, and a page that needs nothing else."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GRADES = {
 
 
 def make_pool(i: int, answers: Sequence[str | None], scores: Sequence[float | None], **meta: Any) -> Pool:
-    """A problem whose right answer is 42; ``"?"`` is an answer the grader timed out on."""
+    """Return a pool whose right answer is 42. ``"?"`` is an answer on which the grader timed out."""
     kinds = ["n" if a is None else "t" if a == "?" else "c" if a == "42" else "w" for a in answers]
     problem = Problem(f"p{i}", f"Question {i}: is 6 < 7 & <script>alert({i})</script>?", "42", meta)
     n = len(answers)
@@ -54,7 +54,7 @@ def save(directory: Path, pools: Sequence[Pool], name: str, **changes: Any) -> P
 
 
 def synthetic(seed: int, problems: int, n: int, judge: float | None) -> list[Pool]:
-    """Random pools; the score of a sample lies ``judge`` above or below 1/2 on average (None: not judged)."""
+    """Return random pools. Scores are ``judge`` above 1/2 if correct, below it if not, on average (None: not judged)."""
     rng = np.random.default_rng(seed)
     pools = []
     for i in range(problems):
@@ -84,7 +84,7 @@ HAND = [
 
 @pytest.fixture(scope="module")
 def hand(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The report on HAND, as its own JSON says it."""
+    """The report on HAND, read from its JSON."""
     tmp_path = tmp_path_factory.mktemp("hand")
     save(tmp_path / "run" / "evals" / "test", HAND, "hand")
     report([tmp_path / "run"], tmp_path / "out")
@@ -101,7 +101,7 @@ def test_accuracies_are_the_hand_computed_ones(hand: dict[str, Any]) -> None:
     # p0: 42 wins all 3 of its pairs; p2: loses whenever the 8 is in
     assert accuracy["best@2"] == accuracy["weighted@2"] == pytest.approx((3 / 6 + 0 + 3 / 6) / 3)
     assert (accuracy["maj@4"], accuracy["weighted@4"], accuracy["pass@4"]) == pytest.approx((1 / 3, 1 / 3, 2 / 3))
-    assert hand["tasks"][0]["at"] == 4  # nearest to 16 that there is
+    assert hand["tasks"][0]["at"] == 4  # the nearest to 16 of 1, 2 and 4
 
 
 def test_verifier_is_measured_on_answered_samples_only(hand: dict[str, Any]) -> None:
@@ -198,7 +198,7 @@ def test_efficiency_is_also_measured_against_the_baselines_best_rule(tmp_path: P
 
 
 def test_there_is_no_ratio_to_a_baseline_that_solves_nothing(tmp_path: Path) -> None:
-    """As the shipped model on GSM8K: half a point below nothing would be reached at once."""
+    """A target half a point below an accuracy of 0 would be reached at once, as with the shipped model on GSM8K."""
     lost = save(tmp_path / "lost", [make_pool(i, ["7", "8", None, "7"], [0.5] * 4) for i in range(40)], "lost")
     good = save(tmp_path / "good", synthetic(2, 40, 4, judge=0.25), "rlv")
     result = summarise([lost, good], baseline="lost")
@@ -264,7 +264,7 @@ def test_the_page_stands_alone_and_escapes_what_problems_say(tmp_path: Path) -> 
 
 
 def test_report_json_has_the_names_of_the_records(hand: dict[str, Any], tmp_path: Path) -> None:
-    """Only a level's accuracies, whose names are not known beforehand, stand beside its other keys."""
+    """There is one exception: a level's accuracies stand beside its other keys."""
     evaluation = (
         "label directory header rule problems samples ks accuracy labels at_token_limit tokens_per_sample "
         "judge_tokens_per_sample seconds_per_sample seconds levels strategies grid optimal thinking verifier"
@@ -362,7 +362,7 @@ def test_a_bad_line_is_named(tmp_path: Path, change: Any, message: str) -> None:
             read(path)
     path.write_text("\n".join([lines[0], "{half a line", lines[2]]) + "\n")
     with pytest.raises(PoolError, match=r"pools\.jsonl:2: not JSON"):
-        finished_ids(path)  # a bad line in the middle is no crash while appending: nothing is cut
+        finished_ids(path)  # a crash spoils only the last line, so a bad one in the middle is not cut
     assert path.read_text().count("\n") == 3
 
 

@@ -142,7 +142,7 @@ def test_bins_have_equal_mass_and_ignore_the_order_of_ties():
 
 
 def simulated(problems: int, samples: int, seed: int = 0, shift: float = 0.0):
-    """Scores uniform in [shift, 1]; correct with probability score - shift: the ECE is ``shift``."""
+    """Return scores uniform in [shift, 1], correct with probability score - shift, so that the ECE is ``shift``."""
     rng = np.random.default_rng(seed)
     scores = shift + (1 - shift) * rng.random(problems * samples)
     labels = rng.random(problems * samples) < scores - shift
@@ -251,7 +251,7 @@ KS = [1, 2, 4, 8, 16, 32]
 
 
 def problems_like(curve, spread=0.05, problems=100):
-    """Problems whose mean is exactly ``curve``: half lie ``spread`` above it, half below."""
+    """Return problems whose mean is exactly ``curve``: half lie ``spread`` above it, half below."""
     return np.asarray(curve)[None] + spread * np.tile([1, -1], problems // 2)[:, None]
 
 

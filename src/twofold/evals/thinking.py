@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 VOTES = (1, 2, 4, 8)
 """Numbers of the answers forced at one prefix that vote; those above the number of answers are left out."""
 BUDGETS_PER_LIMIT = 16
-"""Budgets up to the evaluation's token limit; they go on at the same distance up to twice the limit."""
+"""Budgets up to the evaluation's token limit; they continue in the same steps up to twice the limit."""
 PANELS = 4
 """Buckets of thoughts with similar numbers of episodes."""
 
