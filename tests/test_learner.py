@@ -26,7 +26,7 @@ from twofold.models.attention import Packing
 from twofold.models.head import attach
 from twofold.models.io import load_model
 from twofold.trainer.learner import Diverged, Learner, Loss
-from twofold.trainer.optim import Muon, Optim, make, moments, rate, remember
+from twofold.trainer.optim import Muon, Optim, learning_rate, make, moments, remember
 from twofold.types import Sample, Sampling
 
 FREE = Optim(lr=0.0, warmup=0.0, clip=math.inf, beta1=0.0)
@@ -590,7 +590,7 @@ def test_gradient_checkpointing_runs_layers_twice_and_changes_nothing(family, tm
     ],
 )
 def test_rate_by_hand(config, expected):
-    assert {step: rate(config, step, 10) for step in expected} == pytest.approx(expected)
+    assert {step: learning_rate(config, step, 10) for step in expected} == pytest.approx(expected)
 
 
 def test_the_learner_follows_the_schedule(llama):

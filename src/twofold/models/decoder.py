@@ -7,7 +7,8 @@ own weights. The numbers are those of the module, under autocast if ``dtype`` is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -207,5 +208,22 @@ class Module:
 
 
 def network(model: Any, dtype: torch.dtype, recompute: bool = False) -> Decoder | Module:
-    """How ``model`` is run, in sampling and in learning. (A module has to be told itself to compute layers again.)"""
+    """The forward pass of ``model``, for sampling and for learning. A ``Module`` recomputes only within ``recomputing``."""
     return Decoder(model, dtype, recompute) if Decoder.suits(model) else Module(model)
+
+
+@contextmanager
+def recomputing(model: Any, recompute: bool) -> Iterator[None]:
+    """With ``recompute``, let backward passes compute the layers of any other model again instead of keeping them.
+
+    ``transformers`` does so in training mode only: the layers, not the dropout in them, are in that mode for a while.
+    """
+    layers = []
+    if recompute and not Decoder.suits(model):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.training = True
+    yield
+    for layer in layers:
+        layer.training = False

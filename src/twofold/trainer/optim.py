@@ -30,7 +30,7 @@ class Optim:
     clip: float = 1.0
 
 
-def rate(config: Optim, step: int, steps: int) -> float:
+def learning_rate(config: Optim, step: int, steps: int) -> float:
     """The learning rate of a step in 0 .. steps - 1: a pure function, so it needs no checkpoint."""
     warm = math.ceil(config.warmup * steps)
     if step < warm:
