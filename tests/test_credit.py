@@ -27,7 +27,7 @@ def test_standardise_uses_the_unbiased_deviation():
 
 
 def test_standardise_adds_epsilon_to_the_deviation():
-    # mean 1e-6, deviation sqrt(2) * 1e-6: half of it would be missing if epsilon were left out
+    # mean 1e-6, deviation sqrt(2) * 1e-6: without epsilon the result would be 1 / sqrt(2)
     assert standardise([0, 2e-6]) == near([-1 / (math.sqrt(2) + 1), 1 / (math.sqrt(2) + 1)])
 
 
@@ -84,7 +84,7 @@ def test_what_rewards_are_counted_from_does_not_matter(rewards, shift, scale):
 
 
 def test_equal_values_with_a_rounded_mean_give_exactly_no_credit():
-    # the mean of three 0.1 is not 0.1 in binary; the difference must not be blown up by a division by nearly 0
+    # the mean of three 0.1 is not 0.1 in binary; a division by nearly 0 must not enlarge the difference
     assert grpo([0.1] * 3) == near([0, 0, 0], 1e-9)
     assert grpo([0.7] * 7) == near([0] * 7, 1e-9)
 
@@ -111,7 +111,7 @@ def test_to_go_sums_this_and_all_later_steps():
 @settings(deadline=None, max_examples=50)
 @given(VALUES, st.sampled_from([0.0, 1.0]))
 def test_the_differences_still_to_come_are_the_outcome_minus_the_value(values, final):
-    """VinePPO's credit, summed over the rest of a solution, is the usual advantage of that state."""
+    """VinePPO's credit, summed over the rest of a solution, is the usual advantage at that point."""
     assert to_go(differences(values, final)) == near([final - v for v in values], 1e-9)
 
 
@@ -122,7 +122,7 @@ def test_spread_gives_every_token_its_steps_number():
     assert spread([1, 2, 3], ends=[1, 3, 5], length=5) == [1.0, 2.0, 2.0, 3.0, 3.0]
 
 
-def test_the_last_step_takes_the_tokens_behind_it():
+def test_the_last_step_takes_the_tokens_after_it():
     assert spread([0.5, -1.0], ends=[2, 3], length=5) == [0.5, 0.5, -1.0, -1.0, -1.0]  # the stop token among them
 
 
@@ -145,7 +145,7 @@ def test_spread_covers_all_tokens_once(steps):
 
 
 def test_tango_is_standardised_verdicts_summed_to_go_and_mixed_with_the_outcome():
-    """The worked vector of our reading of Tango (arXiv:2505.15034, eq. 4-7), alpha 0.1, two tokens per step."""
+    """A worked example of Tango as we read it (arXiv:2505.15034, eq. 4-7): alpha 0.1, two tokens per step."""
     verdicts = [[1, -1], [1, 1, 1, 1], [-1]]
     step_rewards = [[v / len(vs) for v in vs] for vs in verdicts]
     outcome = standardise([0, 1, 0])

@@ -796,7 +796,7 @@ def test_a_packed_batch_is_its_samples_one_by_one(
     """Hidden states and gradients are equal."""
     monkeypatch.setattr(attention, "BLOCK", 2**14)
     if everywhere:  # the path for other devices than CPUs
-        monkeypatch.setattr(attention.Packing, "attend", lambda self, layer, *qkv: self.attend_set_out(*qkv))
+        monkeypatch.setattr(attention.Packing, "attend", lambda self, layer, *qkv: self.attend_padded(*qkv))
     samples, laid = samples_of(families)
     packed, alone = install(copy.deepcopy(pair.plain)), copy.deepcopy(pair.plain)
     layout = Packing(families)

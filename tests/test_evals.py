@@ -20,7 +20,7 @@ from twofold.models.head import attach
 from twofold.models.io import save_model
 from twofold.tasks.procedural import Sums
 from twofold.text.prompts import JUDGE
-from twofold.types import Pool
+from twofold.types import Pool, Sampling
 
 SMALL = Eval(problems=3, n=4, max_tokens=12, batch=2)
 
@@ -48,7 +48,7 @@ def last_hidden(directory: Path, tokens: list[int]) -> tuple[torch.Tensor, torch
 def judgement_prompts(model: run.Model) -> list[list[int]]:
     """Return the judgement prompt of every sample that SMALL draws, each generated alone."""
     chat, task = model.chat, Sums()
-    sampling = run.Sampling(n=SMALL.n, max_tokens=SMALL.max_tokens, stop=chat.stop, seed=SMALL.seed)
+    sampling = Sampling(n=SMALL.n, max_tokens=SMALL.max_tokens, stop=chat.stop, seed=SMALL.seed)
     found = []
     for i in range(SMALL.problems):
         prompt = chat.prompt(task.problem("test", i).question)

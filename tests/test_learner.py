@@ -1,4 +1,4 @@
-"""The learner against plain PyTorch: padded batches, one loop per token, the formulas as they are printed.
+"""The learner against plain PyTorch: padded batches, a loop over tokens, the formulas as published.
 
 Gradients are read from Adam's first moment, which with beta1 = 0 is the gradient of the last step.
 """
@@ -26,11 +26,11 @@ from twofold.models.attention import Packing
 from twofold.models.head import attach
 from twofold.models.io import load_model
 from twofold.trainer.learner import Diverged, Learner, Loss
-from twofold.trainer.optim import Muon, Optim, make, moments, rate, remember
+from twofold.trainer.optim import Muon, Optim, learning_rate, make, moments, remember
 from twofold.types import Sample, Sampling
 
 FREE = Optim(lr=0.0, warmup=0.0, clip=math.inf, beta1=0.0)
-"""Leaves the weights alone and the gradient in Adam's first moment."""
+"""An update with it changes no weight and leaves the gradient in Adam's first moment."""
 PROMPT, SUFFIX = [20, 21, 22], [30, 31, 32]
 ATTENTION = "model.layers.0.self_attn.q_proj.weight"
 
@@ -108,7 +108,7 @@ def sequence_ratio(logits: Tensor, s: Sample, temperature: float) -> Tensor:
 
 
 def oracle(path: Path, samples: list[Sample], loss: Loss, temperature: float = 1.0) -> dict[str, Tensor]:
-    """Gradients of the objective, one token at a time, over a right-padded batch of an untouched transformers model."""
+    """Return the objective's gradients, token by token, from a right-padded batch and an unchanged transformers model."""
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32)
     pad, longest = model.config.eos_token_id, max(len(s.tokens) for s in samples)
     ids = torch.tensor([s.tokens + [pad] * (longest - len(s.tokens)) for s in samples])
@@ -194,7 +194,7 @@ def one_advantage_each(samples: list[Sample]) -> list[Sample]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_of_every_kind_equals_plain_pytorch(llama, tiny_model, kind):
-    """GSPO's too, where the oracle takes the gradient of a sequence's ratio as a whole."""
+    """For GSPO the oracle differentiates the ratio of the whole sequence."""
     samples, loss = one_advantage_each(make_samples(llama, temperature=0.7)), KINDS[kind]
     learned = learner(llama, loss=loss, temperature=0.7)
     assert 0.1 < learned.update(samples)["clip_ratio"] < 0.9
@@ -203,7 +203,7 @@ def test_gradient_of_every_kind_equals_plain_pytorch(llama, tiny_model, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_neither_micro_batches_nor_shared_prompts_change_the_gradient_of_any_kind(llama, kind):
-    """Alone in its micro-batch a sample shares nothing; GSPO's ratio must find its own tokens in company too."""
+    """A sample alone in its micro-batch shares no prefix. In a larger one, GSPO's ratio must be that of its own tokens."""
     loss, rng, group = KINDS[kind], random.Random(2), []
     for tokens in ([*PROMPT, *s.tokens] for s in make_samples(llama, 5)):
         sampled = [len(PROMPT) <= t < len(tokens) - len(SUFFIX) and t % 4 != 2 for t in range(len(tokens))]
@@ -241,7 +241,7 @@ def test_metrics_are_of_the_whole_batch_not_of_the_last_micro_batch(llama):
 
 
 def test_one_forward_pass_for_both_streams_equals_two(llama):
-    """RL^V: the verdict behind the solution costs the policy nothing."""
+    """RL^V: the verdict after the solution does not change the policy's gradient."""
     both = make_samples(llama)
     solutions = [
         Sample(*(x[: -len(SUFFIX)] for x in (s.tokens, s.sampled, s.logprobs, s.advantages, s.targets))) for s in both
@@ -253,7 +253,7 @@ def test_one_forward_pass_for_both_streams_equals_two(llama):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_what_is_sampled_is_what_is_scored(llama, temperature):
-    """Log-probs of the engine and of the learner agree at step 0, with the judgement behind the solution and without."""
+    """Log-probs of the engine and of the learner agree at step 0, with the judgement after the solution and without."""
     model = copy.deepcopy(llama)
     stop = (model.config.eos_token_id,)
     completions = NativeEngine(model).generate([PROMPT, PROMPT[:2]], Sampling(3, temperature, max_tokens=12, stop=stop))
@@ -303,11 +303,11 @@ def test_forced_tokens_carry_no_policy_gradient(llama):
         ("Qwen2", dict(tie_word_embeddings=True)),
         ("Qwen3", dict(head_dim=16)),
         ("Mistral", dict(sliding_window=None)),
-        ("Phi3", {}),  # whose module is run
+        ("Phi3", {}),  # its own module is run
     ],
 )
 def test_gradient_of_any_family_equals_plain_pytorch(family, options, tmp_path):
-    """fp32 closely, bfloat16 as nearly as it can (the model itself under autocast: 0.02 to 0.16 with three seeds)."""
+    """In fp32 closely; in bfloat16 as closely as the model itself under autocast (0.02 to 0.16 with three seeds)."""
     path = random_model(family, tmp_path, **options)
     model, loss = load_model(path)[0], Loss()
     samples = make_samples(model)
@@ -358,7 +358,7 @@ def test_a_strange_verdict_cannot_drown_the_policy(llama):
     both = [replace(s, targets=[1000 * t for t in s.targets]) for s in make_samples(llama)]
     policy = gradient(llama, [replace(s, targets=[0.0] * len(s.tokens)) for s in both])
     targets = gradient(llama, [replace(s, sampled=[False] * len(s.tokens)) for s in both])
-    bound = 0.5 * float(flat(policy).norm())  # both are over it
+    bound = 0.5 * float(flat(policy).norm())  # both norms exceed it
     assert float(flat(targets).norm()) > 100 * bound
     a, b = clipped_by_hand(policy, bound), clipped_by_hand(targets, bound)
     learned = learner(llama, replace(FREE, clip=bound))
@@ -384,7 +384,7 @@ def test_streams_are_told_apart_by_their_credit_not_by_their_loss(llama):
         replace(s, logprobs=[math.nan if m else 0.0 for m in s.sampled], advantages=[0.0] * len(s.tokens))
         for s in balanced
     ]
-    assert math.isnan(learner(llama).update(exact)["loss"])  # and a loss that is not a number is not taken for 0
+    assert math.isnan(learner(llama).update(exact)["loss"])  # a loss of NaN does not count as 0
 
 
 def test_one_stream_is_clipped_as_usual(llama):
@@ -394,7 +394,7 @@ def test_one_stream_is_clipped_as_usual(llama):
 
 
 def test_how_often_norms_are_logged_does_not_change_the_training(llama):
-    """Also where the streams cancel, so that the joint norm is under the bound and each of them over it."""
+    """This includes streams that cancel: the joint norm is below the bound, and the norm of each stream is above it."""
     s = make_samples(llama, 3)[0]
     at = len(PROMPT)
     tokens = [*PROMPT, 40]
@@ -405,7 +405,7 @@ def test_how_often_norms_are_logged_does_not_change_the_training(llama):
         often, seldom = (learner(llama, optim, norms_every=every) for every in (1, 1000))
         for learned in (often, seldom):
             learned.update([])
-            learned.step = 1  # at 0 the norms are always due
+            learned.step = 1  # at step 0 the norms are always due
         stats = [learned.update(samples) for learned in (often, seldom)]
         assert "grad_norm/policy" in stats[0]
         assert all(
@@ -432,11 +432,11 @@ def test_one_bad_number_leaves_weights_and_moments_untouched(llama, stream, pois
     at = len(values) - 1 if stream == "targets" else samples[0].sampled.index(True)
     values[at] = poison
     if stream == "logprobs" and poison == math.inf:
-        samples[0].advantages[at] = 1.0  # a ratio of 0 is a number, if a useless one
+        samples[0].advantages[at] = 1.0  # a ratio of 0 is a finite number
         assert learned.update([replace(samples[0], logprobs=values), *samples[1:]])["skipped"] == 0
         return
     if stream == "logprobs":
-        samples[0].advantages[at] = -1.0  # a ratio that overflows is cut off where the advantage is positive
+        samples[0].advantages[at] = -1.0  # with a positive advantage the clip would hide an overflow
     with caplog.at_level(logging.WARNING):
         stats = learned.update([replace(samples[0], **{stream: values}), *samples[1:]])
     assert stats["skipped"] == 1
@@ -456,7 +456,7 @@ def test_three_bad_updates_in_a_row_stop_the_run(llama):
 
 
 def test_an_improbable_verdict_does_not_disturb_the_policy_terms(llama):
-    """A target is no policy token, so no ratio may be formed there: 1 / p overflows for p = exp(-200)."""
+    """No ratio may be formed at a target, which is not a policy token: 1 / p overflows for p = exp(-200)."""
     model = copy.deepcopy(llama)
     with torch.no_grad():
         model.lm_head.weight *= 200
@@ -472,7 +472,7 @@ def test_an_improbable_verdict_does_not_disturb_the_policy_terms(llama):
 
 
 def test_a_kl_without_a_reference_is_refused(llama):
-    """Not left out in silence, for all samples or for some."""
+    """It is refused where only some samples lack a reference, too."""
     samples = make_samples(llama, 3)
     samples[0] = replace(samples[0], reference=samples[0].logprobs)
     with pytest.raises(ValueError, match=r"beta.*reference"):
@@ -525,11 +525,11 @@ def test_more_minibatches_than_samples(llama):
 
 
 def test_a_metric_is_the_mean_over_the_steps_that_have_it(llama):
-    """Norms per stream are taken where something is clipped; steps where nothing is must not count as norms of 0."""
+    """Norms per stream are measured in steps where a gradient is clipped. The other steps must not count as norms of 0."""
     loud, quiet = (make_samples(llama, 3, seed=seed)[0] for seed in (0, 1))
     quiet = replace(quiet, advantages=[1e-6 * a for a in quiet.advantages], targets=[1e-6 * t for t in quiet.targets])
     alone, both = learner(llama, replace(FREE, clip=0.1)), learner(llama, replace(FREE, clip=0.1), minibatches=2)
-    alone.step = both.step = 1  # at 0 the norms are always due
+    alone.step = both.step = 1  # at step 0 the norms are always due
     expected = alone.update([loud])["grad_norm/policy"]
     assert both.update([loud, quiet])["grad_norm/policy"] == pytest.approx(expected, rel=1e-4)
 
@@ -570,7 +570,7 @@ def test_gradient_checkpointing_runs_layers_twice_and_changes_nothing(family, tm
         runs.append(attending.call_count)
     assert runs[1] == 2 * runs[0]  # every layer is computed again in the backward pass
     assert distance(gradients(saving), gradients(plain)) < 1e-5
-    assert not any(m.training for m in saving.model.modules())  # and the engine finds the model as it was
+    assert not any(m.training for m in saving.model.modules())  # the engine finds the model as it was
 
 
 # ---------------------------------------------------------------- schedule and optimisers
@@ -589,8 +589,8 @@ def test_gradient_checkpointing_runs_layers_twice_and_changes_nothing(family, tm
         (Optim(lr=1.0, warmup=0.0, final=0.1), {9: 1.0}),
     ],
 )
-def test_rate_by_hand(config, expected):
-    assert {step: rate(config, step, 10) for step in expected} == pytest.approx(expected)
+def test_learning_rate_by_hand(config, expected):
+    assert {step: learning_rate(config, step, 10) for step in expected} == pytest.approx(expected)
 
 
 def test_the_learner_follows_the_schedule(llama):
@@ -617,7 +617,7 @@ def test_muon_takes_orthogonal_steps_in_hidden_matrices_and_adams_elsewhere(llam
         if before.ndim == 2 and "layers" in name:
             singular = torch.linalg.svdvals(change / (0.02 * 0.2 * math.sqrt(max(before.shape))))
             assert singular.median() > 0.5 and singular.max() < 1.3, name
-        else:  # Adam's first step is the learning rate; embedding and head are no hidden matrices
+        else:  # Adam's first step is the learning rate; embedding and output layer are not hidden matrices
             assert change.abs().max().item() == pytest.approx(0.02, rel=1e-3), name
 
 
@@ -634,17 +634,17 @@ def test_muon_orthogonalises(shape):
     before.backward()
     optimiser.step()
     singular = torch.linalg.svdvals(w.detach()) / (0.1 * 0.2 * math.sqrt(max(shape)))
-    assert singular.min() > 0.6 and singular.max() < 1.3  # whatever the gradient's own: 0.2 to 1
+    assert singular.min() > 0.6 and singular.max() < 1.3  # the gradient's own singular values are 0.2 to 1
     assert torch.allclose(other, torch.full((3,), 0.1), atol=1e-4)
     assert ((w - goal) ** 2).sum() + ((other - 1) ** 2).sum() < before
-    with torch.no_grad():  # a quadratic is walked down
+    with torch.no_grad():  # it minimises a quadratic
         for _ in range(60):
             w.grad, other.grad = 2 * (w - goal), 2 * (other - 1)
             optimiser.step()
     assert (w - goal).norm() < 0.3 * goal.norm()
 
 
-def test_muon_state_survives_a_round_trip_and_the_schedule_goes_on(llama):
+def test_muon_state_survives_a_round_trip_and_the_schedule_continues(llama):
     samples = make_samples(llama, 3)
     straight = learner(llama, MUON, steps=5)
     for _ in range(3):
@@ -661,7 +661,7 @@ def test_muon_state_survives_a_round_trip_and_the_schedule_goes_on(llama):
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_moments_are_known_by_their_parameters_names(llama, kind):
-    """In whatever order the parameters come: a model's file may be written anew."""
+    """The order of the parameters does not matter: another program may have written the model's file."""
     learned = learner(llama, replace(MUON, name=kind))
     assert not moments(learned.optimizer, learned.model)
     learned.update(make_samples(llama))

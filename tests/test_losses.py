@@ -1,4 +1,4 @@
-"""The loss terms on hand numbers, and their gradients against finite differences and closed forms."""
+"""The loss terms on numbers worked out by hand, and their gradients against finite differences and closed forms."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     [  # slope: of the loss in logp, which is -ratio * advantage where not clipped
         (1.0, 2.0, -2.0, -2.0),
         (1.1, 2.0, -2.2, -2.2),
-        (1.5, 1.0, -1.2, 0.0),  # better already by more than 20%: nothing more to gain
-        (1.5, -1.0, 1.5, 1.5),  # worse: the pessimistic side is never clipped
+        (1.5, 1.0, -1.2, 0.0),  # more than 20% likelier already: nothing more to gain
+        (1.5, -1.0, 1.5, 1.5),  # the pessimistic side is never clipped
         (0.5, -1.0, 0.8, 0.0),
         (0.5, 1.0, -0.5, -0.5),
         (3.0, 0.0, 0.0, 0.0),
@@ -199,7 +199,7 @@ def test_k3_is_an_unbiased_estimate_of_the_kl():
 
 
 def test_k3_gradient_on_a_softmax_equals_its_closed_form():
-    """d/dlogits of k3 at token a is (1 - r) (onehot(a) - p): the policy is drawn to the reference at a, no more."""
+    """d/dlogits of k3 at token a is (1 - r) (onehot(a) - p): the policy is drawn to the reference at token a."""
     logits, reference = numbers(0.3, -1.2, 0.9, 0.1), numbers(-0.5, 0.4, 0.2, 1.1).log_softmax(-1)
     p = logits.softmax(-1)
     for a in range(4):
@@ -253,14 +253,14 @@ def test_token_and_sequence_weights_sum_to_one(sampled):
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3)), min_size=1, max_size=30), st.integers(1, 64))
 def test_micro_batches_keep_every_sample_once_and_within_budget(samples, budget):
-    """Heads have 0 to 3 tokens, and those of one length are the same."""
-    heads = [[size] * size for _, size in samples]
+    """Prefixes have 0 to 3 tokens; those of one length are equal."""
+    prefixes = [[size] * size for _, size in samples]
     lengths = [size + more for more, size in samples]
-    groups = micro_batches(lengths, heads, budget)
+    groups = micro_batches(lengths, prefixes, budget)
     assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
     for g in groups:
-        once = sum({len(heads[i]): len(heads[i]) for i in g}.values())
-        assert sum(lengths[i] - len(heads[i]) for i in g) + once <= budget or len(g) == 1
+        once = sum({len(prefixes[i]): len(prefixes[i]) for i in g}.values())
+        assert sum(lengths[i] - len(prefixes[i]) for i in g) + once <= budget or len(g) == 1
 
 
 # ---------------------------------------------------------------- log-probs without the logits of a whole batch
@@ -311,7 +311,7 @@ def test_no_token_at_all_is_no_logprob(case):
 
 
 def test_the_norm_and_its_gradients_are_the_plain_ones() -> None:
-    """1 and 7 have a mean square of 25: 0.2 and 1.4, times the weights 10 and 1."""
+    """1 and 7 have a mean square of 25, so they become 0.2 and 1.4, times the weights 10 and 1."""
     weight = torch.nn.Parameter(torch.tensor([10.0, 1.0]))
     torch.testing.assert_close(RMSNorm(weight, 0.0)(torch.tensor([[1.0, 7.0]])), torch.tensor([[2.0, 1.4]]))
     torch.manual_seed(0)
@@ -328,7 +328,7 @@ def test_the_norm_and_its_gradients_are_the_plain_ones() -> None:
 
 @pytest.mark.parametrize(("config", "replaced"), [("LlamaConfig", True), ("Qwen3Config", True), ("GemmaConfig", False)])
 def test_only_a_norm_that_computes_the_same_is_replaced(config: str, replaced: bool) -> None:
-    """Gemma's weight stands for 1 + weight."""
+    """Gemma's norm multiplies by 1 + weight."""
     import transformers
 
     sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)

@@ -1,4 +1,4 @@
-"""Model directories: read without the code of ``transformers`` where that is the same, and written for it."""
+"""Model directories: reading them, without the code of ``transformers`` where it is not needed, and writing them."""
 
 from __future__ import annotations
 
@@ -108,27 +108,25 @@ def test_a_file_cut_short_is_named(file, error, tiny_model, tmp_path):
 # ---------------------------------------------------------------- the scalar head
 
 
-def test_a_head_is_a_logit_or_a_probability():
-    """Weights (1, -1), bias 0.5: the numbers of the rows below are 0.5, 2.5 and -0.5."""
+@pytest.mark.parametrize(
+    ("kind", "probabilities", "losses"),
+    [
+        ("bce", [0.6224593, 0.9241418, 0.3775407], [0.4740770, 2.5788923, 0.9740770]),  # sigmoid; - ln p of the label
+        ("regression", [0.5, 1.0, 0.0], [0.25, 6.25, 2.25]),
+    ],
+)
+def test_a_head_is_a_logit_or_a_probability(kind, probabilities, losses):
+    """Weights (1, -1) and bias 0.5 make the numbers 0.5, 2.5 and -0.5 of the rows below."""
     hidden, labels = torch.tensor([[1.0, 1.0], [2.0, 0.0], [0.0, 1.0]]), torch.tensor([1.0, 0.0, 1.0])
-    expected: dict[head.Kind, tuple[list[float], list[float]]] = {
-        "bce": (
-            [0.6224593, 0.9241418, 0.3775407],
-            [0.4740770, 2.5788923, 0.9740770],
-        ),  # sigmoid; minus ln p of the label
-        "regression": ([0.5, 1.0, 0.0], [0.25, 6.25, 2.25]),
-    }
-    for kind, (probabilities, losses) in expected.items():
-        ours = head.Head(2, kind)
-        assert not ours(hidden).any()  # it begins at zero
-        with torch.no_grad():
-            ours.weight.copy_(torch.tensor([[1.0, -1.0]]))
-            ours.bias.fill_(0.5)
-        assert ours.probability(hidden).tolist() == pytest.approx(probabilities)
-        assert ours.loss(hidden, labels, torch.tensor([1.0, 0.0, 2.0])).item() == pytest.approx(
-            losses[0] + 2 * losses[2]
-        )
-        assert ours.loss(hidden, labels, torch.tensor([0.0, 1.0, 0.0])).item() == pytest.approx(losses[1])
+    ours = head.Head(2, kind)
+    assert not ours(hidden).any()  # it begins at zero
+    with torch.no_grad():
+        ours.weight.copy_(torch.tensor([[1.0, -1.0]]))
+        ours.bias.fill_(0.5)
+    assert ours.probability(hidden).tolist() == pytest.approx(probabilities)
+    for weights in ([1.0, 0.0, 2.0], [0.0, 1.0, 0.0]):
+        expected = sum(w * x for w, x in zip(weights, losses, strict=True))
+        assert ours.loss(hidden, labels, torch.tensor(weights)).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", ["bce", "regression"])
@@ -143,8 +141,8 @@ def test_a_saved_head_knows_its_kind(kind, tiny_model, tmp_path):
     assert loaded.value_head.kind == kind
 
 
-def test_a_head_of_before_loads_and_its_kind_is_not_guessed(tiny_model, tmp_path):
-    """Older versions wrote the two tensors and no more."""
+def test_a_head_of_an_older_version_loads_and_its_kind_is_not_guessed(tiny_model, tmp_path):
+    """Older versions wrote the two tensors without the kind."""
     folder = shutil.copytree(tiny_model, tmp_path / "old")
     width = load_model(folder)[0].config.hidden_size
     old = {"weight": torch.randn(1, width), "bias": torch.tensor([0.3])}
@@ -168,7 +166,7 @@ def test_the_tokenizer_is_the_one_that_transformers_finds(fixture, request):
 
 
 def test_a_first_answer_waits_for_no_model_class_of_transformers():
-    """Importing one takes longer than all the rest together."""
+    """Importing one takes longer than everything else together."""
     code = "import sys, twofold; twofold.solve(twofold.load('tiny'), 'Start with 4. Add 3. What is the result?')\n"
     code += "print([x for x in sys.modules if x.startswith(('transformers.model', 'transformers.generation'))])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

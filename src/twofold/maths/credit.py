@@ -1,6 +1,6 @@
-"""Credit in three acts: cut a rollout into segments, give each a number, spread it over its tokens.
+"""Credit in three steps: cut a rollout into segments, give each segment a number, spread the number over its tokens.
 
-Six pure functions say every paper. Numbers in, numbers out; no tensors, no models.
+Six pure functions express every paper here. They take and return numbers; they know no tensors and no models.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ EPS = 1e-6
 
 
 def standardise(values: Sequence[float]) -> list[float]:
-    """(x - mean) / (std + 1e-6) with the unbiased (n - 1) std; one value or fewer, or all equal, give zeros.
+    """Return (x - mean) / (std + 1e-6) with the unbiased (n - 1) std: zeros for fewer than two values or for equal ones.
 
     >>> [round(a, 4) for a in standardise([0, 1, 0])]
     [-0.5773, 1.1547, -0.5773]
@@ -26,32 +26,34 @@ def standardise(values: Sequence[float]) -> list[float]:
 
 
 def grpo(rewards_G: Sequence[float], std: bool = True) -> list[float]:
-    """Group-relative advantages (DeepSeekMath, arXiv:2402.03300). ``std=False`` is Dr. GRPO (arXiv:2503.20783).
+    """Return group-relative advantages (DeepSeekMath, arXiv:2402.03300). ``std=False`` is Dr. GRPO (arXiv:2503.20783).
 
-    Raises ValueError for a group of one, which has nothing to be relative to.
+    Raises ValueError for a group of one, which has no baseline.
 
     >>> grpo([1, 0, 0, 0], std=False)
     [0.75, -0.25, -0.25, -0.25]
     """
-    _needs_company(rewards_G)
+    _check_group(rewards_G)
     if std:
         return standardise(rewards_G)
     return (np.asarray(rewards_G, dtype=float) - np.mean(rewards_G)).tolist()
 
 
 def rloo(rewards_G: Sequence[float]) -> list[float]:
-    """Leave-one-out advantages: r_k minus the mean of the others (LOOP, arXiv:2502.01600). Raises as ``grpo``.
+    """Return leave-one-out advantages: r_k minus the mean of the others (LOOP, arXiv:2502.01600).
+
+    Raises ValueError for a group of one.
 
     >>> [round(a, 4) for a in rloo([1, 0, 0, 1])]
     [0.6667, -0.6667, -0.6667, 0.6667]
     """
-    _needs_company(rewards_G)
+    _check_group(rewards_G)
     r = np.asarray(rewards_G, dtype=float)
     return (r - (r.sum() - r) / (len(r) - 1)).tolist()
 
 
 def differences(values: Sequence[float], final: float) -> list[float]:
-    """What each segment changed: V(next) - V(this), the last against the outcome (VinePPO, MRT).
+    """Return what each segment changed: V(next) - V(this), for the last segment ``final`` - V(this) (VinePPO, MRT).
 
     >>> differences([0.5, 0.75, 0.25], final=1.0)
     [0.25, -0.5, 0.75]
@@ -61,7 +63,7 @@ def differences(values: Sequence[float], final: float) -> list[float]:
 
 
 def to_go(values: Sequence[float]) -> list[float]:
-    """Undiscounted sum of this and all later values.
+    """Return, for each value, the undiscounted sum of it and all later values.
 
     >>> to_go([1, -2, 3])
     [2.0, 1.0, 3.0]
@@ -70,7 +72,7 @@ def to_go(values: Sequence[float]) -> list[float]:
 
 
 def spread(values: Sequence[float], ends: Sequence[int], length: int) -> list[float]:
-    """One number per segment -> one per token. Segment k covers tokens [ends[k-1], ends[k]); the last one takes the rest.
+    """Turn one number per segment into one per token. Segment k covers tokens [ends[k-1], ends[k]); the last covers the rest.
 
     >>> spread([0.5, -1.0], ends=[2, 3], length=4)
     [0.5, 0.5, -1.0, -1.0]
@@ -85,10 +87,10 @@ def spread(values: Sequence[float], ends: Sequence[int], length: int) -> list[fl
 
 
 def mean(values: Sequence[float]) -> float:
-    """NaN of no values: what nothing is known about is not 0."""
+    """Return the mean, and NaN if there are no values: an unknown number is not 0."""
     return sum(values) / len(values) if values else math.nan
 
 
-def _needs_company(rewards_G: Sequence[float]) -> None:
+def _check_group(rewards_G: Sequence[float]) -> None:
     if len(rewards_G) < 2:
         raise ValueError("a group of one has no baseline: sample at least 2 rollouts per problem")

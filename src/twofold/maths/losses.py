@@ -1,8 +1,8 @@
-"""The loss of every policy token, and the options of it. Nothing here is averaged: see ``weights``.
+"""The loss of every policy token, and its options. Nothing is averaged here: see ``weights``.
 
-A new kind of policy loss is added in this file alone: a name in ``Kind``, its options in ``Loss`` and ``READS``, a function
-and its line in ``policy_loss``. The tensors have one shape [N], an entry for each sampled token; losses are minimised. Each
-function returns (loss of each token, whether the token's gradient is cut).
+A new kind of policy loss needs changes in this file only: a name in ``Kind``, its options in ``Loss`` and ``READS``, a function
+and its line in ``policy_loss``. All tensors have the shape [N], with an entry for each sampled token. Losses are minimised.
+A kind's function returns (loss of each token, whether the token's gradient is cut).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from twofold.maths.weights import Normalise
 
 Kind = Literal["clip", "cispo", "gspo"]
 READS: dict[Kind, set[str]] = {"clip": {"clip_low", "clip_high"}, "cispo": {"cap"}, "gspo": {"clip_low", "clip_high"}}
-"""The options that a kind reads, of those that not every kind does."""
+"""The options that a kind reads, of those that only some kinds read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Loss:
 def policy_loss(
     options: Loss, logp: Tensor, behaviour: Tensor, advantages: Tensor, sample: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The loss of ``options.kind``. Tokens with one number in ``sample`` are those of one sample, all of them."""
+    """Return the loss of ``options.kind``. Equal numbers in ``sample`` mark the tokens of one sample, which must all be there."""
     match options.kind:
         case "clip":
             return clipped(logp, behaviour, advantages, options.clip_low, options.clip_high)

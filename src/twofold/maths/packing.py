@@ -1,4 +1,4 @@
-"""Which samples go into which micro-batch."""
+"""The division of samples into micro-batches, and sizes that occur often."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 
 def rounded(n: int) -> int:
-    """So many rows for ``n`` in a matrix product: at most an eighth more, so that few sizes are ever met.
+    """Round the rows of a matrix product up to a multiple of 16 (above 256: by at most an eighth), so that sizes recur.
 
-    A library that makes code for every new size (oneDNN does, in bfloat16) takes longer to make it than to run it.
+    A library that compiles code for every new size, as oneDNN does in bfloat16, takes longer to compile it than to run it.
 
     >>> [rounded(n) for n in (1, 8, 9, 100, 256, 1000, 3700)]
     [1, 8, 16, 112, 256, 1024, 3840]
@@ -17,18 +17,18 @@ def rounded(n: int) -> int:
     return n if n <= 8 else -(-n // step) * step
 
 
-def micro_batches(lengths: Sequence[int], heads: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
-    """Indices of samples, in groups of at most ``budget`` tokens; ``heads[i]`` is how sample i begins.
+def micro_batches(lengths: Sequence[int], prefixes: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+    """Return groups of sample indices, of at most ``budget`` tokens each. Sample i begins with ``prefixes[i]``.
 
-    Samples with one head stay together, and in a group they share it: its tokens count once. Otherwise similar lengths
-    come together. A sample longer than the budget gets a group of its own: nothing is cut or dropped.
+    Samples with the same prefix stay together, and in a group its tokens count once. Otherwise samples of similar length
+    come together. A sample longer than the budget has a group of its own: nothing is cut or dropped.
 
     >>> micro_batches([5, 1, 4, 2], [[], [], [], []], budget=6)
     [[1, 3], [2], [0]]
     >>> micro_batches([5, 4, 5], [[7, 7, 7], [8], [7, 7, 7]], budget=7)
     [[1], [0, 2]]
     """
-    keys = [tuple(h) for h in heads]
+    keys = [tuple(p) for p in prefixes]
     longest: dict[tuple[int, ...], int] = {}
     for key, length in zip(keys, lengths, strict=True):
         longest[key] = max(length, longest.get(key, 0)) if key else 0

@@ -1,5 +1,8 @@
-"""How per-token losses are averaged. The denominator is data, fixed over the whole batch before the first
-forward pass, so micro-batches, packing and ranks cannot change the gradient."""
+"""The weights by which per-token losses are averaged.
+
+The denominator is data: it is fixed for the whole update before the first forward pass, so micro-batches, packing and ranks
+cannot change the gradient.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ Normalise = Literal["token", "sequence", "constant"]
 
 
 def policy_weights(sampled: Sequence[Sequence[bool]], how: Normalise, constant: int = 1) -> list[list[float]]:
-    """Weight of every token's policy loss; rows are samples, entries follow ``sampled``.
+    """Return the weight of every token's policy loss. Rows are samples, and entries follow ``sampled``.
 
     * ``token``: 1 / all sampled tokens (DAPO, VinePPO): long samples weigh more.
     * ``sequence``: 1 / (samples * own tokens) (GRPO as published): every sample weighs the same.
@@ -35,7 +38,7 @@ def policy_weights(sampled: Sequence[Sequence[bool]], how: Normalise, constant: 
 
 
 def target_weights(targets: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Targets divided by how many tokens are targets at all, so a weight multiplies a mean per-token NLL in nats.
+    """Divide targets by the number of tokens that are targets, so that a weight multiplies a mean per-token NLL in nats.
 
     >>> target_weights([[0.0, 1.0], [0.0, 0.5]])
     [[0.0, 0.5], [0.0, 0.25]]

@@ -1,6 +1,6 @@
 """One attention function for training (packed, no padding) and for decoding (our own KV).
 
-``transformers`` lets a model call any attention function by name and hands it the keyword arguments of the
+``transformers`` lets a model call any attention function by name and passes it the keyword arguments of the
 forward call. So the same, unmodified module serves the learner and the engine:
 
     model(input_ids, position_ids=..., layout=Packing(...))    # ragged samples laid end to end
@@ -22,13 +22,13 @@ from twofold.models.norm import replace_norms
 
 NAME = "twofold"
 BLOCK = 2**20
-"""So many attention weights are held at a time in a CPU's backward pass."""
-SHELF = 2048
-"""So many tokens of samples of unequal length are attended to in one product on a CPU."""
+"""The most attention weights that a CPU's backward pass holds at a time (but at least those of 64 queries)."""
+BUCKET = 2048
+"""The most tokens of samples of unequal length that a CPU handles in one product."""
 
 
 class Layout(Protocol):
-    """Says which keys each query may see, and holds those that are not in this call."""
+    """Knows which keys each query may see, and holds the keys that are not in this call."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """query [B, H, T, D], key and value [B, H_kv, T, D] -> [B, T, H, D]."""
@@ -51,24 +51,24 @@ def attention(
     if layout is None:
         raise ValueError(
             f"{type(module).__name__} got no layout: call the model with layout=Packing(...) or KV(...); "
-            "a model that does not hand it on to its attention cannot be used"
+            "a model that does not pass it on to its attention cannot be used"
         )
     if softcap is not None or s_aux is not None:
         raise ValueError(f"{type(module).__name__} caps its attention or has sinks; twofold's attention has neither")
     dtype = attention_dtype(value)
-    with torch.autocast(value.device.type, enabled=False):  # which would take it back
+    with torch.autocast(value.device.type, enabled=False):  # autocast would cast them back
         return layout.attend(module.layer_idx, query.to(dtype), key.to(dtype), value.to(dtype), scaling), None
 
 
 def attention_dtype(value: Tensor) -> torch.dtype:
-    """Under autocast values are bfloat16, rotated queries and keys are not. On a CPU fp32 is as fast and nearer the truth."""
+    """Return the type to attend in: that of the values (bfloat16 under autocast), on a CPU fp32, as fast there and more exact."""
     return torch.float32 if value.device.type == "cpu" else value.dtype
 
 
 def partial_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: Tensor | None = None, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Attention to some of the keys, and the log-sum of its weights, by which ``merge`` adds other keys.
+    """Return attention to some of the keys, and the log-sum of its weights, with which ``merge`` adds other keys.
 
     query [B, H, T, D], key and value [B, H_kv, S, D], mask broadcast to [B, H, T, S] -> [B, H, T, D] and, in fp32, [B, H, T].
     """
@@ -87,18 +87,18 @@ def partial_attention(
 
 
 def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention to two sets of keys from attention to each: [..., D] in fp32 and [...]."""
+    """Return attention to two sets of keys, given attention to each: [..., D] in fp32 and [...]."""
     share = (other_lse - lse).sigmoid()
     return out.float().lerp(other.float(), share[..., None]), lse.logaddexp(other_lse)
 
 
 def install(model: Any) -> Any:
-    """Make ``model`` use this attention, and ``RMSNorm`` where it has one, and return it.
+    """Make ``model`` use this attention, and ``RMSNorm`` where it computes that norm, and return it.
 
-    Raises ValueError, by name, for models with other than full attention, with an attention that cannot be
-    replaced, or whose logits are not those of the output layer alone (scaled or capped behind it).
+    Raises ValueError, which names the model's class, if its attention is not full attention or cannot be replaced, or if its
+    logits are not those of the output layer alone (scaled or capped after it).
     """
-    if isinstance(model, Llama):  # nothing else runs it
+    if isinstance(model, Llama):  # ``Decoder`` runs it, always with this attention
         return model
     from transformers import AttentionInterface
 
@@ -120,27 +120,27 @@ def install(model: Any) -> Any:
         hidden = model.base_model(**call, position_ids=layout.positions, layout=layout).last_hidden_state
         ours = model.get_output_embeddings()(hidden)
     if not torch.allclose(ours, logits, rtol=1e-3, atol=1e-3):
-        raise ValueError(f"{type(model).__name__} scales or caps its logits behind the output layer; twofold does not")
+        raise ValueError(f"{type(model).__name__} scales or caps its logits after the output layer; twofold does not")
     return model
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
-    """What some samples have of their own, set out as [samples, longest]; about equally long, so little is padding."""
+class Bucket:
+    """The own tokens of some samples, arranged as [samples, longest]. They are about equally long, so little is padding."""
 
-    where: slice | Tensor  # which laid tokens these are: a stretch, if all samples are equally long
+    where: slice | Tensor  # which laid tokens these are; a slice, if all samples are equally long
     shape: tuple[int, int]
-    index: Tensor  # [samples * longest] where each entry is laid; behind a short sample, its last token
-    tokens: Tensor  # which entries are no padding
+    index: Tensor  # [samples * longest] where each entry is laid; after the end of a short sample, its last token
+    tokens: Tensor  # which entries are not padding
     padding: Tensor  # [samples, 1, longest, 1]
 
-    def set_out(self, x_N_H_D: Tensor) -> Tensor:
-        """[samples, H, longest, D] (or without D), a view of a stretch."""
+    def gather(self, x_N_H_D: Tensor) -> Tensor:
+        """Return [samples, H, longest, D] (or without D); a view, if ``where`` is a slice."""
         flat = x_N_H_D[self.where] if isinstance(self.where, slice) else x_N_H_D.index_select(0, self.index)
         return flat.view(*self.shape, *flat.shape[1:]).transpose(1, 2)
 
     def add(self, total_N_H_D: Tensor, x_S_H_T_D: Tensor) -> None:
-        """And back, onto what is there."""
+        """Add the samples' rows to the laid tokens: ``gather`` in the other direction."""
         flat = x_S_H_T_D.transpose(1, 2).flatten(0, 1)
         if isinstance(self.where, slice):
             total_N_H_D[self.where] += flat
@@ -149,57 +149,58 @@ class Shelf:
 
 
 class Packing:
-    """Samples laid end to end in one row of N tokens; each attends causally to itself alone.
+    """Samples laid end to end in one row of N tokens. Each sample attends causally, and to itself alone.
 
-    ``families`` are (tokens that these samples begin with in common, tokens that each has of its own). The first are laid
-    once, so a prompt runs once, however many samples it has. Behind all there may be ``padding`` tokens that nothing attends to.
+    A family is the samples that share a prefix: (tokens of the prefix, tokens that each sample has of its own). The prefix is
+    laid once, so a prompt runs once, however many samples it has. ``padding`` tokens may follow, to which nothing attends.
 
-    Families (1, [3, 2]) and (0, [2]) are 8 tokens, at positions 0 1 2 3 1 2 0 1. The second sample is tokens 0 4 5: row 1 of
-    ``index``, with token 0 behind short samples (causality hides it); ``slots`` say where in ``index`` each token first stands.
+    Families (1, [3, 2]) and (0, [2]) are 8 tokens, at positions 0 1 2 3 1 2 0 1. The second sample is tokens 0 4 5, which is
+    row 1 of ``index``. Short rows are filled up with token 0, which causality hides. ``slots`` says where in ``index`` each
+    token first occurs.
     """
 
     def __init__(
         self, families: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu", padding: int = 0
     ) -> None:
-        self.lengths = [head + size for head, sizes in families for size in sizes]
+        self.lengths = [prefix + size for prefix, sizes in families for size in sizes]
         index = torch.zeros(len(self.lengths), max(self.lengths), dtype=torch.long)
-        self.shared: list[tuple[slice, slice]] = []  # where a family's head and then its samples' own tokens are laid
-        stretches: list[list[tuple[int, int]]] = []  # (first, behind the last) of own tokens; alike ones together
+        self.shared: list[tuple[slice, slice]] = []  # where a family's prefix is laid, and its samples' own tokens
+        stretches: list[list[tuple[int, int]]] = []  # (first, end) of a sample's own tokens; equal lengths together
         ragged: list[tuple[int, int]] = []
         positions, slots, row, laid = [], [], 0, 0
-        for head, sizes in families:
-            positions.append(torch.arange(head))
+        for prefix, sizes in families:
+            positions.append(torch.arange(prefix))
             slots.append(row * index.shape[1] + positions[-1])
-            first, laid = laid, laid + head
+            first, laid = laid, laid + prefix
             own = []
             for size in sizes:
-                index[row, :head] = torch.arange(first, first + head)
-                index[row, head : head + size] = torch.arange(laid, laid + size)
-                positions.append(torch.arange(head, head + size))
+                index[row, :prefix] = torch.arange(first, first + prefix)
+                index[row, prefix : prefix + size] = torch.arange(laid, laid + size)
+                positions.append(torch.arange(prefix, prefix + size))
                 slots.append(row * index.shape[1] + positions[-1])
                 own.append((laid, laid + size))
                 row, laid = row + 1, laid + size
-            if head:
-                self.shared.append((slice(first, first + head), slice(first + head, laid)))
+            if prefix:
+                self.shared.append((slice(first, first + prefix), slice(first + prefix, laid)))
             if len(set(sizes)) == 1:
                 stretches.append(own)
             else:
                 ragged += own
-        self.shelves = [_shelf(s, device) for s in [*stretches, *_alike(ragged)]]
+        self.buckets = [_bucket(s, device) for s in [*stretches, *_alike(ragged)]]
         self.index = index.to(device)
-        behind = torch.zeros(padding, dtype=torch.long)
-        self.slots = torch.cat([*slots, behind]).to(device)
-        self.positions = torch.cat([*positions, behind])[None].to(device)
+        more = torch.zeros(padding, dtype=torch.long)
+        self.slots = torch.cat([*slots, more]).to(device)
+        self.positions = torch.cat([*positions, more])[None].to(device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         if query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:
             scale = query.shape[-1] ** -0.5 if scale is None else scale
             laid = (x[0].transpose(0, 1) for x in (query, key, value))
             return _Packed.apply(*laid, self, scale)[None]
-        return self.attend_set_out(query, key, value, scale)
+        return self.attend_padded(query, key, value, scale)
 
-    def attend_set_out(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """The plain way, every sample a row of its own: quick where attention has a fast backward pass."""
+    def attend_padded(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Attend the plain way, with every sample in a row of its own: fast where attention has a fast backward pass."""
         flat = (x[0].index_select(1, self.index.flatten()) for x in (query, key, value))
         q, k, v = (x.view(x.shape[0], *self.index.shape, -1).transpose(0, 1) for x in flat)
         out = sdpa(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
@@ -207,19 +208,19 @@ class Packing:
 
 
 def _alike(stretches: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    """Stretches (first, behind the last) by length: at most a quarter longer than the shortest, ``SHELF`` tokens at most."""
-    shelf: list[tuple[int, int]] = []
+    """Group stretches (first, end) by length: none is over a quarter longer than another, and at most ``BUCKET`` tokens."""
+    bucket: list[tuple[int, int]] = []
     for first, end in sorted(stretches, key=lambda s: s[0] - s[1]):
-        longest = shelf[0][1] - shelf[0][0] if shelf else 0
-        if shelf and (4 * longest > 5 * (end - first) or (len(shelf) + 1) * longest > SHELF):
-            yield shelf
-            shelf = []
-        shelf.append((first, end))
-    if shelf:
-        yield shelf
+        longest = bucket[0][1] - bucket[0][0] if bucket else 0
+        if bucket and (4 * longest > 5 * (end - first) or (len(bucket) + 1) * longest > BUCKET):
+            yield bucket
+            bucket = []
+        bucket.append((first, end))
+    if bucket:
+        yield bucket
 
 
-def _shelf(stretches: list[tuple[int, int]], device: torch.device | str) -> Shelf:
+def _bucket(stretches: list[tuple[int, int]], device: torch.device | str) -> Bucket:
     first, end = (torch.tensor(x)[:, None] for x in zip(*stretches, strict=True))
     steps = torch.arange(int((end - first).max()))
     index = (first + steps).minimum(end - 1)
@@ -228,32 +229,34 @@ def _shelf(stretches: list[tuple[int, int]], device: torch.device | str) -> Shel
     even = not bool(padding.any()) and [s for s, _ in stretches[1:]] == [e for _, e in stretches[:-1]]
     where = slice(stretches[0][0], stretches[-1][1]) if even else index.flatten()[tokens].to(device)
     flat, shape = index.flatten().to(device), (len(stretches), len(steps))
-    return Shelf(where, shape, flat, tokens.to(device), padding[:, None, :, None].to(device))
+    return Bucket(where, shape, flat, tokens.to(device), padding[:, None, :, None].to(device))
 
 
 class _Packed(torch.autograd.Function):
-    """Packed attention on a CPU, whose own backward pass of attention is several times slower than matrix products.
+    """Packed attention on a CPU, where PyTorch's backward pass of attention is several times slower than matrix products.
 
-    The own tokens of samples attend to themselves, shelf by shelf, and those of a family, all in one product, to its head;
-    ``merge`` joins the two. The backward pass needs of a softmax only its log-sum, and so takes the parts one by one
-    (FlashAttention-2, arXiv:2307.08691, section 3.1). Everything is [N, H, D]: a stretch of tokens is a view.
+    The own tokens of samples attend to themselves, bucket by bucket. Those of a family attend to its prefix, all in one
+    product. ``merge`` joins the two. The backward pass needs no more of a softmax than its log-sum, so it takes the parts
+    one by one (FlashAttention-2, arXiv:2307.08691, section 3.1). Everything is [N, H, D], so a stretch of tokens is a view.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Packing, scale: float) -> Tensor:
         out, lse = torch.zeros_like(q), q.new_zeros(q.shape[:2])
-        for shelf in layout.shelves:
-            asks, keys, values = (shelf.set_out(x) for x in (q, k, v))
-            part, sums = partial_attention(asks, keys, values, scale, causal=True)
-            shelf.add(out, part)
-            shelf.add(lse, sums)
-        for head, own in layout.shared:
-            # what is laid behind the head sees all of it, which is just causality
-            every, size = slice(head.start, own.stop), head.stop - head.start
-            asks, keys, values = (x[None, where].transpose(1, 2) for x, where in ((q, every), (k, head), (v, head)))
-            part, sums = partial_attention(asks, keys, values, scale, causal=True)
+        for bucket in layout.buckets:
+            queries, keys, values = (bucket.gather(x) for x in (q, k, v))
+            part, sums = partial_attention(queries, keys, values, scale, causal=True)
+            bucket.add(out, part)
+            bucket.add(lse, sums)
+        for prefix, own in layout.shared:
+            # what is laid after the prefix sees all of it: plain causality
+            every, size = slice(prefix.start, own.stop), prefix.stop - prefix.start
+            queries, keys, values = (
+                x[None, where].transpose(1, 2) for x, where in ((q, every), (k, prefix), (v, prefix))
+            )
+            part, sums = partial_attention(queries, keys, values, scale, causal=True)
             part, sums = part[0].transpose(0, 1), sums[0].T
-            out[head], lse[head] = part[:size], sums[:size]
+            out[prefix], lse[prefix] = part[:size], sums[:size]
             out[own], lse[own] = merge(out[own], lse[own], part[size:], sums[size:])
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.layout, ctx.scale = layout, scale
@@ -265,20 +268,20 @@ class _Packed(torch.autograd.Function):
         (g,) = gradients
         delta = torch.linalg.vecdot(g, out)
         found = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for shelf in ctx.layout.shelves:
-            asks, keys, values, g_rows, sums, deltas = (shelf.set_out(x) for x in (q, k, v, g, lse, delta))
-            if not isinstance(shelf.where, slice):  # padding repeats a token; without a gradient it counts for nothing
-                g_rows = g_rows.masked_fill(shelf.padding, 0)
-                deltas = deltas.masked_fill(shelf.padding[..., 0], 0)
-            parts = partial_gradients(asks, keys, values, g_rows, sums, deltas, ctx.scale)
+        for bucket in ctx.layout.buckets:
+            queries, keys, values, g_rows, sums, deltas = (bucket.gather(x) for x in (q, k, v, g, lse, delta))
+            if not isinstance(bucket.where, slice):  # padding repeats a token and must not count again
+                g_rows = g_rows.masked_fill(bucket.padding, 0)
+                deltas = deltas.masked_fill(bucket.padding[..., 0], 0)
+            parts = partial_gradients(queries, keys, values, g_rows, sums, deltas, ctx.scale)
             for total, part in zip(found, parts, strict=True):
-                shelf.add(total, part)
-        for head, own in ctx.layout.shared:
-            every = slice(head.start, own.stop)
-            asks, g_rows, sums, deltas = (x[None, every].transpose(1, 2) for x in (q, g, lse, delta))
-            keys, values = (x[None, head].transpose(1, 2) for x in (k, v))
-            parts = partial_gradients(asks, keys, values, g_rows, sums, deltas, ctx.scale)
-            for total, part, where in zip(found, parts, (every, head, head), strict=True):
+                bucket.add(total, part)
+        for prefix, own in ctx.layout.shared:
+            every = slice(prefix.start, own.stop)
+            queries, g_rows, sums, deltas = (x[None, every].transpose(1, 2) for x in (q, g, lse, delta))
+            keys, values = (x[None, prefix].transpose(1, 2) for x in (k, v))
+            parts = partial_gradients(queries, keys, values, g_rows, sums, deltas, ctx.scale)
+            for total, part, where in zip(found, parts, (every, prefix, prefix), strict=True):
                 total[where] += part[0].transpose(0, 1)
         return *found, None, None
 
@@ -286,10 +289,10 @@ class _Packed(torch.autograd.Function):
 def partial_gradients(
     query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, lse: Tensor, delta: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value through causal attention to some of the keys.
+    """Return the gradients of query, key and value through causal attention to some of the keys.
 
-    ``lse`` [B, H, T] are the log-sums over all the keys, ``delta`` the products of output and gradient. The weights are made
-    again, for so many queries at a time that they stay in the cache.
+    ``lse`` [B, H, T] are the log-sums over all the keys, ``delta`` the products of output and gradient. The weights are
+    computed again, for a few queries at a time, so that they stay in the CPU's cache.
     """
     B, H, T, D = query.shape
     heads, S = key.shape[1:3]
@@ -299,9 +302,10 @@ def partial_gradients(
     for i in range(0, T, block):
         j = min(T, i + block)
         end = min(j, S)
-        q, g = (x[:, :, i:j].reshape(B, heads, -1, x.shape[3]) for x in (query, gradient))  # all that ask one key head
+        # all queries of one key head together
+        q, g = (x[:, :, i:j].reshape(B, heads, -1, x.shape[3]) for x in (query, gradient))
         k, v = key[:, :, :end], value[:, :, :end]
-        # everything between the products in fp32: mixing types is slow, and the weights' small differences matter
+        # between the products all is fp32: mixing types is slow, and small differences of the weights matter
         weights = (q @ k.mT).float().view(B, H, j - i, end).sub_(lse[:, :, i:j, None])
         weights = weights.clamp_(-80, 0).exp_().tril_(i)  # beyond the clamp a CPU's exponential is many times slower
         s = (g @ v.mT).float().view(weights.shape).sub_(delta[:, :, i:j, None]).mul_(weights)

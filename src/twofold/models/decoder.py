@@ -1,13 +1,15 @@
 """The forward pass of Llama's family in few operations, over the weights of a model by their names.
 
-What the module does in some sixty operations a layer takes twenty here: queries, keys and values are one product; the
-rotation is one complex product; weights are cast once. Sampling and learning both run it, and gradients reach the model's
-own weights. The numbers are those of the module, under autocast if ``dtype`` is bfloat16, but for the order of sums.
+A layer takes twenty operations here, where the module of ``transformers`` takes about sixty: queries, keys and values are one
+product; the rotation is one complex product; weights are cast once. Sampling and learning both run it, and gradients reach
+the model's own weights. The numbers are those of the module (under autocast if ``dtype`` is bfloat16), except for the order
+of sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,15 +42,14 @@ class Layer:
 
 
 class Decoder:
-    """A copy of the model's matrices in ``dtype``, in the layout of this forward pass; made anew when they change.
+    """The forward pass with a copy of the model's matrices in ``dtype``, laid out for it. Make another when they change.
 
-    Where gradients are wanted it serves one backward pass, in which, with ``recompute``, layers are computed again.
+    Where gradients are needed, it serves one backward pass. With ``recompute``, that pass computes the layers again.
     """
 
     @staticmethod
     def suits(model: Any) -> bool:
-        """Whether ``model`` is a ``Llama``, or one of ``transformers`` of the family none of whose linear layers has been
-        replaced by something else."""
+        """Whether ``model`` is a ``Llama``, or a model of ``transformers`` of that family whose linear layers are all plain."""
         return isinstance(model, Llama) or (
             type(model).__name__ in FAMILY
             and model.config.hidden_act == "silu"
@@ -61,7 +62,7 @@ class Decoder:
         self.dtype, self.recompute, self.eps = dtype, recompute, config.rms_norm_eps
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.width = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.padding = getattr(config, "pad_token_id", None)  # an embedding that transformers does not train
+        self.padding = getattr(config, "pad_token_id", None)  # transformers does not train this token's embedding
         plain = isinstance(model, Llama)
         self.rotation = partial(_turned, model.frequencies(self.width)) if plain else partial(_scaled, model)
         weights = dict(model.named_parameters(remove_duplicate=False))
@@ -91,13 +92,13 @@ class Decoder:
         return matrices[0] if len(matrices) == 1 else torch.cat(matrices), torch.cat(biases) if biases else None
 
     def _paired(self, x: Tensor) -> Tensor:
-        """The rows of queries and keys by ``_pairs``; their products do not notice."""
+        """Reorder the rows of queries and keys by ``_pairs``, which leaves their products as they are."""
         rows = x.unflatten(0, (-1, self.width))
         turned = self.heads + self.kv_heads
         return torch.cat([_pairs(rows[:turned], 1), rows[turned:]]).flatten(0, 1)
 
     def __call__(self, ids_B_T: Tensor, positions_B_T: Tensor, layout: Layout) -> Tensor:
-        """Hidden states [B, T, hidden] behind the last norm, in ``dtype``."""
+        """Return hidden states [B, T, hidden] after the last norm, in ``dtype``."""
         x, rows = embedding(ids_B_T, self.embeddings, self.padding), ids_B_T.numel()
         turn = self.rotation(positions_B_T)[:, :, None]
         with torch.autocast(x.device.type, enabled=False):
@@ -108,7 +109,7 @@ class Decoder:
             return rms_norm(x, self.norm, self.eps, self.dtype)[:rows].unflatten(0, ids_B_T.shape)
 
     def _run(self, i: int, x_N_C: Tensor, turn_B_T_1_D: Tensor, layout: Layout) -> Tensor:
-        """Layer ``i``."""
+        """Run layer ``i``."""
         layer = self.layers[i]
         q, k, v = self._heads(layer, rms_norm(x_N_C, layer.before_attention, self.eps, self.dtype), turn_B_T_1_D)
         seen = layout.attend(i, q, k, v, self.width**-0.5).to(self.dtype).flatten(0, 1).flatten(1)
@@ -117,7 +118,7 @@ class Decoder:
         return x + linear(_SwiGLU.apply(linear(h, *layer.gate), linear(h, *layer.up)), *layer.down)
 
     def _heads(self, layer: Layer, h_N_C: Tensor, turn_B_T_1_D: Tensor) -> list[Tensor]:
-        """Rotated queries and keys, and values: [B, heads, T, D] each."""
+        """Return rotated queries, rotated keys, and values: [B, heads, T, D] each."""
         B, T = turn_B_T_1_D.shape[:2]
         every = linear(h_N_C, *layer.heads)[: B * T].view(B, T, -1, self.width)
         sizes = [self.heads, self.kv_heads]
@@ -131,25 +132,25 @@ class Decoder:
         return [t.to(dtype).transpose(1, 2) for t in (q, k, v)]
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden states [N, hidden]."""
+        """Return the logits of hidden states [N, hidden]."""
         return linear(_padded(hidden), *self.output)[: len(hidden)]
 
 
 def _turned(frequencies_D: Tensor, positions_B_T: Tensor) -> Tensor:
-    """Complex numbers [B, T, D], by which pairs of a head's dimensions are turned."""
+    """Return the complex numbers [B, T, D] by which pairs of a head's dimensions are rotated."""
     angles = positions_B_T[..., None].float() * frequencies_D
     return torch.complex(angles.cos(), angles.sin())
 
 
 def _scaled(model: Any, positions_B_T: Tensor) -> Tensor:
-    """The same of a model of ``transformers``, whose angles may be scaled."""
+    """Return the same numbers for a model of ``transformers``, whose angles may be scaled."""
     like = torch.empty(0, device=positions_B_T.device)
     cos, sin = (t[..., : t.shape[-1] // 2] for t in model.base_model.rotary_emb(like, positions_B_T))
     return torch.complex(cos, sin)
 
 
 class _Rotated(torch.autograd.Function):
-    """Pairs of numbers [B, T, H, 2 D] turned by the angles of complex numbers [B, T, 1, D], in fp32."""
+    """Rotate pairs of numbers [B, T, H, 2 D] by complex numbers [B, T, 1, D], in fp32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, turn: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ def _complex(x: Tensor) -> Tensor:
 
 
 class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up; the backward pass computes silu again and keeps nothing of its own."""
+    """silu(gate) * up. The backward pass computes silu again, so that only the arguments are kept."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -183,18 +184,18 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def _padded(x_N_C: Tensor) -> Tensor:
-    """With rows of zeros behind, up to a size that occurs often."""
+    """Append rows of zeros, up to a size that occurs often."""
     more = rounded(len(x_N_C)) - len(x_N_C)
     return pad(x_N_C, (0, 0, 0, more)) if more else x_N_C
 
 
 def _pairs(x: Tensor, dim: int) -> Tensor:
-    """A head's dimensions with the two that are rotated together, i and i + D / 2, side by side."""
+    """Put the two dimensions of a head that are rotated together, i and i + D / 2, side by side."""
     return x.unflatten(dim, (2, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
 
 
 class Module:
-    """The forward pass of any other model: the module itself, to be run under autocast if in bfloat16."""
+    """The forward pass of any other model: the module itself, which the caller runs under autocast if in bfloat16."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -207,5 +208,22 @@ class Module:
 
 
 def network(model: Any, dtype: torch.dtype, recompute: bool = False) -> Decoder | Module:
-    """How ``model`` is run, in sampling and in learning. (A module has to be told itself to compute layers again.)"""
+    """The forward pass of ``model``, for sampling and for learning. A ``Module`` recomputes only within ``recomputing``."""
     return Decoder(model, dtype, recompute) if Decoder.suits(model) else Module(model)
+
+
+@contextmanager
+def recomputing(model: Any, recompute: bool) -> Iterator[None]:
+    """With ``recompute``, let backward passes compute the layers of any other model again instead of keeping them.
+
+    ``transformers`` does so in training mode only: the layers, not the dropout in them, are in that mode for a while.
+    """
+    layers = []
+    if recompute and not Decoder.suits(model):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.training = True
+    yield
+    for layer in layers:
+        layer.training = False

@@ -1,4 +1,4 @@
-"""A causal LM and its tokenizer, from a plain Hugging Face directory or hub name and back into a directory."""
+"""Read a causal LM and its tokenizer from a plain Hugging Face directory or by hub name, and write them to a directory."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Precision = Literal["float32", "bfloat16"]
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
 TOKENIZER, GENERIC = "tokenizer_config.json", "TokenizersBackend"
-"""Of a Llama, a tokenizer that is what tokenizer.json says. (Qwen's models have a class of their own, whatever their files
-say.) ``AutoTokenizer`` takes two seconds to find that out."""
+"""The tokenizer class of a Llama whose tokenizer is just what tokenizer.json says. ``AutoTokenizer`` takes two seconds to find
+that out. (Qwen's models have a class of their own, whatever their files say.)"""
 
 
 def load_model(path: str | Path, *, device: str | None = None) -> tuple[Any, Any]:
-    """(model, tokenizer). Weights are kept in fp32 masters; ``precision`` elsewhere says what the matmuls run in.
+    """Return (model, tokenizer). Weights are fp32 masters; ``precision`` elsewhere says in what type the matrix products run.
 
-    Any full-attention ``AutoModelForCausalLM``, a plain one of Llama's family as ``Llama``; custom code in a model directory
-    is never run. A scalar head that was saved is ``value_head``. Raises OSError if there is no such model, ValueError for an
-    unsupported attention, if weights are missing, or for a file that is no JSON.
+    The model may be any ``AutoModelForCausalLM`` with full attention; a plain one of Llama's family becomes a ``Llama``.
+    Custom code in a model directory is never run. A scalar head that was saved is loaded too (see ``head``). Raises OSError
+    if there is no such model, ValueError if its attention is not supported, weights are missing, or a file is not JSON.
     """
     tokenizer = load_tokenizer(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -40,7 +40,7 @@ def load_model(path: str | Path, *, device: str | None = None) -> tuple[Any, Any
 
 
 def _read(folder: Path, device: str) -> Llama | None:
-    """The model of a directory that needs no code of ``transformers``, or None: see ``plain``."""
+    """Return the model of a directory if it needs no code of ``transformers`` (see ``plain``), else None."""
     config, weights = _content(folder / CONFIG), folder / WEIGHTS
     if config is None or not weights.is_file():
         return None
@@ -50,7 +50,7 @@ def _read(folder: Path, device: str) -> Llama | None:
                 return None
             tensors = {x: file.get_tensor(x).to(device, torch.float32, copy=True) for x in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise OSError(f"{weights} cannot be read, is it whole? ({error})") from error
+        raise OSError(f"{weights} cannot be read: is it complete? ({error})") from error
     return Llama(config, tensors, _content(folder / GENERATION)).eval()
 
 
@@ -66,7 +66,7 @@ def _built(path: str | Path, device: str) -> Any:
 
 
 def load_tokenizer(path: str | Path) -> Any:
-    """What ``AutoTokenizer`` finds. Raises OSError if there is no such model."""
+    """Return the tokenizer that ``AutoTokenizer`` finds. Raises OSError if there is no such model."""
     config, about = (_content(Path(path) / name) or {} for name in (CONFIG, TOKENIZER))
     if config.get("model_type") == "llama" and about.get("tokenizer_class") == GENERIC:
         from transformers import PreTrainedTokenizerFast
@@ -78,7 +78,7 @@ def load_tokenizer(path: str | Path) -> Any:
 
 
 def _content(path: Path) -> dict[str, Any] | None:
-    """What a JSON file says, None if there is none. Raises ValueError if it is no JSON."""
+    """Return the content of a JSON file, or None if there is no such file. Raises ValueError if it is not JSON."""
     try:
         return json.loads(path.read_text()) if path.is_file() else None
     except ValueError as error:
@@ -86,7 +86,7 @@ def _content(path: Path) -> dict[str, Any] | None:
 
 
 def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
-    """A directory as ``from_pretrained`` wants it; a scalar head is not part of the architecture and travels beside it."""
+    """Write a directory that ``from_pretrained`` reads. A scalar head is no part of the architecture and has a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v for k, v in model.state_dict().items() if not k.startswith(f"{head.NAME}.")}
     if isinstance(model, Llama):

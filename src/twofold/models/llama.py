@@ -1,6 +1,6 @@
-"""A model of Llama's family as tensors with names: what ``Decoder`` runs where no code of ``transformers`` is wanted.
+"""A model of Llama's family as tensors with names, which ``Decoder`` runs without the code of ``transformers``.
 
-To import a model class of ``transformers`` takes longer than a small model needs to load and answer.
+Importing a model class of ``transformers`` takes longer than a small model takes to load and answer.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ NORMS = ["input_layernorm", "post_attention_layernorm"]
 
 
 class Llama(nn.Module):
-    """The weights of a model under the names that ``transformers`` gives them, and its ``config`` (what config.json says).
+    """The weights of a model under the names that ``transformers`` gives them, and its ``config`` (the content of config.json).
 
-    It has no forward pass of its own; learning, sampling and saving know it by these names. ``generation`` is what
-    generation_config.json says, for whoever samples with something else.
+    It has no forward pass of its own: learning, sampling and saving find the weights by their names. ``generation`` is the
+    content of generation_config.json, which is kept for other programs.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Llama(nn.Module):
         return self.get_submodule("lm_head")
 
     def frequencies(self, width: int) -> Tensor:
-        """By how much each pair of a head's ``width`` dimensions turns from one position to the next, [width / 2]."""
+        """Return the angle by which each pair of a head's ``width`` dimensions turns from one position to the next, [width / 2]."""
         said = getattr(self.config, "rope_parameters", None) or vars(self.config)
         steps = torch.arange(0, width, 2, device=self.device).float() / width
         return 1.0 / said["rope_theta"] ** steps
 
 
 def plain(config: Mapping[str, Any], names: Collection[str]) -> bool:
-    """Whether a config.json and the names of the weights beside it tell of a model of the family and of nothing more."""
+    """Whether the content of config.json and the names of the weights describe a model of the family and nothing more."""
     rope = config.get("rope_parameters") or {"rope_type": "default", "rope_theta": config.get("rope_theta")}
     usual = (
         (config.get("architectures") or [None])[0] in FAMILY

@@ -10,19 +10,20 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 LOGITS = 2**27
-"""How many exist at once, 512 MiB in fp32: those of 4096 tokens for a vocabulary of 32 thousand, of 900 for one of 150."""
+"""The most logits that exist at once. They take 512 MiB in fp32: 4096 tokens with a vocabulary of 32 thousand, or 900 with
+one of 150 thousand."""
 LEAST = -80.0
-"""Where a logit is so far below the row's greatest, its probability counts as exp(-80): below that CPUs' exponentials
-are several times slower, and no sum notices."""
+"""A logit this far below the row's greatest, or further, counts as this far below it. CPUs take several times longer for
+smaller exponentials, and no sum would change."""
 
 
 def token_logprobs(
     head: Callable[[Tensor], Tensor], vocabulary: int, hidden_N_D: Tensor, tokens_N: Tensor, temperature_N: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(log p of each token, entropy of each distribution), both [N] in fp32 nats; entropy carries no gradient.
+    """Return (log p of each token, entropy of each distribution), both [N] in fp32 nats. The entropy carries no gradient.
 
-    ``head`` makes logits [n, ``vocabulary``] of hidden states [n, D]. At most ``LOGITS`` of them exist at a time; those of
-    the other tokens are computed again in the backward pass.
+    ``head`` turns hidden states [n, D] into logits [n, ``vocabulary``], of which at most ``LOGITS`` exist at a time: if there
+    are more, they are computed in chunks, and again in the backward pass.
     """
 
     def part(hidden: Tensor, tokens: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,13 +38,13 @@ def token_logprobs(
 
 
 def shifted(logits: Tensor, temperature: Tensor | float) -> Tensor:
-    """Logits / temperature, less each row's greatest, in fp32."""
+    """Return (logits - the row's greatest) / temperature, in fp32."""
     x = logits.float()
     return (x - x.amax(-1, keepdim=True)).div_(temperature)
 
 
 class _Chosen(torch.autograd.Function):
-    """One softmax serves the log-probs, the entropies and the gradient."""
+    """Log-probs of chosen tokens, and entropies. One softmax serves both and the gradient."""
 
     @staticmethod
     def forward(ctx: Any, logits_N_V: Tensor, tokens_N_1: Tensor, temperature_N_1: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """w x / sqrt(mean(x^2) + eps) over the last dimension, in fp32.
+    """The norm w x / sqrt(mean(x^2) + eps) over the last dimension, computed in fp32.
 
-    Under autocast the result is in autocast's type: the linear layers that read it need not each cast it again.
+    Under autocast the result has autocast's type, so that the linear layers that read it do not each cast it again.
     """
 
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
@@ -25,7 +25,7 @@ class RMSNorm(nn.Module):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """w x / sqrt(mean(x^2) + eps) over the last dimension, computed in fp32 and returned in ``dtype``."""
+    """Return w x / sqrt(mean(x^2) + eps) over the last dimension, computed in fp32, in ``dtype``."""
     return _RMSNorm.apply(x, weight, eps, dtype)
 
 
@@ -39,7 +39,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """LayerNorm's fused gradient for a mean of 0 lacks one term, which its moving mean takes away and ours has not."""
+        """Take LayerNorm's fused gradient at a mean of 0 and add the mean of g w, which LayerNorm subtracts."""
         x, weight, rate = ctx.saved_tensors
         size = x.shape[-1]
         g, flat = (t.reshape(-1, size).float() for t in (gradients[0], x))
@@ -52,7 +52,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def replace_norms(model: nn.Module) -> None:
-    """Put ``RMSNorm`` in the place of every module of ``model`` that computes just that."""
+    """Replace every module of ``model`` that computes this norm by an ``RMSNorm``."""
     for parent in model.modules():
         for name, module in parent.named_children():
             eps = getattr(module, "variance_epsilon", None)

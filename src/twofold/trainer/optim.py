@@ -30,8 +30,8 @@ class Optim:
     clip: float = 1.0
 
 
-def rate(config: Optim, step: int, steps: int) -> float:
-    """The learning rate of a step in 0 .. steps - 1: a pure function, so it needs no checkpoint."""
+def learning_rate(config: Optim, step: int, steps: int) -> float:
+    """Return the learning rate of a step from 0 to steps - 1. It is a pure function, so no checkpoint has to hold it."""
     warm = math.ceil(config.warmup * steps)
     if step < warm:
         return config.lr * (step + 1) / warm
@@ -42,7 +42,7 @@ def rate(config: Optim, step: int, steps: int) -> float:
 
 
 def make(config: Optim, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a model. Weight decay falls on matrices only, as is usual."""
+    """Return the optimiser of a model. Weight decay applies to matrices only, as is usual."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim >= 2]
     rest = [p for p in parameters if p.ndim < 2]
@@ -59,13 +59,13 @@ def make(config: Optim, model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def moments(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str, Tensor]:
-    """All that the optimiser remembers, as NAME/KIND: ``model.norm.weight/exp_avg``."""
+    """Return the optimiser's state by NAME/KIND, such as ``model.norm.weight/exp_avg``."""
     states = ((name, optimizer.state.get(p, {})) for name, p in model.named_parameters())
     return {f"{name}/{kind}": value for name, state in states for kind, value in state.items()}
 
 
 def remember(optimizer: torch.optim.Optimizer, model: torch.nn.Module, found: Mapping[str, Tensor]) -> None:
-    """Make ``found``, which ``moments`` told, the optimiser's own. Raises ValueError for a parameter that is not the model's."""
+    """Give the optimiser the state that ``moments`` returned. Raises ValueError if a parameter is not one of the model's."""
     own = dict(model.named_parameters())
     for key, value in found.items():
         name, _, kind = key.rpartition("/")
@@ -106,7 +106,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonal(x: Tensor) -> Tensor:
-    """[batch, rows, columns] -> the nearest orthogonal matrices, roughly, by five Newton-Schulz steps."""
+    """Return roughly the nearest orthogonal matrices to those in ``x`` [batch, rows, columns], by five Newton-Schulz steps."""
     wide = x.shape[1] <= x.shape[2]
     x = x if wide else x.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
