@@ -28,6 +28,7 @@ from twofold.recipes.pretrain import Base
 from twofold.recipes.rlv import RLV
 from twofold.recipes.sft import SFT
 from twofold.tasks.procedural import Sums
+from twofold.tasks.stream import Problems
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner, Loss
 from twofold.trainer.optim import Optim
@@ -267,20 +268,13 @@ def test_problems_are_a_pure_function_of_the_step(tiny_model, tmp_path):
         "".join(json.dumps({"question": f"q{n}", "answer": str(n)}) + "\n" for n in range(6))
     )
     config = replace(small(tiny_model), task=Data(source=str(tmp_path / "six.jsonl")), rollout=Rollouts(problems=3))
-    of_step = training.Problems(config, run.make_task(config.task))
+    of_step = Problems(run.make_task(config.task), 3, config.train.seed)
     epochs = [[p.question for step in (2 * e, 2 * e + 1) for p in of_step(step)] for e in range(6)]
     assert all(sorted(epoch) == [f"q{n}" for n in range(6)] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    again = training.Problems(config, run.make_task(config.task))
+    again = Problems(run.make_task(config.task), 3, config.train.seed)
     assert [p.question for p in again(3)] == [p.question for p in of_step(3)]
-    ids = [
-        {
-            p.id
-            for s in range(50)
-            for p in training.Problems(replace(small(tiny_model), train=Train(seed=seed)), Sums())(s)
-        }
-        for seed in (0, 1)
-    ]
+    ids = [{p.id for s in range(50) for p in Problems(Sums(), 2, seed)(s)} for seed in (0, 1)]
     assert len(ids[0]) == len(ids[1]) == 100 and not ids[0] & ids[1]
 
 

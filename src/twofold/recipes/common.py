@@ -18,8 +18,6 @@ from twofold.text.chat import Chat
 from twofold.types import Collected, Group, Label, Problem, Rollout, Sample, Sampling
 
 Stats = dict[str, float]
-MOST_DRAWS = 16
-"""How often a step may draw problems."""
 
 
 class Setup(Protocol):
@@ -64,7 +62,7 @@ class Setup(Protocol):
         ...
 
     def spare(self, step: int, draw: int) -> list[Problem]:
-        """As many problems as a step has, which are no step's own; ``draw`` counts from 1 to ``MOST_DRAWS`` - 1."""
+        """As many problems as a step has, which are no step's own; ``draw`` counts from 1 to ``tasks.stream.MAX_DRAWS`` - 1."""
         ...
 
 
