@@ -18,7 +18,7 @@ from twofold.engines.native import NativeEngine
 from twofold.evals.during import evaluate_step
 from twofold.evals.run import Eval
 from twofold.models import head
-from twofold.models.io import load_model
+from twofold.models.io import latest_checkpoint, load_model
 from twofold.recipes.common import Recipe, Setup
 from twofold.run import find_model, guarded, make_task, rewarded
 from twofold.tasks.stream import Problems, length
@@ -129,7 +129,7 @@ def train(
     make = engine or partial(make_engine, config)
     config = _recorded(config, task, recipe, engine)
     _refuse_to_mix(run, config, resume)
-    found = checkpoint.latest(run) if resume else None
+    found = latest_checkpoint(run) if resume else None
     base = guarded(task) if task is not None else make_task(config.task)
     graded = rewarded(base, config.reward, config.reward_weights)
     setup = _Setup(config, graded, make)
@@ -160,7 +160,7 @@ def train(
         )  # fmt: skip
     if reached < config.train.steps:
         raise Stopped(f"stopped after step {reached}; saved in {run}")
-    last = checkpoint.latest(run)
+    last = latest_checkpoint(run)
     assert last is not None
     return last
 
