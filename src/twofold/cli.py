@@ -235,6 +235,8 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold.evals.optimal import check_problems
     from twofold.evals.report import print_table, report
     from twofold.evals.run import RENAMED
+    from twofold.tasks.datasets import Dataset
+    from twofold.tasks.stream import length
 
     chosen = task_named(args.task)
     if isinstance(chosen, Data):
@@ -243,9 +245,8 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
     if caps:
         check_caps(caps, config.max_tokens)
     task = run.make_task(chosen)
-    if isinstance(chosen, Data):
-        size = len(task)  # type: ignore[arg-type]
-        print(f"{args.task}: {size} problems; {task.columns}")  # type: ignore[attr-defined]
+    if (size := length(task)) is not None:
+        print(f"{args.task}: {size} problems" + (f"; {task.columns}" if isinstance(task, Dataset) else ""))
         config = replace(config, problems=min(config.problems, size))
     if args.optimal:
         check_problems(config.problems)

@@ -110,7 +110,7 @@ class Rollouts:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class JudgeOptions:
     """What the model is asked about its own solution. A checkpoint keeps the question, and whatever loads it asks the same."""
 
     question: str = JUDGE
@@ -131,9 +131,13 @@ class Train:
     save_every: int = 50
     keep: int = 0
 
+    def __post_init__(self) -> None:
+        if self.save_every < 0 or self.keep < 0:
+            raise ValueError(f"save_every and keep must be at least 0, got {self.save_every}, {self.keep}")
+
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class EvalOptions:
     """A short evaluation while training, every ``every`` steps (0: never), into ``evals/step-N`` of the run.
 
     It samples as training does. ``task`` is named as for ``twofold eval --task``; without one it is the training task's own
@@ -145,9 +149,13 @@ class Check:
     problems: int = 64
     n: int = 4
 
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.problems < 1 or self.n < 1:
+            raise ValueError(f"every must be at least 0, problems and n at least 1, got {self}")
+
 
 @dataclass(frozen=True, slots=True)
-class Logging:
+class LogOptions:
     """What a run writes beside ``metrics.jsonl``, which it always writes.
 
     ``rollouts`` groups of every step go to ``rollouts.jsonl``, for ``twofold show``.
@@ -155,6 +163,10 @@ class Logging:
 
     to: tuple[LogTo, ...] = ()
     rollouts: int = 2
+
+    def __post_init__(self) -> None:
+        if self.rollouts < 0:
+            raise ValueError(f"rollouts must be at least 0, got {self.rollouts}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +185,13 @@ class Config:
     recipe: RecipeConfig = field(default_factory=rlv.RLV)
     task: TaskConfig = field(default_factory=Sums)
     rollout: Rollouts = field(default_factory=Rollouts)
-    judge: Verdict = field(default_factory=Verdict)
+    judge: JudgeOptions = field(default_factory=JudgeOptions)
     engine: Native | PythonEngine = field(default_factory=Native)
     optim: Optim = field(default_factory=Optim)
     loss: Loss = field(default_factory=Loss)
     train: Train = field(default_factory=Train)
-    eval: Check = field(default_factory=Check)
-    log: Logging = field(default_factory=Logging)
+    eval: EvalOptions = field(default_factory=EvalOptions)
+    log: LogOptions = field(default_factory=LogOptions)
 
     def __post_init__(self) -> None:
         if self.reward_weights and len(self.reward_weights) != len(self.reward):

@@ -11,10 +11,14 @@ import importlib.util
 import inspect
 import re
 import sys
+from dataclasses import is_dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+_PYTHON = "<python>:"
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _FORM = re.compile(r"(?P<path>.+\.py):(?P<name>[A-Za-z_]\w*)(?:@sha256:(?P<digest>[0-9a-f]{64}))?")
 
 
@@ -58,20 +62,24 @@ def pin(source: str) -> str:
 
 
 def describe(thing: object) -> str:
-    """Return the pinned source of a class, a function or an instance that was given in Python.
+    """Return the name under which a run records what it was given in Python.
 
-    Where there is no file (an interactive session) it is only the name, ``<python>:Name``.
+    For a class or a function of a file it is its pinned source. An object, a ``partial``, or what was typed in a session
+    cannot be made again from a file: its name begins with ``<python>``, tells its arguments or fields, and ``load`` refuses it.
     """
-    while hasattr(thing, "func"):  # functools.partial
-        thing = thing.func
+    if isinstance(thing, partial):
+        given = [*map(repr, thing.args), *(f"{name}={value!r}" for name, value in sorted(thing.keywords.items()))]
+        return _PYTHON + f"partial({describe(thing.func).removeprefix(_PYTHON)}, {', '.join(given)})"
     kind: Any = thing if inspect.isclass(thing) or inspect.isroutine(thing) else type(thing)
     try:
         file = Path(inspect.getfile(kind))
-    except (TypeError, OSError):
-        return f"<python>:{kind.__qualname__}"
-    if not file.is_file():
-        return f"<python>:{kind.__qualname__}"
-    return f"{file}:{kind.__qualname__}@sha256:{_digest(file)}"
+        named = f"{file}:{kind.__qualname__}@sha256:{_digest(file)}"
+    except (TypeError, OSError):  # a session has no file
+        named = _PYTHON + kind.__qualname__
+    if kind is thing and "<locals>" not in named:
+        return named
+    fields = "" if kind is thing else _ADDRESS.sub("", repr(thing if is_dataclass(thing) else vars(thing)))
+    return _PYTHON + named.removeprefix(_PYTHON) + fields
 
 
 def is_source(text: str) -> bool:
@@ -80,6 +88,8 @@ def is_source(text: str) -> bool:
 
 
 def _parts(source: str) -> tuple[Path, str, str | None]:
+    if source.startswith(_PYTHON):
+        raise ValueError(f"{source[:200]} was given in Python and is in no file as it was: give it in Python again")
     found = _FORM.fullmatch(source)
     if found is None:
         raise ValueError(f"{source!r} does not name your code: write the file and what it defines, mine.py:Name")

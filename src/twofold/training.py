@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from twofold import source, toml
-from twofold.compute.judge import p_yes
+from twofold.compute.judge import Judging, judge_all
 from twofold.compute.rollout import Task
 from twofold.config import ALIASES, Config, Native, PythonEngine, PythonRecipe, PythonTask, task_named
 from twofold.engines.base import Engine, PolicyEngine
@@ -21,6 +21,7 @@ from twofold.models import head
 from twofold.models.io import latest_checkpoint, load_model
 from twofold.recipes.common import Recipe, Setup
 from twofold.run import find_model, guarded, make_task, rewarded
+from twofold.tasks.procedural import PROCEDURAL
 from twofold.tasks.stream import Problems, length
 from twofold.tasks.user import CORRECT
 from twofold.text.chat import Chat
@@ -30,7 +31,7 @@ from twofold.trainer.log import Log
 from twofold.trainer.loop import Schedule
 from twofold.trainer.loop import train as loop
 from twofold.trainer.trackers import open_trackers
-from twofold.types import Group, Problem, Sampling, Stopped
+from twofold.types import Problem, Rollout, Sampling, Stopped
 
 MakeEngine = Callable[[Any], PolicyEngine]
 """From the module that trains to the engine that samples from it."""
@@ -77,7 +78,7 @@ class _Setup:
 
     def frozen(self, role: str = "policy") -> Engine:
         self.load_policy()
-        return NativeEngine(copy.deepcopy(self.models[role]), precision=self.config.train.precision)
+        return self._engine(copy.deepcopy(self.models[role]))
 
     def reference(self, role: str = "policy") -> Engine | None:
         return self.frozen(role) if self.config.loss.beta else None
@@ -88,6 +89,22 @@ class _Setup:
 
     def spare(self, step: int, draw: int) -> list[Problem]:
         return self.problems.spare(step, draw)
+
+    @property
+    def verifier(self) -> Engine:
+        """The engine that judges: of a model trained for it, if there is one."""
+        return self.engines.get("verifier", self.engines["policy"])
+
+    @property
+    def judging(self) -> Judging:
+        """How rollouts are judged for the log: by a trained head, or P(Yes) where Yes and No are single tokens."""
+        if hasattr(self.models["policy"], "value_head"):
+            return Judging("head")
+        try:
+            _ = self.chat.yes_no_ids
+        except ValueError:
+            return Judging("none")
+        return Judging("p_yes")
 
     def learner(self, role: str, updates: int) -> Learner:
         """Its learning rate runs over its own updates."""
@@ -133,6 +150,8 @@ def train(
     graded = rewarded(base, config.reward, config.reward_weights)
     setup = _Setup(config, graded, make)
     built = (recipe or config.recipe.build)(setup)
+    if not isinstance(built, Recipe):
+        raise TypeError(f"a recipe must be a tf.Recipe, and this one made {built!r}")
     setup.load_policy()
     updates = built.updates(config.train.steps)
     learners = {role: setup.learner(role, updates.get(role, config.train.steps)) for role in setup.models}
@@ -141,12 +160,13 @@ def train(
         for role, learner in learners.items():
             start = checkpoint.restore(found if role == "policy" else found.with_name(f"{found.name}-{role}"), learner)
         built.restore(checkpoint.recipe_state(found))
+    check = _check(config, setup, run)
     run.mkdir(parents=True, exist_ok=True)
+    trackers = open_trackers(config.log.to, run, flat(asdict(config)), start)
     (run / "config.toml").write_text(toml.to_toml(config))
     schedule = Schedule(
         start, config.train.steps, config.train.save_every, config.eval.every, config.train.keep, config.log.rollouts
     )
-    trackers = open_trackers(config.log.to, run, flat(asdict(config)), start)
     with Log(run, config.train.steps, title, start, trackers) as log:
         if start:
             log.say(f"resuming {run} at step {start}")
@@ -155,7 +175,7 @@ def train(
             save=lambda step, role, learner: checkpoint.save(
                 run, step, learner, setup.tokenizer, role, state=built.state(), question=setup.chat.question
             ),
-            evaluate=_check(config, setup, run), score=partial(_p_yes, setup), log=log, run=run,
+            evaluate=check, score=partial(_scores, setup), log=log, run=run,
         )  # fmt: skip
     if reached < config.train.steps:
         raise Stopped(f"stopped after step {reached}; saved in {run}")
@@ -174,7 +194,9 @@ def make_engine(config: Config, model: Any) -> PolicyEngine:
 
 def _recorded(config: Config, task: object, recipe: object, engine: object) -> Config:
     """The config with every piece of the user's own code pinned to what it is now, given in Python or by name."""
-    if task is not None:
+    if isinstance(task, PROCEDURAL):
+        config = replace(config, task=task)
+    elif task is not None:
         config = replace(config, task=PythonTask(source=source.describe(task)))
     if recipe is not None:
         config = replace(config, recipe=PythonRecipe(source=source.describe(recipe)))
@@ -184,16 +206,17 @@ def _recorded(config: Config, task: object, recipe: object, engine: object) -> C
         part = getattr(config, name)
         if part.name == "python" and source.is_source(part.source):
             config = replace(config, **{name: replace(part, source=source.pin(part.source))})
+    if source.is_source(config.eval.task):
+        config = replace(config, eval=replace(config.eval, task=source.pin(config.eval.task)))
     return replace(config, reward=tuple(r if r == CORRECT else source.pin(r) for r in config.reward))
 
 
-def _p_yes(setup: _Setup, group: Group) -> list[float | None]:
-    """The model's verdict on each rollout, for people to read; None where Yes and No are not single tokens."""
-    try:
-        _ = setup.chat.yes_no_ids
-    except ValueError:
-        return [None] * len(group)
-    return [*p_yes(setup.engines.get("verifier", setup.engines["policy"]), setup.chat, group)]
+def _scores(setup: _Setup, rollouts: Sequence[Rollout]) -> Sequence[float | None]:
+    """P(Yes) of each rollout, for people to read; None where nothing can judge."""
+    judging = setup.judging
+    if judging.name == "none":
+        return [None] * len(rollouts)
+    return [score for score, _ in judge_all(setup.verifier, setup.chat, rollouts, judging)]
 
 
 def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str, float]]:
@@ -211,9 +234,10 @@ def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str
         temperature=config.rollout.temperature,
         max_tokens=config.rollout.max_tokens,
         seed=config.train.seed,
+        judge=setup.judging,
     )
     return lambda step: evaluate_step(
-        setup.engines["policy"], setup.chat, task, settings, run, step, model=config.model
+        setup.engines["policy"], setup.verifier, setup.chat, task, settings, run, step, model=config.model
     )
 
 

@@ -22,12 +22,17 @@ VOTES = {"maj": "majority", "weighted": "weighted"}
 
 
 def evaluate_step(
-    engine: Engine, chat: Chat, task: Task, settings: Eval, run: Path, step: int, *, model: str
+    engine: Engine, verifier: Engine, chat: Chat, task: Task, settings: Eval, run: Path, step: int, *, model: str
 ) -> dict[str, float]:
-    """Evaluate into ``evals/step-N`` of the run, and return the figures as ``eval/NAME``."""
+    """Evaluate into ``evals/step-N`` of the run, and return the figures as ``eval/NAME``.
+
+    ``verifier`` is the engine that judges, which may be ``engine``.
+    """
     out = run / "evals" / f"step-{step}"
     shutil.rmtree(out, ignore_errors=True)  # a resumed run does this step again
-    evaluate(engine, chat, task, settings, out, name=f"step {step}", model=model)
+    other = None if verifier is engine else verifier
+    by = None if other is None else "verifier"
+    evaluate(engine, chat, task, settings, out, name=f"step {step}", model=model, verifier=other, verified_by=by)
     return {f"eval/{name}": value for name, value in figures(read_pools(out / POOLS)).items()}
 
 

@@ -27,6 +27,8 @@ class Problems:
     def __init__(self, task: Any, per_step: int, seed: int) -> None:
         self.task, self.n, self.seed = task, per_step, seed
         self.size = length(task)
+        if self.size == 0:
+            raise ValueError(f"the task {task.name} has no problems")
 
     def __call__(self, step: int) -> list[Problem]:
         places = range(step * self.n, (step + 1) * self.n)

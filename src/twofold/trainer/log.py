@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from twofold.types import Group
+from twofold.types import Group, Rollout
 
 METRICS, ROLLOUTS = "metrics.jsonl", "rollouts.jsonl"
 
@@ -25,8 +25,8 @@ SHOWN = {
     "step_time": "s/step",
 }
 
-Score = Callable[[Group], Sequence[float | None]]
-"""P(Yes) for each rollout of a group, None where it cannot be asked."""
+Score = Callable[[Sequence[Rollout]], Sequence[float | None]]
+"""P(Yes) for each of these rollouts, None where it cannot be asked."""
 LogTo = Literal["wandb", "tensorboard", "trackio"]
 
 
@@ -78,14 +78,16 @@ class Log:
 
     def rollouts(self, step: int, groups: Sequence[Group], score: Score) -> None:
         """Write what the model wrote in these groups, with grades and P(Yes), for people to read."""
+        groups = [group for group in groups if group]
+        scores = iter(score([r for group in groups for r in group]))
         for group in groups:
             problem = group[0].problem
             rows = [
                 {
-                    "text": r.text, "answer": r.answer, "reward": r.grade.reward, "label": r.grade.label, "p_yes": p,
+                    "text": r.text, "answer": r.answer, "reward": r.grade.reward, "label": r.grade.label, "p_yes": next(scores),
                     "tokens": len(r.completion.tokens), "finish": r.completion.finish,
                 }
-                for r, p in zip(group, score(group), strict=True)
+                for r in group
             ]  # fmt: skip
             about = {"step": step, "id": problem.id, "question": problem.question, "reference": problem.answer}
             self._rollouts.write(json.dumps(about | {"rollouts": rows}) + "\n")

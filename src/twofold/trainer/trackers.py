@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ class Wandb:
     def __init__(self, run: Path, config: Mapping[str, Any], start: int) -> None:
         import wandb
 
-        identity = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:12]
+        identity = _identity(run, start)
         self._run = wandb.init(
             project=PROJECT, name=run.name, id=identity, resume="allow", dir=run, config=dict(config)
         )
@@ -52,13 +52,22 @@ class Trackio:
     def __init__(self, run: Path, config: Mapping[str, Any], start: int) -> None:
         import trackio
 
-        self._run = trackio.init(project=PROJECT, name=run.name, config=dict(config), resume="allow", embed=False)
+        name = f"{run.name}-{_identity(run, start)}"  # trackio knows a run by its name
+        self._run = trackio.init(project=PROJECT, name=name, config=dict(config), resume="allow", embed=False)
 
     def write(self, step: int, stats: Mapping[str, float]) -> None:
         self._run.log(dict(stats), step=step)
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _identity(run: Path, start: int) -> str:
+    """A run's name among all runs: made when it starts, found again in its directory when it is resumed."""
+    path = run / "tracking-id"
+    if not start or not path.is_file():
+        path.write_text(uuid.uuid4().hex[:12] + "\n")
+    return path.read_text().strip()
 
 
 TRACKERS: dict[LogTo, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
