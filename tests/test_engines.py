@@ -27,8 +27,6 @@ from twofold.models.io import load_model
 from twofold.models.logprobs import token_logprobs
 from twofold.types import COLDEST, Completion, Sampling
 
-torch.set_num_threads(1)
-
 PROMPTS = [[5, 17, 300, 42, 9], [8], [77, 78], list(range(100, 120)), [200, 3, 201]]
 MANY_STOPS = tuple(range(0, 512, 12))  # about one token in twelve ends a rollout
 ROLLOUT = Sampling(n=3, max_tokens=10, stop=MANY_STOPS, seed=4)
