@@ -65,7 +65,7 @@ def test_ids_order_and_splits(tmp_path: Path) -> None:
     data = load(write(tmp_path / "set.jsonl", *rows))
     assert [problem.id for problem in data.problems] == ["set-0", "set-u/1", "set-u/2"]
     assert len(data) == 3
-    assert data.problem("train", 4) == data.problem("test", 1)  # after its last row "train" begins again, and "test" ends
+    assert data.problem("train", 4) == data.problem("test", 1)  # "train" begins again
     with pytest.raises(IndexError, match="3 problems"):
         data.problem("test", 3)
     assert len(load(tmp_path / "set.jsonl", limit=2)) == 2
@@ -153,7 +153,7 @@ def test_multiple_choice(tmp_path: Path) -> None:
     for i in range(40):
         problem = data.problem("test", i)
         assert f"({problem.answer}) right {i}" in problem.question.splitlines()
-        assert problem.question == again.problem("test", 39 - i).question  # the question seeds the order, not its place in the file
+        assert problem.question == again.problem("test", 39 - i).question  # seeded by the text
         assert data.grade(problem, f"So the answer is ({problem.answer}).") == (problem.answer, Grade(1.0, "correct"))
     assert {problem.answer for problem in data.problems} == set("ABCD")
     assert data.grade(data.problem("test", 0), "no idea") == (None, Grade(0.0, "no_answer"))

@@ -291,7 +291,7 @@ def critique(marks: str, final: str = "+") -> str:
 def test_the_verifier_as_critic(model: Any) -> None:
     engine = Says(model.chat, [[critique("+-")], [critique("+++", "-")], [critique("--")]])
     critic = Critic(question="Check {steps}.", batch=2)
-    assert predict(engine, model.chat, CASES, critic) == [1, -1, None]  # the last has two verdicts for one step and is not read
+    assert predict(engine, model.chat, CASES, critic) == [1, -1, None]  # two verdicts, one step
     assert engine.prompts[0] == (
         "<|user|>Q0<|end|><|assistant|><think>\n<step>x</step>\n<step>y</step>\n</think><|end|>"
         "<|user|>Check 2.<|end|><|assistant|>"

@@ -147,7 +147,7 @@ def test_countdown_takes_any_right_expression(answer):
 
 @pytest.mark.parametrize("answer", ["10", "2+2+3+3", "4+3*2+2-2", "4+6", "2*3*4", "4+3*2=10", "4+3**2-3", "-4+3+2"])
 def test_countdown_refuses_the_rest(answer):
-    """Each of these is wrong: a bare target, a number used twice, left out or not given, a wrong value, an equation, a power, a sign."""
+    """Wrong are a bare target, a number used twice, left out or not given, a wrong value, an equation, a power and a sign."""
     assert Countdown().grade(REACH_10, f"\\boxed{{{answer}}}")[1].label == "wrong"
 
 
