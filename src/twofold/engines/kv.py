@@ -157,7 +157,8 @@ class KV:
 class Inherited:
     """The tokens that the rows of one cache read from another, ``kv``.
 
-    Row i reads the first ``counts[i]`` own tokens of row ``rows[i]``. Rows that read the same row fill its ``slots`` and are one product.
+    Row i reads the first ``counts[i]`` own tokens of row ``rows[i]``. Rows that read the same row fill its ``slots`` and are
+    one product.
     """
 
     kv: KV
