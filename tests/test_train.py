@@ -23,11 +23,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from twofold import cli, run, toml, training
 from twofold.config import ALIASES, Config, Data, Rollouts, Train
 from twofold.models.head import attach
-from twofold.models.io import load_model
+from twofold.models.io import STATE, latest_checkpoint, load_model
 from twofold.recipes.pretrain import Base
 from twofold.recipes.rlv import RLV
 from twofold.recipes.sft import SFT
 from twofold.tasks.procedural import Sums
+from twofold.tasks.stream import Problems
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner, Loss
 from twofold.trainer.optim import Optim
@@ -229,9 +230,9 @@ def test_a_role_that_stopped_apart_is_not_a_checkpoint(tmp_path):
     ]:
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
         if whole:
-            (tmp_path / "checkpoints" / name / checkpoint.STATE).write_text("{}")
-    assert checkpoint.latest(tmp_path) == tmp_path / "checkpoints" / "step-10"
-    assert checkpoint.latest(tmp_path / "none") is None
+            (tmp_path / "checkpoints" / name / STATE).write_text("{}")
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-10"
+    assert latest_checkpoint(tmp_path / "none") is None
 
 
 def test_weights_of_another_model_are_refused(finished, tiny_qwen):
@@ -267,20 +268,13 @@ def test_problems_are_a_pure_function_of_the_step(tiny_model, tmp_path):
         "".join(json.dumps({"question": f"q{n}", "answer": str(n)}) + "\n" for n in range(6))
     )
     config = replace(small(tiny_model), task=Data(source=str(tmp_path / "six.jsonl")), rollout=Rollouts(problems=3))
-    of_step = training.Problems(config, run.make_task(config.task))
+    of_step = Problems(run.make_task(config.task), 3, config.train.seed)
     epochs = [[p.question for step in (2 * e, 2 * e + 1) for p in of_step(step)] for e in range(6)]
     assert all(sorted(epoch) == [f"q{n}" for n in range(6)] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    again = training.Problems(config, run.make_task(config.task))
+    again = Problems(run.make_task(config.task), 3, config.train.seed)
     assert [p.question for p in again(3)] == [p.question for p in of_step(3)]
-    ids = [
-        {
-            p.id
-            for s in range(50)
-            for p in training.Problems(replace(small(tiny_model), train=Train(seed=seed)), Sums())(s)
-        }
-        for seed in (0, 1)
-    ]
+    ids = [{p.id for s in range(50) for p in Problems(Sums(), 2, seed)(s)} for seed in (0, 1)]
     assert len(ids[0]) == len(ids[1]) == 100 and not ids[0] & ids[1]
 
 
@@ -399,7 +393,7 @@ def test_sigterm_finishes_the_step_saves_and_can_be_resumed(tiny_model, tmp_path
     assert cli.main([*arguments, "--resume"]) == 0
     assert f"resuming {out} at step {done}" in capsys.readouterr().out.replace("\n", "")
     assert [line["step"] for line in metrics(out)] == list(range(8))
-    assert checkpoint.latest(out) == out / "checkpoints" / "step-8"
+    assert latest_checkpoint(out) == out / "checkpoints" / "step-8"
 
 
 def test_options_change_only_on_purpose():

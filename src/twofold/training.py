@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import random
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from functools import cached_property, lru_cache, partial
-from itertools import chain
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,18 +15,14 @@ from twofold.compute.rollout import Task
 from twofold.config import ALIASES, Config, Native, PythonEngine, PythonRecipe, PythonTask, task_named
 from twofold.engines.base import Engine, PolicyEngine
 from twofold.engines.native import NativeEngine
-from twofold.evals.pools import POOLS, read_pools
+from twofold.evals.during import evaluate_step
 from twofold.evals.run import Eval
-from twofold.evals.run import evaluate as evaluate_task
-from twofold.maths import votes
-from twofold.maths.credit import mean
-from twofold.maths.seeds import derive
-from twofold.maths.stats import verifier_metrics
 from twofold.models import head
-from twofold.models.io import load_model
-from twofold.recipes.common import MOST_DRAWS, Recipe, Setup
+from twofold.models.io import latest_checkpoint, load_model
+from twofold.recipes.common import Recipe, Setup
 from twofold.run import find_model, guarded, make_task, rewarded
-from twofold.tasks.user import CORRECT, inner
+from twofold.tasks.stream import Problems, length
+from twofold.tasks.user import CORRECT
 from twofold.text.chat import Chat
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner
@@ -37,13 +30,10 @@ from twofold.trainer.log import Log
 from twofold.trainer.loop import Schedule
 from twofold.trainer.loop import train as loop
 from twofold.trainer.trackers import open_trackers
-from twofold.types import Group, Pool, Problem, Sampling, Stopped
+from twofold.types import Group, Problem, Sampling, Stopped
 
 MakeEngine = Callable[[Any], PolicyEngine]
 """From the module that trains to the engine that samples from it."""
-ENDLESS = 10_000_000
-"""Problems that a seed may use of an endless task."""
-VOTES = {"maj": "majority", "weighted": "weighted"}
 
 
 class _Setup:
@@ -54,23 +44,21 @@ class _Setup:
         self.models: dict[str, Any] = {}
         self.engines: dict[str, PolicyEngine] = {}
         self.tokenizer: Any = None
-        self.problems = Problems(config, task)
+        self.problems = Problems(task, config.rollout.problems, config.train.seed)
         self._engine = engine
 
     def begin(self, model: object, tokenizer: object) -> None:
         self.tokenizer = tokenizer
         self._add("policy", model)
 
-    @property
-    def policy(self) -> Any:
-        """The model that trains; the config's, unless the recipe has begun with another."""
+    def load_policy(self) -> None:
+        """Load the config's model, unless it is loaded or the recipe has begun with another."""
         if "policy" not in self.models:
             self.begin(*load_model(find_model(self.config.model)))
-        return self.models["policy"]
 
     @cached_property
     def chat(self) -> Chat:
-        assert self.policy is not None
+        self.load_policy()
         return Chat(self.tokenizer, self.config.system, question=self.config.judge.question)
 
     @property
@@ -81,21 +69,22 @@ class _Setup:
     def second(self, role: str, model: str | None = None) -> Engine:
         name = model or self.config.model
         found, tokenizer = load_model(find_model(name))
-        assert self.policy is not None
+        self.load_policy()
         if tokenizer.get_vocab() != self.tokenizer.get_vocab():
             raise ValueError(f"{name} has another tokenizer than {self.config.model}: it could not read solutions")
         self._add(role, found)
         return self.engines[role]
 
     def frozen(self, role: str = "policy") -> Engine:
-        assert self.policy is not None  # loads it, if nobody has asked for it yet
+        self.load_policy()
         return NativeEngine(copy.deepcopy(self.models[role]), precision=self.config.train.precision)
 
     def reference(self, role: str = "policy") -> Engine | None:
         return self.frozen(role) if self.config.loss.beta else None
 
     def head(self, kind: Literal["bce", "regression"]) -> None:
-        head.attach(self.policy, kind)
+        self.load_policy()
+        head.attach(self.models["policy"], kind)
 
     def spare(self, step: int, draw: int) -> list[Problem]:
         return self.problems.spare(step, draw)
@@ -139,12 +128,12 @@ def train(
     make = engine or partial(make_engine, config)
     config = _recorded(config, task, recipe, engine)
     _refuse_to_mix(run, config, resume)
-    found = checkpoint.latest(run) if resume else None
+    found = latest_checkpoint(run) if resume else None
     base = guarded(task) if task is not None else make_task(config.task)
     graded = rewarded(base, config.reward, config.reward_weights)
     setup = _Setup(config, graded, make)
     built = (recipe or config.recipe.build)(setup)
-    assert setup.policy is not None
+    setup.load_policy()
     updates = built.updates(config.train.steps)
     learners = {role: setup.learner(role, updates.get(role, config.train.steps)) for role in setup.models}
     start = 0
@@ -170,7 +159,7 @@ def train(
         )  # fmt: skip
     if reached < config.train.steps:
         raise Stopped(f"stopped after step {reached}; saved in {run}")
-    last = checkpoint.latest(run)
+    last = latest_checkpoint(run)
     assert last is not None
     return last
 
@@ -208,39 +197,24 @@ def _p_yes(setup: _Setup, group: Group) -> list[float | None]:
 
 
 def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str, float]]:
-    """Step -> a few numbers of a short evaluation there, whose samples are kept in ``evals/step-N``."""
+    """Step -> the figures of a short evaluation there (``[eval]``)."""
     if not config.eval.every:
         return lambda step: {}
-    named = setup.task
-    if config.eval.task:
-        named = rewarded(make_task(task_named(config.eval.task)), config.reward, config.reward_weights)
     if not config.eval.task and length(setup.task) is not None:
         raise ValueError("eval.every: a data set has no held-out part of its own; name another with eval.task")
+    task = setup.task
+    if config.eval.task:
+        task = rewarded(make_task(task_named(config.eval.task)), config.reward, config.reward_weights)
     settings = Eval(
-        problems=config.eval.problems, n=config.eval.n, temperature=config.rollout.temperature,
-        max_tokens=config.rollout.max_tokens, seed=config.train.seed,
-    )  # fmt: skip
-
-    def check(step: int) -> dict[str, float]:
-        out = run / "evals" / f"step-{step}"
-        shutil.rmtree(out, ignore_errors=True)  # a resumed run does this step again
-        evaluate_task(
-            setup.engines["policy"], setup.chat, named, settings, out, name=f"step {step}", model=config.model
-        )
-        return {f"eval/{name}": value for name, value in _figures(read_pools(out / POOLS)).items()}
-
-    return check
-
-
-def _figures(pools: Sequence[Pool]) -> dict[str, float]:
-    """Accuracy of one sample and of the votes over all, and how well P(Yes) tells right from wrong."""
-    n = len(pools[0].answers)
-    correct = [[g.correct for g in pool.grades] for pool in pools]
-    scores = [[p or 0.0 for p in pool.scores] for pool in pools]
-    curves = [votes.curves(p.answers, c, s, [1, n]) for p, c, s in zip(pools, correct, scores, strict=True)]
-    found = {"pass@1": mean([c["pass@k"][0] for c in curves])}
-    found |= {f"{name}@{n}": mean([c[rule][1] for c in curves]) for name, rule in VOTES.items()}
-    return found | asdict(verifier_metrics(list(chain(*scores)), list(chain(*correct))))
+        problems=min(config.eval.problems, length(task) or config.eval.problems),
+        n=config.eval.n,
+        temperature=config.rollout.temperature,
+        max_tokens=config.rollout.max_tokens,
+        seed=config.train.seed,
+    )
+    return lambda step: evaluate_step(
+        setup.engines["policy"], setup.chat, task, settings, run, step, model=config.model
+    )
 
 
 def _refuse_to_mix(run: Path, config: Config, resume: bool) -> None:
@@ -262,51 +236,3 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in table.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return found
-
-
-class Problems:
-    """The problems of every step: a pure function of (seed, step), so that it needs no checkpoint.
-
-    A task with a length is shuffled anew for every epoch. Procedural tasks are endless, and another seed never repeats a
-    problem: its own ones count up from the start of its ten million, spare ones down from the end.
-    """
-
-    def __init__(self, config: Config, task: Task) -> None:
-        self.task, self.n, self.seed = task, config.rollout.problems, config.train.seed
-        self.size = length(task)
-
-    def __call__(self, step: int) -> list[Problem]:
-        places = range(step * self.n, (step + 1) * self.n)
-        if self.size is not None:
-            return [self._at(_shuffled(self.seed, self.size, place)) for place in places]
-        return [self._at(self.seed * ENDLESS + place) for place in places]
-
-    def spare(self, step: int, draw: int) -> list[Problem]:
-        first = (step * MOST_DRAWS + draw) * self.n
-        places = range(first, first + self.n)
-        if self.size is not None:
-            seed = derive(self.seed, "spare")
-            return [self._at(_shuffled(seed, self.size, place)) for place in places]
-        return [self._at((self.seed + 1) * ENDLESS - 1 - place) for place in places]
-
-    def _at(self, i: int) -> Problem:
-        return self.task.problem("train", i)
-
-
-def length(task: Task) -> int | None:
-    """Return how many problems a task has; None where they are endless."""
-    found = inner(task)
-    return len(found) if hasattr(found, "__len__") else None
-
-
-def _shuffled(seed: int, size: int, place: int) -> int:
-    """Index at a place of an endless stream that passes over ``size`` items in a new order each epoch."""
-    epoch, i = divmod(place, size)
-    return _order(seed, size, epoch)[i]
-
-
-@lru_cache(maxsize=4)
-def _order(seed: int, size: int, epoch: int) -> Sequence[int]:
-    order = list(range(size))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
-    return order

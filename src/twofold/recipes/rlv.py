@@ -30,6 +30,7 @@ from twofold.maths.seeds import derive
 from twofold.maths.stats import verifier_metrics
 from twofold.recipes import common
 from twofold.recipes.common import Setup, Stats
+from twofold.tasks.stream import MAX_DRAWS
 from twofold.text.chat import Chat
 from twofold.text.segments import sentence_ends
 from twofold.types import Collected, Grade, Group, Problem, Rollout, Sample, Sampling
@@ -64,8 +65,8 @@ class RLV:
         least = 1 if self.estimator == "vineppo" else 2
         if self.rollouts < least:
             raise ValueError(f"rollouts must be at least {least}: a group of one has no baseline, got {self.rollouts}")
-        if not 0 <= self.refills < common.MOST_DRAWS:
-            raise ValueError(f"refills must be in 0 .. {common.MOST_DRAWS - 1}, got {self.refills}")
+        if not 0 <= self.refills < MAX_DRAWS:
+            raise ValueError(f"refills must be in 0 .. {MAX_DRAWS - 1}, got {self.refills}")
         if self.refills and self.estimator == "vineppo":
             raise ValueError("refills replaces groups of equal rewards, which VinePPO learns from: set refills = 0")
 

@@ -1,0 +1,42 @@
+"""A short evaluation while training: a few numbers for the log; its samples are kept for a report."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+
+from twofold.compute.rollout import Task
+from twofold.engines.base import Engine
+from twofold.evals.pools import POOLS, read_pools
+from twofold.evals.run import Eval, evaluate
+from twofold.maths import votes
+from twofold.maths.credit import mean
+from twofold.maths.stats import verifier_metrics
+from twofold.text.chat import Chat
+from twofold.types import Pool
+
+VOTES = {"maj": "majority", "weighted": "weighted"}
+
+
+def evaluate_step(
+    engine: Engine, chat: Chat, task: Task, settings: Eval, run: Path, step: int, *, model: str
+) -> dict[str, float]:
+    """Evaluate into ``evals/step-N`` of the run, and return the figures as ``eval/NAME``."""
+    out = run / "evals" / f"step-{step}"
+    shutil.rmtree(out, ignore_errors=True)  # a resumed run does this step again
+    evaluate(engine, chat, task, settings, out, name=f"step {step}", model=model)
+    return {f"eval/{name}": value for name, value in figures(read_pools(out / POOLS)).items()}
+
+
+def figures(pools: Sequence[Pool]) -> dict[str, float]:
+    """Accuracy of one sample and of the votes over all, and how well P(Yes) tells right from wrong."""
+    n = len(pools[0].answers)
+    correct = [[g.correct for g in pool.grades] for pool in pools]
+    scores = [[p or 0.0 for p in pool.scores] for pool in pools]
+    curves = [votes.curves(p.answers, c, s, [1, n]) for p, c, s in zip(pools, correct, scores, strict=True)]
+    found = {"pass@1": mean([c["pass@k"][0] for c in curves])}
+    found |= {f"{name}@{n}": mean([c[rule][1] for c in curves]) for name, rule in VOTES.items()}
+    return found | asdict(verifier_metrics(list(chain(*scores)), list(chain(*correct))))
