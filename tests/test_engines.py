@@ -768,7 +768,7 @@ def test_a_model_that_would_give_other_numbers_is_refused_by_name(
 
 
 def samples_of(families: list[tuple[int, list[int]]]) -> tuple[list[list[int]], list[int]]:
-    """Return random samples, alike at their beginnings within a family, and the tokens as packed."""
+    """Return random samples, which begin alike within a family, and the tokens as packed."""
     rng = random.Random(0)
     samples, laid = [], []
     for head, sizes in families:
