@@ -5,7 +5,7 @@
 
 ``problem`` must be a pure function of its arguments, so that a run can be resumed and repeated. Leave ``grade`` out where
 each problem has one answer: the boxed answer of a solution is then compared with ``Problem.answer``, as for a data set.
-Give the class a ``__len__`` where there are only so many problems: they are then shuffled for every epoch.
+Give the class a ``__len__`` if the number of problems is limited: they are then shuffled for every epoch.
 """
 
 from __future__ import annotations

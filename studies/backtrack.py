@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def one(method: str, seed: int, base: run.Config, args: argparse.Namespace) -> Floats:
-    """Train and measure, unless it is done: the numbers of ``look``, [problems, 5]."""
+    """Train and measure, unless it is done. Return the numbers of ``look``, [problems, 5]."""
     folder, model, options = args.out / f"{method}-{seed}", base.model, METHODS[method][1]
     path = folder.with_suffix(".json")
     if not path.exists():
@@ -75,7 +75,7 @@ def one(method: str, seed: int, base: run.Config, args: argparse.Namespace) -> F
 
 
 def look(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> list[list[float]]:
-    """Per problem: accuracy, tokens, accuracy of the first attempts; accuracy and tokens of the linearised streams."""
+    """Return, per problem, accuracy, tokens and the first attempts' accuracy; then accuracy and tokens of the linearised streams."""
     model, task, most = run.load(name), run.make_task(config.task), config.rollout.max_tokens
     sampling = Sampling(args.samples, max_tokens=most, stop=model.chat.stop, seed=seed)
     problems = [task.problem("test", i) for i in range(args.problems)]

@@ -15,17 +15,17 @@ Floats = NDArray[np.float64]
 
 COLOURS = ["#888888", *PALETTE, "#000000", "#8c6d31"]
 FIRST = 5_000_000_000
-"""Index of the first training problem of the common starts: a run with a small seed never gets this far."""
+"""The index of the first training problem of the common starts. A run with a small seed never gets this far."""
 
 
 def interval(values_P: Floats, scale: float = 100, digits: int = 1) -> str:
-    """The mean with its 95% interval over problems, such as ``62.0 [58.1, 65.7]``."""
+    """Return the mean with its 95% interval over problems, such as ``62.0 [58.1, 65.7]``."""
     mean, low, high = (scale * float(x) for x in cluster_bootstrap(values_P))
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def difference(a_P: Floats, b_P: Floats, scale: float = 100, digits: int = 1) -> str:
-    """The mean of a - b with its 95% interval, problems paired, such as ``+1.7 [-0.9, +4.2]``."""
+    """Return the mean of a - b with its 95% interval, problems paired, such as ``+1.7 [-0.9, +4.2]``."""
     d = paired_bootstrap(a_P, b_P)
     return f"{scale * d.mean:+.{digits}f} [{scale * d.low:+.{digits}f}, {scale * d.high:+.{digits}f}]"
 

@@ -26,6 +26,7 @@ from common import COLOURS, Floats, difference, interval, save
 from twofold import run, toml, training
 from twofold.evals.probes import Prefix, Probing, Thought, probed, read_thoughts
 from twofold.maths.regret import normalised_regret, progress, tokens_to_reach
+from twofold.maths.stats import resamples
 from twofold.types import Sampling
 
 SIX = "recipe.rollouts=6"
@@ -155,7 +156,7 @@ class Arm:
         )  # fmt: skip
 
     def curve(self, weights_P: Floats) -> list[tuple[float, float]]:
-        """(tokens spent, accuracy) at each budget, without the budgets that no thought is long enough to use."""
+        """Return (tokens spent, accuracy) at each budget, without the budgets that no thought is long enough to use."""
         total = weights_P.sum()
         spent, correct = weights_P @ self.spent_P_B / total, weights_P @ self.correct_P_B / total
         points = list(zip(spent.tolist(), correct.tolist(), strict=True))
@@ -163,7 +164,7 @@ class Arm:
 
 
 def by_problem(thoughts: dict[str, list[Thought]], budget: int) -> Floats:
-    """[problems, numbers]: natural accuracy, J at each budget, tokens spent at each budget, both regrets, length."""
+    """Return [problems, numbers]: natural accuracy, J at each budget, tokens spent at each budget, both regrets, length."""
 
     def numbers(t: Thought) -> list[float]:
         def spent(p: Prefix) -> float:  # the prompt left out
@@ -219,14 +220,14 @@ def against(arms: dict[str, Arm], other: str, budget: int) -> None:
 
 
 def resampled(problems: int, ratio: Callable[[Floats], float]) -> str:
-    """A ratio of means with its interval over problems; ``ratio`` takes the problems' weights."""
-    counts = np.random.default_rng(0).multinomial(problems, np.full(problems, 1 / problems), size=1000)
-    low, high = np.quantile([ratio(c.astype(float)) for c in counts], [0.025, 0.975], method="nearest")
+    """Return a ratio of means with its interval over problems. ``ratio`` takes the problems' weights."""
+    drawn = resamples(problems, 1000, seed=0).astype(float)
+    low, high = np.quantile([ratio(w) for w in drawn], [0.025, 0.975], method="nearest")
     return f"{ratio(np.ones(problems)):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def gains(arm: Arm, theirs: Arm, base: Arm) -> str:
-    """Our gain in pass@1 over the base as a multiple of theirs; infinite where they gained nothing."""
+    """Return our gain in pass@1 over the base as a multiple of theirs; infinite where they gained nothing."""
 
     def ratio(w_P: Floats) -> float:
         a, b, start = (float(w_P @ x.natural_P) for x in (arm, theirs, base))
@@ -236,7 +237,7 @@ def gains(arm: Arm, theirs: Arm, base: Arm) -> str:
 
 
 def efficiency(arm: Arm, theirs: Arm) -> str:
-    """How many times fewer tokens reach the other's best accuracy minus SLACK; 0 in a resample that never reaches it."""
+    """Return how many times fewer tokens reach the other's best accuracy minus SLACK; 0 in a resample that never reaches it."""
 
     def ratio(w_P: Floats) -> float:
         ours, other = arm.curve(w_P), theirs.curve(w_P)
@@ -256,8 +257,8 @@ def episodes(out: Path, methods: Sequence[str], seeds: Sequence[int]) -> None:
         thoughts = [t for one in read for mine in one.values() for t in mine]
         rows = [[p.value for p in t.own] for t in thoughts]
         longest = max(map(len, rows))
-        behind = [[r[j] for r in rows if len(r) > j] for j in range(longest)]
-        js = ", ".join(f"{np.mean(b):.2f} ({len(b)})" for b in behind if len(b) >= 20)
+        after = [[r[j] for r in rows if len(r) > j] for j in range(longest)]
+        js = ", ".join(f"{np.mean(values):.2f} ({len(values)})" for values in after if len(values) >= 20)
         steps = np.array([g for r in rows if len(r) > 1 for g in progress(r)])
         shares = ", ".join(f"{100 * np.mean(x):.0f}%" for x in (steps > 0, steps == 0, steps < 0))
         size = sum(t.own[-1].end for t in thoughts) / len(steps)

@@ -33,7 +33,7 @@ from twofold.compute.rollout import rollouts
 from twofold.compute.verify import Verification, verify
 from twofold.engines.base import Engine
 from twofold.evals.critic import as_candidate, predicted_step
-from twofold.maths.stats import cluster_bootstrap
+from twofold.maths.stats import cluster_bootstrap, resamples
 from twofold.recipes import tango
 from twofold.tasks.processbench import some_cases
 from twofold.text.chat import Chat
@@ -63,7 +63,7 @@ ARMS = {
         "verifier alone, frozen generator", 0.5, [*TWO, "recipe.generator_updates=0", "recipe.verifier_warmup=0"]
     ),
 }
-"""The arms of the study. A verifier beside a frozen generator shows where it ends in fewer updates."""
+"""The arms of the study. A verifier that trains with a frozen generator shows its final quality in fewer updates."""
 ABLATIONS = {
     "votes": Arm("4 verifications", 0.625, [*TWO, "recipe.verifications=4"]),
     "consistency": Arm("consistency 0.5", 1.0, [*TWO, "recipe.consistency=0.5"]),
@@ -136,7 +136,7 @@ def one(arm: str, seed: int, base: run.Config, args: argparse.Namespace) -> None
     steps = every * round(scale * base.train.steps / every)
     more = [f"train.seed={seed}", f"train.steps={steps}", f"train.save_every={every}"]
     config = toml.override(base, [*options, *more])
-    tango.verify = told if arm.startswith("true") else verify
+    tango.verify = truth if arm.startswith("true") else verify
     training.train(config, folder, resume=(folder / "config.toml").exists(), title=f"{arm} {seed}")
     trained = time.monotonic()
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -165,10 +165,10 @@ def one(arm: str, seed: int, base: run.Config, args: argparse.Namespace) -> None
     print(f"{arm} {seed}: {trained - began:.0f} s to train, {time.monotonic() - trained:.0f} s to measure", flush=True)
 
 
-def told(
+def truth(
     engine: Engine, chat: Chat, rollouts: Sequence[Rollout], steps: Sequence[int], question: str, sampling: Sampling
 ) -> list[list[Verification]]:
-    """Return true verdicts in place of ``verify``'s, at no cost."""
+    """Return true verdicts, at no cost, in place of those that ``verify`` returns."""
     found = []
     for r, k in zip(rollouts, steps, strict=True):
         verdicts = warm_tango.right(r.problem, [r.text[a:b].strip() for a, b in spans(r.text, "lines")])
@@ -179,12 +179,12 @@ def told(
 
 
 def kept(row: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The measurement at the start, which holds for ever for a role that does not learn."""
+    """Return the measurement at the start, which stays true of a role that does not learn."""
     return {name: row[name] for name in names}
 
 
 def solved(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> dict[str, list[float]]:
-    """The share of two solutions that are right, per problem."""
+    """Return, for each problem, the share of two solutions that is right."""
     model, task = run.load(name), run.make_task(config.task)
     sampling = Sampling(
         2, config.rollout.temperature, max_tokens=config.rollout.max_tokens, stop=model.chat.stop, seed=seed
@@ -195,7 +195,7 @@ def solved(name: str, config: run.Config, args: argparse.Namespace, seed: int) -
 
 
 def checked(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> dict[str, list[int | None]]:
-    """The first wrong step of each case: the true one, and the one that a verification names."""
+    """Return the first wrong step of each case: the true one, and the one that a verification names."""
     model, recipe = run.load(name), config.recipe
     cases = some_cases(run.make_task(config.task), args.problems, args.split)
     counts = [len(c.steps) for c in cases]
@@ -239,11 +239,11 @@ class Curve:
         return cls(updates, tokens, right.mean(0), hit.transpose(1, 0, 2).astype(float), flawed, right.mean(2))
 
     def at(self, values_K_: Floats, tokens: float) -> Floats:
-        """The values at this number of tokens, interpolated between the two measurements around it."""
+        """Return the values at this number of tokens, interpolated between the two measurements around it."""
         return between(self.tokens_K, values_K_, tokens)
 
     def f1(self, hit_S_C: Floats) -> str:
-        """ProcessBench's F1 in %, the mean over seeds, with its interval over cases."""
+        """Return ProcessBench's F1 in %, the mean over seeds, with its interval over cases."""
         cases = hit_S_C.shape[1]
 
         def score(w_n_C: Floats) -> Floats:
@@ -253,12 +253,12 @@ class Curve:
             )
             return (2 * wrong * right / np.maximum(wrong + right, 1e-9)).mean(1)
 
-        drawn = np.random.default_rng(0).multinomial(cases, np.full(cases, 1 / cases), size=2000).astype(float)
+        drawn = resamples(cases, 2000, seed=0).astype(float)
         low, high = np.quantile(score(drawn), [0.025, 0.975])
         return f"{100 * score(np.ones((1, cases)))[0]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
     def reach(self, target: float, weights_P: Floats) -> tuple[float, float]:
-        """(the generator's updates, tokens) at which accuracy first reaches ``target``; infinite if it never does."""
+        """Return (the generator's updates, tokens) at which accuracy first reaches ``target``; infinite if it never does."""
         mean_K = self.right_K_P @ weights_P / weights_P.sum()
         for k in range(1, len(mean_K)):
             if mean_K[k] >= target:
@@ -268,14 +268,14 @@ class Curve:
 
 
 def between(x_K: Floats, values_K_: Floats, x: float) -> Floats:
-    """Linear interpolation at ``x``; beyond the last point, the last value."""
+    """Interpolate linearly at ``x``. After the last point the last value holds."""
     k = int(np.clip(np.searchsorted(x_K, x), 1, len(x_K) - 1))
     share = min(1.0, (x - x_K[k - 1]) / (x_K[k] - x_K[k - 1]))
     return (1 - share) * values_K_[k - 1] + share * values_K_[k]
 
 
 def table(curves: dict[str, Curve], against: str, budget: float) -> None:
-    """Print the comparison at matched tokens and matched updates, and the way to the accuracy of ``against`` at the budget."""
+    """Print the comparison at matched tokens and at matched updates, and what it takes to reach the accuracy of ``against``."""
     name = ALL[against].name.partition(",")[0]
     head = ["arm", "generator's updates", "accuracy", f"minus {name}", "per seed"]
     head += [f"minus {name} after as many updates", f"updates to {name}'s accuracy", "tokens to it", "F1 at the end"]
@@ -296,9 +296,12 @@ def table(curves: dict[str, Curve], against: str, budget: float) -> None:
 
 
 def reached(c: Curve, base: Curve, budget: float) -> list[str]:
-    """Updates of the generator and thousands of tokens until the accuracy of ``base`` at the budget, with intervals over problems."""
+    """Return, as table cells, the generator's updates and the tokens to reach the accuracy that ``base`` has at the budget.
+
+    Intervals are over problems.
+    """
     problems = base.right_K_P.shape[1]
-    drawn = np.random.default_rng(0).multinomial(problems, np.full(problems, 1 / problems), size=500).astype(float)
+    drawn = resamples(problems, 500, seed=0).astype(float)
 
     def ways(w_P: Floats) -> tuple[float, float]:
         return c.reach(float(base.at(base.right_K_P, budget) @ w_P / w_P.sum()), w_P)

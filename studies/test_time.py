@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from common import difference
 
 from twofold.compute.plan import Plan, parse
 from twofold.evals.grid import under_cap
@@ -30,7 +31,7 @@ from twofold.maths.posterior import fit
 from twofold.types import Pool
 
 CAP = 40
-"""Most samples of any rule."""
+"""The most samples of any rule."""
 PUBLISHED = {"adaptive consistency": "stop=adaptive,threshold=0.95", "ESC": "stop=windows,size=5"}
 CHOICES = ("majority", "weighted", "posterior")
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
@@ -67,7 +68,7 @@ class Seed:
         return replay(pools, replace(parse(plan, self.like), **changes), self.orders)  # type: ignore[arg-type]
 
     def threshold(self, accuracy: float) -> float:
-        """The lowest threshold at which our plan has at least this accuracy on the calibration problems."""
+        """Return the lowest threshold at which our plan has at least this accuracy on the calibration problems."""
         good = [c for c, r in self.ours if r.correct_P_K[:, -1].mean() >= accuracy]
         return good[0] if good else THRESHOLDS[-1]
 
@@ -85,20 +86,13 @@ def stopping(seeds: list[Seed]) -> None:
                 ours = f"posterior-{CAP}:stop=posterior,threshold={c}"
                 pairs.append((last(seed.run(plan, seed.test)), last(seed.run(ours, seed.test))))
             a, b = (np.mean(side, axis=0) for side in zip(*pairs, strict=True))  # [problems, 3], over seeds
-            d = stats.paired_bootstrap(b[:, 0], a[:, 0])
             each = ", ".join(f"{theirs[:, 2].mean() / mine[:, 2].mean():.2f}" for theirs, mine in pairs)
-            cells = [
-                name,
-                choice,
-                *spent(a),
-                *spent(b),
-                f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]",
-            ]
+            cells = [name, choice, *spent(a), *spent(b), difference(b[:, 0], a[:, 0])]
             print("| " + " | ".join([*cells, ratio(a[:, 1], b[:, 1]), ratio(a[:, 2], b[:, 2]), each]) + " |")
 
 
 def last(r: Replay) -> np.ndarray:
-    """[problems, (correct, tokens generated, tokens generated or read to judge)] at the cap."""
+    """Return [problems, (correct, tokens generated, tokens generated or read to judge)] at the cap."""
     return np.stack([r.correct_P_K[:, -1], r.generated_P_K[:, -1], (r.generated_P_K + r.verified_P_K)[:, -1]], axis=1)
 
 
@@ -108,7 +102,8 @@ def spent(x_P_3: np.ndarray) -> list[str]:
 
 
 def ratio(a_P: np.ndarray, b_P: np.ndarray) -> str:
-    counts = np.random.default_rng(0).multinomial(len(a_P), np.full(len(a_P), 1 / len(a_P)), size=2000)
+    """Return the mean of a over the mean of b, with its interval over problems."""
+    counts = stats.resamples(len(a_P), 2000, seed=0)
     low, high = np.quantile((counts @ a_P) / (counts @ b_P), [0.025, 0.975])
     return f"{a_P.mean() / b_P.mean():.2f} [{low:.2f}, {high:.2f}]"
 
@@ -124,14 +119,12 @@ def rules(seeds: list[Seed]) -> None:
     for rule in RULES:
         found = [seed.run(f"{rule}-64:window=8", seed.test) for seed in seeds]
         r = np.mean([f.correct_P_K for f in found], axis=0)
-        cells = []
-        for k in ks:
-            cells.append(interval(r[:, found[0].ks.index(k)]))
+        cells = [interval(r[:, found[0].ks.index(k)]) for k in ks]
         tokens = np.mean([f.generated_P_K[:, -1].mean() / 64 for f in found])
         judge = np.mean([f.verified_P_K[:, -1].mean() / 64 for f in found])
         print("| " + " | ".join([rule, *cells, f"{tokens:.1f} (+ {judge:.1f})"]) + " |")
-    oracle = [np.mean([np.mean([any(g.label == "correct" for g in p.grades) for p in s.test]) for s in seeds])]
-    print(f"\npass@64, an oracle: {100 * oracle[0]:.1f}%")
+    oracle = np.mean([any(g.correct for g in p.grades) for s in seeds for p in s.test])
+    print(f"\npass@64, an oracle: {100 * oracle:.1f}%")
 
 
 def choice(seeds: list[Seed]) -> None:
@@ -155,14 +148,13 @@ def choice(seeds: list[Seed]) -> None:
             found.append(compute_optimal(seed.test, plans, budgets, orders=seed.orders))
         a, b = (np.mean(x, axis=0) for x in zip(*((f.adaptive_P_B_2, f.single_P_B_2) for f in found), strict=True))
         for i, n in enumerate(budgets):
-            d = stats.paired_bootstrap(a[:, i, 0], b[:, i, 0])
             tables = "; ".join(
                 f"{among[f.single[i]]}: {', '.join(among[of_bin[i]] for of_bin in f.best)}" for f in found
             )
             cells = [name, str(n)]
             for side in (a, b):
                 cells += [interval(side[:, i, 0]), f"{side[:, i, 1].mean():.0f}"]
-            cells.append(f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]")
+            cells.append(difference(a[:, i, 0], b[:, i, 0]))
             print("| " + " | ".join([*cells, tables]) + " |")
 
 

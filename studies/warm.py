@@ -24,7 +24,7 @@ FRESH, GUESS, LEFT, MOST, SLIP = 0.3, 0.15, 0.5, 5, 0.02
 
 
 def thought(rng: random.Random, problem: Problem) -> str:
-    """A solution with its thought: up to MOST attempts, until one is right or the thought ends with a guess."""
+    """Return a solution with its thought: up to MOST attempts, until one is right or the thought ends with a guess."""
     starts = [str(s) for s in problem.meta["starts"]]
     goal, answer = problem.meta["result"], rng.choice(starts)
     tried: list[str] = []
@@ -47,7 +47,7 @@ def thought(rng: random.Random, problem: Problem) -> str:
 
 
 def start(config: run.Config, steps: int, out: Path) -> Path:
-    """The checkpoint of ``config.model`` after ``steps`` steps of 32 such thoughts each, made if it does not exist."""
+    """Return the checkpoint of ``config.model`` after ``steps`` steps of 32 such thoughts each. It is made if it does not exist."""
     if found := latest_checkpoint(out):
         return found
     task, rows = run.make_task(config.task), []

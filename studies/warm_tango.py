@@ -34,8 +34,9 @@ LR = {"adamw": 1e-3, "muon": 3e-3}
 
 
 class Taught(NamedTuple):
-    """What the start learns, in ``steps`` steps of AdamW or Muon: solutions whose steps slip with probability ``slip``, and critiques
-    that repeat a step unchecked with probability ``copy``. In half of the criticised solutions steps slip with ``planted``."""
+    """The lessons of the start, in ``steps`` steps of AdamW or Muon: solutions whose steps slip with probability ``slip``, and
+    critiques that repeat a step unchecked with probability ``copy``. In half of the criticised solutions a step slips with
+    probability ``planted``."""
 
     steps: int
     optim: Literal["adamw", "muon"]
@@ -45,14 +46,14 @@ class Taught(NamedTuple):
 
 
 def attempt(rng: random.Random, problem: Problem, slip: float) -> Attempt:
-    """A worked solution in which a step goes wrong with probability ``slip``."""
+    """Return a worked solution in which a step goes wrong with probability ``slip``."""
     if "words" in problem.meta:
         return attempt_letters(rng, problem, slip)
     return attempt_sums(rng, problem, 0.0, slip)
 
 
 def checks(rng: random.Random, problem: Problem, lines: list[str], copy: float) -> list[tuple[str, bool]]:
-    """For every step, the checker's own work and whether the step agrees with it."""
+    """Return, for every step, the checker's own work and whether the step agrees with it."""
     done = []
     for k, line in enumerate(lines):
         if "words" in problem.meta:
@@ -71,8 +72,10 @@ def checks(rng: random.Random, problem: Problem, lines: list[str], copy: float) 
 
 
 def right(problem: Problem, lines: list[str]) -> list[bool]:
-    """Whether each line of a sampled solution is its step done correctly, given what the line before it says. No line after one
-    that cannot be read is right."""
+    """Return whether each line of a sampled solution does its step correctly, given what the line before it says.
+
+    After a line that cannot be read no line is right.
+    """
     verdicts, before = [], "" if "words" in problem.meta else str(problem.meta["start"])
     for k, line in enumerate(lines):
         if "words" in problem.meta:
@@ -89,7 +92,7 @@ def right(problem: Problem, lines: list[str]) -> list[bool]:
 
 
 def critique(checked: list[tuple[str, bool]]) -> str:
-    """The text of a critique: each step done again with its verdict, then CORRECT for the whole if every step is."""
+    """Return the text of a critique: each step done again with its verdict, then CORRECT for the whole if every step is."""
     mark = {True: "\\boxed{CORRECT}", False: "\\boxed{INCORRECT}"}
     steps = "\n".join(f"<step>{own} {mark[ok]}</step>" for own, ok in checked)
     whole = mark[all(ok for _, ok in checked)]
@@ -97,7 +100,7 @@ def critique(checked: list[tuple[str, bool]]) -> str:
 
 
 def document(task: Letters | Sums, i: int, taught: Taught) -> list[Turn]:
-    """Document i: every third is a solution to learn, the others are quoted solutions with a critique to learn."""
+    """Return document i. Every third is a solution to learn; the others are quoted solutions with a critique to learn."""
     rng = random.Random(f"warm/{i}")
     problem = replace(task, level=rng.randint(2, task.level)).problem("train", FIRST + i)
     if i % 3 == 0:
@@ -108,7 +111,7 @@ def document(task: Letters | Sums, i: int, taught: Taught) -> list[Turn]:
 
 
 def start(config: run.Config, taught: Taught, out: Path) -> Path:
-    """The checkpoint of ``config.model`` after ``taught.steps`` steps of 32 such documents each, made if it does not exist."""
+    """Return the checkpoint of ``config.model`` after ``taught.steps`` steps of 32 such documents each, made if it does not exist."""
     if found := latest_checkpoint(out):
         return found
     model = run.load(config.model)

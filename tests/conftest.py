@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny tensors run slower on many threads
+os.environ["OMP_NUM_THREADS"] = "1"  # for new processes, too; see THREADS
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the network
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
@@ -18,6 +18,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from twofold.tasks import grading
+
+THREADS = 1
+"""Tiny tensors run slower on many threads. The tests that compare whole runs bit for bit need the same number in each."""
+torch.set_num_threads(THREADS)
 
 grading.NICE = 0  # a busy machine must not starve the tests of grading
 

@@ -132,7 +132,7 @@ AGAIN = "\nBacktrack to line 1\nb\n"
 @pytest.mark.parametrize(
     ("first", "second", "bonus", "expected"),
     [
-        # z0 wrong; one stream ends there, one mends it: stops 0, 0 and streams 0, 1 have mean 1/4, std 1/2
+        # z0 is wrong; of two streams one ends there and one mends it: rewards 0, 0 and 0, 1 have mean 1/4, std 1/2
         ("no", "yes", "mixed", [-0.5, 1.5]),
         ("no", "yes", "termination", [0, 1]),
         # z0 right; one stream breaks it
@@ -156,7 +156,7 @@ def test_streams_are_compared_with_the_attempt_that_they_continue(chat, first, s
     assert engine.calls[1][1].n == 2 and engine.calls[1][1].seed != engine.calls[0][1].seed
 
 
-def test_the_first_attempt_of_a_stream_that_went_on_is_what_the_others_go_on_from(chat):
+def test_the_others_continue_the_first_attempt_of_a_stream_that_backtracked(chat):
     """Whether to backtrack is decided after the last line, so the line break is not context."""
     script = [{"Q0": [f"a\nno{AGAIN}yes", "no"]}, {"Q0a\nno": [""] * 4}]
     samples, stats, _ = collect(chat, script)

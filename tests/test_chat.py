@@ -146,7 +146,7 @@ def test_a_conversation_marks_exactly_the_replies_to_learn(chat: Chat, tokenizer
         tokenizer, ("user", QUESTION), ("assistant", SOLUTION), ("user", JUDGE), ("assistant", "Yes"), reply=False
     )
     assert tokens == want[: len(tokens)]
-    assert tokenizer.decode(want[len(tokens) :]).strip() == ""  # ChatML puts a line break behind the last turn
+    assert tokenizer.decode(want[len(tokens) :]).strip() == ""  # ChatML puts a line break after the last turn
     first, second = [*ids(tokenizer, SOLUTION), chat.stop[0]], [*ids(tokenizer, "Yes"), chat.stop[0]]
     opening = len(chat.prompt(QUESTION))
     between = len(tokens) - opening - len(first) - len(second)

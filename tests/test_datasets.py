@@ -65,7 +65,7 @@ def test_ids_order_and_splits(tmp_path: Path) -> None:
     data = load(write(tmp_path / "set.jsonl", *rows))
     assert [problem.id for problem in data.problems] == ["set-0", "set-u/1", "set-u/2"]
     assert len(data) == 3
-    assert data.problem("train", 4) == data.problem("test", 1)  # training goes round, a test set ends
+    assert data.problem("train", 4) == data.problem("test", 1)  # "train" begins again
     with pytest.raises(IndexError, match="3 problems"):
         data.problem("test", 3)
     assert len(load(tmp_path / "set.jsonl", limit=2)) == 2
@@ -120,7 +120,7 @@ def test_every_bad_row_is_reported_with_its_line(tmp_path: Path) -> None:
     data = load(path, skip_bad=True)
     assert [problem.question for problem in data.problems] == ["q", "q2"]
     assert list(data.skipped) == caught.value.bad
-    assert data.problems[1].id == f"set-{len(BAD) + 1}"  # a row's number is its own, whatever was skipped
+    assert data.problems[1].id == f"set-{len(BAD) + 1}"  # skipped rows count in the numbers of the others
 
 
 def test_bad_rows_of_other_formats(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_multiple_choice(tmp_path: Path) -> None:
     for i in range(40):
         problem = data.problem("test", i)
         assert f"({problem.answer}) right {i}" in problem.question.splitlines()
-        assert problem.question == again.problem("test", 39 - i).question  # shuffled by the question, not by its place
+        assert problem.question == again.problem("test", 39 - i).question  # seeded by the text
         assert data.grade(problem, f"So the answer is ({problem.answer}).") == (problem.answer, Grade(1.0, "correct"))
     assert {problem.answer for problem in data.problems} == set("ABCD")
     assert data.grade(data.problem("test", 0), "no idea") == (None, Grade(0.0, "no_answer"))

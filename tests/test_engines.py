@@ -27,8 +27,6 @@ from twofold.models.io import load_model
 from twofold.models.logprobs import token_logprobs
 from twofold.types import COLDEST, Completion, Sampling
 
-torch.set_num_threads(1)
-
 PROMPTS = [[5, 17, 300, 42, 9], [8], [77, 78], list(range(100, 120)), [200, 3, 201]]
 MANY_STOPS = tuple(range(0, 512, 12))  # about one token in twelve ends a rollout
 ROLLOUT = Sampling(n=3, max_tokens=10, stop=MANY_STOPS, seed=4)
@@ -770,7 +768,7 @@ def test_a_model_that_would_give_other_numbers_is_refused_by_name(
 
 
 def samples_of(families: list[tuple[int, list[int]]]) -> tuple[list[list[int]], list[int]]:
-    """Return random samples, alike at their beginnings within a family, and the tokens as packed."""
+    """Return random samples, which begin alike within a family, and the tokens as packed."""
     rng = random.Random(0)
     samples, laid = [], []
     for head, sizes in families:

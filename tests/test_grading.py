@@ -22,9 +22,8 @@ from twofold.tasks.grading import equal, equal_exactly, grade, grade_choice, gra
 from twofold.types import Grade
 
 CORPUS = [json.loads(line) for line in (Path(__file__).parent / "data/pathological.jsonl").read_text().splitlines()]
-BUDGET = (
-    20.0  # seconds for a deadline of 1: 1.25 on a quiet machine, the rest is for a busy one, to which workers give way
-)
+BUDGET = 20.0
+"""Seconds on the clock for a deadline of 1. A quiet machine needs 1.25; on a busy one the workers give way to other processes."""
 
 SOME = [row for i, row in enumerate(CORPUS) if i in (0, 6, 17, 25, 28, 35, 36, 54, 68, 72, 78, 91)]
 KNOWN = [("12", "12", "correct"), ("12", "13", "wrong"), (r"2\sqrt{3}", r"\sqrt{12}", "correct")]
@@ -176,7 +175,7 @@ def test_a_changed_digit_or_sign_is_never_accepted() -> None:
 
 
 def value(text: str) -> Fraction:
-    """An independent reading of the numbers above."""
+    """Return the value of one of the numbers above, read by other code than the grader's."""
     base, _, power = text.partition("^")
     return Fraction(int(base) ** int(power.strip("{}"))) if power else Fraction(text)
 
@@ -252,7 +251,7 @@ def test_workers_that_were_killed_are_replaced() -> None:
     for pid in [nursery, *workers]:
         os.kill(pid, signal.SIGKILL)
     time.sleep(0.5)
-    assert equal("x+2", "2+x") == "error"  # said, not guessed, and the next one has new workers
+    assert equal("x+2", "2+x") == "error"  # reported, not guessed; the next one has new workers
     assert equal("x+2", "2+x", deadline=10.0) == "correct"
 
 
@@ -300,7 +299,7 @@ if "kill" in sys.argv:
 
 @pytest.mark.parametrize("how", ["kill", pytest.param("fork", marks=pytest.mark.slow)])
 def test_a_plain_script_leaves_no_orphans(how: str, tmp_path: Path) -> None:
-    """No ``if __name__`` guard is needed, nothing else is imported, and however the script ends its workers end."""
+    """A script needs no ``if __name__`` guard and imports no torch, and its workers end with it, however it ends."""
     path = tmp_path / "script.py"
     path.write_text(SCRIPT)
     mark = f"TWOFOLD_TEST_MARK={tmp_path}"
@@ -309,7 +308,7 @@ def test_a_plain_script_leaves_no_orphans(how: str, tmp_path: Path) -> None:
         "TWOFOLD_TEST_MARK": str(tmp_path),
     }
     with subprocess.Popen(["sleep", "60"], env=environment) as sleeper:
-        deadline = time.monotonic() + 30  # a process that was just started has no environment yet
+        deadline = time.monotonic() + 30  # the environment of a new process appears a moment after its start
         while not marked(mark) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert len(marked(mark)) == 1
@@ -317,14 +316,14 @@ def test_a_plain_script_leaves_no_orphans(how: str, tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, str(path), how], env=environment, capture_output=True, text=True, timeout=90)
     assert run.stdout.split() == ["correct", *["wrong"] * (1 + (how == "fork")), "False"], run.stderr
     assert run.stderr == ""
-    deadline = time.monotonic() + 5  # a busy worker may take its deadline
+    deadline = time.monotonic() + 5  # a busy worker may run to its deadline
     while marked(mark) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert marked(mark) == []
 
 
 def marked(mark: str) -> list[str]:
-    """Processes that inherited ``mark``: a script and whatever it started."""
+    """Return the processes that inherited ``mark``: a script and whatever it started."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # gone, or another user's

@@ -229,6 +229,22 @@ def test_kinds_share_their_gradient_on_policy_and_only_there(llama):
         assert distance(gradient(llama, off, loss=loss), gradient(llama, off, loss=first)) > 1e-2
 
 
+def test_two_threads_give_the_same_bits_again(llama):
+    """All samples read the hidden state of one prompt's last token, so its gradient is a sum over the threads' samples."""
+    rng = random.Random(0)
+    texts = [[*PROMPT, *(rng.randrange(1, 500) for _ in range(40))] for _ in range(64)]
+    samples = [
+        Sample(t, [False] * 3 + [True] * 40, [0.0] * 3 + [-6.0] * 40, [0.0] * 3 + [rng.gauss(0, 1)] * 40, [0.0] * 43)
+        for t in texts
+    ]
+    torch.set_num_threads(2)
+    try:
+        found = {flat(gradient(llama, samples)).numpy().tobytes() for _ in range(20)}
+    finally:
+        torch.set_num_threads(1)
+    assert len(found) == 1
+
+
 def test_metrics_are_of_the_whole_batch_not_of_the_last_micro_batch(llama):
     samples = make_samples(llama)
     whole, split = (learner(llama, micro_tokens=m).update(samples) for m in (10_000, 1))

@@ -166,7 +166,7 @@ def real(model: Any, n: int, temperature: float) -> list[Rollout]:
 
 
 def test_prefixes_are_not_computed_again(model, chat):
-    """What the rollouts left behind serves their prefixes: only closings and answers are run, to the token."""
+    """Prefixes use the caches of their rollouts: only closings and answers are run, to the token."""
     everyone = real(model, 4, 1.0)
     ends = [boundaries(chat, r, SHIPPED, SHORT) for r in everyone]
     assert sum(len(e) > 2 for e in ends) > 4  # thoughts of several episodes
@@ -248,7 +248,7 @@ def test_those_that_stopped_may_be_the_baseline_and_nothing_else(chat):
 
 
 def test_the_thought_before_the_cut_is_context(chat):
-    """Cut behind its first episode in some step; nothing of the prefix is credited."""
+    """The thought is cut after its first episode in some step; nothing of the prefix is credited."""
     script = [
         {P0: [TWO, "no"]},
         {ASKED[p]: ["no", "yes"] for p in (P0, P1)} | {P0: [TWO, "no"], P1: ["Wait no", "yes"]},
@@ -262,7 +262,7 @@ def test_the_thought_before_the_cut_is_context(chat):
         seen.add(on)
         assert [context(chat, s) for s in samples["policy"][2:]] == [stopped, stopped, on, on]
         assert stopped == ASKED[on]
-    assert seen == {P0, P1}  # never behind the last episode
+    assert seen == {P0, P1}  # never after the last episode
 
 
 def test_a_late_cut(chat):
@@ -458,7 +458,7 @@ def test_the_config_in_the_repository_runs(settings, tmp_path):
     training.train(config, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all(line["skipped"] == 0 for line in lines)
-    if config.recipe.method != "mrt_star":  # what is sampled is what is scored, behind forced tokens too
+    if config.recipe.method != "mrt_star":  # what is sampled is what is scored, also after forced tokens
         assert lines[0]["mismatch"] < 1e-4
     else:
         assert lines[1]["target_loss"] > 0

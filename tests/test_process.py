@@ -145,7 +145,7 @@ def test_the_best_threshold() -> None:
     values = [[0.9, 0.3, 0.2], [0.8, 0.7], [0.6, 0.9], [0.4, 0.9]]
     t = best_threshold(values, [1, -1, -1, 0])
     assert 0.4 < t < 0.6 and [first_error([v >= t for v in row]) for row in values] == [1, -1, -1, 0]
-    assert best_threshold([[0.5], [0.5]], [-1, 0]) == 0.5  # nothing can be told apart: nothing is wrong
+    assert best_threshold([[0.5], [0.5]], [-1, 0]) == 0.5  # equal values separate nothing, and every step passes
     with pytest.raises(ValueError, match="of one kind"):
         best_threshold([[0.5], [0.5]], [0, 0])
 
@@ -217,7 +217,7 @@ def test_planted_errors_are_where_the_label_says(task: Any) -> None:
             assert all(right) and case.final_answer_correct
         else:
             assert all(right[: case.label])
-            # countdown: a number copied wrongly cannot be seen in its line
+            # in countdown a line does not show that its number was copied wrongly
             assert not right[case.label] or isinstance(task, Countdown)
 
 
@@ -291,7 +291,7 @@ def critique(marks: str, final: str = "+") -> str:
 def test_the_verifier_as_critic(model: Any) -> None:
     engine = Says(model.chat, [[critique("+-")], [critique("+++", "-")], [critique("--")]])
     critic = Critic(question="Check {steps}.", batch=2)
-    assert predict(engine, model.chat, CASES, critic) == [1, -1, None]  # two verdicts on one step: nothing is read
+    assert predict(engine, model.chat, CASES, critic) == [1, -1, None]  # two verdicts, one step
     assert engine.prompts[0] == (
         "<|user|>Q0<|end|><|assistant|><think>\n<step>x</step>\n<step>y</step>\n</think><|end|>"
         "<|user|>Check 2.<|end|><|assistant|>"

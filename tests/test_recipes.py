@@ -262,7 +262,7 @@ def test_a_scalar_head_reads_the_last_token_of_the_question(chat, verify):
 
 
 def vine(chat: Chat) -> tuple[rlv.Recipe, Scripted]:
-    """Two rollouts: "a\\nb\\nyes" and "c\\nno"; of four continuations of each prefix so many are right."""
+    """Two rollouts: "a\\nb\\nyes" and "c\\nno"; the script says how many of four continuations of each prefix are right."""
     y, n = "yes", "no"
     script = {
         "Q0": [y, n, n, n],  # 1/4
@@ -458,7 +458,7 @@ def test_critiques_agree_with_the_arithmetic(corpus):
 
 
 def test_judgements_in_the_corpus_know_nothing():
-    """The format is learnt, the skill is not: Yes is as frequent behind a wrong solution as behind a right one."""
+    """The format is learnt, the skill is not: Yes is as frequent after a wrong solution as after a right one."""
     counts: Counter[tuple[bool, str]] = Counter()
     for i in range(3000):
         solution, judgement = document(SEED, i, Mix(critique=0.0, questions=0.0, judgement=1.0, think=0.0))

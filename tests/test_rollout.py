@@ -63,7 +63,7 @@ class Watched:
 def test_grading_begins_while_the_others_are_sampled_and_holds_up_none(model: Model) -> None:
     task, sampling = Patient(), Sampling(n=4, max_tokens=48, stop=model.chat.stop)
     prompts = [model.chat.prompt(p.question) for p in PROBLEMS]
-    model.engine.load({})  # what it keeps of other tests changes roundings
+    model.engine.load({})  # caches that other tests left would change roundings
     drawn = model.engine.generate(prompts, sampling)
     model.engine.load({})
     assert len({len(c.tokens) for group in drawn for c in group}) > 1  # some end before others

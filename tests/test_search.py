@@ -49,7 +49,7 @@ def test_rebase_gives_out_exactly_the_width_and_more_for_more(rewards, width, te
     assert sum(counts) == width
     assert min(counts) >= 0
     ranked = [count for _, count in sorted(zip(rewards, counts, strict=True), key=lambda x: -x[0])]
-    assert all(b <= a + 1 for a, b in pairwise(ranked))  # one more only by rounding up what is left
+    assert all(b <= a + 1 for a, b in pairwise(ranked))  # one more only where the remainder is given out
 
 
 def test_particle_weights_are_of_the_logit():
@@ -63,7 +63,7 @@ def test_particle_weights_are_of_the_logit():
 
 def test_puct():
     assert puct(q=0.4, prior=0.5, parent_visits=10, visits=3, c_init=1.25) == pytest.approx(0.89433, abs=5e-6)
-    assert puct(q=0.4, prior=0.5, parent_visits=0, visits=0) == 0.4  # nothing explored yet: the value alone
+    assert puct(q=0.4, prior=0.5, parent_visits=0, visits=0) == 0.4  # before the first visit only the value counts
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,8 @@ def test_search_finds_what_independent_samples_of_the_same_number_do_not(name, c
         found += choose([r.answer for r in made.candidates], made.scores, "best") == BEST
         sampled += BEST in independent(chat, seed, 8)
     assert sampled <= 4  # 1 - (63/64)^8 = 12%
-    assert found >= (
-        10 if name == "dvts" else 12
-    )  # two trees of four: 2 * .68^3 - ... ; the others have eight tries a level
+    # dvts has two trees with four tries at each level, the others one with eight
+    assert found >= (10 if name == "dvts" else 12)
 
 
 @each_maker
@@ -205,7 +204,7 @@ def test_questions_share_their_engine_calls(name, chat):
     one, many = Corridor(chat), Corridor(chat)
     made = make(name, many, chat, [f"Where is {i}?" for i in range(5)], 8)
     make(name, one, chat, ["Where is 0?"], 8)
-    if name == "mcts":  # searches of their own lengths: as many rounds as the longest takes
+    if name == "mcts":  # its searches differ in length; there are as many rounds as the longest takes
         assert len(many.calls) < 2 * len(one.calls)
     else:
         assert len(many.calls) == LEVELS + 1
@@ -219,7 +218,7 @@ def test_counts_of_a_tree_by_hand(chat):
     (end,) = {len(r.completion.tokens) - 5 * line for r in made.candidates}
     assert (made.cost.generated, made.cost.discarded) == (20 * line + 4 * end, 15 * line)
     assert made.cost.prompt == len(chat.prompt("Where?"))
-    # twins are judged once: L, R or both at each level; the four ends are one, which closes its turn itself
+    # equal texts are judged once: one or two at each level, and one end, which closes its turn itself
     assert made.cost.verified - (judge - 1) in [k * judge for k in range(5, 11)]
 
 

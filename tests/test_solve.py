@@ -154,7 +154,7 @@ def test_the_deciding_window_of_esc_answers_and_all_samples_are_counted():
     plan = Plan(8, "majority", stop=Windows(size=4))
     assert select(plan, Seen([*"aaaabbbb"], [None] * 8))[0] == "b"
     assert select(plan, Seen([*"aaaabbbb"], [None] * 8))[1] == 0.5
-    assert select(plan, seen)[0] in "bc"  # no window agreed: the majority of all
+    assert select(plan, seen)[0] in "bc"  # no window agreed, so the majority of all counts
 
 
 # ---------------------------------------------------------------- solving
@@ -210,7 +210,7 @@ def content(plan: Plan, s: Any, t: int) -> bool:
 
 
 def test_rounds_draw_new_samples(model):
-    """The same seed in every round would draw the same sample again and again."""
+    """With one seed for all rounds, each would draw the same sample."""
     plan = parse("majority-12:stop=adaptive,threshold=1,max_tokens=40")
     (s,) = solve(model.engine, model.chat, [QUESTIONS[1]], plan)
     assert s.samples == 12 and len(set(s.answers)) > 1
@@ -254,7 +254,7 @@ def test_pruning_drops_the_hopeless_only(model):
         assert engine.generated == sum(s.cost.generated for s in solutions)
         if floor == 0:
             assert all(s.samples == 6 and s.cost.discarded == 0 for s in solutions)
-        else:  # nobody is that sure: only a problem's best is left, with those that are as good at every look
+        else:  # no sample is that sure, so a problem keeps its best one and those that equal it at every look
             assert all(s.samples >= 1 and s.cost.discarded < s.cost.generated for s in solutions)
             assert sum(s.cost.discarded > 0 for s in solutions) >= 3 and min(s.samples for s in solutions) == 1
 
@@ -268,13 +268,13 @@ def test_deepconf_keeps_what_holds_the_bar_of_the_warm_up(model):
     sampling = replace(plan.sampling(model.chat), n=6, trace_top=plan.traces.top)
     for s, group in zip(solutions, draw(model.engine, model.chat, QUESTIONS, sampling), strict=True):
         lowest = sorted(trace(r.completion.token_confidence, "lowest", 6) for r in group)
-        bar = (lowest[2] + lowest[3]) / 2  # the median: the top half reaches it
+        bar = (lowest[2] + lowest[3]) / 2  # the top half reaches the median
         assert all(score >= bar - 1e-4 for score in s.scores)
         assert 3 <= s.samples <= 9 and s.cost.verified == 0
     assert any(s.cost.discarded for s in solutions)
     agreed = solve(engine, model.chat, QUESTIONS, replace(plan, make=replace(config, consensus=0.01)))
     warm = sum(len(s.scores) <= 6 for s in agreed)
-    assert warm >= 4  # any answer will do: where the warm-up kept one, no more is drawn
+    assert warm >= 4  # any answer suffices, so no more is drawn where the warm-up kept one
 
 
 @pytest.mark.parametrize("rule", ["certain", "borda", "deepconf"])
@@ -307,7 +307,7 @@ def test_both_words_are_read_from_one_pass_over_the_question(model):
 
 
 def test_a_verdict_question_of_the_models_own_is_asked_and_paid_for(model):
-    """The same solutions are asked about in other words: those of the chat, or of the plan, which go first."""
+    """The same solutions are judged by another question: the plan's, or else the chat's."""
     group = draw(model.engine, model.chat, QUESTIONS[:1], Sampling(n=2, max_tokens=40, stop=model.chat.stop))[0]
     other = model.chat.asking("Is it right?")
     assert (other.question, model.chat.question) == ("Is it right?", JUDGE) and other.within([("user", "a")]).question
@@ -325,7 +325,7 @@ def test_a_verdict_question_of_the_models_own_is_asked_and_paid_for(model):
         solve(model.engine, chat, QUESTIONS[:1], p)[0]
         for chat, p in ((other, replace(plan, judge=Judging())), (model.chat, plan))
     )
-    assert said.cost == replace(own.cost, seconds=said.cost.seconds)  # pruning asks in the plan's words too
+    assert said.cost == replace(own.cost, seconds=said.cost.seconds)  # pruning asks the plan's question, too
     assert said.scores == pytest.approx(own.scores, rel=1e-3)
     assert resolved(Judging(), other) == Judging(question="Is it right?")
     assert resolved(Judging(), model.chat) == Judging() and resolved(Judging("steps"), other) == Judging("steps")

@@ -260,7 +260,9 @@ def test_efficiency_by_hand():
         problems_like([0.5, 0.6, 0.7]), problems_like([0.6, 0.7, 0.8]), [1, 2, 4], n=200, tolerance=0
     )
     assert (got.target, got.base_k, got.ours_k, got.ratio) == pytest.approx((0.7, 4, 2, 2))
-    assert (got.low, got.high) == pytest.approx((2, 2))  # a problem shifts both curves alike: the ratio cannot move
+    assert (got.low, got.high) == pytest.approx(
+        (2, 2)
+    )  # a problem shifts both curves equally, so the ratio cannot move
 
 
 def test_a_curve_log2_linear_in_k_interpolates_to_the_exact_crossing():

@@ -34,7 +34,7 @@ def test_an_item_is_a_pure_function_of_its_place(task):
 
 
 def test_items_never_change():
-    """Frozen: the shipped model was trained on these, and published numbers are about these."""
+    """The items are frozen: the shipped model was trained on them, and published numbers are about them."""
     assert Sums().problem("test", 0).question == (
         "Start with 82, 84 or 87. Subtract 44. Subtract 26. The result is 12. What was the start?"
     )
@@ -44,7 +44,7 @@ def test_items_never_change():
 
 @pytest.mark.parametrize("task", [Sums(), Countdown(), Letters()], ids=named)
 def test_training_never_meets_a_test_question(task):
-    """Whatever the seed, and also across levels: what one level is tested on, no other level may train on."""
+    """No seed and no level may train on what any level is tested on."""
     levels = (task.level, task.level + 1)
     train = {
         p.question
@@ -81,7 +81,7 @@ def test_the_reference_answer_is_right_and_another_is_wrong(task, split):
 
 
 def follow(start: int, steps: list[tuple[str, str]], top: int) -> int | None:
-    """Where a question's own words lead from ``start``, None once out of 0 .. top."""
+    """Return the result of a question's own words from ``start``, or None if a value on the way is outside 0 .. top."""
     value = start
     for verb, operand in steps:
         value = {"Add": value + int(operand), "Subtract": value - int(operand), "Multiply by": value * int(operand)}[
@@ -96,7 +96,7 @@ def follow(start: int, steps: list[tuple[str, str]], top: int) -> int | None:
     ("split", "more", "top"), [("train", 0, 99), ("test", 0, 99), ("harder", 1, 99), ("ood", 0, 199)]
 )
 def test_sums_questions_say_what_their_answers_compute(split, more, top):
-    """Forwards the result is what was asked; of the starts on offer the answer, and no other, leads to the result."""
+    """Run forwards, the chain ends in the answer. With a choice of starts, only the answer's chain ends in the result."""
     task, seen = Sums(level=3), set()
     for p in items(task, split, 200):
         steps = re.findall(r"(Add|Subtract|Multiply by) (\d+)\.", p.question)
@@ -123,13 +123,13 @@ def test_the_share_of_choices_is_what_was_asked_for():
 
 
 def test_the_right_start_stands_anywhere():
-    """No place in the list may give the answer away."""
+    """The right start is about equally often in each place of the list."""
     places = [p.meta["starts"].index(int(p.answer)) for p in items(Sums(choice=1.0), "train", 600)]
     assert all(places.count(k) == pytest.approx(200, abs=60) for k in range(3))
 
 
 def test_sums_wants_the_number_itself():
-    """Otherwise writing the sum down would earn what working it out does."""
+    """Writing the sum down must not earn what computing it earns."""
     texts = ["\\boxed{42}", "\\boxed{41} no, \\boxed{ 42 }", "#### 42", "\\boxed{40+2}", "\\boxed{24}", "42"]
     labels = [Sums().grade(Problem("", "", "42"), text)[1].label for text in texts]
     assert labels == ["correct", "correct", "correct", "wrong", "wrong", "no_answer"]
@@ -147,7 +147,7 @@ def test_countdown_takes_any_right_expression(answer):
 
 @pytest.mark.parametrize("answer", ["10", "2+2+3+3", "4+3*2+2-2", "4+6", "2*3*4", "4+3*2=10", "4+3**2-3", "-4+3+2"])
 def test_countdown_refuses_the_rest(answer):
-    """A bare target, a number used twice, left out or not given, a wrong value, an equation, a power, a sign."""
+    """Wrong are a bare target, a number used twice, left out or not given, a wrong value, an equation, a power and a sign."""
     assert Countdown().grade(REACH_10, f"\\boxed{{{answer}}}")[1].label == "wrong"
 
 
@@ -191,5 +191,5 @@ def test_letters_joins_last_letters():
     ("answer", "label"), [("abc", "correct"), (" abc ", "correct"), ("acb", "wrong"), ("ABC", "wrong"), ("ab", "wrong")]
 )
 def test_letters_compares_letter_by_letter(answer, label):
-    """Not as mathematics, where abc and acb are one product."""
+    """Letters are not read as mathematics, where abc and acb are one product."""
     assert Letters().grade(Problem("", "", "abc"), f"\\boxed{{{answer}}}")[1].label == label

@@ -82,7 +82,7 @@ def test_nothing_forced_is_plain_sampling(model, questions):
 
 
 @pytest.mark.parametrize("style", [{}, THINK], ids=["plain", "tags"])
-def test_the_end_is_suppressed_so_many_times(style, model, questions):
+def test_the_end_is_suppressed_that_many_times(style, model, questions):
     sampling = Sampling(max_tokens=400, seed=1)
     made = forcing(model.engine, model.chat, questions, 2, sampling, Forcing(**style, times=2))
     opening = ["<think>\n"] if style else []
@@ -96,7 +96,7 @@ def test_the_end_is_suppressed_so_many_times(style, model, questions):
 
 
 def test_log_probs_are_those_of_the_text_with_what_was_forced(model, questions):
-    """Log-probs equal those of a new scoring: of every drawn token given all before it, including forced ones, which have none."""
+    """The log-prob of a drawn token is that of a new scoring, given all tokens before it, forced ones too. Forced tokens have 0."""
     made = forcing(model.engine, model.chat, questions[:2], 2, Sampling(max_tokens=60), Forcing(**THINK, times=1))
     rollouts = [r for m in made for r in m.candidates]
     model.engine.load({})
@@ -138,7 +138,7 @@ def test_extrapolation_strings_take_turns_each_with_its_own_limit(model, questio
     for r in (r for m in made for r in m.candidates):
         strings = [s.strip() for s in said(model, r.completion)[1:] if "</think>" not in s]
         places = iter(cycle)
-        assert all(s in places for s in strings)  # in this order; those whose paragraph was cut are gone
+        assert all(s in places for s in strings)  # in this order; a string whose paragraph was cut is dropped
         several += len(strings) > 1
     assert several >= 2
 
@@ -162,7 +162,7 @@ def test_costs_of_forcing_are_drawn_and_forced_tokens(model, questions):
     counted = Counter(model.engine)
     made = forcing(counted, model.chat, questions, 2, Sampling(max_tokens=60), Forcing(**THINK, times=2))
     total = sum((m.cost for m in made), Cost())
-    words = sum(r.completion.sampled.count(False) for m in made for r in m.candidates)  # forced, and none was dropped
+    words = sum(r.completion.sampled.count(False) for m in made for r in m.candidates)  # no forced token was dropped
     assert total.generated == counted.generated + words
     assert total.generated - total.discarded == sum(len(r.completion.tokens) for m in made for r in m.candidates)
 

@@ -23,8 +23,11 @@ SOLVED_AT_ONCE = 16
 
 
 def keep_memory() -> None:
-    """Have the C library keep what tensors free. Every step asks for the same large blocks again, and to get them fresh
-    from the system, page by page, is a tenth of a training step on a CPU. Only glibc lets itself be told."""
+    """Make glibc keep the memory that tensors free; other C libraries have no such setting.
+
+    Every step needs the same large blocks again. To get them again from the system, page by page, takes a tenth of a training
+    step on a CPU.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
@@ -35,7 +38,7 @@ def keep_memory() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status. Errors a user can mend are one line on stderr, status 2."""
+    """Run the command line and return the exit status. An error that a user can mend is one line on stderr, with status 2."""
     keep_memory()
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
@@ -47,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args, rest)
     except Stopped as stopped:
-        print(f"twofold: {stopped}. The same command goes on from there (train: with --resume)", file=sys.stderr)
+        print(f"twofold: {stopped}. The same command continues from there (train: with --resume)", file=sys.stderr)
         return 3
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         print(f"twofold: {error}", file=sys.stderr)
@@ -77,7 +80,7 @@ def _training(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("config", type=Path, help="a file such as configs/rlv-sums.toml")
     sub.add_argument("--out", type=Path, help="run directory (default: runs/ and the config's name)")
-    sub.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run directory")
+    sub.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in the run directory")
     sub.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
 
     sub = command("show", _show_rollouts, "Read what the model wrote while it trained: rollouts.jsonl of a run.")
@@ -342,7 +345,7 @@ def _solve(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _show(solution: Solution, sure: bool, problem: str | None) -> None:
-    """For people: the answer, how sure, how the votes fell, what it cost."""
+    """Print a solution for people: the answer, its confidence, the votes, and the cost."""
     print(solution.text.strip() if problem is None else f"{problem}", end="\n\n" if problem is None else "\n")
     total = sum(solution.votes.values()) or 1.0
     votes = "  ".join(f"{answer}: {weight / total:.0%}" for answer, weight in list(solution.votes.items())[:5])

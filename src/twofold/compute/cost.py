@@ -1,4 +1,4 @@
-"""What an answer cost, counted the same way for every strategy."""
+"""The cost of an answer, counted in the same way for every strategy."""
 
 from __future__ import annotations
 

@@ -82,12 +82,12 @@ class Plan:
 
     @property
     def judged(self) -> bool:
-        """Whether the model is asked for verdicts."""
+        """Return whether the model is asked for verdicts."""
         return rule_named(self.rule).needs == "verdicts" or isinstance(self.stop, Posterior)
 
     @property
     def traced(self) -> bool:
-        """Whether the rule reads the samples' token confidences."""
+        """Return whether the rule reads the samples' token confidences."""
         return rule_named(self.rule).needs == "traces"
 
     def sampling(self, chat: Chat) -> Sampling:

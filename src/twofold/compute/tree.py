@@ -71,7 +71,7 @@ Start = Callable[[Node, random.Random], Search]
 
 
 class Searching(Protocol):
-    """What the options of every search hold."""
+    """The options that every search has."""
 
     @property
     def steps(self) -> Steps: ...

@@ -1,4 +1,4 @@
-"""What a partial solution is worth: by the model's own verdict on it, on its steps, or on the answers it leads to.
+"""The value of a partial solution: the model's own verdict on it, on its steps, or on the answers that it leads to.
 
 Any function of the type ``Value`` will do, for instance one that asks another model's process verifier.
 """

@@ -34,7 +34,7 @@ def report_all(groups: list[list[Completion]], finished: Finished) -> list[list[
 
 
 class Engine(Protocol):
-    """What every engine does. Callers make one call per phase, never one per rollout."""
+    """The methods of every engine. Callers make one call per phase, never one per rollout."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
@@ -76,7 +76,7 @@ class Run(Protocol[ResultT]):
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will come."""
+        """Return whether nothing more will come."""
         ...
 
     @property
@@ -92,7 +92,7 @@ class Run(Protocol[ResultT]):
 
     @property
     def results(self) -> ResultT:
-        """What there is so far. Raises what the call failed with."""
+        """Return the results so far. Raises the error with which the call failed."""
         ...
 
     def stop(self) -> None:
@@ -123,7 +123,7 @@ class StepEngine(Engine, Protocol):
 
 
 class UpstreamError(OSError):
-    """The server behind an engine cannot be reached, is too busy, or gave an answer that cannot be read.
+    """An engine's server cannot be reached, is too busy, or gave an answer that cannot be read.
 
     ``status`` is its HTTP status, or the one a gateway would give (502 bad answer, 503 not reached, 504 too late).
     """

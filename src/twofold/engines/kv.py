@@ -155,9 +155,10 @@ class KV:
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """What the rows of one cache read of another: row i reads the first ``counts[i]`` own tokens of row ``rows[i]`` of ``kv``.
+    """The tokens that the rows of one cache read from another, ``kv``.
 
-    Rows that read the same row fill its ``slots`` and are one product.
+    Row i reads the first ``counts[i]`` own tokens of row ``rows[i]``. Rows that read the same row fill its ``slots`` and are
+    one product.
     """
 
     kv: KV

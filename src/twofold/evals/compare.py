@@ -1,4 +1,4 @@
-"""Evaluations of one task beside each other: differences on the same problems, and the samples and tokens saved."""
+"""Comparisons of evaluations of one task: differences on the same problems, and the samples and tokens saved."""
 
 from __future__ import annotations
 

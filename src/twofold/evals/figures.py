@@ -345,7 +345,7 @@ def training(series: Sequence[TrainingCurves], colour: Colours) -> str:
 def _curves(
     ax: Axes, run: Evaluation, x: Sequence[float], c: str, judged_x: Sequence[float] | None, oracle: bool
 ) -> list[tuple[float, str, str]]:
-    """Draw one run's rules, and return (y, label, colour) of the ends to be named. A verifier's rule has its AUROC beside it."""
+    """Draw one run's rules, and return (y, label, colour) of the ends to be named. A verifier's rule is shown with its AUROC."""
     ends = []
     for rule in ("pass", "maj", "weighted"):
         if f"{rule}@1" not in run.accuracy or (rule == "pass" and not oracle):

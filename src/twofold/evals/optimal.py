@@ -92,7 +92,7 @@ def compute_optimal(
 
 
 def candidates(directory: Path, header: Header) -> list[Plan]:
-    """Return the plans noted beside an evaluation that draw a fixed number of samples as it did.
+    """Return those of an evaluation's saved plans that draw a fixed number of samples as it did.
 
     If there are none, return ``DEFAULT_RULES`` on all its samples.
     """
@@ -110,7 +110,7 @@ def check_problems(problems: int, bins: int = BINS) -> None:
 
 @dataclass(frozen=True, slots=True)
 class OptimalRow:
-    """What the choice by difficulty (``adaptive``) and the one plan for all (``single``) are worth at a budget of samples.
+    """The choice by difficulty (``adaptive``) and the one plan for all problems (``single``), at a budget of samples.
 
     ``_tokens`` are generated and read to judge, per problem. ``best`` names the plans from the hardest bin to the easiest,
     ``best_single`` the one that is best without bins, both chosen on all problems. The rest is cross-validated.

@@ -3,7 +3,7 @@
 A plan that draws independent samples is *replayed* from the saved pool: for every number of samples, and in several random
 orders that are the same for all plans. Nothing is sampled again. A plan that makes its candidates in another way (search,
 pruning, growing lengths), or samples with other settings than the pool, is *run* on the same problems; its answers are
-kept beside the pool in ``plans.jsonl``. ``plans.json`` names the plans, so that a report needs no model.
+kept with the pool in ``plans.jsonl``. ``plans.json`` names the plans, so that a report needs no model.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ORDERS = 8
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What a plan does with each problem's saved samples, when cut at each k of ``ks``; means over the orders."""
+    """A plan's results on each problem's saved samples, stopped at each k of ``ks``; means over the orders."""
 
     ks: list[int]
     correct_P_K: Floats
@@ -116,7 +116,7 @@ class OraclePoint:
 
 @dataclass(frozen=True, slots=True)
 class Strategies:
-    """The plans noted beside an evaluation, and the oracle that none of them can beat."""
+    """The plans that an evaluation saved, and the oracle that none of them can beat."""
 
     plans: list[PlanCurve]
     oracle: list[OraclePoint]

@@ -143,7 +143,7 @@ def finished_ids(path: Path) -> set[str]:
 
 
 def read_lines(path: Path) -> list[Any]:
-    """Return the JSON of every line of a file beside the pools; no file gives no lines. Raises PoolError if one is cut off."""
+    """Return the JSON of every line of a file, or nothing if there is no file. Raises PoolError if a line is cut off."""
     if not path.exists():
         return []
     *lines, rest = path.read_text().split("\n")

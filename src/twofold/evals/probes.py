@@ -1,6 +1,6 @@
 """Thoughts probed after each of their episodes and at budgets, as MRT does (arXiv:2503.07572), and saved.
 
-``probes.jsonl`` holds one line per problem beside the pools, ``probes.json`` the settings. ``thinking`` makes the numbers
+In the pools' directory ``probes.jsonl`` has one line per problem and ``probes.json`` the settings. ``thinking`` makes the numbers
 of a report from them. A prefix costs what a model that stops there reads and writes: prompt, thought so far and closing
 (``tokens``), and the forced answers (``lengths``).
 """

@@ -1,6 +1,6 @@
-"""What a report says, as records: ``tf.report`` returns a ``Report``, and ``report.json`` has the names of its attributes.
+"""The records of a report: ``tf.report`` returns a ``Report``, and ``report.json`` has the names of its attributes.
 
-The parts stand beside the functions that make them: ``stats.Estimate`` (a mean and its interval), ``compare``, ``scores``,
+The parts are defined with the functions that make them: ``stats.Estimate`` (a mean and its interval), ``compare``, ``scores``,
 ``plans``, ``grid``, ``optimal`` and ``thinking``. docs/metrics.md explains every number.
 """
 
@@ -24,7 +24,7 @@ from twofold.maths.stats import Estimate, Quality
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Accuracies by metric (``weighted@16``) on the problems of one ``meta["level"]``; in JSON they stand beside ``problems``."""
+    """Accuracies by metric (``weighted@16``) on the problems of one ``meta["level"]``; in JSON they are keys like ``problems``."""
 
     level: str
     problems: int

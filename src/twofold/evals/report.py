@@ -1,4 +1,4 @@
-"""From saved evaluations to one page: every rule at every k, the verifier's quality, and how sure the differences are.
+"""Make one page of saved evaluations: every rule at every k, the verifier's quality, and how sure the differences are.
 
 ``report`` reads JSONL, needs no model and no torch, and writes ``report.html`` (one self-contained file) and
 ``report.json`` (the same numbers). All intervals are 95%, from resampling whole problems. Metric names are the usual

@@ -42,7 +42,7 @@ class Eval:
     """Problems per engine call. Their pools are written to disk after it."""
     seed: int = 0
     probe: Probing = field(default_factory=Probing)
-    """Thoughts, beside the samples, that are stopped after each episode and made to answer (see ``evals.probes``)."""
+    """Thoughts, besides the samples, that are stopped after each episode and made to answer (see ``evals.probes``)."""
 
 
 RENAMED = {

@@ -1,4 +1,4 @@
-"""How good the scores of an evaluation's samples are: the verifier's quality, its curves, and the votes it changed."""
+"""The quality of the scores of an evaluation's samples: the verifier's metrics, its curves, and the votes it changed."""
 
 from __future__ import annotations
 

@@ -18,13 +18,13 @@ Trace = Literal["mean", "tail", "bottom", "lowest"]
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """What is made of the samples' token confidences: by the rules ``borda`` and ``deepconf``, and by DeepConf online.
+    """How the rules ``borda`` and ``deepconf``, and DeepConf online, use the samples' token confidences.
 
     Raises ValueError for numbers outside their range.
     """
 
     top: int = 20
-    """How many of the likeliest tokens of a step its confidence is taken of."""
+    """The number of likeliest tokens from which the confidence of a step is computed."""
     window: int = 64
     """Tokens of a group; published for long traces: 2048."""
     kind: Trace = "mean"

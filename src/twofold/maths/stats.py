@@ -85,6 +85,15 @@ class Efficiency:
     target: float
 
 
+def resamples(problems: int, n: int, seed: int) -> NDArray[np.int64]:
+    """Return [n, problems]: how often each problem appears in each bootstrap resample. Rows sum to ``problems``."""
+    if problems < 2:
+        raise ValueError(f"a bootstrap over problems needs at least 2 problems, got {problems}")
+    if n < 1:
+        raise ValueError(f"a bootstrap needs at least one resample, got n = {n}")
+    return np.random.default_rng(seed).multinomial(problems, np.full(problems, 1 / problems), size=n)
+
+
 def cluster_bootstrap(
     values: ArrayLike, n: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[Floats, Floats, Floats]:
@@ -103,7 +112,7 @@ def cluster_bootstrap(
     values_P_ = _finite("values", values)
     if values_P_.ndim not in (1, 2):
         raise ValueError(f"values must be [problems] or [problems, columns], got shape {values_P_.shape}")
-    low, high = _interval(_resamples(len(values_P_), n, seed) @ values_P_ / len(values_P_), level)
+    low, high = _interval(resamples(len(values_P_), n, seed) @ values_P_ / len(values_P_), level)
     return values_P_.mean(axis=0), low, high
 
 
@@ -134,7 +143,7 @@ def paired_bootstrap(a_P: ArrayLike, b_P: ArrayLike, n: int = 4000, seed: int = 
     a, b = _finite("a_P", a_P), _finite("b_P", b_P)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"a_P and b_P must be one number per problem, the same problems, got {a.shape} and {b.shape}")
-    means_n = _resamples(len(a), n, seed) @ (a - b) / len(a)
+    means_n = resamples(len(a), n, seed) @ (a - b) / len(a)
     low, high = _interval(means_n, level)
     p = 2 * (1 + min(np.sum(means_n <= 0), np.sum(means_n >= 0))) / (n + 1)
     return Difference(float(np.mean(a - b)), float(low), float(high), min(float(p), 1.0))
@@ -222,7 +231,7 @@ def verifier_quality(
         return metrics.auroc, metrics.balanced_accuracy, metrics.ece, float(np.mean((s - y) ** 2))
 
     whole = verifier_metrics(score, label, threshold)
-    counts_n_P = _resamples(int(problem.max()) + 1, 300, seed=0)
+    counts_n_P = resamples(int(problem.max()) + 1, 300, seed=0)
     boot_n_4 = np.array([resampled(counts_P[problem]) for counts_P in counts_n_P])
     low, high = (2 * whole.ece - q for q in _percentiles(boot_n_4[:, 2])[::-1])
     _, tpr, tnr = _rates(score, label, threshold)
@@ -285,7 +294,7 @@ def efficiency_ratio(
         return base_k, _first_reach(ours_K, ks, target), target
 
     base_k, ours_k, target = needed(base.mean(axis=0), ours.mean(axis=0))
-    counts_n_P = _resamples(len(base), n, seed)
+    counts_n_P = resamples(len(base), n, seed)
     pairs = [needed(b, o) for b, o in zip(counts_n_P @ base / len(base), counts_n_P @ ours / len(ours), strict=True)]
     low, high = _interval(np.array([b / (2 * ks[-1] if o is None else o) for b, o, _ in pairs]), 0.95)
     return Efficiency(None if ours_k is None else base_k / ours_k, float(low), float(high), base_k, ours_k, target)
@@ -302,15 +311,6 @@ def _first_reach(curve_K: Floats, ks: Sequence[int], target: float) -> float | N
     below, above = float(curve_K[j - 1]), float(curve_K[j])
     part = min((target - below) / (above - below), 1.0)
     return float(ks[j - 1] * (ks[j] / ks[j - 1]) ** part)
-
-
-def _resamples(problems: int, n: int, seed: int) -> NDArray[np.int64]:
-    """Return [n, problems]: how often each problem appears in each bootstrap resample. Rows sum to ``problems``."""
-    if problems < 2:
-        raise ValueError(f"a bootstrap over problems needs at least 2 problems, got {problems}")
-    if n < 1:
-        raise ValueError(f"a bootstrap needs at least one resample, got n = {n}")
-    return np.random.default_rng(seed).multinomial(problems, np.full(problems, 1 / problems), size=n)
 
 
 def _interval(boot_n_: Floats, level: float) -> tuple[Floats, Floats]:

@@ -1,4 +1,4 @@
-"""When have enough samples been drawn? Stopping rules read the samples of one problem in the order they came.
+"""Rules that decide when enough samples have been drawn. They read the samples of one problem in the order they came.
 
 The same functions run online and over a saved pool. ``should_stop`` returns None to draw more samples, or a number m to stop
 and let the last m samples vote: all of them, except for ESC, whose deciding window votes alone.

@@ -49,7 +49,7 @@ class Decoder:
 
     @staticmethod
     def suits(model: Any) -> bool:
-        """Whether ``model`` is a ``Llama``, or a model of ``transformers`` of that family whose linear layers are all plain."""
+        """Return whether ``model`` is a ``Llama``, or a model of ``transformers`` of that family whose linear layers are all plain."""
         return isinstance(model, Llama) or (
             type(model).__name__ in FAMILY
             and model.config.hidden_act == "silu"
@@ -208,7 +208,7 @@ class Module:
 
 
 def network(model: Any, dtype: torch.dtype, recompute: bool = False) -> Decoder | Module:
-    """The forward pass of ``model``, for sampling and for learning. A ``Module`` recomputes only within ``recomputing``."""
+    """Return the forward pass of ``model``, for sampling and for learning. A ``Module`` recomputes only within ``recomputing``."""
     return Decoder(model, dtype, recompute) if Decoder.suits(model) else Module(model)
 
 

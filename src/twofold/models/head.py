@@ -1,7 +1,7 @@
 """A scalar head on a language model: the ablation of RL^V (arXiv:2505.04842) that judges by a number instead of a word.
 
 The head reads the hidden state of a text's last token and learns whether the text is right. It is no part of the
-architecture, so ``transformers`` does not know it: it is ``model.value_head``, and in a checkpoint a file beside the model.
+architecture, so ``transformers`` does not know it: it is ``model.value_head``, and in a checkpoint a file of its own.
 """
 
 from __future__ import annotations

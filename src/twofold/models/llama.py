@@ -59,7 +59,7 @@ class Llama(nn.Module):
 
 
 def plain(config: Mapping[str, Any], names: Collection[str]) -> bool:
-    """Whether the content of config.json and the names of the weights describe a model of the family and nothing more."""
+    """Return whether the content of config.json and the names of the weights describe a model of the family and nothing more."""
     rope = config.get("rope_parameters") or {"rope_type": "default", "rope_theta": config.get("rope_theta")}
     usual = (
         (config.get("architectures") or [None])[0] in FAMILY

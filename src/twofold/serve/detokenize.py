@@ -1,4 +1,4 @@
-"""From tokens to text while they arrive: pieces that never change once given, cut where a stop string ends the text."""
+"""Turn tokens into text while they arrive: pieces that never change once given, cut where a stop string ends the text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the thread of a request does: sample, run a plan, or score a text. It calls the engine and knows no HTTP."""
+"""The work of a request's thread: sample, run a plan, or score a text. It calls the engine and knows no HTTP."""
 
 from __future__ import annotations
 

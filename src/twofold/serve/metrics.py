@@ -13,7 +13,7 @@ BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 class Metrics:
-    """What the server has done so far. Any thread may count."""
+    """Counts of what the server has done so far. Any thread may count."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

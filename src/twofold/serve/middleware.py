@@ -29,7 +29,7 @@ log = logging.getLogger("twofold.serve")
 
 
 class Guard:
-    """The application behind a check of key and body. Counts and logs every request, but never a prompt or a key.
+    """Wrap the application in a check of key and body. Every request is counted and logged, but never a prompt or a key.
 
     ``paths`` are those that are logged by name; ``body`` is the most bytes of a body.
     """

@@ -1,4 +1,4 @@
-"""From a request to the job of its thread. What cannot be served is refused here, before it costs anything."""
+"""Turn a request into the job of its thread. What cannot be served is refused here, before it costs anything."""
 
 from __future__ import annotations
 

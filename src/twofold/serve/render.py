@@ -1,4 +1,4 @@
-"""Replies in OpenAI's shapes, in full or in chunks, with fields of ours beside them: see ``docs/serve.md``."""
+"""Replies in OpenAI's shapes, in full or in chunks, with additional fields of twofold's: see ``docs/serve.md``."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Cancelled(Exception):
 
 @dataclass(slots=True)
 class RequestState:
-    """What the calls of one request have in common.
+    """The state that the calls of one request share.
 
     From ``deadline`` (``time.monotonic``) on, generate calls return what they have, at least one token per sample.
     ``on_progress`` is called in the scheduler's thread whenever there are new tokens or verdicts; it must return at once.
@@ -122,7 +122,7 @@ class RunningCall:
             self.state.on_progress()
 
     def has_enough(self, late: bool) -> bool:
-        """Whether the call can end before its run is done: stop strings ended its last rows, or it is ``late`` and every
+        """Return whether the call can end before its run is done: stop strings ended its last rows, or it is ``late`` and every
         row has a token."""
         if not self.call.rows:
             return False
@@ -147,7 +147,7 @@ class RunningCall:
 
 
 class RequestEngine:
-    """Implements ``Engine`` for one request: the scheduler carries out its calls beside those of the other requests.
+    """Implements ``Engine`` for one request: the scheduler carries out its calls together with those of the other requests.
 
     Every call may raise ``Cancelled``, and whatever the engine raises.
     """

@@ -112,7 +112,7 @@ class Request(Strict):
     @property
     @abstractmethod
     def top(self) -> int:
-        """How many of the likeliest tokens to return in each place."""
+        """Return the number of likeliest tokens to return in each place."""
 
 
 class ChatRequest(Request):

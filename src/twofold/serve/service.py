@@ -21,7 +21,7 @@ from twofold.text.chat import Chat
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the server allows.
+    """The limits of a server.
 
     ``concurrent`` requests run at once and ``queue`` more may wait. ``body`` is the most bytes of a request's body. Requests
     still running ``seconds`` after they came, or ``grace`` seconds after SIGTERM, are answered with what they have.

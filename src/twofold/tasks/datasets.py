@@ -1,8 +1,8 @@
-r"""Problem sets from files and from the Hugging Face hub, behind the same two verbs as the procedural tasks.
+r"""Problem sets from files and from the Hugging Face hub, with the methods of a task: ``problem`` and ``grade``.
 
 Columns are recognised by their usual names (GSM8K, MATH, AIME, Minerva, OlympiadBench, DeepScaleR, verl, SkyRL, slime,
-GPQA) and ``dataset.columns`` says which were taken. A malformed row is never dropped silently: it is an error that
-names the file and the line, or, with ``skip_bad``, an entry of ``dataset.skipped``.
+GPQA), and ``dataset.columns`` says which were taken. A malformed row is never dropped silently. It is an error that
+names the file and the line or, with ``skip_bad``, an entry of ``dataset.skipped``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from twofold.text.extract import choice_letter, final_answer, last_boxed
 from twofold.types import Grade, Problem
 
 MAX_ROW = 1 << 20
-"""Bytes of a row."""
+"""The most bytes of a row."""
 SHOWN = 10
-"""Bad rows listed in an error message."""
+"""The most bad rows that an error message lists."""
 
 Row = Mapping[str, Any]
 Read = tuple[str, "Row | str"]
-"""Where a row stands ("file:12") and the row, or, as a string, what is wrong with it."""
+"""The place of a row ("file:12"), and the row itself or a string that says what is wrong with it."""
 
 
 class DataError(ValueError):
@@ -44,14 +44,17 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A published set: hub repository, configuration, its columns, and the only value of a column that is kept."""
+    """A published set: its repository on the hub, its configuration and its columns.
+
+    ``only`` = (column, value) keeps the rows with that value. ``split`` is the name of the split of a set that has only one.
+    """
 
     repo: str
     config: str | None = None
     prompt: str | None = None
     answer: str | None = None
     only: tuple[str, str] | None = None
-    split: str | None = None  # sets with one split have it under this name
+    split: str | None = None
 
 
 NAMED: dict[str, Named] = {
@@ -71,7 +74,7 @@ NAMED: dict[str, Named] = {
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A list of problems. ``columns`` is a line for people, ``skipped`` the rows left out by ``skip_bad``."""
+    """A list of problems. ``columns`` says in a line which columns were taken; ``skipped`` lists the rows left out by ``skip_bad``."""
 
     name: str
     problems: tuple[Problem, ...]
@@ -82,9 +85,9 @@ class Dataset:
         return len(self.problems)
 
     def problem(self, split: Literal["train", "test"], i: int) -> Problem:
-        """Item ``i`` in file order. A set is what was loaded: both splits index it; only "train" starts over at its end.
+        """Return item ``i`` in file order. Both splits index the rows that were loaded; "train" begins again after the last.
 
-        Raises IndexError for a test item that does not exist, ValueError for another split.
+        Raises IndexError for a test item that does not exist, and ValueError for another split.
         """
         if split not in ("train", "test"):
             raise ValueError(f"split {split!r} is not one of train, test: a loaded set has no others")
@@ -93,7 +96,7 @@ class Dataset:
         return self.problems[i % len(self.problems)]
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
-        """The extracted answer and its grade; multiple choice is graded by letter."""
+        """Return the extracted answer and its grade. Multiple choice is graded by letter."""
         if "options" in problem.meta:
             return choice_letter(text), grade_choice(problem.answer, text)
         return final_answer(text), grade(problem.answer, text)
@@ -108,18 +111,18 @@ def load(
     split: str = "test",
     skip_bad: bool = False,
 ) -> Dataset:
-    """Problems from ``source``: a .jsonl, .json, .csv or .parquet file, a name in ``NAMED``, or a hub repository.
+    """Load problems from ``source``: a .jsonl, .json, .csv or .parquet file, a name in ``NAMED``, or a hub repository.
 
     Args:
-        prompt_column, answer_column: where sniffing guesses wrong; a dot enters a nested field
-            ("reward_model.ground_truth").
-        limit: use the first so many rows.
-        split: of a hub set. A file is one split already.
+        prompt_column, answer_column: the columns to take, where the usual names find the wrong ones. A dot enters a nested
+            field ("reward_model.ground_truth").
+        limit: use only the first ``limit`` rows.
+        split: the split of a set on the hub. A file is one split already.
         skip_bad: keep the good rows and list the others in ``skipped``.
 
     Raises:
-        DataError: malformed rows, or none at all.
-        ValueError: columns that are not there; an unknown kind of file, or an unknown name.
+        DataError: rows are malformed, or there are none.
+        ValueError: a column is missing, or the kind of file or the name is unknown.
     """
     path = Path(source)
     if path.suffix in READERS:
@@ -184,7 +187,7 @@ def parse_line(line: bytes) -> Row | str:
 
 
 def read_json(path: Path) -> Iterator[Read]:
-    """A list of objects. Rows are named by their position, JSON has no lines."""
+    """Read a list of objects. A row is named by its position in the list."""
     try:
         rows = json.loads(path.read_bytes().decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
@@ -196,7 +199,7 @@ def read_json(path: Path) -> Iterator[Read]:
 
 
 def read_csv(path: Path) -> Iterator[Read]:
-    # Bad bytes become lone surrogates, which are refused row by row below, with the line
+    # bytes that are not UTF-8 become lone surrogates, which ``clean`` refuses, so that the error names the line
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
         reader = csv.DictReader(lines)
         while True:
@@ -240,7 +243,7 @@ WRONG_OPTIONS = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3
 
 
 def choose_columns(row: Row, prompt: str | None, answer: str | None, where: str) -> tuple[str, str]:
-    """The question and the answer column, judged by the first row."""
+    """Return the names of the question's and the answer's column, chosen by what the first row has."""
     found = []
     for kind, asked, usual in (("prompt", prompt, PROMPTS), ("answer", answer, ANSWERS)):
         name = next((name for name in ([asked] if asked else usual) if field(row, name) is not None), None)
@@ -252,7 +255,7 @@ def choose_columns(row: Row, prompt: str | None, answer: str | None, where: str)
 
 
 def field(row: Row, name: str) -> Any:
-    """``row[name]``, or through the dots of ``name``; None where there is nothing."""
+    """Return ``row[name]``, or the nested field that a dotted ``name`` leads to; None if there is none."""
     if name in row:
         return row[name]
     value: Any = row
@@ -262,7 +265,7 @@ def field(row: Row, name: str) -> Any:
 
 
 def to_problem(name: str, i: int, row: Row, prompt: str, answer: str) -> Problem:
-    """Raises ValueError saying what is missing."""
+    """Return row ``i`` as a problem. Raises ValueError that says what is missing."""
     question = clean(prompt, as_question(field(row, prompt)))
     reference = clean(answer, as_answer(field(row, answer)))
     own = next((row[key] for key in IDS if row.get(key) is not None), i)
@@ -291,7 +294,7 @@ def clean(column: str, text: str) -> str:
 
 
 def as_question(value: Any) -> str:
-    """A string, or the last user turn of a list of chat messages."""
+    """Return the question in a cell: a string, or the last user turn of a list of chat messages."""
     if isinstance(value, list):
         turns = [m.get("content") for m in value if isinstance(m, Mapping) and m.get("role") == "user"]
         value = turns[-1] if turns else None
@@ -301,9 +304,9 @@ def as_question(value: Any) -> str:
 
 
 def as_answer(value: Any) -> str:
-    r"""The reference in a cell: 27.0 -> "27", ["2", "3"] -> "2, 3", worked solutions -> their ``####`` or ``\boxed{}``.
+    r"""Return the reference in a cell: 27.0 -> "27", ["2", "3"] -> "2, 3", a worked solution -> its ``####`` or ``\boxed{}``.
 
-    Raises ValueError for a worked solution that commits to nothing.
+    Raises ValueError for a worked solution that has neither.
     """
     if isinstance(value, list):
         return ", ".join(as_answer(v) for v in value)
@@ -324,7 +327,10 @@ LETTERS = "ABCD"
 
 
 def as_choice(question: str, right: str, wrong: list[str]) -> tuple[str, str, list[str]]:
-    """Question with its options, the letter of the right one, and the options in order: shuffled by the question."""
+    """Return the question with its options, the letter of the right one, and the options in order.
+
+    The question seeds the order, so it is the same in every run.
+    """
     options = [right, *wrong]
     random.Random(question).shuffle(options)
     lines = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=True))

@@ -1,18 +1,18 @@
-r"""Are two answers mathematically equal? Asked of math-verify in processes that can be killed.
+r"""Decide whether two answers are mathematically equal, by math-verify, in processes that can be killed.
 
 ``grading`` runs this file as a script, one socket per worker: ``python equality.py NICE FD FD ...``. The script loads
-math-verify once and forks one worker per socket; it imports nothing of ours, and a worker is never the child of a
-process that holds a model. One request at a time on a socket, JSON in, words out, no pickle in either direction:
+math-verify once and forks one worker per socket. It imports nothing of twofold, and a worker is never the child of a
+process that holds a model. A socket has one request at a time, JSON in and words out, with no pickle in either direction:
 
     ->  [ticket, gold, answer, seconds]
     <-  ticket label        label: correct | wrong | error
-    <-  timeout | error     the worker died of this request; a new one is already there
+    <-  timeout | error     the worker died of this request; a new one takes its place
 
-The deadline is the kernel's: a worker sets a timer whose signal nobody handles, so it dies of it even inside a big-integer
-power that never returns to Python. Its parent sees that, says so on the socket and forks the next one (milliseconds).
-It counts the worker's own processor time, and workers run at a low priority: they take what sampling leaves free,
-and a label does not depend on what else the machine is doing.
-Closing the sockets ends everything, however the other side died.
+The kernel keeps the deadline. A worker sets a timer whose signal nobody handles, so the signal kills it even inside a
+big-integer power that never returns to Python. Its parent sees that, reports it on the socket and forks the next worker
+(milliseconds). The timer counts the worker's own processor time, so a label does not depend on what else the machine does;
+workers run at a low priority and take what sampling leaves free. Closing the sockets ends everything, however the other
+side died.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sympy import Eq, Expr, Rational, Symbol, simplify
 
 MEMORY = 1 << 30  # bytes of address space a worker may have
-LIFETIME = 1_000  # requests, then a fresh worker: sympy's caches grow
+LIFETIME = 1_000  # requests that a worker answers before a new one replaces it, because sympy's caches grow
 RECYCLE = 10  # exit status of a worker that reached its LIFETIME
-CONFIG = [LatexExtractionConfig(boxed_match_priority=0)]  # LaTeX only: the plain-text extractor would call eval
+CONFIG = [LatexExtractionConfig(boxed_match_priority=0)]  # LaTeX only, because the plain-text extractor would call eval
 
 
 def read(answer: str) -> list[Any]:
-    """Parsed, or [] where it cannot be."""
+    """Return the parsed answer, or [] if it cannot be read."""
     boxed = "\\boxed{" + answer + "}"
     return parse(boxed, extraction_config=CONFIG, fallback_mode="no_fallback", parsing_timeout=None)
 
 
 def judge(gold: str, answer: str) -> str:
-    """``error`` is for a reference that cannot be read; an answer that cannot be read is wrong."""
+    """Return the label. A reference that cannot be read is an ``error``; an answer that cannot be read is wrong."""
     golds = read(gold)
     if not golds:
         return "error"
@@ -62,9 +62,9 @@ POINTS = (
 
 
 def differ_somewhere(gold: Any, answer: Any) -> bool:
-    """Whether two formulas have different values at a point: milliseconds, where to simplify the difference takes seconds.
+    """Return whether two formulas have different values at a point. It takes milliseconds; simplifying their difference, seconds.
 
-    False where this cannot be told: relations, sets, words (single symbols), unknown functions, no finite value.
+    False where the values decide nothing: relations, sets, words (single symbols), unknown functions, no finite value.
     """
     if not all(isinstance(e, Expr) and not isinstance(e, Symbol) for e in (gold, answer)):
         return False
@@ -80,10 +80,10 @@ def differ_somewhere(gold: Any, answer: Any) -> bool:
 
 
 def confirmed(gold: Any, answer: Any) -> bool:
-    """Second look at what math-verify calls equal.
+    """Return whether two answers that math-verify calls equal are equal on a second look.
 
-    Numbers must agree relatively (it rounds to 6 places, so all tiny numbers are equal to it), and two equations must
-    be multiples of one another (it compares what it can solve for).
+    Numbers must agree relatively, because math-verify rounds to 6 places and takes all tiny numbers for equal. Two equations
+    must be multiples of one another, because math-verify compares only what it can solve for.
     """
     if gold == answer:
         return True
@@ -97,7 +97,7 @@ def confirmed(gold: Any, answer: Any) -> bool:
 
 
 def is_finite(value: Any) -> bool:
-    """A number, real or complex; not nan, zoo or a formula that kept a symbol."""
+    """Return whether this is a number, real or complex: not nan, zoo or a formula that kept a symbol."""
     return bool(value.is_number and value.is_finite)
 
 
@@ -116,13 +116,13 @@ FILES = (
 
 
 def refuse_effects(event: str, args: tuple[Any, ...]) -> None:
-    """Audit hook of a worker: nothing it computes needs to write a file, open a socket or start a process."""
+    """Refuse to write a file, open a socket or start a process; no answer needs that. The audit hook of a worker."""
     if event.startswith(PROCESSES + FILES) or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
         raise PermissionError(f"a grading worker tried {event}")
 
 
 def work(fd: int) -> int:
-    """Answer the requests on one socket; the exit status."""
+    """Answer the requests on one socket; return the exit status."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     sys.addaudithook(refuse_effects)
     with open(fd, encoding="utf-8", closefd=False) as requests:
@@ -139,7 +139,7 @@ def work(fd: int) -> int:
 
 
 def fork(fd: int, others: list[int]) -> int:
-    """A worker on ``fd``; its pid. It lets go of the other workers' sockets, so that each sees its own close."""
+    """Start a worker on ``fd`` and return its pid. It closes the other workers' sockets, so that each sees its own one close."""
     pid = os.fork()
     if pid:
         return pid
@@ -148,12 +148,12 @@ def fork(fd: int, others: list[int]) -> int:
         for other in others:
             os.close(other)
         status = work(fd)
-    finally:  # also for an exception: the parent reports it from the status
+    finally:  # also after an exception, which the parent reports by the status
         os._exit(status)
 
 
-# What sympy imports late and what the LaTeX parser learns (its first formula of a kind takes half a second, later ones a
-# few milliseconds), it does here, once: the workers inherit it.
+# sympy imports parts of itself late, and the first formula of a kind takes the LaTeX parser half a second where later ones
+# take milliseconds. These pairs are judged once, before the workers are forked, which inherit the result.
 WARM = (
     (r"\frac{a_{1} M^{1/3}}{G \cdot M^{2/3}+b}", r"\left(1+r/r_{0}\right)^{3/2} \times \frac12"),
     (r"\sqrt{4 \pi G \rho_{0} r^2} - \sqrt[3]{x}", r"A e^{-2t} + C_{1} \cos(\omega t) - \sin^{2} \theta"),
@@ -170,7 +170,7 @@ WARM = (
 
 
 def main(nice: int, fds: list[int]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asked
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     sys.dont_write_bytecode = True

@@ -1,21 +1,21 @@
 r"""Grade an answer against a reference: ``grade``, ``grade_many``, ``grade_choice``.
 
-Three steps, cheapest first. (1) Extract the final answer; none is ``no_answer``. (2) Compare in this process what can
-be compared exactly: equal normal forms, and numbers as fractions; this settles most answers in microseconds.
+There are three steps, cheapest first. (1) Extract the final answer; a text without one gets ``no_answer``. (2) Compare
+exactly, in this process: equal normal forms, and numbers as fractions. This settles most answers in microseconds.
 (3) Ask math-verify, in a worker process that the kernel kills at the deadline (see ``equality``). Only a label comes
-back: a parsed expression never enters this process, where printing it could evaluate it and hang for ever.
+back. A parsed expression never enters this process, where merely printing it could evaluate it and never end.
 
     correct     1.0
-    wrong       0.0    also: an answer over MAX_ANSWER characters, or one that cannot be read
+    wrong       0.0    also an answer over MAX_ANSWER characters, or one that cannot be read
     no_answer   0.0
     timeout     None   not decided within the deadline, which counts the worker's processor time
     error       None   the reference cannot be read, or the worker died (memory)
 
-Policy. Numbers are compared exactly, of any size, never to some absolute tolerance: 1/2^99 is not 1/2^98 and 7.4e-12
-is not 7.5e-12. One leniency: a decimal of at least six significant digits stands for a fraction with no finite decimal
-(0.333333 for 1/3). ``42_5`` is the number 22. An answer with an ellipsis is right only if it is written as the
-reference is. Unevaluated arithmetic counts (``3+4`` for 7), as in every public grader: where writing down the sum must
-not earn the point, check the numeral as well.
+Policy. Numbers of any size are compared exactly, never to an absolute tolerance: 1/2^99 is not 1/2^98 and 7.4e-12 is
+not 7.5e-12. There is one leniency: a decimal of at least six significant digits stands for a fraction with no finite
+decimal (0.333333 for 1/3). ``42_5`` is the number 22. An answer with an ellipsis is right only if it is written as the
+reference is. Unevaluated arithmetic counts (``3+4`` for 7), as in every public grader. Where writing down the sum must
+not earn the point, compare the numeral as well.
 
 Known limits, kept from math-verify: units are dropped (10 cm equals 10 m and 10), 50% equals 50 and 0.5, ``(1,2)``
 equals ``\{1,2\}`` and the open interval, 90 degrees is not pi/2, ``i^2`` is not -1, words are compared as products of
@@ -48,16 +48,16 @@ from twofold.types import Grade, Label
 
 WORKERS = min(8, max(2, os.cpu_count() or 2))
 NICE = 10
-"""By how much workers give way to other processes: answers are graded beside sampling, which needs all processors."""
+"""The niceness of the workers: answers are graded while others are sampled, and sampling needs all processors."""
 START = 120.0
-"""Seconds that the workers may take to start; no deadline runs meanwhile."""
+"""Seconds that the workers may take to start. No deadline runs during that time."""
 GRACE = 120.0
-"""Seconds on the clock after which silent workers count as broken. An expired deadline itself is reported at once; on a busy
-machine it takes longer to come, as workers give way to all others."""
+"""Seconds on the clock, beyond the deadline, after which a silent worker counts as broken. A deadline counts processor time,
+so it may expire late on a busy machine, where the workers give way to other processes."""
 
 
 def grade(gold: str, text: str, *, deadline: float = 1.0) -> Grade:
-    r"""Grade the final answer of ``text`` against ``gold``; ``deadline`` in seconds of a processor.
+    r"""Grade the final answer of ``text`` against ``gold``. ``deadline`` is in seconds of processor time.
 
     >>> grade("1/2", r"so it is \boxed{0.50}")
     Grade(reward=1.0, label='correct')
@@ -69,7 +69,7 @@ def grade(gold: str, text: str, *, deadline: float = 1.0) -> Grade:
 
 
 def grade_many(pairs: Sequence[tuple[str, str]], *, deadline: float = 1.0) -> list[Grade]:
-    """``grade`` of each (gold, text), in order. What needs a worker is decided once per distinct answer, in parallel."""
+    """Return ``grade`` of each (gold, text), in order. The workers decide each distinct answer once, in parallel."""
     asked = [(gold, final_answer(text)) for gold, text in pairs]
     labels: dict[tuple[str, str | None], Label] = {}
     slow: list[tuple[str, str]] = []
@@ -100,7 +100,7 @@ def as_grade(label: Label) -> Grade:
 
 
 def equal(gold: str, answer: str, *, deadline: float = 1.0) -> Label:
-    """Label of an answer that has been extracted already."""
+    """Return the label of an answer that has been extracted already."""
     return equal_exactly(gold, answer) or ask_worker(gold, answer, deadline)
 
 
@@ -111,7 +111,7 @@ _ELLIPSIS = re.compile(r"\\[lcd]?dots|\.\.\.|…")
 
 
 def equal_exactly(gold: str, answer: str) -> Label | None:
-    """The label where it can be had without mathematics beyond fractions, else None."""
+    """Return the label if fractions are all the mathematics it needs, else None."""
     gold_form, form = canonical(gold), canonical(answer)
     if not form:
         return "no_answer"
@@ -133,9 +133,9 @@ def equal_exactly(gold: str, answer: str) -> Label | None:
 
 
 def stands_for(text: str, value: Fraction) -> bool:
-    """Whether ``text`` is a decimal, rounded or cut, of a ``value`` that has no finite decimal.
+    """Return whether ``text`` is a rounded or cut decimal of a ``value`` that has no finite decimal.
 
-    Exactness is asked of everything else: 0.333333 stands for 1/3, but 0.500001 does not stand for 1/2.
+    0.333333 stands for 1/3. 0.500001 does not stand for 1/2, which has a finite decimal.
     """
     decimal = _DECIMAL.fullmatch(text.strip().strip("$"))
     rest = value.denominator
@@ -151,7 +151,10 @@ _ROMAN = re.compile(r"\\(?:mathrm|text|rm)\s*\{\s*([A-Za-z])\s*\}")
 
 
 def for_worker(answer: str) -> str:
-    r"""Dollars dropped and ``\mathrm{e}`` as ``e``, which math-verify cannot read. Words keep their ``\text{}``: units."""
+    r"""Return the answer without what math-verify cannot read: dollar signs, and ``\mathrm`` around one letter.
+
+    Words keep their ``\text{}``, by which math-verify knows units.
+    """
     return _ROMAN.sub(r" \1 ", answer.replace("\\$", "").replace("$", ""))
 
 
@@ -159,12 +162,12 @@ def for_worker(answer: str) -> str:
 
 
 class Workers:
-    """Sockets to the worker processes. Raises OSError from ``ask`` when they are gone."""
+    """Sockets to the worker processes. ``ask`` raises OSError when they are gone."""
 
     def __init__(self, count: int) -> None:
         pairs = [socket.socketpair() for _ in range(count)]
         fds = [theirs.fileno() for _, theirs in pairs]
-        # -P and a path: the script must neither shadow a library with a file of this folder nor need us installed
+        # with -P no file of this folder hides a library; by its path the script runs without twofold being installed
         command = [sys.executable, "-P", str(Path(__file__).with_name("equality.py")), str(NICE), *map(str, fds)]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=fds)
         self.sockets = [ours for ours, _ in pairs]
@@ -175,7 +178,10 @@ class Workers:
             self.idle.put(ours)
 
     def ask(self, gold: str, answer: str, deadline: float, grace: float = GRACE) -> Label:
-        """Wait for a free worker, first come first served, then for its word on ``deadline`` (for ``grace``, if broken)."""
+        """Return a worker's label. Callers get the free workers in the order in which they ask.
+
+        The worker itself keeps the ``deadline``. After ``grace`` more seconds of silence it counts as broken.
+        """
         worker = self.idle.get()
         try:
             drain(worker)
@@ -202,7 +208,7 @@ class Workers:
 
 
 def drain(worker: socket.socket) -> None:
-    """Forget what is waiting there: a worker that was killed while idle said so, but not about the next request."""
+    """Discard what has arrived: the report on a worker that was killed while idle is not about the next request."""
     worker.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while worker.recv(4096):
@@ -214,10 +220,9 @@ _workers: Workers | None = None
 
 
 def warm() -> None:
-    """Start the workers, if they are not running, and wait until they answer.
+    """Start the workers, if they are not running, and wait until they answer. Raises RuntimeError if they cannot start.
 
-    Raises RuntimeError where they cannot be started. ``grade`` calls this itself; call it early to hide the seconds
-    that loading sympy takes.
+    ``grade`` calls this itself. Call it early so that loading sympy, which takes seconds, delays nothing.
     """
     global _workers
     with _lock:
@@ -236,7 +241,7 @@ def warm() -> None:
 
 
 def shutdown() -> None:
-    """End the workers. The next grade that needs them starts new ones. Runs at exit by itself."""
+    """End the workers. The next grade that needs them starts new ones. This is also done at exit."""
     global _workers
     with _lock:
         workers, _workers = _workers, None
@@ -253,13 +258,13 @@ def ask_worker(gold: str, answer: str, deadline: float) -> Label:
         return "error"
     try:
         return workers.ask(for_worker(gold), for_worker(answer), deadline)
-    except OSError:  # killed, or silent far beyond the deadline: start afresh next time
+    except OSError:  # killed, or silent long after the deadline: the next grade starts new workers
         shutdown()
         return "error"
 
 
 def _forget_after_fork() -> None:
-    """A forked child (a data loader) must not talk on its parent's sockets, nor keep them open."""
+    """Close the parent's sockets in a forked child (a data loader): it must neither use them nor keep them open."""
     global _lock, _workers
     _lock = threading.Lock()
     if _workers is not None:

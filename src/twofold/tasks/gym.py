@@ -1,6 +1,6 @@
-"""reasoning-gym's hundred procedural tasks by name, with their own scorers (``pip install twofold[envs]``).
+"""The hundred procedural tasks of reasoning-gym, by name, with their own scorers (``pip install twofold[envs]``).
 
-Source: reasoning-gym, ``create_dataset(name, seed=, size=)`` and ``data.score_answer(answer=, entry=)``.
+It uses ``create_dataset(name, seed=, size=)`` and ``data.score_answer(answer=, entry=)`` of reasoning-gym.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from twofold.text.extract import MAX_ANSWER, final_answer
 from twofold.types import Grade, Problem
 
 SPLIT_ITEMS = 1_000_000_000
-"""Items of a split: split and item make one seed, and no two of them the same one."""
+"""The items of a split. Each item of each split has a seed of its own."""
 
 _RUNS_CODE = re.compile(r"\b(?:eval|exec|parse_expr|sympify)\(")
 
@@ -23,9 +23,9 @@ _RUNS_CODE = re.compile(r"\b(?:eval|exec|parse_expr|sympify)\(")
 class Gym:
     """Task ``name`` of reasoning-gym. Item ``i`` of a split is a pure function of (seed, split, i).
 
-    ``options`` go to its configuration (``{"min_terms": 3}``). An answer is correct when its scorer gives 1.0: what it
-    gives partial credit for is wrong. Some tasks have many right answers and no reference; ``answer`` is "" there.
-    Scorers run in this process and without a deadline.
+    ``options`` go to the task's configuration (``{"min_terms": 3}``). An answer is correct if the task's scorer gives 1.0;
+    an answer with partial credit is wrong. Some tasks have many right answers and no reference: their problems have the
+    ``answer`` "". Scorers run in this process and without a deadline.
 
     Raises ImportError without reasoning-gym, and ValueError for a task that it does not have or whose scorer
     runs the model's answer as code.
@@ -52,7 +52,7 @@ class Gym:
         return create_dataset(self.name, seed=seed, size=1, **self.options)
 
     def problem(self, split: Literal["train", "test"], i: int) -> Problem:
-        """Made by a data set of one item: some of them lay out all their items when they are created."""
+        """Return item ``i``. It comes from a data set of one item, because some data sets make all their items when created."""
         if split not in ("train", "test"):
             raise ValueError(f"split {split!r} is not one of train, test")
         if not 0 <= i < SPLIT_ITEMS:
@@ -63,7 +63,7 @@ class Gym:
         )
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
-        """The final answer and its grade; a scorer that raises on it makes it an ``error``, never a silent 0."""
+        """Return the final answer and its grade. If the scorer raises, the grade is an ``error``, never a silent 0."""
         answer = final_answer(text)
         if answer is None:
             return None, Grade(0.0, "no_answer")
@@ -71,6 +71,6 @@ class Gym:
             return answer, Grade(0.0, "wrong")
         try:
             score = self._scorer.score_answer(answer=answer, entry=problem.meta["entry"])
-        except Exception:  # third-party code on model output: whatever it raises, it could not tell
+        except Exception:  # third-party code on model output may raise anything; the reward is unknown then
             return answer, Grade(None, "error")
         return answer, Grade(1.0, "correct") if score >= 1.0 else Grade(0.0, "wrong")

@@ -1,9 +1,8 @@
-"""Procedural tasks: ``sums``, ``countdown``, ``letters``. No download, endless, exactly gradable.
+"""The procedural tasks ``sums``, ``countdown`` and ``letters``: no download, no end of problems, and exact grades.
 
-Item ``i`` of a split is a pure function of (seed, split, i). A question belongs to one side of the
-train/test divide by a hash of its content, so no test question can ever be drawn for training,
-whatever the seeds. ``harder`` (one level up) and ``ood`` (numbers or words outside the trained range)
-are drawn from the test side too.
+Item ``i`` of a split is a pure function of (seed, split, i). A hash of its content puts each question on the train or on
+the test side, so no test question can be drawn for training, whatever the seeds. ``harder`` (one level up) and ``ood``
+(numbers or words outside the trained range) are drawn from the test side, too.
 """
 
 from __future__ import annotations
@@ -27,8 +26,10 @@ def _is_test(key: str) -> bool:
 
 
 def _draw(name: str, seed: int, split: Split, i: int, make: Callable[[random.Random], Problem]) -> Problem:
-    """The first candidate on the split's side of the divide. ``make`` puts into ``id`` what the divide hashes:
-    the problem in a normal form, so that the same numbers in another order stay on one side.
+    """Draw problems until one is on the split's side, and return it.
+
+    ``make`` puts into ``id`` what is hashed: a normal form of the problem, so that the same numbers in another order are on
+    the same side.
     """
     if split not in get_args(Split):
         raise ValueError(f"split {split!r} is not one of {', '.join(get_args(Split))}")
@@ -40,12 +41,12 @@ def _draw(name: str, seed: int, split: Split, i: int, make: Callable[[random.Ran
 
 
 def apply(value: int, op: str, operand: int) -> int:
-    """One step of ``sums``."""
+    """Return the result of one step."""
     return value + operand if op == "+" else value - operand if op == "-" else value * operand
 
 
 def run_chain(start: int, steps: Sequence[tuple[str, int]], top: int) -> int | None:
-    """Where a chain leads, or None if it leaves 0 .. ``top`` on the way."""
+    """Return the result of a chain of steps, or None if a value on the way is outside 0 .. ``top``."""
     value = start
     for op, operand in steps:
         value = apply(value, op, operand)
@@ -61,10 +62,11 @@ VERB = {"+": "Add", "-": "Subtract", "*": "Multiply by"}
 class Sums:
     """Chained arithmetic of ``level`` steps on whole numbers from 0 to 99.
 
-    Forward: "Start with 47. Add 38. Subtract 9. What is the result?" With a choice of ``choices`` starts (share
-    ``choice`` of the items): "Start with 23, 47 or 61. Multiply by 2. Add 5. The result is 99. What was the start?".
-    To know the start takes the whole chain backwards; to check one takes it forwards. So checking is easier than
-    solving, and wrong guesses are shared between samples: the property of real problems that makes verification pay.
+    Forward: "Start with 47. Add 38. Subtract 9. What is the result?" In a share ``choice`` of the items there are
+    ``choices`` starts to choose from: "Start with 23, 47 or 61. Multiply by 2. Add 5. The result is 99. What was the start?"
+    To find the start takes the whole chain backwards, and to check one takes it forwards. So checking is easier than
+    solving, and many samples make the same wrong guess. Real problems have the same two properties, which make
+    verification pay.
     """
 
     level: int = 2
@@ -94,7 +96,7 @@ class Sums:
                 question = f"Start with {start}. {chain} What is the result?"
                 return Problem(f"{start} {chain}", question, str(value), meta | {"starts": [start]})
             others = [n for n in range(2, top + 1) if run_chain(n, steps, top) not in (None, value)]
-            if len(others) >= self.choices - 1:  # else too few starts stay in range: draw another chain
+            if len(others) >= self.choices - 1:  # else too few starts stay in range, and another chain is drawn
                 break
         starts = rng.sample([start, *rng.sample(others, self.choices - 1)], self.choices)
         listed = f"{', '.join(map(str, starts[:-1]))} or {starts[-1]}"
@@ -147,12 +149,12 @@ class Countdown:
 
 
 def evaluate(expression: str) -> tuple[Fraction, list[int]]:
-    """Value of an expression in whole numbers, + - * / and brackets, and the numbers it uses.
+    """Return the value of an expression of whole numbers, + - * / and brackets, and the numbers that it uses.
 
     >>> evaluate("(3+7)*2")
     (Fraction(20, 1), [3, 7, 2])
 
-    Raises ValueError for anything else; model output is parsed and walked, never executed.
+    Raises ValueError for anything else. Model output is parsed, never executed.
     """
     if len(expression) > 200:
         raise ValueError("expression is longer than 200 characters")
@@ -209,7 +211,7 @@ class Letters:
 
 
 def grade_literally(problem: Problem, text: str) -> tuple[str | None, Grade]:
-    """The last boxed answer must be the reference itself: writing the sum instead of its value earns nothing."""
+    """Return the final answer and its grade. Only the reference itself is correct: a sum in place of its value earns nothing."""
     answer = final_answer(text)
     if answer is None:
         return None, Grade(0.0, "no_answer")

@@ -1,7 +1,7 @@
-r"""ProcessBench (arXiv:2412.06559): find the first wrong step of a solution. Its published files, and a procedural twin.
+r"""ProcessBench (arXiv:2412.06559), find the first wrong step of a solution: the published files, and a procedural twin.
 
-In the twin the solutions are those of a procedural task with slips planted in them, so that the first wrong step is known by
-construction and there is no end of cases.
+The twin plants slips in worked solutions of a procedural task, so the first wrong step is known by construction, and there
+is no end of cases.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ SPLITS = ("gsm8k", "math", "olympiadbench", "omnimath")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A solution in steps. ``label``: index of the first wrong step, from 0; -1 if every step is right.
+    """A solution in steps. ``label`` is the index of the first wrong step, from 0; it is -1 if every step is right.
 
-    ``final_answer_correct`` is not the label: a right answer may stand behind a wrong step. ``generator`` wrote the solution.
-    ``answer`` is what the solution boxes behind its steps, empty where the last step does it.
+    ``final_answer_correct`` is not the label, because a right answer may follow a wrong step. ``generator`` wrote the
+    solution. ``answer`` is what the solution boxes after its steps; it is empty if the last step boxes the answer.
     """
 
     id: str
@@ -39,7 +39,7 @@ class Case:
 
 
 def some_cases(source: Sums | Letters | Countdown | str | Path, n: int, split: Split = "test") -> list[Case]:
-    """``n`` cases of a procedural task, with planted errors, or the first n (if there are so many) of what ``load_cases`` loads."""
+    """Return ``n`` cases of a procedural task, with planted errors, or at most the first ``n`` that ``load_cases`` loads."""
     if isinstance(source, str | Path):
         return load_cases(source, n)
     twin = Planted(source, split=split)
@@ -47,9 +47,9 @@ def some_cases(source: Sums | Letters | Countdown | str | Path, n: int, split: S
 
 
 def load_cases(source: str | Path, limit: int | None = None) -> list[Case]:
-    """Cases of a .jsonl, .json, .csv or .parquet file with the published fields, or of a published split by its name.
+    """Load the cases of a .jsonl, .json, .csv or .parquet file with the published fields, or of a published split by its name.
 
-    Raises DataError that lists the rows which are not such cases, ValueError for a source that is neither.
+    Raises DataError that lists the rows which are no such cases, and ValueError for a source that is neither.
     """
     path = Path(source)
     if path.suffix in READERS:
@@ -73,7 +73,7 @@ def load_cases(source: str | Path, limit: int | None = None) -> list[Case]:
 
 
 def as_case(row: Row | str) -> Case:
-    """Raises ValueError saying what is wrong with the row."""
+    """Return a row as a case. Raises ValueError that says what is wrong with the row."""
     if isinstance(row, str):
         raise ValueError(row)
     steps, label, correct = row.get("steps"), row.get("label"), row.get("final_answer_correct")
@@ -94,8 +94,9 @@ def as_case(row: Row | str) -> Case:
 class Planted:
     """The twin: case i is a pure function of (task, seed, i). Even cases have a wrong step, odd ones have none.
 
-    ``slip``: chance of a slip in a step, ``wrong_guess``: of a wrong start (``sums``, ``countdown``), where cases are to
-    have a wrong step. A wrong start is no wrong step itself; the line that compares its result with the goal is.
+    In an even case ``slip`` is the chance of a slip in a step, and ``wrong_guess`` that of a wrong start (``sums``) or a
+    random expression (``countdown``). A wrong start is not itself a wrong step: the wrong step is the line that compares its
+    result with the goal.
     """
 
     task: Sums | Letters | Countdown

@@ -20,7 +20,7 @@ MAX_DRAWS = 16
 class Problems:
     """The problems of every step: a pure function of (seed, step), so that it needs no checkpoint.
 
-    A task with a length is shuffled anew for every epoch. Procedural tasks are endless, and another seed never repeats a
+    A task with a length is shuffled again for every epoch. Procedural tasks are endless, and another seed never repeats a
     problem: its own ones count up from the start of its ten million, spare ones down from the end.
     """
 

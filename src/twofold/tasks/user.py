@@ -1,8 +1,8 @@
-"""Tasks and rewards that users bring: their code runs under the grader's deadline, and its failures have a label.
+"""Tasks and rewards that users bring. Their code runs under the grader's deadline, and its failures have a label.
 
-Code from a file (``mine.py:Name``) runs in processes that can be killed, as the grader's does. A function that raises makes
-its rollout an ``error``, one that takes too long a ``timeout``: the reward is unknown, not 0. Each kind of failure is
-logged once, with its traceback.
+Code from a file (``mine.py:Name``) runs in processes that can be killed, as the grader's does. If a function raises, its
+rollout is an ``error``; if it takes too long, a ``timeout``. In both cases the reward is unknown, not 0. Each kind of
+failure is logged once, with its traceback.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from twofold.types import Grade, Label, Problem
 log = logging.getLogger(__name__)
 
 DEADLINE = 1.0
-"""Seconds of a processor that a call may take, as for the grader. What the file imports at its top is not counted."""
+"""Seconds of processor time that a call may take, as for the grader. What the file imports at its top is not counted."""
 WALL = 30.0
 """Seconds on the clock after which a call that waits for something is given up."""
 CORRECT = "correct"
-"""Among rewards: the task's own."""
+"""The task's own reward, where rewards are named."""
 
 
 class Failed(Exception):
-    """A user's code gave no result; ``label`` says how."""
+    """A user's code gave no result. ``label`` is the label of its rollout."""
 
     def __init__(self, label: Label, report: str) -> None:
         super().__init__(report)
@@ -73,7 +73,7 @@ class Workers:
             self.idle.put(None)  # started when it is first needed
 
     def call(self, problem: Problem, text: str) -> Any:
-        """Return what the source's function says of this solution. Raises Failed where it says nothing."""
+        """Return the source's reply about this solution (``user_worker``). Raises Failed if there is none."""
         request = json.dumps([asdict(problem), text, DEADLINE]).encode() + b"\n"
         process = self.idle.get()
         try:
@@ -98,7 +98,7 @@ class Workers:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # what the code prints is no answer
+                stdout=2,  # what the code prints goes to stderr
                 pass_fds=[theirs.fileno()],
                 env=os.environ | {"PYTHONPATH": path},
             )
@@ -156,15 +156,15 @@ class Wrapper:
 
 
 def inner(task: Any) -> Any:
-    """Return the task itself, without what is wrapped around its ``grade``."""
+    """Return the task itself, without the wrappers of its ``grade``."""
     return inner(task.task) if isinstance(task, Wrapper) else task
 
 
 class FromSource(Wrapper):
-    """A task from a user's file: ``name``, ``problem(split, i)`` and, if it grades in its own way, ``grade(problem, text)``.
+    """A task from a user's file. It has ``name``, ``problem(split, i)`` and, if it grades in its own way, ``grade(problem, text)``.
 
-    Without ``grade`` the final answer is compared with the problem's, as for any data set. Raises as ``source.load`` does, and
-    TypeError for a class that is no task.
+    Without ``grade`` the final answer is compared with the problem's, as for any data set. Raises what ``source.load``
+    raises, and TypeError for a class that is no task.
     """
 
     def __init__(self, source: str) -> None:
@@ -183,8 +183,8 @@ class FromSource(Wrapper):
 
 
 class Guarded(Wrapper):
-    """A task that was given as a Python object. Its ``grade`` runs in a thread, which cannot be killed: one that hangs is
-    abandoned after ``WALL`` seconds."""
+    """A task that was given as a Python object. Its ``grade`` runs in a thread; as a thread cannot be killed, one that hangs
+    is abandoned after ``WALL`` seconds."""
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
         try:
@@ -195,11 +195,10 @@ class Guarded(Wrapper):
 
 
 class Rewarded(Wrapper):
-    """A task whose solutions are paid by users' functions: the weighted sum of what they say, ``CORRECT`` being the task's own
-    reward.
+    """A task whose reward is the weighted sum of users' functions, among which ``CORRECT`` is the task's own reward.
 
-    A function takes (problem, text) and returns a number, or a ``Grade``. Whether a solution is correct stays the task's
-    word, unless a function returns a ``Grade``: then the first such label counts.
+    A function takes (problem, text) and returns a number or a ``Grade``. The task decides whether a solution is correct,
+    unless a function returns a ``Grade``: then the first such label counts.
     """
 
     def __init__(self, task: Any, functions: Sequence[str], weights: Sequence[float] = ()) -> None:
@@ -232,7 +231,7 @@ class Rewarded(Wrapper):
 
 
 def in_time(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what a function returns. Raises Failed where it raises, or takes more than ``WALL`` seconds."""
+    """Return what a function returns. Raises Failed if it raises or takes more than ``WALL`` seconds."""
     results: list[Any] = []
     errors: list[str] = []
 
@@ -254,7 +253,7 @@ def in_time(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def instance(found: Any, source: str) -> Any:
-    """Return the task that a source names, a class or an object. Raises TypeError for something else."""
+    """Return the task that a source names by its class or as an object. Raises TypeError for something else."""
     task = found() if isinstance(found, type) else found
     if missing := [name for name in ("name", "problem") if not hasattr(task, name)]:
         raise TypeError(f"{source} is no task: it has no {' and no '.join(missing)}")
@@ -262,7 +261,7 @@ def instance(found: Any, source: str) -> Any:
 
 
 def said(result: Any) -> dict[str, Any]:
-    """Return a reward function's result as plain values. Raises TypeError or ValueError for one that is no reward."""
+    """Return a reward function's result as plain values. Raises TypeError or ValueError for a result that is no reward."""
     if isinstance(result, Grade):
         if result.label not in get_args(Label):
             raise ValueError(f"a Grade's label is one of {', '.join(get_args(Label))}, not {result.label!r}")

@@ -1,11 +1,11 @@
 """One process of ``tasks.user.Workers``: ``python -m twofold.tasks.user_worker SOURCE FD``.
 
-It loads the source, says so with one byte, and then answers requests on the socket, a line of JSON each:
+It loads the source, reports that with one byte, and then answers requests on the socket, each a line of JSON:
 
     ->  [problem, text, seconds]
     <-  {"answer": ..., "reward": ..., "label": ...}   or   {"error": TRACEBACK}
 
-A call that takes more than its seconds of a processor kills the process, also inside C code.
+The kernel kills the process in a call that takes more than its seconds of processor time, even inside C code.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def answered(name: str) -> Callable[[Problem, str], dict[str, Any]]:
 
 
 def main(name: str, fd: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asked
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     call = answered(name)
     with socket.socket(fileno=fd) as link, link.makefile("rb") as requests:

@@ -1,6 +1,6 @@
 """Worked solutions of the procedural tasks, with planted errors: every line, and whether it is right.
 
-A solution with a slip goes on honestly from the wrong number, so only the step with the slip is wrong.
+After a slip a solution continues correctly from the wrong number, so only the step with the slip is wrong.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from twofold.types import Problem
 
 @dataclass(slots=True)
 class Attempt:
-    """A worked attempt: its lines, which of them are right, the answer, and whether that is right."""
+    """A worked attempt: its lines, which of them are right, its answer, and whether the answer is correct.
+
+    ``reached`` is the number in which its chain ends; None where there is no chain.
+    """
 
     lines: list[str]
     right: list[bool]
@@ -27,7 +30,7 @@ class Attempt:
 
 
 def slipped(rng: random.Random, value: int) -> int:
-    """A wrong result near ``value``: off by one, a carry missed, or two digits swapped."""
+    """Return a wrong result near ``value``: off by one, a missed carry, digits reversed, or off by up to 9."""
     wrong = rng.choice(
         [value + 1, value - 1, value + 10, value - 10, int(str(abs(value))[::-1]), value + rng.randint(2, 9)]
     )
@@ -37,7 +40,7 @@ def slipped(rng: random.Random, value: int) -> int:
 def chain(
     rng: random.Random, start: int, steps: list[tuple[str, int]], slip: float
 ) -> tuple[list[str], list[bool], int]:
-    """Lines "a op b=c" of a chain, which of them are right, and where it ends."""
+    """Return the lines "a op b=c" of a chain, which of them are right, and the number in which it ends."""
     lines, right, value = [], [], start
     for op, asked in steps:
         operand = asked
@@ -54,7 +57,10 @@ def chain(
 
 
 def attempt_sums(rng: random.Random, problem: Problem, wrong: float, slip: float) -> Attempt:
-    """A start is chosen, the chain run from it, and where that leads set beside what was asked."""
+    """Return an attempt that runs the chain from a start and, where starts were to choose from, compares its end with the goal.
+
+    ``wrong`` is the chance of a wrong start, ``slip`` that of a slip in a step.
+    """
     meta = problem.meta
     start, starts, goal = meta["start"], meta["starts"], meta["result"]
     choice = len(starts) > 1
@@ -69,6 +75,10 @@ def attempt_sums(rng: random.Random, problem: Problem, wrong: float, slip: float
 
 
 def attempt_countdown(rng: random.Random, problem: Problem, wrong: float, slip: float) -> Attempt:
+    """Return an attempt that computes one expression and compares its value with the target.
+
+    ``wrong`` is the chance of a random expression in place of the right one, ``slip`` that of a slip in a step.
+    """
     numbers, target = list(problem.meta["numbers"]), problem.meta["target"]
     if rng.random() < wrong:
         rng.shuffle(numbers)
@@ -89,6 +99,7 @@ def attempt_countdown(rng: random.Random, problem: Problem, wrong: float, slip: 
 
 
 def attempt_letters(rng: random.Random, problem: Problem, slip: float) -> Attempt:
+    """Return an attempt with a line per word. ``slip`` is the chance of taking another letter of the word."""
     lines, right, joined = [], [], ""
     for word in problem.meta["words"]:
         letter = word[-1]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 from torch.nn.utils import get_total_norm
 
 from twofold.maths.losses import Loss as Loss
@@ -63,7 +64,7 @@ class Learner:
     def update(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Pass ``epochs`` times over the samples, in ``minibatches`` optimiser steps each, and return metrics by name.
 
-        An update whose loss or gradient is not finite is skipped and logged. Raises Diverged after three of them in a row,
+        An update whose loss or gradient is not finite is skipped and logged. Raises Diverged after three of them in a row, and
         ValueError if there is a KL term and a sample has no ``reference``.
         """
         if not samples:
@@ -116,13 +117,14 @@ class Learner:
         return {name: float(value) for name, value in stats.items()}
 
     def _losses(self, batch: Batch, policy: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective on one micro-batch (without ``policy``, its other streams only), and its parts by name."""
+        """Return the objective on one micro-batch (without ``policy``, its other streams only), and its parts by name."""
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             run = network(self.model, getattr(torch, self.precision), self.checkpointing)
             hidden = run(batch.tokens, batch.layout.positions, batch.layout)[0]
             # what is sampled is what is scored: policy tokens at the run's temperature, targets at 1
             temperature = torch.ones_like(batch.targets).index_fill_(0, batch.drawn, self.temperature)
-            logp, entropy = token_logprobs(run.head, run.vocabulary, hidden[batch.before], batch.ids, temperature)
+            before = embedding(batch.before, hidden)  # unlike that of hidden[...], its gradient is summed in one order
+            logp, entropy = token_logprobs(run.head, run.vocabulary, before, batch.ids, temperature)
         new = logp[batch.drawn]  # ratios are formed at the policy's tokens alone: at a target 1 / p may overflow
         each, cut = policy_loss(self.loss, new, batch.behaviour, batch.advantages, batch.sample)
         stats = {
@@ -147,8 +149,8 @@ class Learner:
     def _clip(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Bound the gradient norm of each stream on its own, so that a strange verdict cannot drown the policy.
 
-        One more backward pass, over the targets, tells the streams apart: where the joint norm exceeds the bound, and every
-        ``norms_every`` steps for the log, which changes nothing.
+        One more backward pass, over the targets, separates the streams. It is made where the joint norm exceeds the bound,
+        and every ``norms_every`` steps for the log, which changes nothing.
         """
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         whole = [p.grad for p in parameters]
@@ -178,7 +180,7 @@ class Learner:
         return norms
 
     def _both(self, samples: Sequence[Sample]) -> bool:
-        """Whether there is credit and a target. The loss would not say: on policy it is minus the mean advantage."""
+        """Return whether there is credit and a target. The loss cannot show it: on policy it is minus the mean advantage."""
         policy = any(p and (a or self.loss.beta) for s in samples for p, a in zip(s.sampled, s.advantages, strict=True))
         return policy and any(any(s.targets) or s.values for s in samples)
 
