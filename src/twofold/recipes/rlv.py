@@ -20,6 +20,8 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import Literal
 
 from twofold.compute.judge import p_yes, question
@@ -150,18 +152,10 @@ class Recipe(common.Recipe):
         return out
 
     def _outcome(self, groups: list[Group]) -> Sequence[list[float] | None]:
-        """One advantage per rollout, on all its tokens. A rollout that is alone, as no other was graded, has none."""
-        out = []
-        for group in groups:
-            rewards = common.rewards_of(group)
-            if len(group) < 2:
-                numbers = [0.0] * len(group)
-            elif self.config.estimator == "rloo":
-                numbers = rloo(rewards)
-            else:
-                numbers = grpo(rewards, std=self.config.estimator == "grpo")
-            out += [common.whole(a, r) for a, r in zip(numbers, group, strict=True)]
-        return out
+        """Return the credit per token of every rollout: one advantage on all its tokens."""
+        estimate = rloo if self.config.estimator == "rloo" else partial(grpo, std=self.config.estimator == "grpo")
+        advantages = [a for group in groups for a in common.relative(common.rewards_of(group), estimate)]
+        return [common.whole(a, r) for a, r in zip(advantages, chain(*groups), strict=True)]
 
     def _vine(self, engine: Engine, groups: list[Group], sampling: Sampling) -> Sequence[list[float] | None]:
         """VinePPO: what each step changed in the value of ``vine_k`` continuations, all in one engine call."""
