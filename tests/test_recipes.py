@@ -363,7 +363,7 @@ def test_a_quoted_solution_is_no_target(chat):
 
 
 def test_base_sees_every_document_once(chat):
-    r = pretrain.Recipe(pretrain.Base(documents=5), chat, seed=3)
+    r = pretrain.Recipe(pretrain.Pretrain(documents=5), chat, seed=3)
     steps = [r.collect(Scripted(chat, {}), [], step).samples["policy"] for step in (0, 1, 0)]
     assert steps[0] == steps[2]
     expected = [sft.sample(chat, document(3, i, Mix())) for i in range(10)]
@@ -458,7 +458,7 @@ def test_judgements_in_the_corpus_know_nothing():
 
 
 def test_the_corpus_teaches_the_very_token_that_is_read_as_the_verdict():
-    chat = Chat(pretrain.make_tokenizer(pretrain.Base()))
+    chat = Chat(pretrain.make_tokenizer(pretrain.Pretrain()))
     documents = [document(SEED, i, Mix(critique=0.0, questions=0.0, judgement=1.0, think=0.0)) for i in range(50)]
     for turns in documents:
         s = sft.sample(chat, turns)

@@ -24,7 +24,7 @@ from twofold import cli, run, toml, training
 from twofold.config import ALIASES, Config, Data, Rollouts, Train
 from twofold.models.head import attach
 from twofold.models.io import load_model
-from twofold.recipes.pretrain import Base
+from twofold.recipes.pretrain import Pretrain
 from twofold.recipes.rlv import RLV
 from twofold.recipes.sft import SFT
 from twofold.tasks.procedural import Sums
@@ -281,7 +281,7 @@ def test_problems_are_a_pure_function_of_the_step(tiny_model, tmp_path):
 @pytest.mark.slow
 def test_a_base_model_from_nothing(tmp_path):
     config = Config(
-        recipe=Base(hidden=32, layers=1, ffn=64, documents=8), optim=Optim("muon", lr=4e-3, warmup=0.0),
+        recipe=Pretrain(hidden=32, layers=1, ffn=64, documents=8), optim=Optim("muon", lr=4e-3, warmup=0.0),
         train=Train(steps=30, save_every=0),
     )  # fmt: skip
     last = training.train(config, tmp_path / "run")

@@ -96,7 +96,7 @@ class PythonEngine:
 
 
 TaskConfig = Sums | Countdown | Letters | Data | Gym | PythonTask
-RecipeConfig = rlv.RLV | mrt.MRT | backtrack.MRTB | tango.Tango | sft.SFT | pretrain.Base | PythonRecipe
+RecipeConfig = rlv.RLV | mrt.MRT | backtrack.MRTB | tango.Tango | sft.SFT | pretrain.Pretrain | PythonRecipe
 
 
 @dataclass(frozen=True, slots=True)
