@@ -6,10 +6,11 @@ twofold eval tiny --plan examples/rule.py:best_times_count-16 --plan weighted-16
 
 from __future__ import annotations
 
-from twofold import Plan, Rule, Seen
+from twofold import Rule, Seen
+from twofold.compute.rules import Settings
 
 
-def weights(seen: Seen, plan: Plan) -> list[float]:
+def weights(seen: Seen, plan: Settings) -> list[float]:
     """Weigh each sample by the best verdict on its answer, so that an answer's sum is that verdict times its count."""
     best: dict[str | None, float] = {}
     for answer, score in zip(seen.answers, seen.scores, strict=True):

@@ -20,6 +20,7 @@ from common import Floats, difference, interval
 from twofold import run, toml, training
 from twofold.compute.backtrack import Backtracking, backtracking, tried
 from twofold.compute.rollout import rollouts
+from twofold.maths.seeds import derive
 from twofold.types import Sampling
 
 WARM = ["recipe.source=start", "optim.lr=1e-3", "train.epochs=4", "train.steps=25", "rollout.max_tokens=44"]
@@ -79,7 +80,10 @@ def look(name: str, config: run.Config, args: argparse.Namespace, seed: int) -> 
     sampling = Sampling(args.samples, max_tokens=most, stop=model.chat.stop, seed=seed)
     problems = [task.problem("test", i) for i in range(args.problems)]
     groups = rollouts(model.engine, model.chat, task, problems, sampling)
-    questions, window = [p.question for p in problems], replace(sampling, max_tokens=most // 2, seed=seed + 1)
+    questions, window = (
+        [p.question for p in problems],
+        replace(sampling, max_tokens=most // 2, seed=derive(seed, "streams")),
+    )
     streams = backtracking(model.engine, model.chat, questions, args.samples, window, Backtracking())
     rows = []
     for problem, group, made in zip(problems, groups, streams, strict=True):

@@ -16,8 +16,8 @@ from pathlib import Path
 from common import FIRST
 
 from twofold import run, toml, training
+from twofold.models.io import latest_checkpoint
 from twofold.recipes.corpus import attempt_sums
-from twofold.trainer import checkpoint
 from twofold.types import Problem
 
 FRESH, GUESS, LEFT, MOST, SLIP = 0.3, 0.15, 0.5, 5, 0.02
@@ -48,7 +48,7 @@ def thought(rng: random.Random, problem: Problem) -> str:
 
 def start(config: run.Config, steps: int, out: Path) -> Path:
     """The checkpoint of ``config.model`` after ``steps`` steps of 32 such thoughts each, made if it does not exist."""
-    if found := checkpoint.latest(out):
+    if found := latest_checkpoint(out):
         return found
     task, rows = run.make_task(config.task), []
     for i in range(32 * steps):

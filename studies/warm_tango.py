@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 from common import FIRST
 
 from twofold import run
+from twofold.models.io import latest_checkpoint
 from twofold.recipes.sft import sample
 from twofold.tasks.procedural import Letters, Sums, apply
 from twofold.tasks.worked import Attempt, attempt_letters, attempt_sums, slipped
@@ -108,7 +109,7 @@ def document(task: Letters | Sums, i: int, taught: Taught) -> list[Turn]:
 
 def start(config: run.Config, taught: Taught, out: Path) -> Path:
     """The checkpoint of ``config.model`` after ``taught.steps`` steps of 32 such documents each, made if it does not exist."""
-    if found := checkpoint.latest(out):
+    if found := latest_checkpoint(out):
         return found
     model = run.load(config.model)
     optim, steps = Optim(taught.optim, LR[taught.optim], schedule="cosine", final=0.05), taught.steps

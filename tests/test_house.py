@@ -147,6 +147,19 @@ def test_who_imports_whom(path: Path) -> None:
         )
 
 
+def test_there_are_no_circles() -> None:
+    """Not between modules of one part either, nor for types alone."""
+    needs = {
+        name: {m for _, m in imports(ast.walk(tree(path)), path) if m in MODULES and m != "twofold"} - {name}
+        for name, path in MODULES.items()
+        if name != "twofold"
+    }
+    while free := {name for name, others in needs.items() if not others & needs.keys()}:
+        for name in free:
+            del needs[name]
+    assert not needs, f"these import one another in a circle, or stand on a circle: {sorted(needs)}"
+
+
 @pytest.mark.parametrize("library", sorted(ONE_FILE))
 def test_a_heavy_library_is_imported_in_one_file(library: str) -> None:
     users = {

@@ -26,9 +26,10 @@ from twofold.recipes import pretrain, rlv, sft
 from twofold.recipes.corpus import Mix, document
 from twofold.recipes.rlv import RLV
 from twofold.tasks.procedural import Countdown, Letters, Sums, apply, evaluate
+from twofold.tasks.stream import Problems
 from twofold.text.chat import Chat, Turn
 from twofold.text.prompts import CRITIQUE, JUDGE
-from twofold.types import Completion, Problem, Sample, Sampling
+from twofold.types import Completion, Grade, Problem, Rollout, Sample, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +292,18 @@ def test_vineppo_credits_steps_with_what_they_changed(chat):
     assert advantages(samples["policy"][1]) == [-0.25] * size["c\n"] + [0.0] * (size["no"] + 1)
 
 
+def test_a_value_that_could_not_be_computed_is_left_out(chat):
+    """Values 1/4, unknown, 1, then the outcome 1: the first two steps are one. Without a first value they have no credit."""
+    rollout = Rollout(
+        [1], Completion([7] * 6, [0.0] * 6, [True] * 6, "stop"), "", None, PROBLEMS[0], Grade(1.0, "correct")
+    )
+    unknown = float("nan")
+    assert rlv.vine_credit(rollout, [0, 2, 3], [0.25, unknown, 1.0]) == [0.75] * 3 + [0.0] * 3
+    assert rlv.vine_credit(rollout, [0, 2, 3], [unknown, 0.5, 0.25]) == [0.0] * 2 + [-0.25] + [0.75] * 3
+    assert rlv.vine_credit(rollout, [0, 2, 3], [0.5, 0.5, unknown]) == [0.0] * 2 + [0.5] * 4
+    assert rlv.vine_credit(rollout, [0, 2, 3], [unknown] * 3) == [0.0] * 6
+
+
 def test_vineppo_asks_for_all_continuations_at_once(chat):
     r, engine = vine(chat)
     r.collect(engine, PROBLEMS[:1], 0)
@@ -465,3 +478,98 @@ def test_the_corpus_teaches_the_very_token_that_is_read_as_the_verdict():
         learnt = [t for t, w in zip(s.tokens, s.targets, strict=True) if w]
         assert learnt == [chat.yes_no_ids[0 if turns[-1].reply == "Yes" else 1], chat.stop[0]]
     assert {turns[-1].reply for turns in documents} == {"Yes", "No"}
+
+
+# ---------------------------------------------------------------- correctness is not the reward
+
+
+class Shaped(Words):
+    """Pays 0.7 for what is right and 0.2 for what is wrong; of "late" it cannot say whether it is right, and pays 0.5."""
+
+    def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
+        answer, grade = super().grade(problem, text)
+        return answer, Grade({"correct": 0.7, "wrong": 0.2}.get(grade.label, 0.5), grade.label)
+
+
+def test_a_shaped_reward_pays_the_policy_and_the_verifier_learns_what_is_right(chat):
+    """Rewards .7 .2 .2 .5 of one problem: leave-one-out .4, -.267, -.267, .133; verdicts Yes No No and none."""
+    r = rlv.Recipe(RLV(rollouts=4), Shaped(), chat, Sampling(max_tokens=16, seed=5))
+    engine = Scripted(chat, {"Q0": ["a yes", "b no", "c no", "d late"]})
+    samples = r.collect(engine, PROBLEMS[:1], 0).samples["policy"]
+    assert [advantages(s)[0] for s in samples] == pytest.approx([0.4, -0.8 / 3, -0.8 / 3, 0.4 / 3])
+    assert verdicts(chat, samples) == ["Yes", "No", "No", None]
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "grpo", "dr_grpo"])
+def test_a_group_of_one_is_refused(estimator):
+    with pytest.raises(ValueError, match="rollouts must be at least 2"):
+        RLV(estimator=estimator, rollouts=1)
+    assert RLV(estimator="vineppo", rollouts=1).rollouts == 1
+
+
+# ---------------------------------------------------------------- dynamic sampling
+
+FLAT = {
+    "Q0": ["yes"] * 4,
+    "Q1": ["a no", "b yes", "c no", "d no"],
+    "Q7": ["no"] * 4,
+    "Q8": ["b yes", "a no", "a no", "a no"],
+}
+FLAT |= {"Q9": ["b yes", "b yes", "a no", "a no"], "Q10": ["no"] * 4}
+SPARE = {1: [7, 8], 2: [9, 10], 3: [1, 1]}
+
+
+def refilled(chat: Chat, refills: int, **options: Any) -> tuple[list[Sample], dict[str, float], list[tuple[int, int]]]:
+    asked: list[tuple[int, int]] = []
+
+    def spare(step: int, draw: int) -> list[Problem]:
+        asked.append((step, draw))
+        return [Words().problem("train", i) for i in SPARE[draw]]
+
+    config = RLV(**({"rollouts": 4, "refills": refills} | options))
+    r = rlv.Recipe(config, Words(), chat, Sampling(max_tokens=16, seed=5), spare=spare)
+    found = r.collect(Scripted(chat, FLAT), PROBLEMS, 3)
+    return found.samples["policy"], found.stats, asked
+
+
+def test_groups_without_signal_are_replaced(chat):
+    """Of Q0 and Q1 the first says nothing, so Q7 and Q8 are drawn, and Q8 does; there are two then, and no more are drawn."""
+    samples, stats, asked = refilled(chat, 3, verify="none")
+    assert asked == [(3, 1)] and stats["refills"] == 1
+    assert [chat.decode(s.tokens)[:2] for s in samples[::4]] == ["Q1", "Q8"]
+    assert [advantages(s)[0] for s in samples] == pytest.approx([-1 / 3, 1, -1 / 3, -1 / 3, 1, -1 / 3, -1 / 3, -1 / 3])
+
+
+def test_verdicts_are_learnt_from_groups_without_signal_too(chat):
+    samples, _, _ = refilled(chat, 3)
+    assert len(samples) == 16 and all(v is not None for v in verdicts(chat, samples))
+    assert [any(s.sampled) for s in samples] == [False] * 4 + [True] * 4 + [False] * 4 + [True] * 4
+
+
+def test_it_ends_where_it_may_not_draw_again(chat):
+    samples, stats, asked = refilled(chat, 0, verify="none")
+    assert asked == [] and "refills" not in stats and len(samples) == 8
+    script = FLAT | {"Q1": ["no"] * 4, "Q8": ["no"] * 4, "Q9": ["no"] * 4}
+    r = rlv.Recipe(
+        RLV(rollouts=4, refills=2, verify="none"), Words(), chat, Sampling(max_tokens=16, seed=5),
+        spare=lambda step, draw: [Words().problem("train", i) for i in SPARE[draw]],
+    )  # fmt: skip
+    found = r.collect(Scripted(chat, script), PROBLEMS, 0)
+    assert found.samples == {"policy": []} and found.stats["refills"] == 2
+
+
+def test_spare_problems_are_no_steps_own():
+    """Over 100 steps of 4 problems, three seeds, and every draw; a data set has its own order for them."""
+    seen = {p.id for seed in (0, 1, 2) for step in range(100) for p in Problems(Sums(), 4, seed)(step)}
+    spare = [
+        p.id
+        for seed in (0, 1, 2)
+        for step in range(20)
+        for d in (1, 15)
+        for p in Problems(Sums(), 4, seed).spare(step, d)
+    ]
+    assert len(seen) == 1200 and len(set(spare)) == len(spare) == 480 and not seen & {*spare}
+    with pytest.raises(ValueError, match=r"refills must be in 0 \.\. 15"):
+        RLV(refills=16)
+    with pytest.raises(ValueError, match="set refills = 0"):
+        RLV(refills=1, estimator="vineppo")

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from twofold import cli, run, toml, training
 from twofold.config import ALIASES, Config, Data, Rollouts, Train
 from twofold.models.head import attach
-from twofold.models.io import load_model
+from twofold.models.io import STATE, latest_checkpoint, load_model
 from twofold.recipes.pretrain import Pretrain
 from twofold.recipes.rlv import RLV
 from twofold.recipes.sft import SFT
@@ -230,9 +230,9 @@ def test_a_role_that_stopped_apart_is_not_a_checkpoint(tmp_path):
     ]:
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
         if whole:
-            (tmp_path / "checkpoints" / name / checkpoint.STATE).write_text("{}")
-    assert checkpoint.latest(tmp_path) == tmp_path / "checkpoints" / "step-10"
-    assert checkpoint.latest(tmp_path / "none") is None
+            (tmp_path / "checkpoints" / name / STATE).write_text("{}")
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-10"
+    assert latest_checkpoint(tmp_path / "none") is None
 
 
 def test_weights_of_another_model_are_refused(finished, tiny_qwen):
@@ -393,7 +393,7 @@ def test_sigterm_finishes_the_step_saves_and_can_be_resumed(tiny_model, tmp_path
     assert cli.main([*arguments, "--resume"]) == 0
     assert f"resuming {out} at step {done}" in capsys.readouterr().out.replace("\n", "")
     assert [line["step"] for line in metrics(out)] == list(range(8))
-    assert checkpoint.latest(out) == out / "checkpoints" / "step-8"
+    assert latest_checkpoint(out) == out / "checkpoints" / "step-8"
 
 
 def test_options_change_only_on_purpose():

@@ -21,12 +21,11 @@ from twofold.evals.pools import read_header
 from twofold.evals.probes import run_probes
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
-from twofold.models.io import Precision, load_model, load_tokenizer
+from twofold.models.io import Precision, latest_checkpoint, load_model, load_tokenizer, verdict_question
 from twofold.tasks.grading import equal
 from twofold.tasks.user import FromSource, Guarded, Rewarded
 from twofold.text.chat import Chat
 from twofold.text.prompts import CRITIQUE, JUDGE
-from twofold.trainer import checkpoint
 
 if TYPE_CHECKING:
     from twofold.engines.remote import RemoteEngine
@@ -56,7 +55,7 @@ def load(model: str | Path = SHIPPED, *, system: str | None = None, precision: P
     """
     path = find_model(model)
     weights, tokenizer = load_model(path)
-    chat = Chat(tokenizer, system, question=checkpoint.verdict_question(path) or JUDGE)
+    chat = Chat(tokenizer, system, question=verdict_question(path) or JUDGE)
     return Model(str(model), NativeEngine(weights, precision=precision), chat, tokenizer)
 
 
@@ -73,7 +72,7 @@ def connect(
 
     path = find_model(model)
     tokenizer = load_tokenizer(path)
-    chat = Chat(tokenizer, system, question=checkpoint.verdict_question(path) or JUDGE)
+    chat = Chat(tokenizer, system, question=verdict_question(path) or JUDGE)
     likely = (str(model), path.name)
     engine = RemoteEngine(upstream, text=CRITIQUE, ids=chat.encode(CRITIQUE), model=serves, likely=likely)
     return Model(str(model), engine, chat, tokenizer)
@@ -84,7 +83,7 @@ def find_model(model: str | Path) -> Path:
 
     Raises FileNotFoundError if it is none of these.
     """
-    path = shipped() if str(model) == SHIPPED else checkpoint.latest(Path(model)) or Path(model)
+    path = shipped() if str(model) == SHIPPED else latest_checkpoint(Path(model)) or Path(model)
     if not path.is_dir() and (len(path.parts) != 2 or Path(path.parts[0]).is_dir()):
         raise FileNotFoundError(f"{model}: no such model directory, and not the name of one on a hub (OWNER/NAME)")
     return path

@@ -18,7 +18,7 @@ from twofold.engines.native import NativeEngine
 from twofold.evals.during import evaluate_step
 from twofold.evals.run import Eval
 from twofold.models import head
-from twofold.models.io import load_model
+from twofold.models.io import latest_checkpoint, load_model
 from twofold.recipes.common import Recipe, Setup
 from twofold.run import find_model, guarded, make_task, rewarded
 from twofold.tasks.stream import Problems, length
@@ -51,16 +51,14 @@ class _Setup:
         self.tokenizer = tokenizer
         self._add("policy", model)
 
-    @property
-    def policy(self) -> Any:
-        """The model that trains; the config's, unless the recipe has begun with another."""
+    def load_policy(self) -> None:
+        """Load the config's model, unless it is loaded or the recipe has begun with another."""
         if "policy" not in self.models:
             self.begin(*load_model(find_model(self.config.model)))
-        return self.models["policy"]
 
     @cached_property
     def chat(self) -> Chat:
-        assert self.policy is not None
+        self.load_policy()
         return Chat(self.tokenizer, self.config.system, question=self.config.judge.question)
 
     @property
@@ -71,21 +69,22 @@ class _Setup:
     def second(self, role: str, model: str | None = None) -> Engine:
         name = model or self.config.model
         found, tokenizer = load_model(find_model(name))
-        assert self.policy is not None
+        self.load_policy()
         if tokenizer.get_vocab() != self.tokenizer.get_vocab():
             raise ValueError(f"{name} has another tokenizer than {self.config.model}: it could not read solutions")
         self._add(role, found)
         return self.engines[role]
 
     def frozen(self, role: str = "policy") -> Engine:
-        assert self.policy is not None  # loads it, if nobody has asked for it yet
+        self.load_policy()
         return NativeEngine(copy.deepcopy(self.models[role]), precision=self.config.train.precision)
 
     def reference(self, role: str = "policy") -> Engine | None:
         return self.frozen(role) if self.config.loss.beta else None
 
     def head(self, kind: Literal["bce", "regression"]) -> None:
-        head.attach(self.policy, kind)
+        self.load_policy()
+        head.attach(self.models["policy"], kind)
 
     def spare(self, step: int, draw: int) -> list[Problem]:
         return self.problems.spare(step, draw)
@@ -129,12 +128,12 @@ def train(
     make = engine or partial(make_engine, config)
     config = _recorded(config, task, recipe, engine)
     _refuse_to_mix(run, config, resume)
-    found = checkpoint.latest(run) if resume else None
+    found = latest_checkpoint(run) if resume else None
     base = guarded(task) if task is not None else make_task(config.task)
     graded = rewarded(base, config.reward, config.reward_weights)
     setup = _Setup(config, graded, make)
     built = (recipe or config.recipe.build)(setup)
-    assert setup.policy is not None
+    setup.load_policy()
     updates = built.updates(config.train.steps)
     learners = {role: setup.learner(role, updates.get(role, config.train.steps)) for role in setup.models}
     start = 0
@@ -160,7 +159,7 @@ def train(
         )  # fmt: skip
     if reached < config.train.steps:
         raise Stopped(f"stopped after step {reached}; saved in {run}")
-    last = checkpoint.latest(run)
+    last = latest_checkpoint(run)
     assert last is not None
     return last
 
@@ -207,9 +206,12 @@ def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str
     if config.eval.task:
         task = rewarded(make_task(task_named(config.eval.task)), config.reward, config.reward_weights)
     settings = Eval(
-        problems=config.eval.problems, n=config.eval.n, temperature=config.rollout.temperature,
-        max_tokens=config.rollout.max_tokens, seed=config.train.seed,
-    )  # fmt: skip
+        problems=min(config.eval.problems, length(task) or config.eval.problems),
+        n=config.eval.n,
+        temperature=config.rollout.temperature,
+        max_tokens=config.rollout.max_tokens,
+        seed=config.train.seed,
+    )
     return lambda step: evaluate_step(
         setup.engines["policy"], setup.chat, task, settings, run, step, model=config.model
     )

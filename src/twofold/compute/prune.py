@@ -18,6 +18,7 @@ from twofold.compute.judge import judge_cost, p_yes
 from twofold.compute.rollout import continue_from, draw
 from twofold.engines.base import Engine
 from twofold.maths.confidence import Traces, trace
+from twofold.maths.seeds import derive
 from twofold.maths.votes import tally
 from twofold.text.chat import Chat
 from twofold.text.extract import canonical
@@ -111,7 +112,7 @@ def deepconf_online(
         open_ := [q for q, k in enumerate(kept) if not _agreed(k, [lowest(r) for r in k], config.consensus)]
     ):
         batch = min(config.step, n - drawn)
-        more = replace(sampling, n=batch, seed=sampling.seed + (i << 32))
+        more = replace(sampling, n=batch, seed=derive(sampling.seed, f"round {i}"))
         asked = [questions[q] for q in open_]
         held = _above(engine, chat, asked, more, config.chunk, traces.window, [bars[q] for q in open_])
         for q, (good, lost) in zip(open_, held, strict=True):

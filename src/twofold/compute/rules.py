@@ -8,14 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 from twofold import source
-from twofold.maths.confidence import borda, keep_top
-from twofold.maths.posterior import posterior
+from twofold.maths.confidence import Traces, borda, keep_top
+from twofold.maths.posterior import Calibration, posterior
 
-if TYPE_CHECKING:
-    from twofold.compute.plan import Plan
+
+class Settings(Protocol):
+    """What a rule may read of the ``Plan`` that it serves."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def calibration(self) -> Calibration: ...
+    @property
+    def traces(self) -> Traces: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +52,7 @@ class Rule:
     n samples have the number v, give each of them the weight v / n.
     """
 
-    weights: Callable[[Seen, Plan], Sequence[float]]
+    weights: Callable[[Seen, Settings], Sequence[float]]
     needs: Literal["answers", "verdicts", "traces"] = "answers"
     """What the rule reads: answers alone, the model's verdicts (``Seen.scores``), or its token confidences
     (``Seen.certainty``, ``Seen.traces``). Verdicts are asked for, and confidences recorded, only if they are needed."""
@@ -50,11 +60,11 @@ class Rule:
     """``sample``: the answer of the one sample of largest weight wins, whatever the sums."""
     bounded: bool = False
     """No weight is above 1, so that votes / n is a share."""
-    probabilities: Callable[[Seen, Plan], dict[str, float]] | None = None
+    probabilities: Callable[[Seen, Settings], dict[str, float]] | None = None
     """P(this is the right answer) of every answer, for a rule that knows it: it takes the place of the votes."""
 
 
-def _verdicts(seen: Seen, plan: Plan) -> list[float]:
+def _verdicts(seen: Seen, plan: Settings) -> list[float]:
     return [score or 0.0 for score in seen.scores]
 
 

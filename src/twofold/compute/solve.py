@@ -19,6 +19,7 @@ from twofold.compute.select import Same, classes, select, settled
 from twofold.compute.think import correction, forcing
 from twofold.engines.base import Engine
 from twofold.maths.confidence import trace
+from twofold.maths.seeds import derive
 from twofold.maths.stopping import Lengths, Number, rounds
 from twofold.text.chat import Chat
 from twofold.types import Candidate
@@ -116,8 +117,8 @@ def _draw(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: Numb
     drawn = 0
     for i, total in enumerate(rounds(stop, plan.n)):
         began = time.monotonic()
-        # another seed for every round, and none that a neighbouring seed of the user's could meet
-        sampling = replace(plan.sampling(chat), n=total - drawn, seed=plan.seed + (i << 32))
+        seed = derive(plan.seed, f"round {i}") if i else plan.seed  # the first round is what an evaluation draws
+        sampling = replace(plan.sampling(chat), n=total - drawn, seed=seed)
         for work, group in zip(works, draw(engine, chat, [w.question for w in works], sampling), strict=True):
             work.add(group, None)
             work.cost += Cost(generated=sum(len(r.completion.tokens) for r in group))

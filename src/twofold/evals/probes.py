@@ -20,6 +20,7 @@ from twofold.compute.think import continue_thoughts
 from twofold.engines.base import Engine
 from twofold.evals.pools import read_header, read_lines
 from twofold.maths.credit import mean
+from twofold.maths.seeds import derive
 from twofold.text.chat import Chat
 from twofold.text.extract import canonical
 from twofold.text.prompts import EXTRAPOLATION
@@ -157,7 +158,7 @@ def probed(
     """Return ``sampling.n`` thoughts of every problem, with their probes: two engine calls, and two more for each wait."""
     groups = rollouts(engine, chat, task, problems, sampling, config.prover.opening)
     thoughts = [r for g in groups for r in g]
-    forced = replace(sampling, n=config.answers, seed=sampling.seed + 1)
+    forced = replace(sampling, n=config.answers, seed=derive(sampling.seed, "answers"))
     marks = [boundaries(chat, r, config.prover, config.episodes) for r in thoughts]
     ends = [sorted([*m, *(b for b in {*config.budgets} - {*m} if b < m[-1])]) for m in marks]
     rows = probe(engine, chat, task, thoughts, ends, config.prover, forced)
@@ -172,7 +173,7 @@ def probed(
     stop = (*chat.encode(config.prover.end, tags=True), *chat.stop)
     for w in range(1, config.waits + 1):
         words = EXTRAPOLATION[(w - 1) % len(EXTRAPOLATION)]
-        more = replace(sampling, max_tokens=config.each, stop=stop, seed=sampling.seed + 1 + w)
+        more = replace(sampling, max_tokens=config.each, stop=stop, seed=derive(sampling.seed, f"wait {w}"))
         going = continue_thoughts(engine, chat, going, words, more)
         whole = [[len(r.completion.tokens)] for r in going]
         for r, prefixes, (p,) in zip(

@@ -19,6 +19,8 @@ from twofold.models.llama import Llama, plain
 Precision = Literal["float32", "bfloat16"]
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
+STATE = "trainer_state.json"
+"""What a checkpoint of training has beside the model."""
 TOKENIZER, GENERIC = "tokenizer_config.json", "TokenizersBackend"
 """The tokenizer class of a Llama whose tokenizer is just what tokenizer.json says. ``AutoTokenizer`` takes two seconds to find
 that out. (Qwen's models have a class of their own, whatever their files say.)"""
@@ -107,3 +109,15 @@ def _write(folder: Path, model: Llama, weights: Mapping[str, Tensor]) -> None:
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     own = {name for name, _ in model.named_parameters()}  # a tied weight is saved once
     save_file({k: v.contiguous() for k, v in weights.items() if k in own}, folder / WEIGHTS, {"format": "pt"})
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest complete policy checkpoint of a run, or None."""
+    found = [p for p in (run / "checkpoints").glob("step-*") if p.name[5:].isdigit() and (p / STATE).is_file()]
+    return max(found, key=lambda p: int(p.name[5:]), default=None)
+
+
+def verdict_question(directory: Path) -> str | None:
+    """The question that the model in this directory was trained on, None if it is no checkpoint of ours or an older one."""
+    path = directory / STATE
+    return json.loads(path.read_text()).get("question") if path.is_file() else None

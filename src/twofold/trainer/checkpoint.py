@@ -16,11 +16,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from twofold.models import head
-from twofold.models.io import WEIGHTS, save_model
+from twofold.models.io import STATE, WEIGHTS, save_model
 from twofold.trainer.learner import Learner
 from twofold.trainer.optim import moments, remember
 
-STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"
 
 
@@ -48,12 +47,6 @@ def save(
     return final
 
 
-def latest(run: Path) -> Path | None:
-    """The newest complete policy checkpoint of a run, or None."""
-    found = [p for p in (run / "checkpoints").glob("step-*") if p.name[5:].isdigit() and (p / STATE).is_file()]
-    return max(found, key=lambda p: int(p.name[5:]), default=None)
-
-
 def thin(run: Path, keep: int) -> None:
     """Delete all but the last ``keep`` checkpoints, with those of other roles; 0 keeps all."""
     steps = sorted(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*") if p.name[5:].isdigit())
@@ -68,12 +61,6 @@ def recipe_state(directory: Path) -> dict[str, float]:
     """What the recipe's ``state()`` was when this checkpoint was written. (Older checkpoints call it memory.)"""
     content = json.loads((directory / STATE).read_text())
     return content.get("recipe", content.get("memory", {}))
-
-
-def verdict_question(directory: Path) -> str | None:
-    """The question that the model in this directory was trained on, None if it is no checkpoint of ours or an older one."""
-    path = directory / STATE
-    return json.loads(path.read_text()).get("question") if path.is_file() else None
 
 
 def restore(directory: Path, learner: Learner) -> int:
