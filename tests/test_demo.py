@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from twofold import cli, config, demo, run
+from twofold import cli, demo, run, toml
 from twofold.compute.rollout import rollouts
 from twofold.config import ALIASES, Config
 from twofold.evals.pools import read_pools
@@ -18,13 +18,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_demo_trains_what_the_config_file_says():
-    assert config.load(Config, ROOT / "configs" / "rlv-sums.toml", ALIASES) == demo.CONFIG
+    assert toml.load(Config, ROOT / "configs" / "rlv-sums.toml", ALIASES) == demo.CONFIG
 
 
 def test_every_config_file_is_valid():
     for path in (ROOT / "configs").glob("*.toml"):
-        loaded = config.load(Config, path, ALIASES)
-        assert config.from_dict(Config, __import__("tomllib").loads(config.to_toml(loaded))) == loaded
+        loaded = toml.load(Config, path, ALIASES)
+        assert toml.from_dict(Config, __import__("tomllib").loads(toml.to_toml(loaded))) == loaded
 
 
 def test_the_shipped_model_is_small_standard_and_solves_some():
@@ -48,8 +48,8 @@ def test_the_shipped_model_is_small_standard_and_solves_some():
 
 
 def test_a_small_demo_runs_from_end_to_end(tmp_path):
-    small = config.override(demo.CONFIG, ["train.steps=2", "rollout.problems=2", "recipe.rollouts=2"])
-    evaluation = config.override(demo.EVAL, ["problems=3", "n=2", "batch=3"])
+    small = toml.override(demo.CONFIG, ["train.steps=2", "rollout.problems=2", "recipe.rollouts=2"])
+    evaluation = toml.override(demo.EVAL, ["problems=3", "n=2", "batch=3"])
     assert demo.demo(tmp_path, 0, small, evaluation) == tmp_path / "report.html"
     assert (
         demo.demo(tmp_path, 0, small, evaluation) == tmp_path / "report.html"
