@@ -185,7 +185,7 @@ def evaluate(
             f"plan {too_large[0]}: the evaluation draws {config.n} samples: raise --n, or lower the plan's n"
         )
     if config.judge.name == "head" and not isinstance((verifier or model).engine, NativeEngine):
-        raise ValueError("judge=head reads a scalar head, which the model of an upstream does not have")
+        raise ValueError("judge=head reads a scalar head that was trained here; an upstream has none")
     if traced := [plan.traces for plan in parsed if plan.traced]:
         config = replace(config, trace_top=traced[0].top, trace_window=traced[0].window)
     directory = evaluate_task(

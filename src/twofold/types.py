@@ -53,12 +53,13 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.n < 1 or self.max_tokens < 1 or not self.temperature >= 0 or not 0 < self.top_p <= 1:
             raise ValueError(
-                f"n and max_tokens must be at least 1, temperature at least 0, top_p in (0, 1]; got {self}"
+                "n and max_tokens must be at least 1, temperature at least 0, top_p in (0, 1]; got "
+                f"n={self.n}, max_tokens={self.max_tokens}, temperature={self.temperature}, top_p={self.top_p}"
             )
         if 0 < self.temperature < COLDEST or self.top_p < COLDEST**2:
             raise ValueError(
                 f"temperature must be 0 or at least {COLDEST}, top_p at least {COLDEST**2}, the least that single precision "
-                f"can represent; got {self}"
+                f"can represent; got temperature={self.temperature}, top_p={self.top_p}"
             )
 
 

@@ -64,8 +64,9 @@ class MRTB:
     """``warm``, ``rise``: the targets are what follows the first attempt, or the whole turn."""
 
     def __post_init__(self) -> None:
-        if self.rollouts < 1 or self.branches < 1 or self.continuations < 1:
-            raise ValueError(f"rollouts, branches and continuations must be at least 1, got {self}")
+        counts = (self.rollouts, self.branches, self.continuations)
+        if min(counts) < 1:
+            raise ValueError(f"rollouts, branches and continuations must be at least 1, got {counts}")
         if self.rollouts < 2 and self.method in ("rl", "grpo"):
             raise ValueError(f"rollouts must be at least 2 for {self.method}: a group of one has no baseline")
 

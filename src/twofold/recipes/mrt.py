@@ -83,7 +83,10 @@ class MRT:
         if self.branches < 2 or self.branches % 2:
             raise ValueError(f"branches must be even (half stop, half continue), got {self.branches}")
         if self.rollouts < 1 or self.answers < 1 or not 0 <= self.penalty <= 1:
-            raise ValueError(f"rollouts and answers must be at least 1, penalty in [0, 1], got {self}")
+            raise ValueError(
+                f"rollouts and answers must be at least 1, penalty in [0, 1], "
+                f"got {self.rollouts}, {self.answers}, {self.penalty}"
+            )
         if self.rollouts < 2 and self.method not in ("star", "mrt_star"):
             raise ValueError(f"rollouts must be at least 2 for {self.method}: a group of one has no baseline")
 

@@ -105,11 +105,12 @@ class Tango:
     def __post_init__(self) -> None:
         if self.rollouts < 2:
             raise ValueError(f"rollouts must be at least 2, a group of one has no baseline, got {self.rollouts}")
-        if min(self.verifications, self.continuations, self.verifier_tokens) < 1:
-            raise ValueError(f"verifications, continuations and verifier_tokens must be at least 1, got {self}")
-        counts = (self.generator_updates, self.verifier_updates, self.verifier_warmup)
-        if min(counts) < 0 or not any(counts[:2]):
-            raise ValueError(f"updates must not be negative, and a turn needs at least one, got {counts}")
+        limits = (self.verifications, self.continuations, self.verifier_tokens)
+        if min(limits) < 1:
+            raise ValueError(f"verifications, continuations and verifier_tokens must be at least 1, got {limits}")
+        updates = (self.generator_updates, self.verifier_updates, self.verifier_warmup)
+        if min(updates) < 0 or not any(updates[:2]):
+            raise ValueError(f"updates must not be negative, and a turn needs at least one, got {updates}")
         if not 0 <= self.alpha <= 1 or not 0 < self.alpha_min <= 1 or 0 < self.alpha < self.alpha_min:
             raise ValueError(f"alpha must be in [0, 1] and alpha_min in (0, alpha], got {self.alpha}, {self.alpha_min}")
         if not 0 <= self.ema < 1:
