@@ -5,6 +5,7 @@ The scripted engine and task are real ones with known contents, so that every ad
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -573,3 +574,9 @@ def test_spare_problems_are_no_steps_own():
         RLV(refills=16)
     with pytest.raises(ValueError, match="set refills = 0"):
         RLV(refills=1, estimator="vineppo")
+
+
+def test_a_reward_that_nobody_knows_is_not_zero(chat):
+    engine = Scripted(chat, {"Q0": ["late"] * 4})
+    stats = recipe(chat).collect(engine, PROBLEMS[:1], 0).stats
+    assert math.isnan(stats["reward"]) and math.isnan(stats["reward_std"]) and stats["labels/timeout"] == 1

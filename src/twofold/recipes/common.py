@@ -5,6 +5,7 @@ A recipe is a function from rollouts to per-token credit. It sees no optimiser a
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from twofold.compute.rollout import Task
 from twofold.engines.base import Engine
-from twofold.maths.credit import grpo
+from twofold.maths.credit import grpo, mean
 from twofold.text.chat import Chat
 from twofold.types import Collected, Group, Label, Problem, Rollout, Sample, Sampling
 
@@ -207,10 +208,10 @@ def describe(groups: Sequence[Group]) -> Stats:
     rewards = [r.grade.reward for r in everyone if r.grade.reward is not None]
     flat = [g for g in groups if len({r.grade.reward for r in g} - {None}) < 2]
     labels = Counter(r.grade.label for r in everyone)
-    mean = sum(rewards) / max(1, len(rewards))
+    average = mean(rewards)  # NaN where none is known
     return {
-        "reward": mean,
-        "reward_std": (sum((r - mean) ** 2 for r in rewards) / max(1, len(rewards))) ** 0.5,
+        "reward": average,
+        "reward_std": math.sqrt(mean([(r - average) ** 2 for r in rewards])),
         "frac_reward_zero_std": len(flat) / len(groups),
         "completions/mean_length": sum(len(r.completion.tokens) for r in everyone) / len(everyone),
         "completions/clipped_ratio": sum(r.completion.finish == "length" for r in everyone) / len(everyone),
