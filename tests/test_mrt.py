@@ -1,6 +1,6 @@
-"""MRT: probes of a thought, and what each method makes of them, with every number worked out by hand.
+"""MRT: probes of a thought, and what each method learns from them, with every number computed by hand.
 
-The scripted engine and its task are real ones with known contents; the shipped model has seen thoughts of several attempts.
+The scripted engine and its task have known contents. The shipped model has been trained on thoughts of several attempts.
 """
 
 from __future__ import annotations

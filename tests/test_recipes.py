@@ -1,6 +1,6 @@
-"""Recipes: what of a rollout becomes credit, what becomes a target, and how often the engine is asked.
+"""Recipes: which tokens of a rollout get credit, which become targets, and how often the engine is called.
 
-The scripted engine and task are real ones with known contents, so that every advantage can be worked out by hand.
+The scripted engine and the task have known contents, so that every advantage can be computed by hand.
 """
 
 from __future__ import annotations

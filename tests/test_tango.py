@@ -1,6 +1,6 @@
-"""Tango: whose turn it is, what verdicts become, what the verifier is paid, and whole runs with one model and with two.
+"""Tango: whose update a step is, the credit of verdicts, the verifier's reward, and whole runs with one and two models.
 
-The scripted engine and its task are real ones with known contents, so that every advantage can be worked out by hand.
+The scripted engine and its task have known contents, so that every advantage can be computed by hand.
 """
 
 from __future__ import annotations

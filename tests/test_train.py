@@ -1,4 +1,4 @@
-"""Whole runs on a tiny model: what they leave behind, that resuming is bit-exact, and that mistakes are named."""
+"""Whole runs on a tiny model: the files that they write, bit-exact resuming, and errors that name the mistake."""
 
 from __future__ import annotations
 
