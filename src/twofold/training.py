@@ -201,7 +201,7 @@ def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str
     if not config.eval.every:
         return lambda step: {}
     if not config.eval.task and length(setup.task) is not None:
-        raise ValueError("eval.every: a data set has no held-out part of its own; name another task with eval.task")
+        raise ValueError("eval.every: a data set has no held-out part of its own; name another with eval.task")
     task = setup.task
     if config.eval.task:
         task = rewarded(make_task(task_named(config.eval.task)), config.reward, config.reward_weights)
