@@ -1,13 +1,13 @@
-# Everything a fresh Debian or Ubuntu machine with Python 3.11+ needs; no GPU, no other tools.
+# These targets need a Debian or Ubuntu machine with Python 3.11 or newer; no GPU and no other tools.
 #
 #   make demo        set up, then train, evaluate and report: runs/demo/report.html
-#   make test        set up, then format check, lint, types and the test suite
+#   make test        set up, then check format, lint and types, and run the test suite
 #
-# PYTHON=python3.12            another interpreter
-# TWOFOLD_TORCH_INDEX=<url>    where to take torch from (say, an index of CPU builds); everything else, and torch
-#                              without this, comes from where pip is set up to look
+# PYTHON=python3.12            use another interpreter
+# TWOFOLD_TORCH_INDEX=<url>    install torch from this index, such as an index of CPU builds. Without it torch, like
+#                              everything else, comes from the index that pip is configured to use.
 #
-# The set-up is one virtual environment, .venv, made once and again only when pyproject.toml or constraints.txt change.
+# The set-up makes one virtual environment, .venv. It is made again only if pyproject.toml or constraints.txt changes.
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,47 +18,47 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-interop bench bench-trl bench-gpu clean
 
-help: ## this list
+help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
-demo: $(READY) ## the main job on 2 CPU cores: RL^V on procedural maths, then a report
+demo: $(READY) ## train and evaluate RL^V on procedural maths, then write a report (3 to 6 minutes on 2 CPU cores)
 	@$(BIN)/twofold demo
 
-test: $(READY) ## what has to pass: format, lint, types, tests
+test: $(READY) ## check format, lint and types, and run the tests: everything that has to pass
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q
 
-test-slow: $(READY) ## the long checks too
+test-slow: $(READY) ## run the slow tests
 	$(BIN)/pytest -q -m slow
 
-test-interop: $(VENV)/.interop ## other people's clients against the server
+test-interop: $(VENV)/.interop ## run other projects' clients against the server
 	$(BIN)/pytest -q -m 'slow or not slow' tests/test_interop.py
 
-bench: $(READY) ## ratios of speed, each from one run (under 20 minutes on 2 CPU cores)
+bench: $(READY) ## measure speed ratios, each from one run (under 20 minutes on 2 CPU cores)
 	cd bench && for b in limits overhead verify grading branch probe engine growth startup; do ../$(BIN)/python $$b.py || exit 1; done
 
-bench-trl: $(READY) .venv-trl/.ready ## a training step against TRL's
+bench-trl: $(READY) .venv-trl/.ready ## compare a training step with TRL's
 	cd bench && ../$(BIN)/python against_trl.py --trl ../.venv-trl/bin/python
 
-bench-gpu: $(READY) ## the same at Qwen2.5's shapes, on a CUDA device
+bench-gpu: $(READY) ## measure speed at Qwen2.5's shapes on a CUDA device
 	cd bench && ../$(BIN)/python gpu.py
 
 clean: ## remove the virtual environment and every cache
 	rm -rf $(VENV) .venv-trl .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 
-# torch goes in first and alone: it is the big one, and with --no-deps an index that has only torch is enough.
+# torch is installed first and alone: it is the largest, and with --no-deps an index that has only torch is enough.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	    echo "twofold needs Python 3.11 or newer, and $(PYTHON) is not. Try: make PYTHON=python3.12" >&2; exit 1; }
+	    echo "twofold needs Python 3.11 or newer, but $(PYTHON) is older. Try: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "$(PYTHON) cannot make virtual environments. Try: sudo apt-get install $(notdir $(PYTHON))-venv" >&2; exit 1; }
-	@echo "[1/3] a virtual environment in $(VENV)"
+	@echo "[1/3] making a virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@echo "[2/3] torch (the large one: a minute or more)"
+	@echo "[2/3] installing torch (the largest package: a minute or more)"
 	@$(PIP) --no-deps $(if $(TWOFOLD_TORCH_INDEX),--index-url "$(TWOFOLD_TORCH_INDEX)") torch
-	@echo "[3/3] twofold and what it uses (a minute or two)"
+	@echo "[3/3] installing twofold and its dependencies (a minute or two)"
 	@$(PIP) --editable '.[dev]'
 	@touch $(READY)
 	@echo "ready"

@@ -1,4 +1,4 @@
-"""Two tiny models, made and saved as any Hugging Face model directory is, and settings for a small shared machine."""
+"""Two tiny models, saved as Hugging Face model directories, and settings for a machine with few cores."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TINY_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-# What Qwen2.5-Math does: ChatML, and a system turn that asks for \boxed{} when the messages bring none.
+# As in Qwen2.5-Math: ChatML, and a system turn that asks for \boxed{} if the messages have none.
 QWEN_SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."
 QWEN_TEMPLATE = (
     "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\n"
@@ -55,7 +55,7 @@ TINY |= dict(num_key_value_heads=2, max_position_embeddings=1024)
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of random weights (fp32): 512 tokens, a chat template, Yes and No single tokens, pad apart from eos."""
+    """Make a Llama of random weights (fp32): 512 tokens, a chat template, Yes and No as single tokens, pad and eos distinct."""
     folder = tmp_path_factory.mktemp("tiny_model")
     tokenizer = small_tokenizer(
         ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"], TINY_TEMPLATE, "<|end|>", "<|pad|>"
@@ -66,9 +66,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen2 of random weights with tied embeddings and the chat format of Qwen2.5-Math-1.5B.
+    """Make a Qwen2 of random weights with tied embeddings and the chat format of Qwen2.5-Math-1.5B.
 
-    As there, eos and pad are one token, <|endoftext|>, and a chat turn ends with another, <|im_end|>.
+    As in that model, eos and pad are the same token, <|endoftext|>, and a chat turn ends with another one, <|im_end|>.
     """
     folder = tmp_path_factory.mktemp("tiny_qwen")
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -78,7 +78,7 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save(kind: Any, config: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Wide random weights (``initializer_range`` above), so that distributions are far from flat."""
+    """Save a model of widely spread random weights (``initializer_range``), whose distributions are far from flat."""
     config.bos_token_id, config.eos_token_id, config.pad_token_id = None, tokenizer.eos_token_id, tokenizer.pad_token_id
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -87,7 +87,7 @@ def save(kind: Any, config: Any, tokenizer: PreTrainedTokenizerFast, folder: Pat
 
 
 def small_tokenizer(specials: list[str], template: str, eos: str, pad: str) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of exactly VOCABULARY tokens, digits one by one, trained on TEXT."""
+    """Return a byte-level BPE of exactly VOCABULARY tokens, trained on TEXT. Each digit is a token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -99,7 +99,7 @@ def small_tokenizer(specials: list[str], template: str, eos: str, pad: str) -> P
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([TEXT] + ["Yes", "No"] * 100, trainer)  # the verdicts become single tokens first
+    tokenizer.train_from_iterator([TEXT] + ["Yes", "No"] * 100, trainer)  # so that the verdicts are single tokens
     assert tokenizer.get_vocab_size() == VOCABULARY
     assert all(tokenizer.token_to_id(word) is not None for word in ("Yes", "No"))
     return PreTrainedTokenizerFast(

@@ -1,4 +1,4 @@
-"""Small models of any architecture with random weights, saved as any model directory is."""
+"""Small models of any architecture with random weights, saved as model directories."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHIPPED = Path(__file__).parents[1] / "src" / "twofold" / "assets" / "tiny"
 
 
 def random_model(family: str, folder: Path, shards: str = "1GB", **options: Any) -> Path:
-    """A directory with the shipped model's tokenizer."""
+    """Make a random model of a family of ``transformers``, with the shipped model's tokenizer. Return its directory."""
     shape = dict(vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
     shape |= dict(num_key_value_heads=2, initializer_range=0.2, eos_token_id=3, pad_token_id=0) | options
     with torch.random.fork_rng():

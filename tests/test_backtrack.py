@@ -1,4 +1,4 @@
-"""MRT-B: streams of attempts, their sliding window, and what each method learns from them, worked out by hand."""
+"""MRT-B: streams of attempts, their sliding window, and what each method learns from them, computed by hand."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_bad_options_are_refused(wrong):
 
 
 def test_continuations_are_computed_from_the_attempts_own_cache(model, chat):
-    """Of the prompts and attempts only each prefix's last token is computed again."""
+    """Of the prompts and attempts, only the last token of each prefix is computed again."""
     task = Sums(choice=1.0)
     recipe = Recipe(MRTB(method="warm"), task, chat, Sampling(max_tokens=48, seed=1))
     problems = [task.problem("train", i) for i in range(4)]

@@ -1,4 +1,4 @@
-"""Configs: what is read back is what was written, and every mistake is named with its place and its remedy."""
+"""Configs: reading back gives what was written, and every error names the mistake, its place and a remedy."""
 
 from __future__ import annotations
 

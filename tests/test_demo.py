@@ -1,4 +1,4 @@
-"""The demo's config is the published one, and the shipped model is what the README says it is."""
+"""The demo's config equals the one in ``configs/``, and the shipped model is as the README says."""
 
 from __future__ import annotations
 

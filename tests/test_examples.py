@@ -30,7 +30,7 @@ def lines(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
 
 
 def trained(tmp_path: Path, *words: str) -> Path:
-    """A run of the command line, from the repository's own folder."""
+    """Run the command line in the repository's root."""
     out = tmp_path / "run"
     assert cli.main(["train", str(ROOT / "configs/rlv-sums.toml"), "--out", str(out), *words]) == 0
     return out
@@ -42,7 +42,7 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_reward(tmp_path: Path) -> None:
-    """1 - words / 20 for each solution; the verifier's labels are the task's."""
+    """A solution is paid 1 - words / 20, and the verifier's labels are the task's."""
     run = trained(tmp_path, *WORDS, "--reward", "examples/reward.py:brief")
     rows = [r for group in lines(run, "rollouts.jsonl") for r in group["rollouts"]]
     assert len(rows) == 8
@@ -76,7 +76,7 @@ def test_the_tasks_own_grade() -> None:
 
 
 def test_the_recipe_imitates_what_was_right(tmp_path: Path) -> None:
-    """Only targets are learnt, as many as right solutions have tokens; options come from Python."""
+    """Only targets are learnt, one for each token of the right solutions; options come from Python."""
     recipe = source.load("examples/recipe.py:Rejection")
     config = toml.override(SMALL, ["rollout.max_tokens=40", "task.choice=0", "log.rollouts=9"])
     last = tf.train(config, tmp_path / "run", recipe=partial(recipe, rollouts=6))
@@ -99,7 +99,7 @@ def test_the_recipe_by_name_and_the_engine(tmp_path: Path, capfd: pytest.Capture
 
 
 def test_a_resume_with_other_code_is_refused(tmp_path: Path) -> None:
-    """By the config that was typed and by the one that was recorded; with the same code the run continues."""
+    """The typed and the recorded config both refuse changed code; with the same code the run continues."""
     mine = tmp_path / "mine.py"
     mine.write_text((EXAMPLES / "task.py").read_text())
     words = [*WORDS, "--task.name=python", f"--task.source={mine}:Pairs"]
@@ -112,7 +112,7 @@ def test_a_resume_with_other_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_objects_given_in_python(tmp_path: Path) -> None:
-    """A task and an engine, recorded by their file; a resume without them loads them from there."""
+    """A task and an engine given in Python are recorded by their file, and a resume without them loads them from it."""
     task = source.load("examples/task.py:Pairs")()
     config = toml.override(SMALL, ["train.steps=1", "train.save_every=1"])
     tf.train(config, tmp_path / "run", task=task, engine=source.load("examples/engine.py:Counting"))
@@ -123,7 +123,7 @@ def test_objects_given_in_python(tmp_path: Path) -> None:
 
 
 def test_evaluation_while_training_and_the_last_checkpoints(tmp_path: Path) -> None:
-    """The figures are those of a later evaluation of the same weights, and training is the same as without."""
+    """The figures equal those of a later evaluation of the same weights, and training is the same as without them."""
     config = toml.override(SMALL, ["train.steps=3", "train.save_every=1", "rollout.max_tokens=40"])
     tf.train(config, tmp_path / "plain")
     config = toml.override(config, ["train.keep=2", "eval.every=3", "eval.problems=4", "eval.n=2"])
@@ -165,5 +165,5 @@ def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said.startswith(f"step 0  problem {first['id']}") and second["question"] in said
     assert all(f"P(Yes) {r['p_yes']:.2f}" in said for r in first["rollouts"])
     assert cli.main(["show", str(tmp_path / "run"), "--step", "7"]) == 2
-    assert "has no step 7; it has 0 to 1" in capsys.readouterr().err
+    assert "has no step 7; it has steps 0 to 1" in capsys.readouterr().err
     assert cli.main(["show", str(tmp_path)]) == 2

@@ -1,4 +1,4 @@
-"""The rules of the house, checked on the syntax tree: who may import whom, what is never called, how long it may be."""
+"""The rules of this code base, checked on the syntax tree: which part may import which, what is never called, and lengths."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def name_of(path: Path) -> str:
-    """``twofold.engines.base`` for its file; a package goes by its own name."""
+    """Return the module name of a file, such as ``twofold.engines.base``; for ``__init__.py`` the package's name."""
     parts = ("twofold", *path.relative_to(PACKAGE).with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -73,7 +73,7 @@ MODULES = {name_of(path): path for path in SOURCES}
 
 
 def imports(nodes: Iterator[ast.AST], path: Path) -> Iterator[tuple[int, str]]:
-    """(line, full name) of every module imported; ``from package import module`` counts as that module."""
+    """Yield (line, full name) of every imported module; ``from package import module`` counts as that module."""
     package = name_of(path).split(".") if path.name == "__init__.py" else name_of(path).split(".")[:-1]
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -86,7 +86,7 @@ def imports(nodes: Iterator[ast.AST], path: Path) -> Iterator[tuple[int, str]]:
 
 
 def top_level(node: ast.AST) -> Iterator[ast.AST]:
-    """Everything that runs when a module is imported: not functions' bodies, not ``if TYPE_CHECKING``."""
+    """Yield all nodes that run when a module is imported: no bodies of functions, and nothing under ``if TYPE_CHECKING``."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
@@ -97,7 +97,7 @@ def top_level(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def part_of(module: str) -> str:
-    """``recipes`` of ``twofold.recipes.rlv``."""
+    """Return the part that a module belongs to: ``recipes`` for ``twofold.recipes.rlv``."""
     if module == "twofold.engines.base":
         return "engines.base"
     return [*module.split("."), "__init__"][1]

@@ -1,6 +1,6 @@
-"""MRT: probes of a thought, and what each method makes of them, with every number worked out by hand.
+"""MRT: probes of a thought, and what each method learns from them, with every number computed by hand.
 
-The scripted engine and its task are real ones with known contents; the shipped model has seen thoughts of several attempts.
+The scripted engine and its task have known contents. The shipped model has been trained on thoughts of several attempts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def chat(model: Any) -> Chat:
 
 @dataclass
 class Scripted:
-    """An engine that says, at its i-th call, what stands in ``script[i]``: prefix as text -> texts; "..." was cut."""
+    """An engine that writes at its i-th call what ``script[i]`` says: prefix as text -> texts; "..." at an end is a cut."""
 
     chat: Chat
     script: Sequence[Mapping[str, Sequence[str]]]
@@ -110,7 +110,7 @@ def thought(chat: Chat, text: str, prompt: str = "Q0") -> Rollout:
 
 
 def test_probes_by_hand(chat):
-    """J of four answers per prefix: 0, then 1/2 with error sqrt(1/4 / 3), then 2/3 of those that could be graded."""
+    """J of four answers per prefix is 0, then 1/2 with error sqrt(1/4 / 3), then 2/3 of the three that could be graded."""
     answers = {ASKED[P0]: ["no"] * 4, ASKED[P1]: ["yes", "no", "no", "yes"], ASKED[P2]: ["yes", "yes", "late", "no"]}
     engine, rollout = Scripted(chat, [answers]), thought(chat, TWO)
     ends = boundaries(chat, rollout, PLAIN, SHORT)
@@ -166,7 +166,7 @@ def real(model: Any, n: int, temperature: float) -> list[Rollout]:
 
 
 def test_prefixes_are_not_computed_again(model, chat):
-    """Prefixes use the caches of their rollouts: only closings and answers are run, to the token."""
+    """The caches that the rollouts left are used again: exactly the tokens of the closings and answers are computed."""
     everyone = real(model, 4, 1.0)
     ends = [boundaries(chat, r, SHIPPED, SHORT) for r in everyone]
     assert sum(len(e) > 2 for e in ends) > 4  # thoughts of several episodes
@@ -196,7 +196,7 @@ def test_an_answer_forced_from_the_whole_thought_is_the_natural_one(model, chat)
 
 
 def test_the_bonus_inside_one_group_is_grpo_and_nothing_else():
-    """The trap: T is the same for all who share a prefix and leaves with the mean, 1 + alpha with the std."""
+    """The trap: T is the same in the whole group, so subtracting the mean removes it, and dividing by the std removes 1 + alpha."""
     y, stop = [1.0, 0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0]
     value = sum(stop) / len(stop)
     for alpha in (0.25, 1.0, 4.0):
@@ -208,7 +208,7 @@ def test_the_bonus_inside_one_group_is_grpo_and_nothing_else():
 
 
 def test_branch_advantages_by_hand():
-    """T = 0: [0, 0 | 1, 0], mean 1/4, std 1/2."""
+    """With T = 0 the rewards are [0, 0 | 1, 0]: mean 1/4, std 1/2."""
     assert branch_advantages([0, 0], [1, 0], "mixed") == pytest.approx([-0.5, -0.5, 1.5, -0.5], abs=1e-5)
     assert branch_advantages([0, 0], [1, 0], "termination") == [0, 0, 1, 0]
     # T = 1/2
@@ -217,7 +217,7 @@ def test_branch_advantages_by_hand():
 
 @pytest.mark.parametrize("bonus", ["mixed", "termination"])
 def test_no_progress_no_expected_bonus(bonus):
-    """Who goes on is right as often as who stops: each half sums to 0."""
+    """Both halves are right equally often, so the advantages of each half sum to 0."""
     a = branch_advantages([1, 0, 0, 1], [0, 1, 1, 0], bonus)
     assert sum(a[:4]) == pytest.approx(0) and sum(a[4:]) == pytest.approx(0)
 
@@ -240,7 +240,7 @@ def test_half_stop_and_half_go_on(chat, bonus, expected):
 
 
 def test_those_that_stopped_may_be_the_baseline_and_nothing_else(chat):
-    """T = 1/2 of [1, 0]: what goes on and is right has 1/2, what is wrong -1/2; what stopped is not learnt."""
+    """T = 1/2 from [1, 0]: a right continuation has 1/2, a wrong one -1/2; the stopped branches are not learnt."""
     script = [{P0: [ONE, "no"]}, {ASKED[P0]: ["yes", "no"], P0: ["b\n</think>\nyes", "no"]}]
     samples, stats, _ = collect(chat, script, bonus="baseline", branches=4)
     assert [credit(chat, s) for s in samples[2:]] == [[("b\n</think>\nyes", 0.5)], [("no", -0.5)]]
@@ -248,7 +248,7 @@ def test_those_that_stopped_may_be_the_baseline_and_nothing_else(chat):
 
 
 def test_the_thought_before_the_cut_is_context(chat):
-    """The thought is cut after its first episode in some step; nothing of the prefix is credited."""
+    """At some step the thought is cut after its first episode, and no token of the prefix has credit."""
     script = [
         {P0: [TWO, "no"]},
         {ASKED[p]: ["no", "yes"] for p in (P0, P1)} | {P0: [TWO, "no"], P1: ["Wait no", "yes"]},
@@ -275,7 +275,7 @@ def test_a_late_cut(chat):
 
 
 def test_the_starting_model_thinks_the_prefix(chat):
-    """``source = "start"``: the prefix is another engine's, the branches are the policy's."""
+    """With ``source = "start"`` the prefix is another engine's, and the branches are the policy's."""
     policy = Scripted(chat, [{P0: ["no", "no"]}, {ASKED[P0]: ["no"], P0: ["yes"]}])
     start = Scripted(chat, [{P0: [ONE]}])
     config = MRT(rollouts=2, branches=2, source="start", prover=PLAIN, episodes=SHORT)
@@ -308,7 +308,7 @@ def test_alpha_0_is_grpo(chat):
 
 @pytest.mark.parametrize(("to_go", "bonus"), [(False, [0.75, -0.5]), (True, [0.25, -0.5])])
 def test_every_episode_is_paid_its_own_progress(chat, to_go, bonus):
-    """J = 0, 3/4, 1/4 of the first thought; 0, 0 of the second, which is all of one episode."""
+    """J is 0, 3/4, 1/4 in the first thought, and 0, 0 in the second, which has one episode."""
     y, n = "yes", "no"
     answers = {
         ASKED[P0]: [n] * 4,
@@ -339,7 +339,7 @@ def test_a_thought_whose_value_is_unknown_is_left_out(chat):
 
 
 def learnt(chat: Chat, samples: Sequence[Sample]) -> list[str]:
-    """What the targets say; they are the whole completion and nothing else."""
+    """Return the text of the targets, which are the whole completion and nothing else."""
     assert not any(any(s.sampled) or any(s.advantages) for s in samples)
     texts = []
     for s in samples:
@@ -356,7 +356,7 @@ def test_star_learns_every_right_rollout(chat):
 
 
 def test_mrt_star_learns_the_thought_up_to_where_it_is_worth_most(chat):
-    """J = 0, 1/2, 1/2: the shorter of the equals; of its answers the right one. The second thought gains nothing."""
+    """J is 0, 1/2, 1/2: the shorter prefix wins the tie, with its right answer. The second thought gains nothing."""
     answers = {ASKED[p]: ["no", "no"] for p in (P0,)} | {ASKED[p]: ["no", "ok yes"] for p in (P1, P2)}
     answers |= {"Q0<think>\nno\n</think>\n": ["no", "no"]}
     script = [{P0: [TWO, "no"]}, answers]
@@ -380,7 +380,7 @@ def test_nothing_to_learn(chat):
 
 
 def row(values: Sequence[float]) -> list[Probe]:
-    """Probes of these values, in quarters."""
+    """Return probes of these values, which are in quarters."""
     ends = range(len(values))
     grades = Grade(1.0, "correct"), Grade(0.0, "wrong")
     right, wrong = (Rollout([], Completion([], [], [], "stop"), "", "", Q, grade) for grade in grades)
@@ -406,7 +406,7 @@ def test_readings_of_the_filter(values, by_value, by_jump):
 
 
 def test_one_prefix_per_problem(chat):
-    """Of three thoughts with J = 1/2, 1, 1 at best, the shorter of the last two."""
+    """Three thoughts have J = 1/2, 1, 1 at best; the shorter prefix of the last two is kept."""
     texts = ["a\n</think>\nno", "b b b\n</think>\nno", "b\n</think>\nno"]
     answers = {ASKED[P0]: ["no", "no"], "Q0<think>\na\n</think>\n": ["yes", "no"]}
     answers |= {f"Q0<think>\n{t}\n</think>\n": ["yes", "yes"] for t in ("b b b", "b")}
@@ -420,7 +420,7 @@ def test_one_prefix_per_problem(chat):
 
 
 def test_the_length_penalty_by_hand():
-    """Right ones of 2 and 6 tokens: mean 4, std 2, sigmoid(-1) = .26894, sigmoid(1) = .73106. Wrong ones stay at 0."""
+    """Right rollouts of 2 and 6 tokens: mean 4, std 2, sigmoid(-1) = .26894, sigmoid(1) = .73106. A wrong one stays at 0."""
 
     def rollout(tokens: int, reward: float) -> Rollout:
         completion = Completion([1] * tokens, [0.0] * tokens, [True] * tokens, "stop")

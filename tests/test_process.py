@@ -354,7 +354,8 @@ def test_the_command(model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert cli.main(["critic", "tiny", path, "--cut=lines", f"--question={CRITIQUE}", "--max_tokens=64"]) == 0
     said = capsys.readouterr().out
     assert re.fullmatch(
-        r"F1 [\d.]+% \[[\d.]+%, [\d.]+%\] on 2 cases\nwith an error, .*\ncould not be read: [\d.]+%\n", said
+        r"F1 [\d.]+% \[[\d.]+%, [\d.]+%\] on 2 cases\ncases with an error, .*\nreplies that could not be read: [\d.]+%\n",
+        said,
     )
     assert cli.main(["critic", "tiny", "letters", "--how", "guess"]) == 2
     assert "how must be one of 'verifier', 'prompted', 'p_yes'" in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""Recipes: what of a rollout becomes credit, what becomes a target, and how often the engine is asked.
+"""Recipes: which tokens of a rollout get credit, which become targets, and how often the engine is called.
 
-The scripted engine and task are real ones with known contents, so that every advantage can be worked out by hand.
+The scripted engine and the task have known contents, so that every advantage can be computed by hand.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def chat(tiny_model: Path) -> Chat:
 
 @dataclass
 class Scripted:
-    """An engine that says what stands in ``script``: prefix as text -> texts; a text that ends in "..." was cut."""
+    """An engine that writes what ``script`` says: prefix as text -> texts. A text that ends in "..." is cut."""
 
     chat: Chat
     script: Mapping[str, Sequence[str]]
@@ -91,13 +91,13 @@ def collect(
 
 
 def advantages(sample: Sample) -> list[float]:
-    """Of the sampled tokens."""
+    """Return the advantages of the sampled tokens."""
     assert not any(a for a, s in zip(sample.advantages, sample.sampled, strict=True) if not s)
     return [a for a, s in zip(sample.advantages, sample.sampled, strict=True) if s]
 
 
 def verdicts(chat: Chat, samples: Sequence[Sample]) -> list[str | None]:
-    """What the last token says, where it is a target."""
+    """Return the text of the last token, if it is a target."""
     names = dict(zip(chat.yes_no_ids, ("Yes", "No"), strict=True))
     return [names[s.tokens[-1]] if s.targets[-1] else None for s in samples]
 
@@ -106,7 +106,7 @@ def verdicts(chat: Chat, samples: Sequence[Sample]) -> list[str | None]:
 
 
 def test_collect_with_a_real_engine(model, chat):
-    """Tokens are prompt, completion, question, verdict; log-probs are the engine's; the verdict alone is a target."""
+    """Tokens are prompt, completion, question and verdict; log-probs are the engine's; only the verdict is a target."""
     task, engine = Sums(level=1), NativeEngine(model)
     sampling = Sampling(temperature=0.7, max_tokens=10, seed=5)
     problems = [task.problem("train", i) for i in range(2)]
@@ -262,7 +262,7 @@ def test_a_scalar_head_reads_the_last_token_of_the_question(chat, verify):
 
 
 def vine(chat: Chat) -> tuple[rlv.Recipe, Scripted]:
-    """Two rollouts: "a\\nb\\nyes" and "c\\nno"; the script says how many of four continuations of each prefix are right."""
+    """Two rollouts, "a\\nb\\nyes" and "c\\nno"; the script says how many of four continuations of each prefix are right."""
     y, n = "yes", "no"
     script = {
         "Q0": [y, n, n, n],  # 1/4
@@ -370,14 +370,14 @@ def test_sft_without_solutions_is_refused(chat):
 
 
 def test_a_quoted_solution_is_no_target(chat):
-    """What is only there to be judged is not to be imitated."""
+    """A reply that is only quoted, to be judged, is not a target."""
     s = sft.sample(chat, [Turn("Q", "2+2=5", learn=False), Turn(CRITIQUE, "wrong")])
     learnt = chat.tokenizer.decode([t for t, w in zip(s.tokens, s.targets, strict=True) if w])
     assert learnt == "wrong<|end|>" and "2+2=5" in chat.tokenizer.decode(s.tokens)
 
 
 def test_base_sees_every_document_once(chat):
-    r = pretrain.Recipe(pretrain.Base(documents=5), chat, seed=3)
+    r = pretrain.Recipe(pretrain.Pretrain(documents=5), chat, seed=3)
     steps = [r.collect(Scripted(chat, {}), [], step).samples["policy"] for step in (0, 1, 0)]
     assert steps[0] == steps[2]
     expected = [sft.sample(chat, document(3, i, Mix())) for i in range(10)]
@@ -412,7 +412,7 @@ OPS = {"Add": "+", "Subtract": "-", "Multiply by": "*"}
 
 
 def recomputed(asked: str, solution: str) -> tuple[list[bool], bool]:
-    """Which lines of a worked solution are right, and whether its answer is: from the texts alone."""
+    """Return which lines of a worked solution are right, and whether its answer is, from the texts alone."""
     lines, boxed = solution.split("\n")[:-1], re.search(r"\\boxed\{(.*)\}$", solution)[1]
     if asked.startswith("Take"):
         words = re.search("letters of (.*) and join", asked)[1].split(", ")
@@ -458,7 +458,7 @@ def test_critiques_agree_with_the_arithmetic(corpus):
 
 
 def test_judgements_in_the_corpus_know_nothing():
-    """The format is learnt, the skill is not: Yes is as frequent after a wrong solution as after a right one."""
+    """The corpus teaches the format and not the skill: Yes is as frequent after a wrong solution as after a right one."""
     counts: Counter[tuple[bool, str]] = Counter()
     for i in range(3000):
         solution, judgement = document(SEED, i, Mix(critique=0.0, questions=0.0, judgement=1.0, think=0.0))
@@ -472,7 +472,7 @@ def test_judgements_in_the_corpus_know_nothing():
 
 
 def test_the_corpus_teaches_the_very_token_that_is_read_as_the_verdict():
-    chat = Chat(pretrain.make_tokenizer(pretrain.Base()))
+    chat = Chat(pretrain.make_tokenizer(pretrain.Pretrain()))
     documents = [document(SEED, i, Mix(critique=0.0, questions=0.0, judgement=1.0, think=0.0)) for i in range(50)]
     for turns in documents:
         s = sft.sample(chat, turns)

@@ -1,6 +1,6 @@
-"""Tango: whose turn it is, what verdicts become, what the verifier is paid, and whole runs with one model and with two.
+"""Tango: whose update a step is, the credit of verdicts, the verifier's reward, and whole runs with one and two models.
 
-The scripted engine and its task are real ones with known contents, so that every advantage can be worked out by hand.
+The scripted engine and its task have known contents, so that every advantage can be computed by hand.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def chat() -> Chat:
 
 @dataclass
 class Scripted:
-    """An engine that says, at its i-th call, what stands in ``script[i]``, prompt by prompt; a text that ends in "..." was cut."""
+    """An engine that writes at its i-th call what ``script[i]`` says, prompt by prompt. A text that ends in "..." is cut."""
 
     chat: Chat
     script: Sequence[Sequence[Sequence[str]]]
@@ -81,7 +81,7 @@ class Scripted:
 
 
 class Words:
-    """Right is what has "yes" in it; what has "late" in it cannot be graded in time."""
+    """Texts that contain "yes" are right; texts that contain "late" cannot be graded in time."""
 
     name = "words"
 
@@ -141,7 +141,7 @@ def test_turns() -> None:
 
 
 def test_the_published_run(chat: Chat) -> None:
-    """440 steps: 40 of warm-up, 300 of the generator, 100 of the verifier; 306 for 200 of the generator's."""
+    """440 steps are 40 of warm-up, 300 of the generator and 100 of the verifier; 200 of the generator take 306 steps."""
     engine = Scripted(chat, [])
     two = Recipe(Tango(share=False), Words(), chat, Sampling(), 440, engine)
     assert two.updates(440) == {"policy": 300, "verifier": 140}
@@ -174,7 +174,7 @@ def test_the_worked_vector_token_by_token(chat: Chat) -> None:
 
 
 def test_alpha_decays_with_the_generators_updates(chat: Chat) -> None:
-    """Of 6 steps in turns of 3 + 1, five are the generator's: the last but one of them is its fourth."""
+    """Six steps in turns of 3 + 1 have five of the generator's; the last but one step is its fourth."""
     alphas = [collect(chat, [[SOLUTIONS], CRITIQUES], step, total=6)[1]["tango/alpha"] for step in (0, 1, 4)]
     assert alphas == pytest.approx([0.1, 0.1 * 0.01**0.2, 0.1 * 0.01**0.6])
 
@@ -221,7 +221,7 @@ def test_leave_one_out(chat: Chat) -> None:
 
 
 def test_reinforce_pp_has_its_step_term(chat: Chat) -> None:
-    """Whitened over all tokens of the step: rewards to go of verdicts + - are 0, -1/2; of + it is 1."""
+    """Credit is whitened over all tokens of the step. Rewards to go of the verdicts + - are 0, -1/2; of + it is 1."""
     texts = [solution(2, "no"), solution(1, "yes"), "no"]
     script = [[texts], [[critique("+-")], [critique("+")]]]
     samples, _, _ = collect(chat, script, estimator="reinforce++", alpha=0.5)
@@ -274,7 +274,7 @@ def test_steps_by_lines(chat: Chat) -> None:
 
 
 def paid(chat: Chat, config: Tango, text: str, right: bool, labels: Any = (None,) * 3) -> float:
-    """Of a verification of a solution of three steps."""
+    """Return the reward of a verification of a solution of three steps."""
     return Recipe(config, Words(), chat, Sampling(), 10).reward(read(text), right, 3, True, labels)
 
 
@@ -311,7 +311,7 @@ def test_rewards_beyond_the_paper(chat: Chat) -> None:
 
 
 def verify(chat: Chat, **options: Any) -> tuple[list[Sample], dict[str, float], Scripted]:
-    """Three questions, of which two are solved; three verifications of each solution."""
+    """Two of three questions are solved, and each solution has three verifications."""
     texts = [[solution(3, "yes")], [solution(3, "no")], [solution(3, "yes")]]
     drawn = [
         [critique("+++"), critique("++-", "-"), "so " + critique("+++", "-")],  # 1.8, 0.8, 0
@@ -344,7 +344,7 @@ def test_what_is_logged_of_the_verifier(chat: Chat) -> None:
 
 
 def test_the_rarer_class_is_heard(chat: Chat) -> None:
-    """Two right, one wrong: 1 / sqrt(2) and 1, scaled to a mean of 1; later the counts are moving averages."""
+    """Two right and one wrong give 1 / sqrt(2) and 1, scaled to a mean of 1; later the counts are moving averages."""
     samples, _, _ = verify(chat)
     mean = (2 / math.sqrt(2) + 1) / 3
     plain = verify(chat, class_weights=False)[0]
@@ -363,7 +363,7 @@ def test_the_rarer_class_is_heard(chat: Chat) -> None:
 
 
 def test_a_miscount_costs_only_where_steps_can_be_counted_on(chat: Chat) -> None:
-    """An answer that is not boxed between tags: the solution's own form is below 0.6."""
+    """An answer that is not boxed between tags brings the solution's own format score below 0.6."""
     text = "<think><step>a</step><step>b</step><step>c</step></think>yes"
     drawn = [[critique("+"), critique("+++"), critique("+++")]]
     _, stats, _ = collect(chat, [[[text]], drawn], generator_updates=0)
@@ -371,7 +371,7 @@ def test_a_miscount_costs_only_where_steps_can_be_counted_on(chat: Chat) -> None
 
 
 def test_labels_from_continuations(chat: Chat) -> None:
-    """Values 1/2, 1/2, 1 and 0 of two continuations each: the third step is wrong, and the verifier is paid for saying so."""
+    """Two continuations each give the values 1/2, 1/2, 1 and 0: the third step is wrong, and saying so is rewarded."""
     text = solution(3, "no")
     more = [["yes", "no"], ["no", "yes"], ["yes", "late"], ["no", "no"]]
     drawn = [[critique("++-", "-"), critique("+++", "-"), critique("---", "-")]]
@@ -396,7 +396,7 @@ def test_monte_carlo_labels_by_hand() -> None:
 
 
 def test_a_verifier_that_learns_by_imitation(chat: Chat) -> None:
-    """Of a right solution's verifications the one that is right and in form is a target; of a wrong one's none is."""
+    """The right solution has one right, well-formed verification, which is a target; the wrong solution has none."""
     solutions = [[solution(1, "yes")], [solution(1, "no")]]
     critiques = [[critique("+"), critique("+", "-"), critique("++")], [critique("+"), critique("?", "-"), ""]]
     samples, stats, _ = collect(chat, [solutions, critiques], 0, 2, verifier_warmup=1, verifier_learns="sft")
@@ -420,7 +420,7 @@ def test_nothing_to_judge(chat: Chat) -> None:
 
 
 def test_two_models(chat: Chat) -> None:
-    """Solutions are the generator's and verifications the verifier's; whose samples they are says who learns."""
+    """The generator writes solutions, the verifier writes verifications, and each learns from its own samples."""
     config = Tango(share=False, rollouts=3, verifier_warmup=1, generator_updates=1, question=ASK)
     texts = [[solution(3, "yes")]]
     g, v = Scripted(chat, [texts, [SOLUTIONS]]), Scripted(chat, [[[critique("+++")] * 3], CRITIQUES])
@@ -464,7 +464,7 @@ def test_roles_without_their_models_are_refused(chat: Chat) -> None:
 
 
 def test_one_model_reads_only_the_question(chat: Chat) -> None:
-    """The solutions' caches are still there, so a verification computes only the question and what it writes."""
+    """The solutions' caches are used again, so a verification computes only the question and what it writes."""
     task, engine = Sums(), twofold.load("tiny").engine
     problems = [task.problem("train", i) for i in range(2)]
     groups = rollouts(engine, chat, task, problems, Sampling(n=2, max_tokens=40, stop=chat.stop))
@@ -483,7 +483,7 @@ def test_one_model_reads_only_the_question(chat: Chat) -> None:
 
 
 def test_verdicts_as_a_value_by_hand(chat: Chat) -> None:
-    """Of two steps + + | + - | + alone: the second step is right by one of two. The whole: right by two of three."""
+    """Verdicts on two steps are + + | + - | + alone: one of two says that the second step is right, two of three the whole."""
     drawn = [
         [critique("++"), critique("+-"), critique("+", "-")],
         ["", critique("-", "-"), critique("+")],
@@ -504,7 +504,7 @@ def test_verdicts_as_a_value_by_hand(chat: Chat) -> None:
 
 
 def test_search_led_by_written_verdicts() -> None:
-    """A process verifier takes the place of P(Yes) in a beam; what its verifications cost is counted."""
+    """A process verifier replaces P(Yes) in a beam search, and the cost of its verifications is counted."""
     model = twofold.load("tiny")
     problem = Sums().problem("test", 3)
     value = verification_value(
@@ -539,7 +539,7 @@ def test_the_judge_by_steps_cuts_and_asks_as_it_is_told(chat: Chat) -> None:
 
 
 def test_plans_and_evaluations_by_written_verdicts(tmp_path: Path) -> None:
-    """A plan that judges as the pool was judged is replayed, another is run; what verifications read and write is paid."""
+    """A plan that judges as the pool did is replayed, another one is run; the tokens of verifications are counted."""
     model = twofold.load("tiny")
     plan = "weighted-2:judge=steps,cut=tags,votes=2"
     assert str(parse(plan)) == plan and parse(plan).judge == Judging("steps", cut="tags", votes=2)
@@ -592,7 +592,7 @@ def test_one_model_in_both_roles(settings: list[str], tmp_path: Path) -> None:
 
 
 def test_two_models_learn_apart_and_resume_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has its own weights, moments and learning rate; what the recipe remembers is saved with them."""
+    """Each model has its own weights, moments and learning rate; the recipe's state is saved with them."""
     loaded: list[bool] = []
 
     def load(engine: NativeEngine, weights: Mapping[str, Any]) -> None:
@@ -628,7 +628,7 @@ def test_two_models_learn_apart_and_resume_to_the_bit(tmp_path: Path, monkeypatc
 
 
 def test_the_published_config_trains_two_models(tiny_qwen: Path, tmp_path: Path) -> None:
-    """On random weights with that model's chat format: bfloat16, checkpointing, KL to two references, tagged steps."""
+    """It trains random weights with that model's chat format: bfloat16, checkpointing, KL to two references, tagged steps."""
     rows = [{"problem": f"What is {i} + {i}?", "solution": f"It is $\\boxed{{{2 * i}}}$."} for i in range(4)]
     (tmp_path / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     base = toml.load(Config, ROOT / "configs" / "tango-qwen2.5-math-1.5b.toml")

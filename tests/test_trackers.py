@@ -1,4 +1,4 @@
-"""``[log] to``: the real trackers, each told to stay on this machine, and what they hold afterwards."""
+"""``[log] to``: the real trackers, each kept offline, and what they hold after a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rewards(run: Path) -> list[float]:
 
 
 def test_tensorboard_holds_every_step_once(tmp_path: Path) -> None:
-    """Also the steps of a resumed run, whose last step is written again."""
+    """This includes the steps of a resumed run, whose last step is written again."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = toml.override(SMALL, ["log.to=tensorboard"])

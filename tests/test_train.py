@@ -1,4 +1,4 @@
-"""Whole runs on a tiny model: what they leave behind, that resuming is bit-exact, and that mistakes are named."""
+"""Whole runs on a tiny model: the files that they write, bit-exact resuming, and errors that name the mistake."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from twofold import cli, run, toml, training
 from twofold.config import ALIASES, Config, Data, Rollouts, Train
 from twofold.models.head import attach
 from twofold.models.io import STATE, latest_checkpoint, load_model
-from twofold.recipes.pretrain import Base
+from twofold.recipes.pretrain import Pretrain
 from twofold.recipes.rlv import RLV
 from twofold.recipes.sft import SFT
 from twofold.tasks.procedural import Sums
@@ -60,7 +60,7 @@ def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def killed_after_two_steps(finished: Path, out: Path) -> Path:
-    """What a run that was killed in its fourth step leaves: the checkpoint of step 2 and three lines of metrics."""
+    """Leave what a run leaves that was killed in its fourth step: the checkpoint of step 2 and three lines of metrics."""
     shutil.copytree(finished, out)
     for name in os.listdir(out / "checkpoints"):
         if name.startswith("step-4"):
@@ -104,7 +104,7 @@ def test_there_is_no_pickle(finished):
 
 @pytest.mark.parametrize("fixture", ["tiny_model", "tiny_qwen"])
 def test_checkpoints_are_plain_transformers_models(fixture, request, tmp_path):
-    """Also with tied embeddings, and with a scalar head, which travels beside the model."""
+    """This also holds with tied embeddings, and with a scalar head, which is saved in a file of its own."""
     path = request.getfixturevalue(fixture)
     model, tokenizer = load_model(path)
     attach(model, "bce")
@@ -124,7 +124,7 @@ def test_checkpoints_are_plain_transformers_models(fixture, request, tmp_path):
 
 
 def test_a_run_directory_is_a_model(finished):
-    """It stands for its newest checkpoint."""
+    """A run directory stands for its newest checkpoint."""
     model = run.load(finished).engine.model
     saved = load_file(finished / "checkpoints" / "step-4" / "model.safetensors")
     assert all(torch.equal(model.get_parameter(name), value) for name, value in saved.items())
@@ -214,7 +214,7 @@ def test_another_config_is_refused_by_name(finished, tiny_model, change, named):
 
 
 def test_a_run_that_never_began_leaves_nothing_in_the_way(tiny_model, tmp_path):
-    """A wrong model name, put right, is not another config of a run that exists."""
+    """A run that failed on a wrong model name leaves nothing, so that the corrected command may start it."""
     with pytest.raises(OSError):
         training.train(replace(small(tiny_model), model=str(tmp_path / "nowhere")), tmp_path / "out")
     assert not (tmp_path / "out" / "config.toml").exists()
@@ -263,7 +263,7 @@ def test_sft_learns_a_file_of_solutions(tiny_model, tmp_path):
 
 
 def test_problems_are_a_pure_function_of_the_step(tiny_model, tmp_path):
-    """A data set is gone through once per epoch, in an order of its own each time; seeds never share procedural problems."""
+    """Each epoch has every row of a data set once, in a new order; no two seeds share a procedural problem."""
     (tmp_path / "six.jsonl").write_text(
         "".join(json.dumps({"question": f"q{n}", "answer": str(n)}) + "\n" for n in range(6))
     )
@@ -281,7 +281,7 @@ def test_problems_are_a_pure_function_of_the_step(tiny_model, tmp_path):
 @pytest.mark.slow
 def test_a_base_model_from_nothing(tmp_path):
     config = Config(
-        recipe=Base(hidden=32, layers=1, ffn=64, documents=8), optim=Optim("muon", lr=4e-3, warmup=0.0),
+        recipe=Pretrain(hidden=32, layers=1, ffn=64, documents=8), optim=Optim("muon", lr=4e-3, warmup=0.0),
         train=Train(steps=30, save_every=0),
     )  # fmt: skip
     last = training.train(config, tmp_path / "run")
@@ -334,7 +334,7 @@ def test_shipped_configs_fit(path):
 
 
 def test_the_qwen_config_trains_a_qwen(tiny_qwen, tmp_path, monkeypatch):
-    """The published recipe (bfloat16, checkpointing, MATH's columns) on random weights with that model's chat format."""
+    """The published config (bfloat16, checkpointing, MATH's columns) trains random weights with that model's chat format."""
     rows = [
         {"problem": f"What is {i} + {i}?", "solution": f"It is $\\boxed{{{2 * i}}}$.", "level": "1"} for i in range(8)
     ]
@@ -397,7 +397,7 @@ def test_sigterm_finishes_the_step_saves_and_can_be_resumed(tiny_model, tmp_path
 
 
 def test_options_change_only_on_purpose():
-    """What users write in their configs. A name that goes away here breaks somebody's run."""
+    """Users write these names in their configs, so removing one breaks their runs."""
     assert toml.options(Config) == OPTIONS
 
 

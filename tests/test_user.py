@@ -1,4 +1,4 @@
-"""Users' own tasks and rewards: pinned by their file's hash, run under a deadline, and never a silent 0."""
+"""Users' own tasks and rewards are pinned by their file's hash and run under a deadline; a failure is never a silent 0."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_several_are_summed_with_weights(tmp_path: Path) -> None:
 def test_a_failure_is_a_label_and_is_logged_once(
     body: str, label: str, report: str, tmp_path: Path, monkeypatch, caplog
 ) -> None:
-    """Also code that holds Python's lock for ever, or ends its process; the next call has an answer again."""
+    """This also holds for code that keeps Python's lock or ends its process. The next call has an answer again."""
     monkeypatch.setattr(user, "DEADLINE", 0.2)
     monkeypatch.setattr(user, "WALL", 2.0)
     monkeypatch.setattr(user, "once", user.Once())

@@ -1,4 +1,4 @@
-"""A task whose right answers anybody can see, and what its samples are credited with."""
+"""A task whose right answers are easy to see, and a view of its samples' credit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from twofold.types import Grade, Problem, Sample
 
 
 class Words:
-    """Right is what ends in "yes"; what ends in "late" cannot be graded in time."""
+    """Texts that end in "yes" are right; texts that end in "late" cannot be graded in time."""
 
     name = "words"
 
@@ -21,7 +21,7 @@ class Words:
 
 
 def credit(chat: Chat, sample: Sample) -> list[tuple[str, float]]:
-    """Runs of sampled tokens of one advantage, as text."""
+    """Return the runs of sampled tokens with the same advantage, as (text, advantage)."""
     assert not any(a for a, s in zip(sample.advantages, sample.sampled, strict=True) if not s)
     runs: list[tuple[list[int], float]] = []
     for t, a, s in zip(sample.tokens, sample.advantages, sample.sampled, strict=True):

@@ -1,4 +1,4 @@
-"""twofold: one language model that solves problems and knows when its own solution is right.
+"""twofold: one language model that solves problems and judges its own solutions.
 
 import twofold as tf
 model = tf.load("tiny")
@@ -41,7 +41,7 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Each name is imported when it is first used, so that ``import twofold`` is instant."""
+    """Import a name when it is first used, so that ``import twofold`` is fast."""
     if name not in _HOMES:
         raise AttributeError(f"module 'twofold' has no attribute {name!r}")
     return getattr(import_module(f"twofold.{_HOMES[name]}"), name)

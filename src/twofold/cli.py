@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from twofold.run import Model
 
 SOLVED_AT_ONCE = 16
-"""Problems of a file that share engine calls; their lines are printed when all of them are done."""
+"""Number of problems of a file that share engine calls. Their answers are printed when all of them are done."""
 
 
 def keep_memory() -> None:
-    """Make glibc keep the memory that tensors free; other C libraries have no such setting.
+    """Tell the C library to keep the memory that tensors free, instead of giving it back to the system.
 
-    Every step needs the same large blocks again. To get them again from the system, page by page, takes a tenth of a training
-    step on a CPU.
+    Every step allocates the same large blocks again; getting them from the system, page by page, takes a tenth of a training
+    step on a CPU. Only glibc has this setting; with another C library nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -38,7 +38,7 @@ def keep_memory() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status. An error that a user can mend is one line on stderr, with status 2."""
+    """Run the command line and return the exit status. An error that the user can mend is one line on stderr, status 2."""
     keep_memory()
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
@@ -46,115 +46,141 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     if rest and not args.takes_options:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.error(f"unknown arguments: {' '.join(rest)}")
     try:
         return args.run(args, rest)
     except Stopped as stopped:
         print(f"twofold: {stopped}. The same command continues from there (train: with --resume)", file=sys.stderr)
         return 3
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
-        print(f"twofold: {error}", file=sys.stderr)
+        # a system error's own text begins with "[Errno 2]"
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        print(f"twofold: {text}", file=sys.stderr)
         return 2
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="twofold", description="One language model that solves and that knows when it is right."
+        prog="twofold",
+        description="Train, evaluate and use one language model that solves problems and judges its own solutions.",
+        epilog="twofold COMMAND --help shows the arguments of a command.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    def command(name: str, run: object, help: str, takes_options: bool = False) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-        sub.set_defaults(run=run, takes_options=takes_options)
+    def command(name: str, run: object, help: str, options: str | None = None) -> argparse.ArgumentParser:
+        """Add a command. ``options`` describes its options that a config class has, if it takes such options."""
+        description = f"{help} {options}" if options else help
+        sub = commands.add_parser(name, help=help, description=description, allow_abbrev=False)
+        sub.set_defaults(run=run, takes_options=options is not None, error=sub.error)
         return sub
 
-    _training(command)
-    _measuring(command)
-    _using(command)
+    _add_training(command)
+    _add_evaluation(command)
+    _add_use(command)
     return parser
 
 
-def _training(command: Callable[..., argparse.ArgumentParser]) -> None:
+def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
-        "train", _train, "Train from a TOML config; any option as --section.key VALUE or section.key=VALUE.", True
+        "train",
+        _train,
+        "Train a model as a TOML config says.",
+        "Every option of the config may be set as --section.key VALUE or section.key=VALUE; --dry-run prints them all.",
     )
     sub.add_argument("config", type=Path, help="a file such as configs/rlv-sums.toml")
-    sub.add_argument("--out", type=Path, help="run directory (default: runs/ and the config's name)")
+    sub.add_argument(
+        "--out", metavar="DIR", type=Path, help="run directory (default: runs/NAME for a config NAME.toml)"
+    )
     sub.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in the run directory")
-    sub.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+    sub.add_argument("--dry-run", action="store_true", help="print the complete config, and do not train")
 
-    sub = command("show", _show_rollouts, "Read what the model wrote while it trained: rollouts.jsonl of a run.")
+    sub = command("show", _show, "Print what the model wrote at one step of a run.")
     sub.add_argument("run_directory", metavar="RUN", type=Path, help="a run directory")
-    sub.add_argument("--step", type=int, help="this step (default: the last one that was written)")
-    sub.add_argument("--full", action="store_true", help="whole texts (default: at most 20 lines of each)")
+    sub.add_argument("--step", metavar="N", type=int, help="the step to show (default: the last one that was written)")
+    sub.add_argument("--full", action="store_true", help="print whole texts (default: at most 20 lines of each)")
 
-    sub = command(
-        "demo",
-        _demo,
-        "Train and evaluate the shipped model on procedural maths, and write a report (3 to 6 minutes on 2 cores).",
-    )
-    sub.add_argument("--out", type=Path, default=Path("runs/demo"))
-    sub.add_argument("--seed", type=int, default=0)
+    about = "Train and evaluate the shipped model on procedural maths, and write a report (3 to 6 minutes on 2 cores)."
+    sub = command("demo", _demo, about)
+    sub.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/demo"), help="directory (%(default)s)")
+    sub.add_argument("--seed", metavar="N", type=int, default=0, help="seed of both runs (%(default)s)")
 
 
-def _measuring(command: Callable[..., argparse.ArgumentParser]) -> None:
-    sub = command("eval", _eval, f"Evaluate a model on a task. Options: {_options('evals.run', 'Eval')}.", True)
-    sub.add_argument("model", help="a directory, a run directory, a hub name, or 'tiny' (ships with the package)")
+def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command("eval", _eval, "Evaluate a model on a task, and write a report.", _options("evals.run", "Eval"))
+    sub.add_argument("model", help="a directory, a run directory, a hub name, or tiny (ships with the package)")
     sub.add_argument(
-        "--task", default="sums", help="sums, countdown, letters (sums:level=4), gsm8k, math500, gym:NAME, or a file"
+        "--task",
+        default="sums",
+        help="sums, countdown, letters (with options: sums:level=4), gsm8k, math500, gym:NAME, mine.py:Task, or a file "
+        "(default: %(default)s)",
     )
     sub.add_argument(
-        "--out", type=Path, help="evaluation directory (default: runs/eval-MODEL-TASK); what it holds is not done again"
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="evaluation directory (default: runs/eval-MODEL-TASK); problems that it already has are not sampled again",
     )
     sub.add_argument("--name", help="name in reports (default: the model's)")
-    sub.add_argument("--prompt-column", help="for a file: the column with the question")
-    sub.add_argument("--answer-column", help="for a file: the column with the answer")
+    sub.add_argument("--prompt-column", metavar="NAME", help="for a file: the column with the question")
+    sub.add_argument("--answer-column", metavar="NAME", help="for a file: the column with the answer")
     sub.add_argument(
-        "--reward", action="append", default=[], help="grade with your own mine.py:reward; may be repeated, sums them"
+        "--reward",
+        metavar="SOURCE",
+        action="append",
+        default=[],
+        help="grade with your own function, mine.py:reward; if repeated, the rewards are summed",
     )
     sub.add_argument(
         "--plan",
         action="append",
         default=[],
-        help="compare this plan, such as majority-16:stop=adaptive; may be repeated",
+        help="also evaluate this test-time plan, such as majority-16:stop=adaptive; may be repeated",
     )
-    _spending(sub)
-    sub.add_argument("--verifier", help="another model that scores the samples (default: the model itself)")
-    sub.add_argument("--system", help="system prompt")
-    _upstream(sub)
-
-    sub = command(
-        "critic",
-        _critic,
-        f"Find the first wrong step of solutions. Options: {_options('evals.critic', 'Critic')}.",
-        True,
-    )
-    sub.add_argument("model", help="as for eval; of a run with two models the verifier's checkpoint")
-    sub.add_argument("cases", help="sums, letters, countdown (errors are planted), a file or a split of ProcessBench")
-    sub.add_argument("--number", type=int, default=200, help="of cases (%(default)s)")
-    sub.add_argument("--tune-on", metavar="CASES", help="for how=p_yes: choose the threshold on these, other ones")
-    sub.add_argument("--system", help="system prompt")
-
-    sub = command("report", _report, "Tables and figures from saved evaluations; needs no model.")
-    sub.add_argument("runs", nargs="+", type=Path, help="evaluation or run directories")
-    sub.add_argument("--out", type=Path, help="where report.html and report.json go (default: the first directory)")
-    sub.add_argument("--baseline", help="name of the evaluation to compare with (default: the first)")
-    _spending(sub)
-
-    sub = command(
-        "calibrate", _calibrate, "What verdicts and agreement are worth, for the rule and stop named posterior."
-    )
-    sub.add_argument("runs", nargs="+", type=Path, help="evaluation directories, of problems that no test uses")
-
-
-def _spending(sub: argparse.ArgumentParser) -> None:
+    _add_report_options(sub)
     sub.add_argument(
-        "--caps", default="", help="show accuracy for every one of these token caps and number of samples: 64,128,256"
+        "--verifier", metavar="MODEL", help="another model that scores the samples (default: the same model)"
+    )
+    sub.add_argument("--system", metavar="TEXT", help="system prompt")
+    _add_upstream(sub)
+
+    about = "Measure how well a model finds the first wrong step of solutions."
+    sub = command("critic", _critic, about, _options("evals.critic", "Critic"))
+    sub.add_argument("model", help="as for eval; for a run with two models, the verifier's checkpoint")
+    sub.add_argument(
+        "cases", help="sums, letters or countdown (with planted errors), a file, or a split of ProcessBench"
+    )
+    sub.add_argument("--number", metavar="N", type=int, default=200, help="number of cases (%(default)s)")
+    sub.add_argument(
+        "--tune-on", metavar="CASES", help="for how=p_yes: choose the threshold on these other cases first"
+    )
+    sub.add_argument("--system", metavar="TEXT", help="system prompt")
+
+    sub = command("report", _report, "Write tables and figures from saved evaluations. This needs no model.")
+    sub.add_argument("runs", nargs="+", type=Path, help="evaluation or run directories")
+    sub.add_argument(
+        "--out", metavar="DIR", type=Path, help="where report.html and report.json go (default: the first directory)"
+    )
+    sub.add_argument("--baseline", metavar="NAME", help="the evaluation to compare with (default: the first)")
+    _add_report_options(sub)
+
+    sub = command("calibrate", _calibrate, "Fit and print the six numbers of rule=posterior and stop=posterior.")
+    sub.add_argument(
+        "runs", nargs="+", type=Path, help="evaluation directories whose problems are used for nothing else"
+    )
+
+
+def _add_report_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--caps",
+        metavar="N,N,...",
+        default="",
+        help="show accuracy for each of these token caps and each number of samples, such as 64,128,256",
     )
     sub.add_argument(
         "--optimal",
         action="store_true",
-        help="choose a plan by how hard a pilot finds a problem: among those given, or the votes by count and by verdict",
+        help="choose a plan for each problem by its difficulty, which a pilot estimates: among the plans given, or among "
+        "majority votes of several sizes and weighted votes",
     )
 
 
@@ -165,36 +191,45 @@ def _caps(text: str) -> list[int]:
         raise ValueError(f"--caps takes numbers of tokens, such as 64,128,256, got {text!r}") from error
 
 
-def _using(command: Callable[..., argparse.ArgumentParser]) -> None:
-    sub = command("solve", _solve, f"Solve problems. Options: {_options('compute.plan', 'Plan')}.", True)
+def _add_use(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command("solve", _solve, "Solve problems with a test-time plan.", _options("compute.plan", "Plan"))
     sub.add_argument("model", help="as for eval")
     sub.add_argument("problem", help="the problem's text, or a file of problems: one per line, or JSON lines")
     sub.add_argument("--plan", help="such as weighted-16 or posterior-40:stop=posterior,threshold=0.95")
     sub.add_argument("--abstain", type=float, default=0.0, metavar="P", help='say "not sure" below this confidence')
-    sub.add_argument("--system", help="system prompt")
-    _upstream(sub)
-    sub.add_argument("--json", action="store_true", help="one JSON object per problem instead of text")
+    sub.add_argument("--system", metavar="TEXT", help="system prompt")
+    _add_upstream(sub)
+    sub.add_argument("--json", action="store_true", help="print one JSON object per problem instead of text")
 
     sub = command("serve", _serve, "Serve a model over HTTP: OpenAI's API, and a page to try it.")
     sub.add_argument("model", help="as for eval")
-    sub.add_argument("--host", default="127.0.0.1", help="other than this machine itself needs a key (%(default)s)")
-    sub.add_argument("--port", type=int, default=8000, help="0 takes any that is free (%(default)s)")
-    sub.add_argument("--api-key-file", type=Path, help="a file with the key (or set TWOFOLD_API_KEY)")
-    sub.add_argument("--concurrent", type=int, default=64, help="requests worked on at once (%(default)s)")
-    sub.add_argument("--queue", type=int, default=64, help="requests that may wait beyond them (%(default)s)")
-    sub.add_argument("--grace", type=float, default=30.0, help="seconds to finish in after SIGTERM (%(default)s)")
-    sub.add_argument("--system", help="system prompt, where a conversation brings none")
-    _upstream(sub)
+    sub.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; one that other machines reach needs a key (%(default)s)",
+    )
+    sub.add_argument("--port", metavar="N", type=int, default=8000, help="0 takes any free port (%(default)s)")
+    sub.add_argument("--api-key-file", metavar="FILE", type=Path, help="a file with the key (or set TWOFOLD_API_KEY)")
+    sub.add_argument("--concurrent", metavar="N", type=int, default=64, help="requests that run at once (%(default)s)")
+    sub.add_argument("--queue", metavar="N", type=int, default=64, help="further requests that may wait (%(default)s)")
+    sub.add_argument(
+        "--grace", metavar="SECONDS", type=float, default=30.0,
+        help="seconds for running requests to finish after SIGTERM (%(default)s)",
+    )  # fmt: skip
+    sub.add_argument("--system", metavar="TEXT", help="system prompt of conversations that have none")
+    _add_upstream(sub)
 
 
-def _upstream(sub: argparse.ArgumentParser) -> None:
+def _add_upstream(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--upstream",
         metavar="URL",
-        help="ask the model that this server has, such as vLLM's http://127.0.0.1:8000/v1 (key: TWOFOLD_UPSTREAM_KEY); "
-        "only the tokenizer of the model named here is loaded",
+        help="use the model of this server, such as vLLM's http://127.0.0.1:8000/v1 (key: TWOFOLD_UPSTREAM_KEY); "
+        "only the tokenizer of the model argument is then loaded",
     )
-    sub.add_argument("--upstream-model", metavar="NAME", help="what the server calls it, if not that")
+    sub.add_argument(
+        "--upstream-model", metavar="NAME", help="the server's name for the model, if it is not the model argument"
+    )
 
 
 def _model(args: argparse.Namespace) -> Model:
@@ -203,15 +238,16 @@ def _model(args: argparse.Namespace) -> Model:
     if args.upstream:
         return run.connect(args.upstream, args.model, system=args.system, serves=args.upstream_model)
     if args.upstream_model:
-        raise ValueError("--upstream-model names a model of --upstream URL: give both")
+        raise ValueError("--upstream-model names a model of the server at --upstream URL: give both")
     return run.load(args.model, system=args.system)
 
 
 def _options(module: str, name: str) -> str:
-    """The fields of a light config class, for --help (none of these modules loads torch)."""
+    """Return a sentence that lists the fields of a config class, for --help. None of these modules loads torch."""
     from importlib import import_module
 
-    return ", ".join(f"--{f.name}" for f in fields(getattr(import_module(f"twofold.{module}"), name)))
+    names = [f"--{f.name}" for f in fields(getattr(import_module(f"twofold.{module}"), name))]
+    return f"Further options, each as --name VALUE or name=VALUE: {', '.join(names)}."
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
@@ -292,12 +328,12 @@ def _critic(args: argparse.Namespace, rest: list[str]) -> int:
         critic = tuned(model.engine, model.chat, others, critic)
     found = score(model.engine, model.chat, cases, critic)
     print(f"F1 {found.f1:.1%} [{found.low:.1%}, {found.high:.1%}] on {found.cases} cases")
-    print(f"with an error, its step found: {found.on_wrong:.1%}; without one, none found: {found.on_right:.1%}")
-    print(f"could not be read: {found.unreadable:.1%}")
+    print(f"cases with an error, its step found: {found.on_wrong:.1%}; without one, none found: {found.on_right:.1%}")
+    print(f"replies that could not be read: {found.unreadable:.1%}")
     return 0
 
 
-def _show_rollouts(args: argparse.Namespace, rest: list[str]) -> int:
+def _show(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold.trainer.show import show
 
     for line in show(args.run_directory, args.step, args.full):
@@ -340,12 +376,12 @@ def _solve(args: argparse.Namespace, rest: list[str]) -> int:
                 found = asdict(solution) | {"samples": solution.samples, "abstained": not sure, "plan": str(plan)}
                 print(json.dumps({"problem": batch[j]} | found | ({} if sure else {"answer": None})), flush=True)
             else:
-                _show(solution, sure, batch[j] if len(problems) > 1 else None)
+                _print_solution(solution, sure, batch[j] if len(problems) > 1 else None)
     return 0
 
 
-def _show(solution: Solution, sure: bool, problem: str | None) -> None:
-    """Print a solution for people: the answer, its confidence, the votes, and the cost."""
+def _print_solution(solution: Solution, sure: bool, problem: str | None) -> None:
+    """Print the answer, its confidence, the votes and the cost, after the solution's text or (one of many) its problem."""
     print(solution.text.strip() if problem is None else f"{problem}", end="\n\n" if problem is None else "\n")
     total = sum(solution.votes.values()) or 1.0
     votes = "  ".join(f"{answer}: {weight / total:.0%}" for answer, weight in list(solution.votes.items())[:5])
@@ -361,7 +397,7 @@ def _show(solution: Solution, sure: bool, problem: str | None) -> None:
 
 
 def _problems(path: Path) -> list[str]:
-    """One problem per line: text, or (``.jsonl``) an object with a ``question``, ``problem`` or ``prompt``."""
+    """Return the problems of a file, one per line: text, or (``.jsonl``) an object with a question, problem or prompt."""
     problems = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -388,7 +424,7 @@ def _serve(args: argparse.Namespace, rest: list[str]) -> int:
     try:
         from twofold.serve.server import read_key, serve
     except ImportError as error:
-        raise ImportError(f"{error}: serving needs an extra, pip install 'twofold[serve]'") from error
+        raise ImportError(f"serving needs an extra: pip install 'twofold[serve]' ({error})") from error
     from twofold.serve.service import Limits
 
     if args.concurrent < 1 or args.queue < 0 or args.grace < 0:

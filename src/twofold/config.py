@@ -1,4 +1,4 @@
-"""Everything that a training run may be told, and the names that other libraries have for it."""
+"""The options of a training run, and the names that other libraries have for them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _required(value: str, example: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PythonTask:
-    """Your own task: ``mine.py:Task``, with ``name``, ``problem(split, i)`` and, if it grades in its own way, ``grade``."""
+    """Your own task: ``mine.py:Task`` with ``name``, ``problem(split, i)`` and, if it has its own grader, ``grade``."""
 
     name: Literal["python"] = "python"
     source: str = ""
@@ -72,18 +72,18 @@ class PythonRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Native:
-    """The engine that drives the very module that trains."""
+    """The engine that samples from the same module that trains."""
 
     name: Literal["native"] = "native"
     exact: bool = False
-    """Run each prompt as a batch of its own, so that company in a batch cannot change a result by a rounding; slower."""
+    """Run each prompt as a batch of its own, so that no other prompt can change its result by a rounding. This is slower."""
     max_rows: int = 1024
-    """Rows that are decoded at once; the samples of one prompt stay together."""
+    """Number of rows that are decoded at once; the samples of one prompt stay together."""
 
 
 @dataclass(frozen=True, slots=True)
 class PythonEngine:
-    """Your own engine: ``mine.py:Engine``, called with the module that trains, once for each role."""
+    """Your own engine: ``mine.py:Engine``. It is called with the module that trains, once for each role."""
 
     name: Literal["python"] = "python"
     source: str = ""
@@ -96,7 +96,7 @@ class PythonEngine:
 
 
 TaskConfig = Sums | Countdown | Letters | Data | Gym | PythonTask
-RecipeConfig = rlv.RLV | mrt.MRT | backtrack.MRTB | tango.Tango | sft.SFT | pretrain.Base | PythonRecipe
+RecipeConfig = rlv.RLV | mrt.MRT | backtrack.MRTB | tango.Tango | sft.SFT | pretrain.Pretrain | PythonRecipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,32 +104,38 @@ class Rollouts:
     """How the policy is sampled while training."""
 
     problems: int = 16
-    """Per step."""
+    """Problems per step."""
     temperature: float = 1.0
     max_tokens: int = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeOptions:
-    """What the model is asked about its own solution. A checkpoint keeps the question, and whatever loads it asks the same."""
+    """The question about the model's own solution. Checkpoints save it, so that a loaded model is asked the same question."""
 
     question: str = JUDGE
 
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """The run. ``micro_tokens`` per forward pass bounds memory and changes nothing else (None: 4096 on a CPU, where more is
-    no faster, 16384 on a GPU). The last ``keep`` checkpoints stay on disk (0: all)."""
+    """How long the run trains, how each step uses its samples, and what is saved."""
 
     steps: int = 100
     seed: int = 0
     epochs: int = 1
+    """Passes over the samples of each step."""
     minibatches: int = 1
+    """Optimiser steps per pass."""
     micro_tokens: int | None = None
+    """Most tokens in one forward pass. It bounds memory and changes nothing else. None: 4096 on a CPU, where more is no
+    faster, and 16384 on a GPU."""
     precision: Precision = "float32"
     checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
     save_every: int = 50
+    """Save a checkpoint every N steps (0: only after the last one)."""
     keep: int = 0
+    """Number of checkpoints that stay on disk, the newest ones (0: all)."""
 
     def __post_init__(self) -> None:
         if self.save_every < 0 or self.keep < 0:
@@ -138,16 +144,15 @@ class Train:
 
 @dataclass(frozen=True, slots=True)
 class EvalOptions:
-    """A short evaluation while training, every ``every`` steps (0: never), into ``evals/step-N`` of the run.
-
-    It samples as training does. ``task`` is named as for ``twofold eval --task``; without one it is the training task's own
-    test split, which a data set does not have.
-    """
+    """A short evaluation while training, saved in ``evals/step-N`` of the run. It samples as training does."""
 
     every: int = 0
+    """Evaluate every N steps (0: never)."""
     task: str = ""
+    """A task as for ``twofold eval --task``. Empty: the test split of the training task, which a data set does not have."""
     problems: int = 64
     n: int = 4
+    """Samples per problem."""
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.problems < 1 or self.n < 1:
@@ -156,13 +161,12 @@ class EvalOptions:
 
 @dataclass(frozen=True, slots=True)
 class LogOptions:
-    """What a run writes beside ``metrics.jsonl``, which it always writes.
-
-    ``rollouts`` groups of every step go to ``rollouts.jsonl``, for ``twofold show``.
-    """
+    """What a run writes in addition to ``metrics.jsonl``."""
 
     to: tuple[LogTo, ...] = ()
+    """Trackers that get the same numbers."""
     rollouts: int = 2
+    """Number of groups of each step that are written to ``rollouts.jsonl``, which ``twofold show`` reads."""
 
     def __post_init__(self) -> None:
         if self.rollouts < 0:
@@ -171,11 +175,11 @@ class LogOptions:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything a training run depends on.
+    """Everything that a training run depends on.
 
-    ``reward`` names functions (problem, text) -> number or ``Grade``, each as ``mine.py:name``, and "correct" for the task's
-    own reward; the policy is paid their sum, weighted by ``reward_weights`` if there are any. Without ``reward`` it is paid
-    the task's own.
+    ``reward`` is a list of functions (problem, text) -> number or ``Grade``, each named as ``mine.py:name``; "correct" is the
+    task's own reward. The policy is paid their sum, weighted by ``reward_weights`` if given. Without ``reward`` it is paid the
+    task's own reward.
     """
 
     model: str = SHIPPED
@@ -212,14 +216,14 @@ ALIASES = {
     "bf16": "train.precision", "dataset_name": "task.source", "lambda": "recipe.lam", "kl_coef": "loss.beta",
     "gradient_checkpointing": "train.checkpointing", "num_train_epochs": "train.epochs", "output_dir": "--out",
 }  # fmt: skip
-"""What other libraries call an option -> our name, for the error message."""
+"""The name of an option in other libraries -> its name here. The error about an unknown option uses it."""
 
 
 def task_named(name: str) -> TaskConfig:
-    """Return the task that a command line names: ``sums``, ``countdown``, ``letters``, ``gym:NAME``, ``mine.py:Task``, a known
-    data set or a file.
+    """Return the task that a name on the command line stands for.
 
-    The name of a procedural task may carry options: ``sums:level=4,choice=0``.
+    It is ``sums``, ``countdown``, ``letters``, ``gym:NAME``, ``mine.py:Task``, a known data set or a file. A procedural task
+    may have options: ``sums:level=4,choice=0``.
     """
     if source.is_source(name):
         return PythonTask(source=name)

@@ -1,4 +1,4 @@
-"""The main job, small: train the shipped base with and without a verifier, evaluate all three, write a report."""
+"""The demo: train the shipped base model with and without a verifier, evaluate all three models, and write a report."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ CONFIG = Config(
     optim=Optim(lr=3e-4, schedule="cosine", warmup=0.1, final=0.1),
     train=Train(steps=40, save_every=0),
 )
-"""Leave-one-out PPO^V on ``sums``; also ``configs/rlv-sums.toml``."""
+"""Leave-one-out PPO^V on ``sums``. ``configs/rlv-sums.toml`` is the same."""
 
 EVAL = run.Eval(problems=120, n=64, max_tokens=40, batch=15)
 
 
 def demo(out: Path, seed: int = 0, config: Config = CONFIG, evaluation: run.Eval = EVAL) -> Path:
-    """Runs ``rl`` and ``rlv``, the evaluations of these and of ``base``, and the report that is returned, all under ``out``.
+    """Train ``rl`` and ``rlv``, evaluate them and ``base``, and return the path of the report. Everything is under ``out``.
 
-    Both runs see the same problems with the same seed for as many steps; they differ in the verdict term alone.
-    Finished parts are kept, so an interrupted demo goes on where it stopped. Raises Stopped if training was interrupted.
+    Both runs have the same problems, seed and number of steps; only the verdict term differs. Finished parts are kept, so
+    the same call continues an interrupted demo. Raises Stopped if training was interrupted.
     """
     console = Console()
     began = time.monotonic()
@@ -43,13 +43,14 @@ def demo(out: Path, seed: int = 0, config: Config = CONFIG, evaluation: run.Eval
     variants = {"rl": replace(config, recipe=replace(recipe, verify="none")), "rlv": config}
     models: dict[str, str | Path] = {"base": config.model}
     for i, (name, variant) in enumerate(variants.items(), 1):
-        what = "RL without a verifier" if name == "rl" else "RL^V: the same, and it learns to judge"
+        what = (
+            "train rl, RL without a verifier" if name == "rl" else "train rlv, RL^V: the same, and it learns to judge"
+        )
         amount = f"{config.train.steps} steps of {config.rollout.problems} problems x {recipe.rollouts} rollouts"
-        console.print(f"[bold]{i}/3[/] {what}: {amount}")
+        console.print(f"[bold]{i}/3[/] {what}: {amount}", soft_wrap=True)
         models[name] = training.train(variant, out / name, resume=(out / name).exists(), title=name)
-    console.print(
-        f"[bold]3/3[/] evaluate base, rl and rlv: {evaluation.problems} held-out problems x {evaluation.n} samples"
-    )
+    amount = f"{evaluation.problems} held-out problems x {evaluation.n} samples"
+    console.print(f"[bold]3/3[/] evaluate base, rl and rlv: {amount}", soft_wrap=True)
     task = run.make_task(config.task)
     with Progress(console=console) as bar:
         for name, path in models.items():
@@ -60,13 +61,13 @@ def demo(out: Path, seed: int = 0, config: Config = CONFIG, evaluation: run.Eval
                 replace(evaluation, seed=seed),
                 out=out / name / "evals" / "test",
                 name=name,
-                progress=partial(_show, bar, line),
+                progress=partial(_advance, bar, line),
             )
     print_table(report([out / name for name in models], out, baseline="rl"))
     page = out / "report.html"
-    console.print(f"\n[bold]{page}[/]  ({time.monotonic() - began:.0f} s)")
+    console.print(f"\nreport: [bold]{page}[/]  ({time.monotonic() - began:.0f} s)", soft_wrap=True)
     return page
 
 
-def _show(bar: Progress, line: TaskID, done: int, total: int) -> None:
+def _advance(bar: Progress, line: TaskID, done: int, total: int) -> None:
     bar.update(line, completed=done, total=total)

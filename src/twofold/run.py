@@ -1,4 +1,4 @@
-"""A model at hand: load one or connect to one, solve, evaluate, serve. (``training.py`` trains.)"""
+"""Use a model: load it or connect to it, then solve, evaluate or serve. (``training.py`` trains.)"""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model at hand: ``engine`` generates, ``chat`` writes its prompts."""
+    """A model that is ready to use: ``engine`` generates, ``chat`` writes its prompts."""
 
     name: str
     engine: NativeEngine | RemoteEngine
@@ -43,14 +43,14 @@ class Model:
 
 
 def shipped() -> Path:
-    """Directory of the base model that comes with the package."""
+    """Return the directory of the base model that comes with the package."""
     return Path(str(files("twofold") / "assets" / SHIPPED))
 
 
 def load(model: str | Path = SHIPPED, *, system: str | None = None, precision: Precision = "float32") -> Model:
-    """Load a model by directory, hub name, or ``"tiny"`` for the one that comes with the package.
+    """Load a model by its directory or hub name; ``"tiny"`` is the model that comes with the package.
 
-    A run directory stands for its newest checkpoint, and a checkpoint is asked the verdict question that it was trained on.
+    A run directory stands for its newest checkpoint. A checkpoint is asked the verdict question that it was trained on.
     Raises OSError if there is no such model.
     """
     path = find_model(model)
@@ -62,61 +62,64 @@ def load(model: str | Path = SHIPPED, *, system: str | None = None, precision: P
 def connect(
     upstream: str, model: str | Path = SHIPPED, *, system: str | None = None, serves: str | None = None
 ) -> Model:
-    """The model that a server with OpenAI's API, such as vLLM's, has at the URL ``upstream``; nothing of it is loaded here
-    but the tokenizer, that of ``model`` (named as for ``load``). ``serves`` is the server's name for it, if not this one.
+    """Return the model that a server with OpenAI's API, such as vLLM's, has at the URL ``upstream``.
 
-    Raises OSError if there is no such model or the server cannot be reached or lacks something, ValueError if it serves
-    another. See ``engines.remote.RemoteEngine``.
+    Only the tokenizer of ``model`` (named as for ``load``) is loaded here. ``serves`` is the server's name for the model, if
+    it is not ``model``. Raises OSError if there is no such model, or if the server cannot be reached or lacks something that
+    is needed; ValueError if it serves another model. See ``engines.remote.RemoteEngine``.
     """
     from twofold.engines.remote import RemoteEngine
 
     path = find_model(model)
     tokenizer = load_tokenizer(path)
     chat = Chat(tokenizer, system, question=verdict_question(path) or JUDGE)
-    likely = (str(model), path.name)
-    engine = RemoteEngine(upstream, text=CRITIQUE, ids=chat.encode(CRITIQUE), model=serves, likely=likely)
+    names = (str(model), path.name)
+    engine = RemoteEngine(upstream, text=CRITIQUE, ids=chat.encode(CRITIQUE), model=serves, likely=names)
     return Model(str(model), engine, chat, tokenizer)
 
 
 def find_model(model: str | Path) -> Path:
-    """Return the directory of a model: the shipped one, a run's newest checkpoint, a directory, or a hub name as it is.
+    """Return the directory of the shipped model, of a run's newest checkpoint, or of a model; return a hub name as it is.
 
-    Raises FileNotFoundError if it is none of these.
+    Raises FileNotFoundError if ``model`` is none of these.
     """
     path = shipped() if str(model) == SHIPPED else latest_checkpoint(Path(model)) or Path(model)
     if not path.is_dir() and (len(path.parts) != 2 or Path(path.parts[0]).is_dir()):
-        raise FileNotFoundError(f"{model}: no such model directory, and not the name of one on a hub (OWNER/NAME)")
+        raise FileNotFoundError(f"{model}: no such model directory, and not a name on a hub (OWNER/NAME)")
     return path
 
 
 def solve(model: Model, problem: str, plan: Plan | str | None = None) -> Solution:
-    """The answer to one problem, with its confidence, the votes and the cost. A plan may be its short form."""
+    """Return the answer to one problem, with its confidence, the votes and the cost.
+
+    ``plan`` may be given in its short form, such as "weighted-16".
+    """
     return solve_many(model, [problem], plan)[0]
 
 
 def solve_many(model: Model, problems: Sequence[str], plan: Plan | str | None = None) -> list[Solution]:
-    """``solve`` of every problem, all in the same engine calls. Answers are grouped by mathematical equality."""
+    """Return ``solve`` of every problem, all in the same engine calls. Answers are grouped by mathematical equality."""
     plan = parse(plan) if isinstance(plan, str) else plan or Plan()
     return solve_all(model.engine, model.chat, problems, plan, same)
 
 
 @lru_cache(maxsize=100_000)  # a server sees answers for ever
 def same(a: str, b: str) -> bool:
-    """Whether two answers are mathematically equal, as the graders see it; not decided in time is no."""
+    """Return whether the grader finds two answers mathematically equal. If it cannot decide in time, they are not."""
     return equal(a, b) == "correct"
 
 
 def service(model: Model, limits: Limits | None = None) -> Service:
-    """A model made ready to serve, see ``serve/``. Raises ValueError if its context or its verdicts cannot be told."""
+    """Return the service that ``serve/`` runs. Raises ValueError if the model's context length or Yes and No are not known."""
     from twofold.serve.scheduler import Scheduler
     from twofold.serve.service import Service
 
     engine = model.engine
     if engine.context is None:
-        where = "its config does not say (max_position_embeddings)"
+        where = "its config has no max_position_embeddings"
         if not isinstance(engine, NativeEngine):
-            where = f"the upstream's list of models does not say (max_model_len of {engine.model})"
-        raise ValueError(f"{model.name}: how long may a text be? {where}")
+            where = f"the upstream's list of models has no max_model_len of {engine.model}"
+        raise ValueError(f"{model.name}: the context length is not known: {where}")
     _ = model.chat.yes_no_ids
     raw = not isinstance(engine, NativeEngine) and engine.raw_logprobs
     return Service(Path(model.name).name, model.chat, Scheduler(engine), engine.context, same, limits, raw)
@@ -140,12 +143,12 @@ def make_task(config: TaskConfig) -> Task:
 
 
 def guarded(task: Task) -> Task:
-    """Return a task that was given in Python, made safe to grade with (see ``tasks.user``); ours are safe as they are."""
+    """Return a task that grades under a deadline (see ``tasks.user``). twofold's own tasks do so already."""
     return task if type(task).__module__.startswith("twofold.") else Guarded(task)
 
 
 def rewarded(task: Task, functions: Sequence[str], weights: Sequence[float] = ()) -> Task:
-    """Return the task, paid by these functions if there are any (see ``tasks.user.Rewarded``)."""
+    """Return the task with its rewards from these functions, if there are any (see ``tasks.user.Rewarded``)."""
     return Rewarded(task, functions, weights) if functions else task
 
 
@@ -160,12 +163,12 @@ def evaluate(
     plans: Sequence[Plan | str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Sample, grade and score ``task`` with ``model`` into ``out``; resumes what is already there. Then see ``report``.
+    """Sample, grade and score problems of ``task`` with ``model``, saved in ``out``; return the directory. Then use ``report``.
 
-    ``verifier`` is a second model that scores in its place (the separate-verifier ablation). ``plans`` are compared on
-    these samples (those that draw independent ones) or run on the same problems; a short form samples and judges as
-    ``config`` does where it does not say otherwise. What the plans read of the samples' certainty is recorded.
-    ``config.probe`` has thoughts of its own, sampled likewise, beside them.
+    Problems that ``out`` already has are not sampled again. ``verifier`` is a second model that scores the samples in place
+    of ``model`` (the separate-verifier ablation). ``plans`` that draw independent samples are computed from these samples; the
+    others are run on the same problems. A short form samples and judges as ``config`` does, unless it says otherwise. If a
+    plan reads the samples' certainty, it is recorded. ``config.probe`` also draws thoughts and probes them.
     """
     config = config or Eval()
     chosen = make_task(task_named(task)) if isinstance(task, str) else task
@@ -177,13 +180,15 @@ def evaluate(
         raise ValueError(
             f"plan {unjudged[0]} cannot ask for verdicts by judge={judge}: give it one of {', '.join(ASKED)}"
         )
-    if most := [plan for plan in parsed if plan.n > config.n]:
-        raise ValueError(f"plan {most[0]}: the evaluation draws {config.n} samples: raise --n or lower the plan's")
+    if too_large := [plan for plan in parsed if plan.n > config.n]:
+        raise ValueError(
+            f"plan {too_large[0]}: the evaluation draws {config.n} samples: raise --n, or lower the plan's n"
+        )
     if config.judge.name == "head" and not isinstance((verifier or model).engine, NativeEngine):
-        raise ValueError("judge=head reads a head that was trained here: an upstream has none")
-    if certain := [plan.traces for plan in parsed if plan.traced]:
-        config = replace(config, trace_top=certain[0].top, trace_window=certain[0].window)
-    found = evaluate_task(
+        raise ValueError("judge=head reads a scalar head that was trained here; an upstream has none")
+    if traced := [plan.traces for plan in parsed if plan.traced]:
+        config = replace(config, trace_top=traced[0].top, trace_window=traced[0].window)
+    directory = evaluate_task(
         model.engine,
         model.chat,
         chosen,
@@ -197,8 +202,8 @@ def evaluate(
     )
     problems = [chosen.problem(config.split, i) for i in range(config.problems)]
     if config.probe.thoughts:
-        run_probes(model.engine, model.chat, chosen, problems, config.probe, found, batch=config.batch)
+        run_probes(model.engine, model.chat, chosen, problems, config.probe, directory, batch=config.batch)
     if parsed:
-        header = read_header(found)
-        run_plans(model.engine, model.chat, chosen, problems, parsed, found, header, batch=config.batch, same=same)
-    return found
+        header = read_header(directory)
+        run_plans(model.engine, model.chat, chosen, problems, parsed, directory, header, batch=config.batch, same=same)
+    return directory

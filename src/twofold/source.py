@@ -1,7 +1,7 @@
-"""Code of your own, named in a config as ``path/to/mine.py:Name``.
+"""Your own code, named in a config as ``path/to/mine.py:Name``. Such a name is called a source.
 
-A run adds the file's hash, ``mine.py:Name@sha256:HEX``, when it records its config. Whoever loads that pinned name
-later gets the same code, or an error that says that the file has changed.
+When a run records its config, it adds the file's hash: ``mine.py:Name@sha256:HEX``. Loading such a pinned source returns the
+same code, or raises an error which says that the file has changed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _FORM = re.compile(r"(?P<path>.+\.py):(?P<name>[A-Za-z_]\w*)(?:@sha256:(?P<diges
 
 
 def load(source: str) -> Any:
-    """Return what a source names: a class, a function, any object. The file runs once per version of it.
+    """Return what a source names: a class, a function, any object. Each version of the file is executed once.
 
-    A relative path starts at the working directory. Raises ValueError for a name that is not of the form, is not in the
-    file, or whose file has changed since it was pinned; FileNotFoundError if there is no such file; whatever the file
-    itself raises.
+    A relative path starts at the working directory. Raises ValueError if the source is not of the form ``FILE.py:NAME``, if
+    the file has no such name, or if it has changed since it was pinned; FileNotFoundError if there is no such file; and
+    whatever the file itself raises.
     """
     path, name, pinned = _parts(source)
     digest = _digest(path)
@@ -56,7 +56,10 @@ def load(source: str) -> Any:
 
 
 def pin(source: str) -> str:
-    """Return the source with the hash of its file. Raises as ``load`` does, but does not run the file."""
+    """Return the source with the hash of its file; the file is not executed.
+
+    Raises ValueError if the source is not of the form ``FILE.py:NAME``, FileNotFoundError if there is no such file.
+    """
     path, name, pinned = _parts(source)
     return f"{path}:{name}@sha256:{pinned or _digest(path)}"
 
@@ -83,7 +86,7 @@ def describe(thing: object) -> str:
 
 
 def is_source(text: str) -> bool:
-    """Whether a text has the form ``FILE.py:NAME``."""
+    """Return whether a text has the form ``FILE.py:NAME``."""
     return _FORM.fullmatch(text) is not None
 
 

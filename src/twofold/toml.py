@@ -1,7 +1,7 @@
-"""A config is a value: frozen dataclasses, read from TOML, changed by dotted overrides, strict about names and types.
+"""Read configs: frozen dataclasses from TOML files and dotted overrides, strict about names and types.
 
 Fields may be bool, int, float, str, ``Literal``, ``tuple[T, ...]``, another dataclass, ``X | None``, or a union of
-dataclasses told apart by a field called ``name`` (a ``Literal`` with that one value as its default)::
+dataclasses. The members of a union differ in a field called ``name``, a ``Literal`` with one value, which is its default::
 
     @dataclass(frozen=True)
     class Train:
@@ -16,7 +16,7 @@ dataclasses told apart by a field called ``name`` (a ``Literal`` with that one v
     config = load(Config, "run.toml")
     config = override(config, ["train.lr=1e-5", "--recipe.name", "tango"])
 
-Every complaint is a ``ConfigError`` that says where (file or command line), which dotted option, and what to do.
+Every error is a ``ConfigError`` which says where the mistake is (file or command line), in which option, and how to mend it.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ import tomli_w
 
 T = TypeVar("T")
 Aliases = Mapping[str, str]
-"""What others call an option (``learning_rate``, ``rollout.n``) -> our name (``train.lr``), for error messages."""
+"""The name of an option in other libraries (``learning_rate``) -> its name here (``train.lr``), for error messages."""
 
 NO_ALIASES: Aliases = {}
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used; the message is for the person who wrote it."""
+    """Raised for a config that cannot be used. The message is for the person who wrote it."""
 
 
 class _Text(str):
-    """A value as typed on the command line: its meaning depends on the type of the field it is for."""
+    """A value as it was typed on the command line. Its type is not known until its field is."""
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Where values come from and what may be written there, for error messages."""
+class _Context:
+    """What an error message needs: where the values were written, all options, and their other names."""
 
     where: str
     known: list[str]
@@ -62,7 +62,7 @@ class _Source:
         return self.error(f"{key} must be {expected}, got {value!r} ({kind})")
 
     def unknown(self, key: str, value: object) -> ConfigError:
-        while isinstance(value, Mapping) and value:  # name the option somebody meant, not the table it stands in
+        while isinstance(value, Mapping) and value:  # name the option that was meant, not its table
             child, value = next(iter(value.items()))
             key = f"{key}.{child}"
         leaf = key.split(".")[-1]
@@ -82,7 +82,7 @@ class _Source:
 
 
 def load(cls: type[T], path: str | Path, aliases: Aliases = NO_ALIASES) -> T:
-    """Reads a TOML file into ``cls``. Raises ConfigError if it cannot be read, is not TOML or does not fit ``cls``."""
+    """Read a TOML file into ``cls``. Raises ConfigError if it cannot be read, is not TOML or does not fit ``cls``."""
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -93,16 +93,19 @@ def load(cls: type[T], path: str | Path, aliases: Aliases = NO_ALIASES) -> T:
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config", aliases: Aliases = NO_ALIASES) -> T:
-    """A ``cls`` from nested plain values, defaults where left out. Raises ConfigError where a value does not fit."""
-    return _build(cls, values, "", None, _Source(where, options(cls), aliases))
+    """Return a ``cls`` from nested plain values; what is left out has its default.
+
+    Raises ConfigError if a value does not fit.
+    """
+    return _build(cls, values, "", None, _Context(where, options(cls), aliases))
 
 
 def override(config: T, settings: Sequence[str], aliases: Aliases = NO_ALIASES, where: str = "command line") -> T:
-    """A new config with some options changed; where one is given twice the last wins.
+    """Return a new config with some options changed. If an option is given twice, the last one wins.
 
-    Three spellings: ``train.lr=1e-6``, ``--train.lr=1e-6`` and ``--train.lr 1e-6`` (two items). Values are TOML
-    (``[3, 4]``, ``true``, ``1e-6``), text fields need no quotes, and ``none`` empties an optional field.
-    Raises ConfigError on anything that does not fit.
+    There are three spellings: ``train.lr=1e-6``, ``--train.lr=1e-6`` and ``--train.lr 1e-6`` (two items). Values are TOML
+    (``[3, 4]``, ``true``, ``1e-6``). Text needs no quotes, and ``none`` sets an optional field to None. Raises ConfigError
+    if something does not fit.
     """
     values: dict[str, Any] = {}
     for key, text in _pairs(settings, where):
@@ -113,16 +116,19 @@ def override(config: T, settings: Sequence[str], aliases: Aliases = NO_ALIASES, 
             if not isinstance(table, dict):
                 raise ConfigError(f"{where}: {parent} is given both as a value and as a table, by {key}")
         table[leaf] = _Text(text)
-    return _build(type(config), values, "", config, _Source(where, options(type(config)), aliases))
+    return _build(type(config), values, "", config, _Context(where, options(type(config)), aliases))
 
 
 def to_toml(config: object) -> str:
-    """Every field of a config in its own order, None left out; ``load`` of this gives back an equal config."""
+    """Return a config as TOML, every field in its order, None left out. ``load`` of it returns an equal config."""
     return tomli_w.dumps(_without_none(asdict(config)))  # type: ignore[call-overload]
 
 
 def options(cls: type) -> list[str]:
-    """Every dotted option of ``cls`` in order, those of all members of a union: ``["train.lr", "train.steps"]``."""
+    """Return every dotted option of ``cls`` in order, with the options of all members of a union.
+
+    For the ``Train`` above this is ``["lr", "steps"]``, and for a config that has it ``["train.lr", "train.steps"]``.
+    """
     names: list[str] = []
     for field, hint in _fields(cls):
         tables: list[Any] = [member for member in _members(hint) if is_dataclass(member)]
@@ -150,7 +156,7 @@ def _fields(cls: type) -> Iterator[tuple[Field[Any], Any]]:
     for field in fields(cls):
         hint = hints[field.name]
         if type(None) in _members(hint) and field.default is not None:
-            # TOML cannot say None, so a None over another default would be lost in config.toml
+            # TOML has no None, so config.toml would lose a None that replaces another default
             raise TypeError(f"{cls.__name__}.{field.name} is optional, so its default must be None")
         yield field, hint
 
@@ -159,26 +165,26 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _build(cls: type[T], values: Mapping[str, Any], prefix: str, base: T | None, source: _Source) -> T:
-    """One dataclass: ``values`` where given, else ``base`` where there is one, else the defaults."""
-    known = list(_fields(cls))
-    names = {field.name for field, _ in known}
+def _build(cls: type[T], values: Mapping[str, Any], prefix: str, base: T | None, context: _Context) -> T:
+    """Return a ``cls`` with ``values``; what they leave out comes from ``base``, or has its default if there is no ``base``."""
+    own_fields = list(_fields(cls))
+    names = {field.name for field, _ in own_fields}
     for key in values:
         if key not in names:
-            raise source.unknown(prefix + key, values[key])
+            raise context.unknown(prefix + key, values[key])
     chosen: dict[str, Any] = {}
-    for field, hint in known:
+    for field, hint in own_fields:
         key, default = prefix + field.name, _default(field, base)
         if field.name in values:
-            chosen[field.name] = _convert(hint, values[field.name], key, default, source)
+            chosen[field.name] = _convert(hint, values[field.name], key, default, context)
         elif default is MISSING:
-            raise source.error(f"{key} is required")
+            raise context.error(f"{key} is required")
         else:
             chosen[field.name] = default
     try:
         return cls(**chosen)
     except ValueError as error:  # a dataclass may check its own values
-        raise source.error(f"{prefix[:-1]}: {error}" if prefix else str(error)) from error
+        raise context.error(f"{prefix[:-1]}: {error}" if prefix else str(error)) from error
 
 
 def _default(field: Field[Any], base: object) -> Any:
@@ -187,41 +193,41 @@ def _default(field: Field[Any], base: object) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
-def _convert(hint: Any, value: Any, key: str, default: Any, source: _Source) -> Any:
-    """``value`` as the type ``hint``, or a ConfigError that names ``key``."""
+def _convert(hint: Any, value: Any, key: str, default: Any, context: _Context) -> Any:
+    """Return ``value`` as the type ``hint``. Raises ConfigError, which names ``key``, if it does not fit."""
     members = [member for member in _members(hint) if member is not type(None)]
     optional = len(members) < len(_members(hint))
     if optional and (value is None or (isinstance(value, _Text) and value.lower() == "none")):
         return None
     if all(is_dataclass(member) for member in members):
-        return _table(members, value, key, default, source)
+        return _table(members, value, key, default, context)
     if len(members) > 1:
         raise TypeError(f"{key}: unions are of dataclasses only, not {hint}")
-    return _scalar(members[0], value, key, source)
+    return _scalar(members[0], value, key, context)
 
 
-def _table(members: list[Any], value: Any, key: str, default: Any, source: _Source) -> Any:
-    """One dataclass: of a union the member that ``name`` picks or, without a ``name``, the one already there.
+def _table(members: list[Any], value: Any, key: str, default: Any, context: _Context) -> Any:
+    """Return one dataclass from a table. In a union ``name`` chooses the member; without a ``name`` it is that of ``default``.
 
-    Where the dataclass has a field ``name``, that name may stand for the table.
+    If the dataclass has a field ``name``, this name alone may stand for the table.
     """
     if isinstance(value, str) and "name" in members[0].__dataclass_fields__:
         value = {"name": value}
     if not isinstance(value, Mapping):
         field = "name" if len(members) > 1 else fields(members[0])[0].name
-        raise source.wrong_type(key, f"a table (set its options, such as {key}.{field})", value)
+        raise context.wrong_type(key, f"a table (set its options, such as {key}.{field})", value)
     member = members[0] if len(members) == 1 else type(default)
     if len(members) > 1:
         by_name = {m.__dataclass_fields__["name"].default: m for m in members}
         if "name" in value:
-            member = by_name[_scalar(Literal[tuple(by_name)], value["name"], f"{key}.name", source)]
+            member = by_name[_scalar(Literal[tuple(by_name)], value["name"], f"{key}.name", context)]
         elif member not in members:
-            raise source.error(f"{key}.name is required, one of {', '.join(by_name)}")
-    return _build(member, value, f"{key}.", default if type(default) is member else None, source)
+            raise context.error(f"{key}.name is required, one of {', '.join(by_name)}")
+    return _build(member, value, f"{key}.", default if type(default) is member else None, context)
 
 
-def _scalar(hint: Any, value: Any, key: str, source: _Source) -> Any:
-    """bool, int, float, str, Literal or ``tuple[T, ...]``."""
+def _scalar(hint: Any, value: Any, key: str, context: _Context) -> Any:
+    """Return ``value`` as a bool, int, float, str, ``Literal`` or ``tuple[T, ...]``."""
     origin, args = get_origin(hint), get_args(hint)
     if isinstance(value, _Text):
         parsed = _parse(value)
@@ -230,19 +236,19 @@ def _scalar(hint: Any, value: Any, key: str, source: _Source) -> Any:
     if origin is Literal:
         if any(type(value) is type(choice) and value == choice for choice in args):
             return value
-        raise source.wrong_type(key, f"one of {', '.join(map(repr, args))}", value)
+        raise context.wrong_type(key, f"one of {', '.join(map(repr, args))}", value)
     if origin is tuple and len(args) == 2 and args[1] is Ellipsis:
         if isinstance(value, str) and _is_text(args[0]):
             value = [value]  # one text stands for a list of one
         if isinstance(value, list | tuple):
-            return tuple(_convert(args[0], item, f"{key}[{i}]", MISSING, source) for i, item in enumerate(value))
-        raise source.wrong_type(key, "a list such as [1, 2]" if args[0] in (int, float) else "a list", value)
+            return tuple(_convert(args[0], item, f"{key}[{i}]", MISSING, context) for i, item in enumerate(value))
+        raise context.wrong_type(key, "a list such as [1, 2]" if args[0] in (int, float) else "a list", value)
     if hint not in _SCALARS:
         raise TypeError(f"{key}: configs cannot hold {hint}")
     if hint is float and type(value) is int:
         return float(value)
-    if type(value) is not hint:  # not isinstance: true is no whole number
-        raise source.wrong_type(key, _SCALARS[hint], value)
+    if type(value) is not hint:  # not isinstance, because True is an int
+        raise context.wrong_type(key, _SCALARS[hint], value)
     return value
 
 
@@ -254,7 +260,7 @@ _SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str
 
 
 def _parse(text: _Text) -> Any:
-    """``text`` read as a TOML value (and ``True``, ``False`` as in Python), or plain text where it is none."""
+    """Return ``text`` as a TOML value (``True`` and ``False`` are allowed too), or as it is if it is not one."""
     plain = str(text)
     try:
         return tomllib.loads(f"value = {plain.lower() if plain in ('True', 'False') else plain}")["value"]

@@ -1,4 +1,4 @@
-"""From a config to objects to the loop. Every recipe, task and engine comes through here in one way."""
+"""Build a training run from its config, and run it. Every recipe, task and engine is built here, in one way."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from twofold.trainer.trackers import open_trackers
 from twofold.types import Problem, Rollout, Sampling, Stopped
 
 MakeEngine = Callable[[Any], PolicyEngine]
-"""From the module that trains to the engine that samples from it."""
+"""Function that returns an engine for the module that trains."""
 
 
 class _Setup:
-    """What a run has for its recipe (``recipes.common.Setup``), and what the recipe asked for: a model for each role."""
+    """The run that a recipe is built from (see ``recipes.common.Setup``), with a model and an engine for each role."""
 
     def __init__(self, config: Config, task: Task, engine: MakeEngine) -> None:
         self.config, self.task, self.steps, self.seed = config, task, config.train.steps, config.train.seed
@@ -107,7 +107,7 @@ class _Setup:
         return Judging("p_yes")
 
     def learner(self, role: str, updates: int) -> Learner:
-        """Its learning rate runs over its own updates."""
+        """Return the learner of a role, whose learning-rate schedule runs over ``updates`` updates."""
         config, model = self.config, self.models[role]
         return Learner(
             model, config.optim, config.loss,
@@ -193,7 +193,7 @@ def make_engine(config: Config, model: Any) -> PolicyEngine:
 
 
 def _recorded(config: Config, task: object, recipe: object, engine: object) -> Config:
-    """The config with every piece of the user's own code pinned to what it is now, given in Python or by name."""
+    """Return the config with all of the user's own code, given in Python or by name, pinned to the hash of its file."""
     if isinstance(task, PROCEDURAL):
         config = replace(config, task=task)
     elif task is not None:
@@ -212,7 +212,7 @@ def _recorded(config: Config, task: object, recipe: object, engine: object) -> C
 
 
 def _scores(setup: _Setup, rollouts: Sequence[Rollout]) -> Sequence[float | None]:
-    """P(Yes) of each rollout, for people to read; None where nothing can judge."""
+    """Return the score of each rollout, for ``rollouts.jsonl``; None if nothing can judge."""
     judging = setup.judging
     if judging.name == "none":
         return [None] * len(rollouts)
@@ -220,7 +220,7 @@ def _scores(setup: _Setup, rollouts: Sequence[Rollout]) -> Sequence[float | None
 
 
 def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str, float]]:
-    """Step -> the figures of a short evaluation there (``[eval]``)."""
+    """Return a function from a step to the figures of a short evaluation after it, as ``[eval]`` says."""
     if not config.eval.every:
         return lambda step: {}
     if not config.eval.task and length(setup.task) is not None:
@@ -242,7 +242,7 @@ def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str
 
 
 def _refuse_to_mix(run: Path, config: Config, resume: bool) -> None:
-    """Raise if ``run`` holds a run that this is not the continuation of."""
+    """Raise FileExistsError or ValueError if ``run`` already holds a run and this one does not continue it."""
     path = run / "config.toml"
     if not path.exists():
         return
@@ -251,11 +251,11 @@ def _refuse_to_mix(run: Path, config: Config, resume: bool) -> None:
     old, new = (flat(asdict(c)) for c in (toml.load(Config, path, ALIASES), config))
     changed = [f"{k} = {new.get(k)!r}, was {old.get(k)!r}" for k in {**old, **new} if new.get(k) != old.get(k)]
     if changed:
-        raise ValueError(f"{run} was made with another config ({'; '.join(changed[:5])}); resume with its own {path}")
+        raise ValueError(f"{run} was made with another config ({'; '.join(changed[:5])}); resume with its own, {path}")
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested tables as dotted names."""
+    """Return nested tables as one table with dotted names."""
     found: dict[str, Any] = {}
     for key, value in table.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}

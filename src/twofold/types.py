@@ -36,9 +36,9 @@ COLDEST = 1e-3
 class Sampling:
     """How to sample. ``stop`` holds token ids; the stop token is kept in the completion.
 
-    ``temperature = 0`` is greedy. A temperature between 0 and ``COLDEST``, or a ``top_p`` below its square, is beyond single
-    precision and refused (ValueError). Every random draw is a pure function of (seed, prompt, sample index, position), so
-    the other rows of a batch cannot change it.
+    ``temperature = 0`` is greedy. Raises ValueError for a temperature between 0 and ``COLDEST``, or a ``top_p`` below the
+    square of ``COLDEST``: single precision cannot represent them. Every random draw is a pure function of (seed, prompt,
+    sample index, position), so the other rows of a batch cannot change it.
     """
 
     n: int = 1
@@ -48,17 +48,18 @@ class Sampling:
     stop: tuple[int, ...] = ()
     seed: int = 0
     trace_top: int = 0
-    """How many of the likeliest tokens the per-token confidence is taken of; 0: neither it nor the certainty is recorded."""
+    """Number k of most likely tokens that the per-token confidence is computed from; 0 records neither it nor the certainty."""
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.max_tokens < 1 or not self.temperature >= 0 or not 0 < self.top_p <= 1:
             raise ValueError(
-                f"n and max_tokens must be at least 1, temperature at least 0, top_p in (0, 1]; got {self}"
+                "n and max_tokens must be at least 1, temperature at least 0, top_p in (0, 1]; got "
+                f"n={self.n}, max_tokens={self.max_tokens}, temperature={self.temperature}, top_p={self.top_p}"
             )
         if 0 < self.temperature < COLDEST or self.top_p < COLDEST**2:
             raise ValueError(
-                f"temperature must be 0 or at least {COLDEST}, top_p at least {COLDEST**2}: single precision has no less;"
-                f" got {self}"
+                f"temperature must be 0 or at least {COLDEST}, top_p at least {COLDEST**2}, the least that single precision "
+                f"can represent; got temperature={self.temperature}, top_p={self.top_p}"
             )
 
 
@@ -66,10 +67,10 @@ class Sampling:
 class Completion:
     """Tokens after a prompt. ``sampled[t]`` is False where the token was forced, not drawn from the policy.
 
-    With ``Sampling.trace_top`` = k > 0 two numbers per token are recorded, of the model's distribution p before temperature
-    and top-p. ``token_confidence`` is minus the mean of ln p over the k likeliest tokens (DeepConf, arXiv:2508.15260).
-    ``token_certainty`` is KL(uniform || p) over the vocabulary (self-certainty, arXiv:2502.18581). Both are larger where the
-    model is surer.
+    With ``Sampling.trace_top`` = k > 0 two numbers per token are recorded. They are computed from the model's distribution p
+    before temperature and top-p. ``token_confidence`` is minus the mean of ln p over the k most likely tokens (DeepConf,
+    arXiv:2508.15260). ``token_certainty`` is KL(uniform || p) over the vocabulary (self-certainty, arXiv:2502.18581). Both
+    are larger where the model is more certain.
     """
 
     tokens: list[int]
@@ -82,10 +83,10 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What a solution earns, and whether it is right.
+    """The reward of a solution, and whether it is right.
 
-    ``reward`` is what the policy is paid; None where it could not be computed (``timeout``, ``error``), never a silent 0.
-    ``label`` says what the solution is. A verifier learns ``correct``, which no shaping of the reward changes.
+    ``reward`` is what the policy is paid. It is None where it could not be computed (``timeout``, ``error``), never a silent
+    0. ``label`` says what the solution is. A verifier learns ``correct``, which a shaped reward does not change.
     """
 
     reward: float | None
@@ -98,7 +99,7 @@ class Grade:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A solution, or a part of one: token ids as sampled, and its text and extracted answer for people and graders."""
+    """A solution or a part of one: token ids as they were sampled, the text, and the answer extracted from it."""
 
     prompt: list[int]
     completion: Completion
@@ -120,14 +121,14 @@ Group = list[Rollout]
 
 @dataclass(slots=True)
 class Sample:
-    """What the learner sees: lists of one length ``T``, nothing about rewards, prompts or algorithms.
+    """What the learner sees: lists of one length ``T``, and nothing about rewards, prompts or algorithms.
 
-    * ``sampled``: token was drawn from the policy; only these enter the policy stream.
-    * ``logprobs``: behaviour log-probs at sampled tokens (0 elsewhere).
+    * ``sampled``: whether the token was drawn from the policy; only drawn tokens are in the policy stream.
+    * ``logprobs``: log-probs under the policy that drew the tokens (0 where ``sampled`` is False).
     * ``advantages``: credit per token.
     * ``targets``: weight of the negative log-likelihood of this token (0 where it is not a target).
     * ``reference``: log-probs under a frozen reference policy, for a KL term.
-    * ``values``: (token index, label, weight) of targets for a scalar head, empty unless a recipe trains one.
+    * ``values``: (token index, label, weight) of each target of a scalar head; empty unless a recipe trains one.
     """
 
     tokens: list[int]
@@ -148,8 +149,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What a recipe makes of one step: samples for the learner of each role ("policy" and, where there is one, another),
-    numbers for the log, and the groups of rollouts that a person may want to read."""
+    """What a recipe returns for one step.
+
+    ``samples`` are for the learner of each role ("policy", and another where there is one), ``stats`` are numbers for the log,
+    and ``groups`` are the rollouts that a person may want to read.
+    """
 
     samples: dict[str, list[Sample]]
     stats: dict[str, float]
@@ -158,12 +162,13 @@ class Collected:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """All samples of one problem in an evaluation; every voting rule and every k is computed from it.
+    """All samples of one problem in an evaluation. Every voting rule and every k is computed from it.
 
-    ``answers[i]`` is None when sample i had none; ``scores[i]`` is P(Yes) or None when nothing judged it;
-    ``tokens[i]`` counts generated tokens, ``judge_tokens[i]`` the extra ones read to judge it;
-    ``seconds`` is this problem's share of the batch's wall-clock time. If the evaluation recorded the model's certainty,
-    ``certainty[i]`` is the self-certainty of sample i and ``traces`` its DeepConf scores by name (``maths.confidence``).
+    * ``answers[i]``: the answer of sample i, None if it has none.
+    * ``scores[i]``: its P(Yes), None if nothing judged it.
+    * ``tokens[i]``: number of its generated tokens; ``judge_tokens[i]``: number of tokens read in addition to judge it.
+    * ``seconds``: this problem's share of the batch's wall-clock time.
+    * ``certainty[i]``: its self-certainty, and ``traces[name][i]``: its DeepConf scores (``maths.confidence``), if recorded.
     """
 
     problem: Problem

@@ -1,22 +1,26 @@
-"""MRT-B: a stream of attempts, each but the first begun by taking back part of the one before (backtracking search).
+"""MRT-B: a stream of attempts; each attempt after the first takes back a part of the one before it (backtracking search).
 
 Paper: "Optimizing Test-Time Compute via Meta Reinforcement Fine-Tuning" (arXiv:2503.07572). z0 is a full attempt,
-z1 says "Backtrack to line n", z2 goes on from the lines before n; and so on, until the model ends its turn. Every attempt
-ends in an answer, so the meta-prover is the policy itself: stopping after z0 is worth z0's own reward. Methods, in the
-order in which they are run:
+z1 says "Backtrack to line n", z2 continues from the lines before n; and so on, until the model ends its turn. Every attempt
+ends in an answer, so the meta-prover is the policy itself: the value of stopping after z0 is z0's own reward. Methods, in
+the order in which they are run:
 
-* ``warm``: supervised, as a model does not backtrack by itself. Behind every line of a failed z0 ``continuations`` are drawn;
-  their mean reward estimates the success of that prefix. z1 names the line behind the best prefix, z2 is a right
-  continuation of it. ``rise`` instead stitches a failed and a right attempt of one problem together at random, from the first
-  line on; ``star`` learns right attempts alone.
-* ``rl``: z0 is context, ``branches`` streams go on behind it, and their rewards are set against z0's own as in
-  ``recipes/mrt.py``: progress is what z2 has over z0. ``grpo``: the outcome of whole streams only.
+* ``warm`` is supervised, because a model does not backtrack by itself. After every line of a failed z0, ``continuations``
+  are drawn, and their mean reward estimates the success of the prefix up to that line. z1 names the line after the best
+  prefix; z2 is a right continuation of that prefix. The two alternatives: ``rise`` joins a failed attempt and a random right
+  attempt at the same problem, from the first line on; ``star`` learns right attempts only.
+* ``rl``: z0 is context, ``branches`` streams continue after it, and their rewards are compared with z0's as in
+  ``recipes/mrt.py``. Progress is the reward of z2 less the reward of z0. ``grpo``: the outcome of whole streams only.
 
-What the paper leaves open is a field here. Deviations: of prefixes of equal success the longest is kept, and its attempt
-is drawn, not searched for with a beam; right first attempts are learnt too (what follows one is the end), as the model
-itself has to know when to stop; in ``rl`` a stream may also end behind z0, or backtrack more than once, and ``alpha`` times
-the normalised bonus stands next to the outcome term of ``rollouts`` streams. The copies of z0's reward, "half" of the group
-under ``mixed``, cost nothing: z0 has been graded. Rollouts whose reward could not be computed are left out.
+What the paper leaves open is an option here. Deviations from the paper:
+
+* Of prefixes of equal success the longest is kept. Its continuation is drawn, not searched for with a beam.
+* ``warm`` and ``rise`` also learn right first attempts, each followed by the end of the turn, because the model itself has to
+  know when to stop.
+* In ``rl`` a stream may also end after z0, or backtrack more than once.
+* ``alpha`` multiplies the normalised bonus. The outcome term is a term of its own, over ``rollouts`` streams.
+* Under ``mixed`` half of the group are copies of z0's reward. They cost nothing, as z0 has been graded already.
+* Rollouts whose reward could not be computed are left out.
 """
 
 from __future__ import annotations
@@ -27,13 +31,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from twofold.compute.backtrack import tried
-from twofold.compute.rollout import Task, continue_graded, forced, graded, join, rollouts, split, value
+from twofold.compute.rollout import continue_graded, forced, graded, join, rollouts, split, value
 from twofold.engines.base import Engine
 from twofold.maths.seeds import derive
 from twofold.recipes import common
-from twofold.recipes.common import Setup, Stats, policy_sample, relative, rewards_of, whole
+from twofold.recipes.common import Setup, Stats, policy_sample, rewards_of, whole
 from twofold.recipes.mrt import branch_advantages
-from twofold.text.chat import Chat
 from twofold.text.prompts import BACKTRACK
 from twofold.text.segments import line_starts
 from twofold.types import Collected, Completion, Group, Problem, Rollout, Sample, Sampling
@@ -41,27 +44,29 @@ from twofold.types import Collected, Completion, Group, Problem, Rollout, Sample
 
 @dataclass(frozen=True, slots=True)
 class MRTB:
-    """Options of the recipe. Each method reads what concerns it."""
+    """Options of the recipe. Options that name a method concern that method only."""
 
     name: Literal["mrt_b"] = "mrt_b"
     method: Literal["rl", "grpo", "warm", "rise", "star"] = "rl"
     rollouts: int = 4
-    """Streams (``rl``, ``grpo``) or first attempts (the others) per problem."""
+    """Number per problem of streams (``rl``, ``grpo``) or of first attempts (the other methods)."""
     alpha: float = 1.0
-    """``rl``: weight of the bonus; 0 leaves GRPO."""
+    """``rl``: weight of the bonus; 0 is plain GRPO."""
     bonus: Literal["mixed", "termination"] = "mixed"
+    """``rl``: how rewards become credit, see ``recipes/mrt.py``."""
     branches: int = 4
-    """``rl``: streams that go on behind one first attempt."""
+    """``rl``: number of streams that continue after one first attempt."""
     source: Literal["policy", "start"] = "policy"
-    """Who made the first attempts: the policy of this step, or the starting model."""
+    """The model that writes the first attempts: the current policy, or the starting model."""
     continuations: int = 4
-    """``warm``: behind every line of a failed attempt."""
+    """``warm``: number of continuations after every line of a failed attempt."""
     learn: Literal["suffix", "turn"] = "suffix"
-    """``warm``, ``rise``: what follows the first attempt is a target, or the whole turn."""
+    """``warm``, ``rise``: the targets are what follows the first attempt, or the whole turn."""
 
     def __post_init__(self) -> None:
-        if self.rollouts < 1 or self.branches < 1 or self.continuations < 1:
-            raise ValueError(f"rollouts, branches and continuations must be at least 1, got {self}")
+        counts = (self.rollouts, self.branches, self.continuations)
+        if min(counts) < 1:
+            raise ValueError(f"rollouts, branches and continuations must be at least 1, got {counts}")
         if self.rollouts < 2 and self.method in ("rl", "grpo"):
             raise ValueError(f"rollouts must be at least 2 for {self.method}: a group of one has no baseline")
 
@@ -70,39 +75,25 @@ class MRTB:
         return Recipe(self, setup.task, setup.chat, setup.sampling, start, setup.reference())
 
 
-class Recipe(common.Recipe):
-    """``start`` is the starting model, for ``source = "start"``; ``reference`` is asked for the KL stream if given."""
+class Recipe(common.FromAttempts):
+    """MRT-B in one run. Its methods are described at the top of this file."""
 
-    def __init__(
-        self,
-        config: MRTB,
-        task: Task,
-        chat: Chat,
-        sampling: Sampling,
-        start: Engine | None = None,
-        reference: Engine | None = None,
-    ) -> None:
-        if config.source == "start" and start is None:
-            raise ValueError('source = "start" needs an engine of the starting model')
-        super().__init__(task, chat, sampling, config.rollouts, reference)
-        self.config, self.start = config, start
+    config: MRTB
 
     def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
         config = self.config
         sampling = replace(self.sampling, seed=derive(self.sampling.seed, step))
-        source = self.start or engine
         if config.method in ("warm", "rise", "star"):
-            return self._supervised(source, problems, sampling)
+            return self._supervised(self.start or engine, problems, sampling)
         groups = rollouts(engine, self.chat, self.task, problems, sampling)
-        stats = common.describe(groups) | self._described(groups)
-        known = common.gradable(groups)
-        samples = [
-            policy_sample(r, whole(a, r)) for g in known for r, a in zip(g, relative(rewards_of(g)), strict=True)
-        ]
+        stats = common.describe(groups) | self._backtracking(groups)
+        graded_groups = common.gradable(groups)
+        samples = common.outcome_samples(graded_groups)
         if config.method == "rl" and config.alpha:
-            if source is not engine:
-                known = rollouts(source, self.chat, self.task, problems, replace(sampling, n=1))
-            branched, more = self._branched(engine, [self._first(g[0]) for g in known if g], sampling)
+            attempts = graded_groups
+            if config.source == "start":
+                attempts = rollouts(self.start or engine, self.chat, self.task, problems, replace(sampling, n=1))
+            branched, more = self._branched(engine, [self._first(g[0]) for g in attempts if g], sampling)
             samples += branched
             stats |= more
         if self.reference is not None:
@@ -110,14 +101,17 @@ class Recipe(common.Recipe):
         return Collected({"policy": samples}, stats, groups)
 
     def _first(self, rollout: Rollout) -> Rollout:
-        """Its first attempt alone, graded, without what ended it: a line break before the mark, or the turn's end."""
+        """Return the first attempt of a stream alone, graded.
+
+        The token that ended it is removed: the line break before the mark, or the end of the turn.
+        """
         first = tried(self.chat, rollout.completion)[0]
         if first.finish == "stop":
             first, _ = split(first, len(first.tokens) - 1)
         return graded(self.chat, self.task, [(rollout.problem, rollout.prompt, first)])[0]
 
-    def _described(self, groups: Sequence[Group]) -> Stats:
-        """How the streams of a step backtrack; progress is the last attempt's reward less the first one's."""
+    def _backtracking(self, groups: Sequence[Group]) -> Stats:
+        """Return numbers for the log: how the streams backtrack. Progress is the reward of the last attempt less the first's."""
         everyone = [r for g in groups for r in g]
         sizes = [len(tried(self.chat, r.completion)) for r in everyone]
         firsts = [self._first(r) if n > 1 else r for r, n in zip(everyone, sizes, strict=True)]
@@ -137,28 +131,33 @@ class Recipe(common.Recipe):
     # ------------------------------------------------------------ RL
 
     def _branched(self, engine: Engine, firsts: Sequence[Rollout], sampling: Sampling) -> tuple[list[Sample], Stats]:
-        """Behind each first attempt that has an answer ``branches`` streams go on, in one engine call; the attempt is context."""
+        """Return the samples of the streams that continue after each first attempt that has an answer, all in one engine call.
+
+        ``branches`` streams continue after each of them. The attempt itself is context.
+        """
         config = self.config
         firsts = [r for r in firsts if r.answer is not None and r.grade.reward is not None]
         begun = [replace(r, completion=forced(r.completion.tokens)) for r in firsts]
-        # a seed of its own: with the rollouts' the stream that the attempt began would be the same again
+        # another seed than the rollouts': theirs would draw the stream of this attempt again
         limit = replace(sampling, n=config.branches, seed=derive(sampling.seed, "branches"))
         ends = [[len(r.completion.tokens)] for r in begun]
         drawn = continue_graded(engine, self.chat, self.task, begun, ends, limit)
         samples: list[Sample] = []
         gains: list[float] = []
-        for r, (group,) in zip(begun, drawn, strict=True):
-            on = [o for o in group if o.grade.reward is not None]
-            direct, rewards = r.grade.reward or 0.0, [o.grade.reward or 0.0 for o in on]
-            numbers = branch_advantages([direct] * len(on), rewards, config.bonus)[len(on) :] if on else []
-            samples += [policy_sample(o, whole(config.alpha * a, o)) for o, a in zip(on, numbers, strict=True)]
+        for attempt, groups in zip(begun, drawn, strict=True):
+            (streams,) = common.gradable(groups)
+            direct, rewards = attempt.grade.reward or 0.0, rewards_of(streams)
+            advantages = (
+                branch_advantages([direct] * len(rewards), rewards, config.bonus)[len(rewards) :] if rewards else []
+            )
+            samples += [policy_sample(s, whole(config.alpha * a, s)) for s, a in zip(streams, advantages, strict=True)]
             gains += [reward - direct for reward in rewards]
         return samples, {"backtrack/branch_progress": sum(gains) / max(1, len(gains))}
 
     # ------------------------------------------------------------ supervised
 
     def _supervised(self, engine: Engine, problems: Sequence[Problem], sampling: Sampling) -> Collected:
-        """Right first attempts and their end; failed ones with what was found for them (not ``star``)."""
+        """Return right first attempts, each with the end of the turn, and failed ones with what follows them (not ``star``)."""
         method = self.config.method
         groups = rollouts(engine, self.chat, self.task, problems, sampling)
         firsts = [[self._first(r) for r in g] for g in groups]
@@ -180,7 +179,7 @@ class Recipe(common.Recipe):
         return Collected({"policy": samples}, stats | {"backtrack/kept": len(mended) / tries}, groups)
 
     def _stitched(self, failed: Sequence[Group], right: Sequence[Group], seed: int) -> list[tuple[Rollout, Completion]]:
-        """RISE: every failed attempt with a random right one of its problem, from the first line on."""
+        """Return RISE's pairs: every failed attempt, and a random right one at its problem, from the first line on."""
         end = [self.chat.stop[0]]
         pairs = []
         for bad, good in zip(failed, right, strict=True):
@@ -192,25 +191,27 @@ class Recipe(common.Recipe):
     def _mended(
         self, engine: Engine, failed: Sequence[Rollout], sampling: Sampling
     ) -> tuple[list[tuple[Rollout, Completion]], Stats]:
-        """Of every failed attempt the prefix of highest success, and a right continuation, in one engine call.
+        """Return failed attempts, each with the backtrack to its best prefix and a right continuation of that prefix.
 
-        The last of equals, so the longest; attempts of which no continuation is right and whole are left out.
+        The best prefix is the one of highest success; the longest wins a tie. An attempt is left out if none of its
+        continuations is right and complete. All continuations are drawn in one engine call.
         """
         cuts = [line_starts(self.chat.pieces(r.completion.tokens)) for r in failed]
         limit = replace(sampling, n=self.config.continuations, seed=derive(sampling.seed, "continuations"))
         drawn = continue_graded(engine, self.chat, self.task, failed, cuts, limit)
         pairs, chosen = [], []
         for r, own, groups in zip(failed, cuts, drawn, strict=True):
-            best, found = 0.0, None
+            highest, best = 0.0, None
             for line, (end, tries) in enumerate(zip(own, groups, strict=True), 1):
                 success = value(tries)  # NaN is never the best
-                right = (on.completion for on in tries if on.grade.correct and on.completion.finish == "stop")
+                right = (t.completion for t in tries if t.grade.correct and t.completion.finish == "stop")
                 finished = next(right, None)
-                if finished is not None and success >= best:
-                    best, found = success, (line, split(finished, end)[1])
-            if found is not None:
-                pairs.append((r, forced([*self._mark(r, found[0]), *found[1].tokens])))
-                chosen.append((best, found[0]))
+                if finished is not None and success >= highest:
+                    highest, best = success, (line, split(finished, end)[1])
+            if best is not None:
+                line, continuation = best
+                pairs.append((r, forced([*self._mark(r, line), *continuation.tokens])))
+                chosen.append((highest, line))
         count = max(1, len(chosen))
         return pairs, {
             "backtrack/success": sum(s for s, _ in chosen) / count,
@@ -218,12 +219,12 @@ class Recipe(common.Recipe):
         }
 
     def _mark(self, attempt: Rollout, line: int) -> list[int]:
-        """The mark, on a line of its own."""
+        """Return the tokens of "Backtrack to line n", on a line of their own after the attempt."""
         return self.chat.encode(("" if attempt.text.endswith("\n") else "\n") + BACKTRACK.format(line), tags=True)
 
 
 def target(attempt: Rollout, suffix: Completion, learn_all: bool) -> Sample:
-    """The attempt with the suffix behind, which is the target; with ``learn_all`` the attempt is one too."""
+    """Return the attempt followed by the suffix. The suffix is the target; with ``learn_all`` so is the attempt."""
     joined = replace(attempt, completion=join(attempt.completion, suffix))
     sample = common.context_sample(joined)
     start = len(attempt.prompt) + (0 if learn_all else len(attempt.completion.tokens))

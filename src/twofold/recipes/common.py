@@ -1,4 +1,4 @@
-"""What recipes share: what a run gives them, what they give back, and the small functions between.
+"""What recipes share: the run that they are built from, the class that they extend, and functions for their samples.
 
 A recipe is a function from rollouts to per-token credit. It sees no optimiser and no device.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from twofold.compute.rollout import Task
 from twofold.engines.base import Engine
@@ -22,10 +22,10 @@ Stats = dict[str, float]
 
 
 class Setup(Protocol):
-    """A run, as a recipe sees it while it is built: what is there, and what it may ask for.
+    """A run, as a recipe sees it while it is built: what it can read, and what it can request.
 
-    ``sampling`` has the run's temperature, token limit and seed; a recipe sets ``n`` and ``stop``. Everything asked for is
-    made from the weights that training starts with.
+    ``sampling`` has the run's temperature, token limit and seed; a recipe sets ``n`` and ``stop``. Every model that a recipe
+    requests has the weights that training starts with.
     """
 
     @property
@@ -40,22 +40,22 @@ class Setup(Protocol):
     def seed(self) -> int: ...
 
     def begin(self, model: object, tokenizer: object) -> None:
-        """Train this new model instead of the one that the config names."""
+        """Train this new model in place of the one that the config names."""
         ...
 
     def second(self, role: str, model: str | None = None) -> Engine:
-        """Train another model as well, in this role: the one of this name, or a copy of the policy's start.
+        """Train a second model in this role, loaded by its name (default: the config's model). Return its engine.
 
         Raises ValueError if its tokenizer is not the policy's.
         """
         ...
 
     def frozen(self, role: str = "policy") -> Engine:
-        """An engine of this role's model as it is now, which no update changes."""
+        """Return an engine of a copy of this role's model as it is now. No update changes the copy."""
         ...
 
     def reference(self, role: str = "policy") -> Engine | None:
-        """``frozen`` for the KL term, or None where ``loss.beta`` is 0 and there is none."""
+        """Return ``frozen(role)`` for the KL term, or None if ``loss.beta`` is 0, so that there is no KL term."""
         ...
 
     def head(self, kind: Literal["bce", "regression"]) -> None:
@@ -63,15 +63,18 @@ class Setup(Protocol):
         ...
 
     def spare(self, step: int, draw: int) -> list[Problem]:
-        """As many problems as a step has, which are no step's own; ``draw`` counts from 1 to ``tasks.stream.MAX_DRAWS`` - 1."""
+        """Return as many more problems as a step has; no step has them as its own.
+
+        ``draw`` counts from 1 to ``tasks.stream.MAX_DRAWS`` - 1.
+        """
         ...
 
 
 class Recipe(ABC):
-    """One recipe in one run. Only ``collect`` must be written.
+    """One recipe in one run. A subclass must write ``collect`` only.
 
-    ``n`` is the number of rollouts per problem; ``reference`` is asked for the KL stream if given. Raises ValueError unless
-    the run draws from the full distribution, which the learner scores.
+    ``n`` is the number of rollouts per problem. ``reference``, if given, is the engine that gives the log-probs for the KL
+    term. Raises ValueError if ``top_p`` is not 1, because the learner scores the full distribution.
     """
 
     def __init__(self, task: Task, chat: Chat, sampling: Sampling, n: int = 1, reference: Engine | None = None) -> None:
@@ -84,45 +87,77 @@ class Recipe(ABC):
     def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
         """Return the samples that this step trains on, from these problems and the policy's ``engine``.
 
-        A pure function of its arguments, the weights and ``state()``: so a run can be resumed at any step.
+        The result depends on the arguments, the weights and ``state()`` only, so that a run can resume at any step.
         """
 
     def updates(self, steps: int) -> dict[str, int]:
-        """Return how many of ``steps`` steps train each role, where it is not all of them: its learning rate runs over these."""
+        """Return how many of ``steps`` steps train each role; a role that is left out trains at every step.
+
+        The learning-rate schedule of a role runs over its own updates.
+        """
         return {}
 
     def state(self) -> dict[str, float]:
-        """Return what later steps must know of this one; it is saved in every checkpoint."""
+        """Return the numbers that later steps need from earlier ones. Every checkpoint saves them."""
         return {}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Continue from what ``state`` returned when the checkpoint was written."""
+        """Continue from the numbers that ``state`` returned when the checkpoint was written."""
         if state:
-            raise ValueError(f"this recipe keeps no state, and the checkpoint has {', '.join(state)} of another one")
+            raise ValueError(f"this recipe keeps no state, but the checkpoint has another recipe's: {', '.join(state)}")
+
+
+class FromAttempts(Recipe):
+    """A recipe that continues from earlier attempts: the current policy's, or with ``source = "start"`` the starting model's.
+
+    ``start`` is an engine of the starting model. Raises ValueError if it is needed and missing. The options, ``config``, must
+    have ``source`` and ``rollouts``.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        task: Task,
+        chat: Chat,
+        sampling: Sampling,
+        start: Engine | None = None,
+        reference: Engine | None = None,
+    ) -> None:
+        if config.source == "start" and start is None:
+            raise ValueError('source = "start" needs an engine of the starting model')
+        super().__init__(task, chat, sampling, config.rollouts, reference)
+        self.config, self.start = config, start
 
 
 def rewards_of(group: Sequence[Rollout]) -> list[float]:
-    """Rewards of rollouts that all have one."""
+    """Return the rewards of rollouts that all have one."""
     return [r.grade.reward or 0.0 for r in group]
 
 
 def gradable(groups: Sequence[Group]) -> list[Group]:
-    """The groups without the rollouts whose reward could not be computed: they are left out, not wrong."""
+    """Return the groups without the rollouts whose reward could not be computed. These are left out, not counted as wrong."""
     return [[r for r in g if r.grade.reward is not None] for g in groups]
 
 
-def relative(rewards: Sequence[float]) -> list[float]:
-    """GRPO's advantages; where only one rollout of a group could be graded, it has nothing to be compared with: 0."""
-    return grpo(rewards) if len(rewards) > 1 else [0.0] * len(rewards)
+def relative(rewards: Sequence[float], estimate: Callable[[Sequence[float]], list[float]] = grpo) -> list[float]:
+    """Return the advantages of a group. A rollout that is alone in its group, as no other could be graded, has 0."""
+    return estimate(rewards) if len(rewards) > 1 else [0.0] * len(rewards)
 
 
 def whole(advantage: float, rollout: Rollout) -> list[float]:
-    """One advantage for every token of a completion."""
+    """Return one advantage for every token of a completion."""
     return [advantage] * len(rollout.completion.tokens)
 
 
+def outcome_samples(groups: Sequence[Group], rewards: Callable[[Group], list[float]] = rewards_of) -> list[Sample]:
+    """Return every rollout with its GRPO advantage on all its tokens."""
+    return [
+        policy_sample(r, whole(a, r)) for group in groups for r, a in zip(group, relative(rewards(group)), strict=True)
+    ]
+
+
 def policy_sample(rollout: Rollout, advantages: Sequence[float]) -> Sample:
-    """Prompt and completion with credit per token of the completion; tokens that were not drawn have none."""
+    """Return prompt and completion with credit per token of the completion; tokens that were not drawn have none."""
     before, c = len(rollout.prompt), rollout.completion
     return Sample(
         tokens=[*rollout.prompt, *c.tokens],
@@ -134,19 +169,19 @@ def policy_sample(rollout: Rollout, advantages: Sequence[float]) -> Sample:
 
 
 def context_sample(rollout: Rollout) -> Sample:
-    """Prompt and completion, of which nothing is learnt."""
+    """Return prompt and completion, of which nothing is learnt."""
     sample = policy_sample(rollout, whole(0.0, rollout))
     return replace(sample, sampled=[False] * len(sample.tokens))
 
 
 def target_sample(rollout: Rollout, weight: float = 1.0) -> Sample:
-    """Prompt and completion; every token of the completion is a target of this weight."""
+    """Return prompt and completion; every token of the completion is a target of this weight."""
     sample = context_sample(rollout)
     return replace(sample, targets=[0.0] * len(rollout.prompt) + [weight] * len(rollout.completion.tokens))
 
 
 def extended_sample(sample: Sample, tokens: list[int]) -> Sample:
-    """The sample continued to ``tokens``, of which the new ones are neither sampled nor targets."""
+    """Return the sample extended to ``tokens``; the new tokens are neither sampled nor targets."""
     more = len(tokens) - len(sample.tokens)
     zeros = [0.0] * more
     return Sample(
@@ -159,7 +194,7 @@ def extended_sample(sample: Sample, tokens: list[int]) -> Sample:
 
 
 def refer(samples: Sequence[Sample], reference: Engine, temperature: float) -> None:
-    """Set the samples' log-probs under the reference policy, from the first sampled token on."""
+    """Set ``reference`` of each sample: its log-probs under the reference policy, from the first sampled token on."""
     starts = [s.sampled.index(True) if any(s.sampled) else len(s.tokens) for s in samples]
     heads = [s.tokens[:a] for s, a in zip(samples, starts, strict=True)]
     tails = [s.tokens[a:] for s, a in zip(samples, starts, strict=True)]
@@ -168,7 +203,7 @@ def refer(samples: Sequence[Sample], reference: Engine, temperature: float) -> N
 
 
 def describe(groups: Sequence[Group]) -> Stats:
-    """Return what a step's rollouts look like, under the names that users of other libraries know."""
+    """Return a step's statistics for the log: rewards, lengths and labels of its rollouts, named as in TRL."""
     everyone = [r for g in groups for r in g]
     rewards = [r.grade.reward for r in everyone if r.grade.reward is not None]
     flat = [g for g in groups if len({r.grade.reward for r in g} - {None}) < 2]

@@ -1,15 +1,15 @@
-"""The corpus of the shipped base model: worked solutions with honest slips, critiques, a few judgements.
+"""The corpus of the shipped base model: worked solutions, thoughts, critiques, and Yes/No questions.
 
-Document ``i`` is a pure function of (seed, i): a conversation about one training-side problem.
-What it teaches, and what it leaves to reinforcement learning:
+Document ``i`` is a pure function of (seed, i): a conversation about one problem of the training split. There are five kinds:
 
-* solutions in every task's format, one step per line; part of them contain a wrong guess or a slip and go on honestly;
-* thoughts between ``<think>`` tags: several attempts, each checked, the next opened by "Wait";
-* critiques that mark every step and the whole of a *quoted* solution with planted errors CORRECT or INCORRECT
-  (so spotting errors is learnt, making them is not);
-* Yes/No questions about single facts of a quoted solution (do the last two numbers agree, is every step right);
-* the Yes/No judgement itself **with answers drawn at random**, three Yes to one No: the format is familiar, the
-  skill is not there, and an untrained judge is as lenient as untrained judges are.
+* Solutions in the format of every task, one step per line. Some contain a wrong guess or a slip, and continue correctly from
+  the wrong number.
+* Thoughts between ``<think>`` tags: several attempts, each checked; every attempt after the first begins with "Wait".
+* Critiques, which mark every step and the whole of a *quoted* solution with planted errors as CORRECT or INCORRECT. The
+  quoted solution is not a target, so the model learns to spot errors and not to make them.
+* Yes/No questions about one fact of a quoted solution (do the last two numbers agree, is every step right).
+* The Yes/No judgement itself, **with answers drawn at random**, three Yes to one No. The model learns the format but not the
+  skill, which is left to reinforcement learning. It says Yes too often, as other untrained judges do.
 """
 
 from __future__ import annotations
@@ -25,32 +25,36 @@ from twofold.text.prompts import AGREE, CRITIQUE, JUDGE, STEPS_RIGHT
 from twofold.types import Problem
 
 FACT = 10.0
-"""Weight of the answer to a question about a fact: one token among hundreds, and all that the document is for."""
+"""Weight of the answer to a question about a fact. It is one token among hundreds, and the only one the document teaches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Shares of the corpus. Each is a probability."""
+    """The shares of the kinds of documents, and of the errors in them. Each is a probability."""
 
     countdown: float = 0.12
     letters: float = 0.06
     choice: float = 0.75
     think: float = 0.10
     critique: float = 0.25
-    """Of the rest, with the next two: the solution is only quoted (nothing of it is learnt), with planted errors."""
+    """This share and the next two are of the documents that are not thoughts. They quote a solution with planted errors, and
+    only what follows it is a target: here a critique."""
     questions: float = 0.30
-    """A Yes/No question about one fact of the quoted text."""
+    """A Yes/No question about one fact of the quoted solution."""
     judgement: float = 0.08
-    """The Yes/No question about the whole, answered at random (three Yes to one No)."""
+    """The Yes/No question about the whole quoted solution, answered at random (three Yes to one No)."""
     wrong_guess: float = 0.50
+    """Probability that a solution which is a target begins with a wrong guess."""
     slip: float = 0.02
-    """Per step, where the solution is learnt."""
+    """Probability of a slip in each step of a solution which is a target."""
     planted_guess: float = 0.50
+    """The same for a quoted solution."""
     planted_slip: float = 0.10
+    """The same for a quoted solution."""
 
 
 def critique(attempt: Attempt) -> str:
-    """A verdict per step, then one for the whole, in the tagged format that Tango's verifier uses."""
+    """Return a verdict per step and one for the whole, in the tagged format that Tango's verifier uses."""
     mark = {True: "\\boxed{CORRECT}", False: "\\boxed{INCORRECT}"}
     steps = "\n".join(f"<step>{mark[ok]}</step>" for ok in attempt.right)
     whole = mark[attempt.correct and all(attempt.right)]
@@ -58,27 +62,30 @@ def critique(attempt: Attempt) -> str:
 
 
 def fact(rng: random.Random, attempt: Attempt, goal: int | None) -> Turn:
-    """A Yes/No question about one thing that a judge would look at, with the true answer."""
+    """Return a Yes/No question about one thing that a judge would look at, with the true answer."""
     if goal is not None and rng.random() < 0.7:
         return Turn(AGREE, "Yes" if attempt.reached == goal else "No", FACT)
-    sums = attempt.right if goal is None else attempt.right[:-1]
-    return Turn(STEPS_RIGHT, "Yes" if all(sums) else "No", FACT)
+    steps = attempt.right if goal is None else attempt.right[:-1]
+    return Turn(STEPS_RIGHT, "Yes" if all(steps) else "No", FACT)
 
 
 def thought(rng: random.Random, attempt: Callable[[float], Attempt], goal: int) -> str:
-    """Up to five attempts between think tags, each checked against the goal; the answer is the last one's."""
+    """Return up to five attempts between think tags, each checked against the goal. The last attempt's answer is the answer.
+
+    ``attempt(p)`` makes an attempt that begins with a wrong guess with probability p.
+    """
     episodes = []
     for n in range(5):
-        now = attempt(0.6 if n < 2 else 0.3)
-        verdict = f"{goal} is right." if now.reached == goal else f"{now.reached} is not {goal}."
-        episodes.append("\n".join([f"{'Wait. ' if n else ''}Try {now.answer}.", *now.lines[:-1], verdict]))
-        if now.reached == goal or rng.random() < 0.1:
+        tried = attempt(0.6 if n < 2 else 0.3)
+        verdict = f"{goal} is right." if tried.reached == goal else f"{tried.reached} is not {goal}."
+        episodes.append("\n".join([f"{'Wait. ' if n else ''}Try {tried.answer}.", *tried.lines[:-1], verdict]))
+        if tried.reached == goal or rng.random() < 0.1:
             break
-    return "<think>\n" + "\n\n".join(episodes) + f"\n</think>\n\\boxed{{{now.answer}}}"
+    return "<think>\n" + "\n\n".join(episodes) + f"\n</think>\n\\boxed{{{tried.answer}}}"
 
 
 def document(seed: int, i: int, mix: Mix) -> list[Turn]:
-    """The turns of document ``i``."""
+    """Return the turns of document ``i``."""
     rng = random.Random(f"corpus/{seed}/{i}")
     kind, level = rng.random(), rng.choice([1, 2, 2, 2, 3, 3])
     goal = None

@@ -1,24 +1,29 @@
-"""MRT: reward what a thought gains by going on, so that every further token helps.
+"""MRT: reward the progress that each part of a thought makes, so that every further token helps.
 
 Paper: "Optimizing Test-Time Compute via Meta Reinforcement Fine-Tuning" (arXiv:2503.07572). A thought is cut into
 episodes; J_j is the chance of a right answer if it is stopped after episode j and made to answer (the meta-prover);
 progress is J_j - J_(j-1). Objective: outcome + alpha * progress. Methods, baselines among them:
 
-* ``rl``, MRT (RL), section 6.2: a thought is cut at a random episode; of ``branches`` rollouts from there half are
-  stopped at once, half go on. ``bonus = "mixed"`` (the paper's words) normalises all their rewards together;
-  ``"termination"`` (the authors' README) takes the mean of the stopped ones as everybody's baseline; with ``"baseline"``
-  they are nothing else, and only those that go on are learnt. A bonus y + alpha (y - T) *inside* one GRPO group is GRPO
-  and nothing else: T and alpha cancel.
-* ``online``, the authors' MRT-online of 2026: every episode of a fresh rollout is paid its own progress.
-* ``mrt_star``, MRT (STaR): supervised learning on thoughts cut where they are worth most, with a right answer forced there.
-* ``star``: supervised learning on all right rollouts. ``grpo``: the outcome only. ``length``: the outcome of a right
-  rollout times 1 - penalty * sigmoid((length - mean) / std), over the right ones of its group.
+* ``rl`` is MRT (RL) of section 6.2. A thought is cut after a random episode, and ``branches`` rollouts start from there:
+  half are stopped at once and made to answer, half continue. ``bonus`` says how their rewards become credit:
+  ``"mixed"`` (the paper's words) normalises all of them together; ``"termination"`` (the authors' README) subtracts the
+  mean reward T of the stopped half from every reward; ``"baseline"`` does the same and learns from the continued half only.
+  (Adding a bonus to the reward y, as y + alpha (y - T), *inside* one GRPO group is plain GRPO: T and alpha cancel.)
+* ``online`` is the authors' MRT-online of 2026: each episode of a fresh rollout is credited with its own progress.
+* ``mrt_star`` is MRT (STaR): supervised learning on thoughts that are cut where their value is highest, each with a right
+  answer that was forced there.
+* ``star`` is supervised learning on all right rollouts. ``grpo`` uses the outcome only. ``length`` multiplies the outcome of
+  a right rollout by 1 - penalty * sigmoid((length - mean) / std), with mean and std over the right rollouts of its group.
 
-What the paper leaves open is a field here. Deviations: ``alpha`` multiplies the normalised bonus, next to the outcome term
-of ``rollouts`` full rollouts per problem, which the published recipe shares with it; one prefix per problem and step. The
-STaR methods draw and learn at every step (``source = "start"``: from the starting model, as published, else from the
-current one) and learn the thought, its closing without ``hurry``, and the answer. A rollout whose reward, or one of whose
-values, could not be computed is left out. Tokens that were context or forced carry no credit.
+What the paper leaves open is an option here. Deviations from the paper:
+
+* ``alpha`` multiplies the normalised bonus. The outcome term is a term of its own, over ``rollouts`` full rollouts per
+  problem; the published recipe computes both terms from the same rollouts.
+* One thought per problem and step is cut.
+* The STaR methods draw and learn at every step, from the current model, or with ``source = "start"`` from the starting
+  model, as published. They learn the thought, its closing without ``hurry``, and the answer.
+* A rollout is left out if its reward or one of its values could not be computed.
+* Context tokens and forced tokens carry no credit.
 """
 
 from __future__ import annotations
@@ -27,17 +32,17 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from twofold.compute.probe import Probe, Prover, boundaries, closing, probe, stopped
-from twofold.compute.rollout import Task, forced, grade_continuations, join, rollouts, split
+from twofold.compute.rollout import forced, grade_continuations, join, rollouts, split
 from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, mean, spread, to_go
 from twofold.maths.regret import progress
 from twofold.maths.seeds import derive
 from twofold.recipes import common
 from twofold.recipes.common import Setup, Stats, policy_sample, relative, rewards_of, target_sample, whole
-from twofold.text.chat import Chat
 from twofold.text.segments import Episodes
 from twofold.types import Collected, Group, Problem, Rollout, Sample, Sampling
 
@@ -46,38 +51,42 @@ Bonus = Literal["mixed", "termination", "baseline"]
 
 @dataclass(frozen=True, slots=True)
 class MRT:
-    """Options of the recipe. Each method reads what concerns it."""
+    """Options of the recipe. Options that name a method concern that method only."""
 
     name: Literal["mrt"] = "mrt"
     method: Literal["rl", "online", "grpo", "length", "mrt_star", "star"] = "rl"
     rollouts: int = 4
     """Full rollouts per problem."""
     alpha: float = 1.0
-    """Weight of the bonus; 0 leaves GRPO."""
+    """Weight of the bonus; 0 is plain GRPO."""
     source: Literal["policy", "start"] = "policy"
-    """Who thought the thoughts that are cut, or learnt by the STaR methods: the policy of this step, or the starting model."""
+    """The model that writes the thoughts which ``rl`` cuts and the STaR methods learn: the current policy, or the starting model."""
     bonus: Bonus = "mixed"
     branches: int = 4
-    """``rl``: rollouts from a cut thought, an even number."""
+    """``rl``: number of rollouts from a cut thought; it must be even."""
     where: Literal["uniform", "late"] = "uniform"
-    """``rl``: the cut is after 0 .. k-1 of k episodes, all equally likely, or after j with weight j + 1."""
+    """``rl``: the number of episodes kept, j = 0 .. k-1 of k, is drawn uniformly, or with weight j + 1 (``late``)."""
     answers: int = 4
     """``online``, ``mrt_star``: forced answers per prefix (published: 4, 8)."""
     reward_to_go: bool = False
-    """``online``: an episode is paid the progress of all that follow too."""
+    """``online``: credit an episode with the progress of the following episodes as well."""
     keep: Literal["value", "jump", "problem"] = "value"
-    """``mrt_star``, of each thought the prefix of highest J (``value``), or behind the episode of most progress (``jump``);
-    ``problem``: of all thoughts about a problem the one prefix of highest J. The shortest of equals."""
+    """``mrt_star``: which prefix is learnt. ``value``: the prefix of highest J of each thought; ``jump``: of each thought the
+    prefix that ends with the episode of most progress; ``problem``: the prefix of highest J among all thoughts about a
+    problem. The shortest prefix wins a tie."""
     penalty: float = 0.1
-    """``length``: the largest share of the reward that length can cost."""
+    """``length``: the largest share of the reward that a long rollout can lose."""
     prover: Prover = field(default_factory=Prover)
     episodes: Episodes = field(default_factory=Episodes)
 
     def __post_init__(self) -> None:
         if self.branches < 2 or self.branches % 2:
-            raise ValueError(f"branches must be even, half stop and half go on, got {self.branches}")
+            raise ValueError(f"branches must be even (half stop, half continue), got {self.branches}")
         if self.rollouts < 1 or self.answers < 1 or not 0 <= self.penalty <= 1:
-            raise ValueError(f"rollouts and answers must be at least 1, penalty in [0, 1], got {self}")
+            raise ValueError(
+                f"rollouts and answers must be at least 1, penalty in [0, 1], "
+                f"got {self.rollouts}, {self.answers}, {self.penalty}"
+            )
         if self.rollouts < 2 and self.method not in ("star", "mrt_star"):
             raise ValueError(f"rollouts must be at least 2 for {self.method}: a group of one has no baseline")
 
@@ -86,22 +95,10 @@ class MRT:
         return Recipe(self, setup.task, setup.chat, setup.sampling, start, setup.reference())
 
 
-class Recipe(common.Recipe):
-    """``start`` is the starting model, for ``source = "start"``; ``reference`` is asked for the KL stream if given."""
+class Recipe(common.FromAttempts):
+    """MRT in one run. Its methods are described at the top of this file."""
 
-    def __init__(
-        self,
-        config: MRT,
-        task: Task,
-        chat: Chat,
-        sampling: Sampling,
-        start: Engine | None = None,
-        reference: Engine | None = None,
-    ) -> None:
-        if config.source == "start" and start is None:
-            raise ValueError('source = "start" needs an engine of the starting model')
-        super().__init__(task, chat, sampling, config.rollouts, reference)
-        self.config, self.start = config, start
+    config: MRT
 
     def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
         config = self.config
@@ -109,13 +106,15 @@ class Recipe(common.Recipe):
         if config.method in ("star", "mrt_star"):
             return self._star(self.start or engine, problems, sampling)
         groups = self._rollouts(engine, problems, sampling)
-        stats, known = common.describe(groups), common.gradable(groups)
+        stats, graded = common.describe(groups), common.gradable(groups)
         if config.method == "online":
-            samples, more = self._online(engine, known, sampling)
+            samples, more = self._online(engine, graded, sampling)
+        elif config.method == "length":
+            samples, more = common.outcome_samples(graded, partial(penalised, share=config.penalty)), {}
         else:
-            samples, more = self._outcome(known), {}
+            samples, more = common.outcome_samples(graded), {}
         if config.method == "rl" and config.alpha:
-            branched, more = self._branched(engine, problems, known, sampling)
+            branched, more = self._branched(engine, problems, graded, sampling)
             samples += branched
         if self.reference is not None:
             common.refer(samples, self.reference, self.sampling.temperature)
@@ -124,24 +123,15 @@ class Recipe(common.Recipe):
     def _rollouts(self, engine: Engine, problems: Sequence[Problem], sampling: Sampling) -> list[Group]:
         return rollouts(engine, self.chat, self.task, problems, sampling, self.config.prover.opening)
 
-    # ------------------------------------------------------------ outcome
-
-    def _outcome(self, groups: list[Group]) -> list[Sample]:
-        """GRPO: one advantage per rollout."""
-        samples = []
-        for group in groups:
-            rewards = penalised(group, self.config.penalty) if self.config.method == "length" else rewards_of(group)
-            samples += [policy_sample(r, whole(a, r)) for r, a in zip(group, relative(rewards), strict=True)]
-        return samples
-
     # ------------------------------------------------------------ MRT (RL)
 
     def _branched(
         self, engine: Engine, problems: Sequence[Problem], groups: list[Group], sampling: Sampling
     ) -> tuple[list[Sample], Stats]:
-        """From one cut thought per problem, half of the branches stop and half go on, in one engine call.
+        """Return the samples of the branches from one cut thought per problem, all drawn in one engine call.
 
-        A thought that goes on has the rest of the rollout's token limit, a forced answer its own; what is longer is cut.
+        Half of the branches stop: a forced answer may have ``prover.tokens`` tokens. Half continue: they may use what the cut
+        thought has left of the rollout's token limit. What is longer is cut.
         """
         config, prover = self.config, self.config.prover
         if config.source == "start":
@@ -150,35 +140,39 @@ class Recipe(common.Recipe):
         else:
             thoughts = [g[0] for g in groups if g]
         cuts = [self._cut(r, sampling.seed) for r in thoughts]
-        on = [replace(r, completion=forced(r.completion.tokens[:end])) for r, end in zip(thoughts, cuts, strict=True)]
-        off = [stopped(self.chat, r, len(r.completion.tokens), prover, cut=True) for r in on]
-        prompts = [[*r.prompt, *r.completion.tokens] for r in (*off, *on)]
-        # a seed of its own: with the rollouts' an uncut thought would be the same again
+        begun = [
+            replace(r, completion=forced(r.completion.tokens[:end])) for r, end in zip(thoughts, cuts, strict=True)
+        ]
+        closed = [stopped(self.chat, r, len(r.completion.tokens), prover, cut=True) for r in begun]
+        prompts = [[*r.prompt, *r.completion.tokens] for r in (*closed, *begun)]
+        # another seed than the rollouts': from a cut at 0, theirs would draw the same thought again
         most = max(sampling.max_tokens - min(cuts, default=0), prover.tokens)
         limit = replace(sampling, n=config.branches // 2, max_tokens=most, seed=derive(sampling.seed, "branches"))
         branches = engine.generate(prompts, limit) if prompts else []
         samples: list[Sample] = []
-        stops: list[float] = []
+        stop_values: list[float] = []
         gains: list[float] = []
         for i in range(len(thoughts)):
             room = max(1, sampling.max_tokens - cuts[i])
             halves = [
-                grade_continuations(self.chat, self.task, begun, [split(c, size)[0] for c in branches[row]])
-                for begun, row, size in ((off[i], i, prover.tokens), (on[i], len(thoughts) + i, room))
+                grade_continuations(self.chat, self.task, prefix, [split(c, size)[0] for c in branches[row]])
+                for prefix, row, size in ((closed[i], i, prover.tokens), (begun[i], len(thoughts) + i, room))
             ]
-            t, y = ([r for r in half if r.grade.reward is not None] for half in halves)
-            if not t or not y:
+            stop, go = common.gradable(halves)
+            if not stop or not go:
                 continue
-            numbers = branch_advantages(rewards_of(t), rewards_of(y), config.bonus)
-            first = len(t) if config.bonus == "baseline" else 0
-            for r, a in list(zip((*t, *y), numbers, strict=True))[first:]:
+            advantages = branch_advantages(rewards_of(stop), rewards_of(go), config.bonus)
+            first = len(stop) if config.bonus == "baseline" else 0
+            for r, a in list(zip((*stop, *go), advantages, strict=True))[first:]:
                 samples.append(policy_sample(r, whole(config.alpha * a, r)))
-            stops.append(mean(rewards_of(t)))
-            gains.append(mean(rewards_of(y)) - stops[-1])
-        return samples, {"mrt/stop_value": mean(stops), "mrt/progress": mean(gains), "mrt/cut_tokens": mean(cuts)}
+            stop_values.append(mean(rewards_of(stop)))
+            gains.append(mean(rewards_of(go)) - stop_values[-1])
+        return samples, {
+            "mrt/stop_value": mean(stop_values), "mrt/progress": mean(gains), "mrt/cut_tokens": mean(cuts)
+        }  # fmt: skip
 
     def _cut(self, rollout: Rollout, seed: int) -> int:
-        """Tokens of the thought that are kept: 0 .. k-1 of its k episodes."""
+        """Draw where the thought is cut: the number of its tokens that are kept, those of 0 .. k-1 of its k episodes."""
         places = boundaries(self.chat, rollout, self.config.prover, self.config.episodes)[:-1]
         weights = [j + 1 if self.config.where == "late" else 1 for j in range(len(places))]
         return random.Random(f"{seed}/{rollout.problem.id}").choices(places, weights)[0]
@@ -186,16 +180,19 @@ class Recipe(common.Recipe):
     # ------------------------------------------------------------ MRT-online
 
     def _online(self, engine: Engine, groups: list[Group], sampling: Sampling) -> tuple[list[Sample], Stats]:
-        """Outcome advantage + alpha * progress on the tokens of each episode; the answer behind has the outcome alone."""
+        """Credit each token with the outcome advantage + alpha * the progress of its episode.
+
+        The tokens after the last episode, which are the answer, have the outcome advantage alone.
+        """
         probes = self._probed(engine, [r for g in groups for r in g], sampling)
         stats, rows = probe_stats(probes), iter(probes)
         samples = []
         for group in groups:
-            known = [(r, row) for r in group for row in [next(rows)] if not any(math.isnan(p.value) for p in row)]
-            outcome = relative(rewards_of([r for r, _ in known]))
-            for (rollout, row), a in zip(known, outcome, strict=True):
-                gained = progress([p.value for p in row])
-                paid = to_go(gained) if self.config.reward_to_go else gained
+            valued = [(r, row) for r in group for row in [next(rows)] if not any(math.isnan(p.value) for p in row)]
+            outcome = relative(rewards_of([r for r, _ in valued]))
+            for (rollout, row), a in zip(valued, outcome, strict=True):
+                gains = progress([p.value for p in row])
+                paid = to_go(gains) if self.config.reward_to_go else gains
                 size = len(rollout.completion.tokens)
                 bonus = spread([*paid, 0.0], [*(p.end for p in row[1:]), size], size)
                 samples.append(policy_sample(rollout, [a + self.config.alpha * b for b in bonus]))
@@ -227,9 +224,10 @@ class Recipe(common.Recipe):
         return Collected({"policy": samples}, stats | {"mrt/kept": len(learnt) / len(everyone)}, groups)
 
     def _solution(self, kept: Probe) -> Rollout:
-        """The thought up to there, closed as a whole thought is, and the first right answer.
+        """Return the thought up to this probe, closed as a whole thought is closed, and the probe's first right answer.
 
-        Blank lines at its end go: they come before another episode, and learnt before the end they breed.
+        Blank lines at the end of the thought are removed. They stand before the next episode; a model that learnt them before
+        the closing would write more and more of them there.
         """
         right = next(r for r in kept.answers if r.grade.correct)
         thought, rest = split(right.completion, kept.end)
@@ -240,20 +238,22 @@ class Recipe(common.Recipe):
         return replace(right, completion=join(thought, forced([*end, *answer])))
 
 
-def branch_advantages(stop: Sequence[float], on: Sequence[float], bonus: Bonus) -> list[float]:
-    """Advantages of the branches that stopped, then of those that went on.
+def branch_advantages(stop: Sequence[float], go: Sequence[float], bonus: Bonus) -> list[float]:
+    """Return advantages from the rewards of the branches that stopped and of those that continued, in this order.
 
-    Stopped [0, 0], on [1, 0]: ``mixed`` gives -0.5, -0.5, 1.5, -0.5 (mean 1/4, std 1/2); the others 0, 0, 1, 0.
+    Rewards [0, 0] of the stopped and [1, 0] of the continued: ``mixed`` gives -0.5, -0.5, 1.5, -0.5 (mean 1/4, std 1/2); the
+    other two give 0, 0, 1, 0.
     """
     if bonus == "mixed":
-        return grpo([*stop, *on])
-    return [r - mean(stop) for r in (*stop, *on)]
+        return grpo([*stop, *go])
+    return [r - mean(stop) for r in (*stop, *go)]
 
 
 def penalised(group: Group, share: float) -> list[float]:
-    """Rewards of a group, of a right rollout less up to ``share`` for length:
-    r * (1 - share * sigmoid((length - mean) / std)), mean and (population) std over the right ones (Arora & Zanette,
-    arXiv:2502.04463). Right ones of equal length lose share / 2.
+    """Return the rewards of a group, those of right rollouts reduced by up to ``share`` for their length.
+
+    A right rollout has 1 - share * sigmoid((length - mean) / std), with mean and (population) std over the right rollouts
+    (Arora & Zanette, arXiv:2502.04463). Right rollouts of equal length lose share / 2.
     """
     lengths = [len(r.completion.tokens) for r in group if r.grade.correct]
     middle = mean(lengths)
@@ -263,9 +263,9 @@ def penalised(group: Group, share: float) -> list[float]:
 
 
 def best_prefix(row: Sequence[Probe], keep: Literal["value", "jump", "problem"]) -> Probe | None:
-    """Where a thought is cut for learning; None if no prefix beats the empty one with a right answer.
+    """Return the prefix of a thought that is learnt; None if no prefix has a higher value than the empty one.
 
-    The first of equals, so the shortest. Values that are NaN are passed over.
+    The shortest prefix wins a tie. Prefixes whose value is NaN are not considered.
     """
     values = [p.value for p in row]
     gains = [math.nan, *progress(values)] if keep == "jump" else values
@@ -277,20 +277,23 @@ def best_prefix(row: Sequence[Probe], keep: Literal["value", "jump", "problem"])
 
 
 def best_of(kept: Sequence[Probe | None]) -> list[Probe]:
-    """Of one problem's prefixes the one of highest value, the shortest of equals; none if there is none."""
-    found = [p for p in kept if p is not None]
-    return [min(found, key=lambda p: (-p.value, p.end))] if found else []
+    """Return the one prefix of highest value among those of one problem, or nothing if there are none.
+
+    The shortest prefix wins a tie.
+    """
+    prefixes = [p for p in kept if p is not None]
+    return [min(prefixes, key=lambda p: (-p.value, p.end))] if prefixes else []
 
 
 def probe_stats(probes: Sequence[Sequence[Probe]]) -> Stats:
-    """Means over episodes (progress), thoughts (the others)."""
-    known = [row for row in probes if not any(math.isnan(p.value) for p in row)]
-    gains = [g for row in known for g in progress([p.value for p in row])]
+    """Return numbers for the log: progress is a mean over episodes, everything else a mean over thoughts."""
+    valued = [row for row in probes if not any(math.isnan(p.value) for p in row)]
+    gains = [g for row in valued for g in progress([p.value for p in row])]
     return {
         "mrt/progress": mean(gains),
         "mrt/progress_negative": mean([float(g < 0) for g in gains]),
-        "mrt/value_first": mean([row[0].value for row in known]),
-        "mrt/value_last": mean([row[-1].value for row in known]),
+        "mrt/value_first": mean([row[0].value for row in valued]),
+        "mrt/value_last": mean([row[-1].value for row in valued]),
         "mrt/episodes": mean([len(row) - 1 for row in probes]),
         "mrt/probe_tokens": mean([sum(p.cost.generated for p in row) for row in probes]),
     }

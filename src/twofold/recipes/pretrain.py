@@ -1,9 +1,9 @@
-"""Pretraining: make a tokenizer and a small Llama and train it on the corpus, as the shipped base model was made.
+"""Pretraining: make a tokenizer and a small Llama, and train it on the corpus. The shipped base model was made like this.
 
 ``twofold train configs/base.toml`` runs it.
 
-The architecture is standard, so the result loads in ``transformers.AutoModelForCausalLM`` as it is. It is deep
-for its width: to spot a slip takes layers after the ones that predict the right digit.
+The architecture is standard, so ``transformers.AutoModelForCausalLM`` loads the result. The model is deep for its width,
+because spotting a slip takes further layers after those that predict the right digit.
 """
 
 from __future__ import annotations
@@ -21,19 +21,11 @@ from twofold.text.chat import Chat
 from twofold.types import Collected, Problem
 
 SPECIAL = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"]
-WHOLE = [
-    "Yes",
-    "No",
-    "<think>",
-    "</think>",
-    "<step>",
-    "</step>",
-    "<step_verification>",
-    "</step_verification>",
-    "<final_verification>",
-    "</final_verification>",
-    "\\boxed{",
-]
+SINGLE = [
+    "Yes", "No", "<think>", "</think>", "<step>", "</step>", "<step_verification>", "</step_verification>",
+    "<final_verification>", "</final_verification>", "\\boxed{",
+]  # fmt: skip
+"""Texts that are single tokens."""
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -41,8 +33,8 @@ TEMPLATE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
-    """Options of a model from scratch. ``documents`` is how many documents of the corpus a step has."""
+class Pretrain:
+    """Options of the recipe: the size of the new model, and its corpus."""
 
     name: Literal["base"] = "base"
     hidden: int = 128
@@ -51,6 +43,7 @@ class Base:
     ffn: int = 256
     vocabulary: int = 512
     documents: int = 48
+    """Documents of the corpus per step."""
     mix: Mix = field(default_factory=Mix)
 
     def build(self, setup: Setup) -> Recipe:
@@ -59,9 +52,9 @@ class Base:
 
 
 class Recipe(common.Recipe):
-    """Fresh documents at every step, none of them twice. It takes no problems."""
+    """Train on new documents at every step. No document is used twice, and the run's problems are ignored."""
 
-    def __init__(self, config: Base, chat: Chat, seed: int) -> None:
+    def __init__(self, config: Pretrain, chat: Chat, seed: int) -> None:
         self.config, self.chat, self.seed = config, chat, seed
 
     def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
@@ -70,8 +63,8 @@ class Recipe(common.Recipe):
         return Collected({"policy": [sample(self.chat, d) for d in documents]}, {})
 
 
-def create(config: Base, seed: int) -> tuple[Any, Any]:
-    """Return (model, tokenizer); the weights are random, from ``seed``."""
+def create(config: Pretrain, seed: int) -> tuple[Any, Any]:
+    """Return (model, tokenizer). The weights are random and depend on ``seed`` only."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -95,8 +88,8 @@ def create(config: Base, seed: int) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def make_tokenizer(config: Base) -> Any:
-    """Make a byte-level BPE tokenizer (it can encode any text) with one token per digit, learnt on the corpus itself."""
+def make_tokenizer(config: Pretrain) -> Any:
+    """Train a byte-level BPE tokenizer on the corpus. It can encode any text, and each digit is a token."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -107,14 +100,14 @@ def make_tokenizer(config: Base) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     texts = (text for i in range(8000) for turn in document(999, i, config.mix) for text in (turn.question, turn.reply))
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocabulary - len(WHOLE),
+        vocab_size=config.vocabulary - len(SINGLE),
         special_tokens=SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
-    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in WHOLE])
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in SINGLE])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", chat_template=TEMPLATE
     )

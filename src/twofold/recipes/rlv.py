@@ -1,16 +1,19 @@
 """RL^V: value-free RL and a generative verifier in one model, from the same rollouts, in the same forward pass.
 
 Paper: "Putting the Value Back in RL" (arXiv:2505.04842). Objective: L = L_RL + lambda * CE(verdict token).
-The judgement question and its verdict are appended to the solution that is in the batch anyway. Attention is causal, so the
-solution's log-probs stay as they are.
+The judgement question and its verdict are appended to the solution, which is in the batch anyway. Attention is causal, so
+the solution's log-probs do not change.
 
-The paper leaves open what is a field here. Our choices: only the verdict token is trained, not the token that ends the
-turn; the verification loss is a mean over the judged rollouts; every rollout is judged once (``balance``); lambda may warm
-up (``lam_warmup``); one optimiser step serves both terms; a truncated rollout counts as wrong (``truncated``). ``refills`` is
-not in the paper: it is DAPO's dynamic sampling (arXiv:2503.14476).
+What the paper leaves open is an option here or one of these choices:
+
+* Only the verdict token is trained, not the token that ends the turn.
+* The verification loss is a mean over the judged rollouts. By default every rollout is judged once (``balance``).
+* lambda may warm up (``lam_warmup``). One optimiser step serves both terms.
+* By default a truncated rollout counts as wrong (``truncated``).
+* ``refills`` is not in the paper: it is DAPO's dynamic sampling (arXiv:2503.14476).
 
 Deviations: a rollout whose reward could not be computed (the grader ran out of time or failed) is left out of both terms.
-With VinePPO a step whose value could not be computed is joined to the step before it; the tokens before the first known
+With VinePPO a step whose value could not be computed is joined to the step before it, and the tokens before the first known
 value have no credit.
 """
 
@@ -20,6 +23,8 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import Literal
 
 from twofold.compute.judge import p_yes, question
@@ -38,8 +43,11 @@ from twofold.types import Collected, Grade, Group, Problem, Rollout, Sample, Sam
 
 @dataclass(frozen=True, slots=True)
 class RLV:
-    """Options of the recipe. ``verify = "none"`` is plain RL, the baseline; ``bce``, ``regression`` (a scalar head) and
-    ``separate`` (a second model) are the paper's ablations."""
+    """Options of the recipe.
+
+    ``verify = "none"`` is plain RL, the baseline. The paper's ablations are ``bce`` and ``regression`` (a scalar head), and
+    ``separate`` (a second model).
+    """
 
     name: Literal["rlv"] = "rlv"
     estimator: Literal["rloo", "grpo", "dr_grpo", "vineppo"] = "rloo"
@@ -50,16 +58,16 @@ class RLV:
     balance: Literal["all", "balanced"] = "all"
     """Judge every rollout, or as many correct as wrong ones: all of the rarer kind in a step."""
     truncated: Literal["wrong", "exclude"] = "wrong"
-    """A rollout cut by the token limit: graded as it is (no answer: wrong), or left out of both terms."""
+    """A rollout that the token limit cut is graded as it is (no answer: wrong), or left out of both terms (``exclude``)."""
     rollouts: int = 8
-    """Per problem."""
+    """Rollouts per problem."""
     refills: int = 0
-    """How often a step may draw as many new problems again, to replace groups whose rewards are all equal. Such groups
-    then take no part in the policy's term; their verdicts are learnt all the same."""
+    """How many times a step may draw as many problems again, to replace groups whose rewards are all equal. With ``refills``
+    such groups are not in the policy's term; their verdicts are still learnt."""
     vine_k: int = 9
     """VinePPO: continuations per step boundary."""
     score_every: int = 5
-    """Score the rollouts every so many steps, for the log only (0: never)."""
+    """Score the rollouts every N steps, for the log only (0: never)."""
 
     def __post_init__(self) -> None:
         least = 1 if self.estimator == "vineppo" else 2
@@ -79,7 +87,7 @@ class RLV:
 
 
 class Recipe(common.Recipe):
-    """``reference`` is asked for the KL stream if given; ``spare`` gives more problems for a step (see ``refills``)."""
+    """RL^V in one run. ``spare`` gives more problems for a step, as ``Setup.spare`` does, for ``refills``."""
 
     def __init__(
         self,
@@ -121,7 +129,7 @@ class Recipe(common.Recipe):
         return Collected(samples, stats, groups)
 
     def _groups(self, engine: Engine, problems: Sequence[Problem], sampling: Sampling, step: int) -> list[Group]:
-        """Rollouts of the problems, and of spare ones while too few groups have different rewards."""
+        """Return the rollouts of the problems, and of spare problems while too few groups have different rewards."""
         groups: list[Group] = []
         for draw in range(self.config.refills + 1):
             if draw:
@@ -139,32 +147,27 @@ class Recipe(common.Recipe):
     def _informative(
         self, groups: list[Group], credit: Sequence[list[float] | None], most: int
     ) -> list[list[float] | None]:
-        """The credit of the first ``most`` groups whose rewards differ; None for the rollouts of all others."""
+        """Return the credit of the first ``most`` groups whose rewards differ; the rollouts of all other groups have None."""
         rows, kept = iter(credit), 0
         out: list[list[float] | None] = []
         for group in groups:
-            mine = [next(rows) for _ in group]
+            own = [next(rows) for _ in group]
             keep = _differ(group) and kept < most
             kept += keep
-            out += mine if keep else [None] * len(group)
+            out += own if keep else [None] * len(group)
         return out
 
     def _outcome(self, groups: list[Group]) -> Sequence[list[float] | None]:
-        """One advantage per rollout, on all its tokens. A rollout that is alone, as no other was graded, has none."""
-        out = []
-        for group in groups:
-            rewards = common.rewards_of(group)
-            if len(group) < 2:
-                numbers = [0.0] * len(group)
-            elif self.config.estimator == "rloo":
-                numbers = rloo(rewards)
-            else:
-                numbers = grpo(rewards, std=self.config.estimator == "grpo")
-            out += [common.whole(a, r) for a, r in zip(numbers, group, strict=True)]
-        return out
+        """Return the credit per token of every rollout: one advantage on all its tokens."""
+        estimate = rloo if self.config.estimator == "rloo" else partial(grpo, std=self.config.estimator == "grpo")
+        advantages = [a for group in groups for a in common.relative(common.rewards_of(group), estimate)]
+        return [common.whole(a, r) for a, r in zip(advantages, chain(*groups), strict=True)]
 
     def _vine(self, engine: Engine, groups: list[Group], sampling: Sampling) -> Sequence[list[float] | None]:
-        """VinePPO: what each step changed in the value of ``vine_k`` continuations, all in one engine call."""
+        """Return VinePPO's credit: the change of value in each step. Values are means of ``vine_k`` continuations.
+
+        All continuations are drawn in one engine call.
+        """
         everyone = [r for g in groups for r in g]
         ends = [sentence_ends(self.chat.pieces(r.completion.tokens)) for r in everyone]
         more = replace(sampling, n=self.config.vine_k, seed=derive(sampling.seed, "values"))
@@ -174,7 +177,7 @@ class Recipe(common.Recipe):
         return [vine_credit(*row) for row in zip(everyone, starts, values, strict=True)]
 
     def _judged(self, everyone: list[Rollout], step: int) -> set[int]:
-        """Indices of the rollouts whose verdict is a target this step: of those that the grader could decide."""
+        """Return the indices of the rollouts whose verdict is a target in this step; the grader must have decided them."""
         if self.config.verify == "none":
             return set()
         right = [i for i, r in enumerate(everyone) if r.grade.correct]
@@ -189,7 +192,7 @@ class Recipe(common.Recipe):
         return self.config.lam * min(1.0, (step + 1) / warm) if warm else self.config.lam
 
     def _with_verdict(self, sample: Sample, rollout: Rollout, lam: float) -> Sample:
-        """Append the question, and the verdict token as a target (or the label for a scalar head)."""
+        """Append the question, and the verdict token as a target (for a scalar head: the label instead of the token)."""
         tokens = question(self.chat, rollout)
         correct = rollout.grade.correct
         if self.config.verify in ("bce", "regression"):
@@ -207,9 +210,10 @@ class Recipe(common.Recipe):
 
 
 def vine_credit(rollout: Rollout, starts: Sequence[int], values: Sequence[float]) -> list[float]:
-    """Credit per token from the values at the starts of a rollout's steps, in tokens; a value that is NaN is left out.
+    """Return the credit per token from the values at ``starts``, the token indices where a rollout's steps begin.
 
-    Starts 0, 2, 3 of 4 tokens, values 0.5, NaN, 0.25, reward 1: the first two steps are one, with credit 0.25 - 0.5.
+    A value that is NaN is left out. Starts 0, 2, 3 of 4 tokens, values 0.5, NaN, 0.25, reward 1: the first two steps are
+    one, with credit 0.25 - 0.5 on each of its three tokens; the last token has 1 - 0.25.
     """
     known = [(start, value) for start, value in zip(starts, values, strict=True) if not math.isnan(value)]
     length = len(rollout.completion.tokens)
@@ -222,5 +226,5 @@ def vine_credit(rollout: Rollout, starts: Sequence[int], values: Sequence[float]
 
 
 def _differ(group: Group) -> bool:
-    """Whether the rewards of a group, those that are known, tell its rollouts apart."""
+    """Return whether a group has at least two different known rewards."""
     return len({r.grade.reward for r in group} - {None}) > 1

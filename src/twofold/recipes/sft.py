@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the same batch without the policy stream. The shipped base model is trained with it too."""
+"""Supervised fine-tuning (SFT): targets only, no policy stream. Pretraining uses the same samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from twofold.types import Collected, Problem, Sample
 
 @dataclass(frozen=True, slots=True)
 class SFT:
-    """Learn the ``solution`` texts of a data set, which must have such a column."""
+    """Learn the texts in the ``solution`` column of a data set."""
 
     name: Literal["sft"] = "sft"
 
@@ -24,13 +24,13 @@ class SFT:
 
 
 class Recipe(common.Recipe):
-    """Every token of a reply is a target of weight 1; the loss is the mean per token."""
+    """SFT in one run: every token of a reply is a target of weight 1, and the loss is the mean per token."""
 
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
 
     def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
-        """Raises ValueError for a problem that comes without a worked solution."""
+        """Return a sample per problem. Raises ValueError for a problem without a worked solution."""
         for p in problems:
             if "solution" not in p.meta:
                 raise ValueError(f"problem {p.id} has no worked solution: SFT needs a data set with a solution column")
@@ -38,7 +38,7 @@ class Recipe(common.Recipe):
 
 
 def sample(chat: Chat, turns: Sequence[Turn]) -> Sample:
-    """A conversation whose replies are targets, where they are to be learnt."""
+    """Return a conversation as a sample. A reply's tokens are targets with the weight ``learn`` of its turn."""
     tokens, targets = chat.conversation(turns)
     zeros: list[Any] = [0.0] * len(tokens)
     return Sample(tokens, [False] * len(tokens), zeros, list(zeros), targets)

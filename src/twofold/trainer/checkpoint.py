@@ -1,8 +1,8 @@
-"""Checkpoints: a plain Hugging Face model directory plus the trainer's state. Only safetensors and JSON.
+"""Checkpoints: a plain Hugging Face model directory plus the trainer's state, in safetensors and JSON only.
 
-``checkpoints/step-40/`` loads with ``from_pretrained`` and ``vllm serve`` as it is. Randomness and data order are
-functions of (seed, step), so the optimiser's moments, the step number and a recipe's few numbers are all the state there is.
-The state also keeps the verdict question that the model was trained on, for whoever loads the model.
+``from_pretrained`` and ``vllm serve`` load ``checkpoints/step-40/`` as it is. Randomness and data order are functions of
+(seed, step), so the state is the optimiser's moments, the step number and a recipe's few numbers. The state also has the
+verdict question that the model was trained on, so that whoever loads the model asks the same one.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ def save(
     state: Mapping[str, float],
     question: str,
 ) -> Path:
-    """Write ``run/checkpoints/step-N`` (``step-N-ROLE`` for other roles) under a draft name, then rename it."""
+    """Write ``run/checkpoints/step-N`` (``step-N-ROLE`` for other roles) and return it.
+
+    It is written under a draft name and then renamed, so that a checkpoint which is there is complete.
+    """
     final = run / "checkpoints" / (f"step-{step}" if role == "policy" else f"step-{step}-{role}")
     draft = final.with_name(final.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
     save_model(draft, learner.model, tokenizer)
-    found = moments(learner.optimizer, learner.model)
-    save_file({k: v.contiguous() for k, v in found.items()}, draft / OPTIMIZER)
+    state_of_optimizer = moments(learner.optimizer, learner.model)
+    save_file({k: v.contiguous() for k, v in state_of_optimizer.items()}, draft / OPTIMIZER)
     content = {"step": step, "learner_step": learner.step, "recipe": dict(state), "question": question}
     (draft / STATE).write_text(json.dumps(content) + "\n")
     shutil.rmtree(final, ignore_errors=True)
@@ -48,34 +51,36 @@ def save(
 
 
 def thin(run: Path, keep: int) -> None:
-    """Delete all but the last ``keep`` checkpoints, with those of other roles; 0 keeps all."""
+    """Delete all but the newest ``keep`` checkpoints, for all roles; 0 keeps all."""
     steps = sorted(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*") if p.name[5:].isdigit())
     for step in steps[:-keep] if keep else []:
-        # the policy's first: its presence says that the step is whole
+        # the policy's first: a step is complete if the policy's checkpoint is there
         for folder in sorted((run / "checkpoints").glob(f"step-{step}*")):
             if folder.name == f"step-{step}" or folder.name.startswith(f"step-{step}-"):
                 shutil.rmtree(folder)
 
 
 def recipe_state(directory: Path) -> dict[str, float]:
-    """What the recipe's ``state()`` was when this checkpoint was written. (Older checkpoints call it memory.)"""
+    """Return the recipe's ``state()`` when this checkpoint was written. (Older checkpoints call it ``memory``.)"""
     content = json.loads((directory / STATE).read_text())
     return content.get("recipe", content.get("memory", {}))
 
 
 def restore(directory: Path, learner: Learner) -> int:
-    """Load weights and optimiser state in place; returns the step to go on with.
+    """Load weights and optimiser state in place; return the step to continue with.
 
     Raises ValueError if the weights are another model's.
     """
     own = learner.model.state_dict()
     saved = load_file(directory / WEIGHTS) | head.read(directory)
-    places = {own[k].data_ptr() for k in saved if k in own}
-    missing = {k for k in own.keys() - saved.keys() if own[k].data_ptr() not in places}  # a tied weight is saved once
-    if strange := missing | (saved.keys() - own.keys()):
-        raise ValueError(f"{directory} holds another model: they differ in {', '.join(sorted(strange)[:3])}")
+    addresses = {own[k].data_ptr() for k in saved if k in own}
+    missing = {
+        k for k in own.keys() - saved.keys() if own[k].data_ptr() not in addresses
+    }  # a tied weight is saved once
+    if different := missing | (saved.keys() - own.keys()):
+        raise ValueError(f"{directory} holds another model: the weights differ in {', '.join(sorted(different)[:3])}")
     learner.model.load_state_dict(saved, strict=False)
     remember(learner.optimizer, learner.model, load_file(directory / OPTIMIZER))
-    position = json.loads((directory / STATE).read_text())
-    learner.step = position["learner_step"]
-    return position["step"]
+    state = json.loads((directory / STATE).read_text())
+    learner.step = state["learner_step"]
+    return state["step"]

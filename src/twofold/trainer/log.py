@@ -1,4 +1,4 @@
-"""What a run reports while it works: one JSON line per step on disk, one line (or a live bar) for people, and trackers."""
+"""What a run reports while it trains: JSON lines on disk, a live bar or printed lines for people, and trackers."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ SHOWN = {
 }
 
 Score = Callable[[Sequence[Rollout]], Sequence[float | None]]
-"""P(Yes) for each of these rollouts, None where it cannot be asked."""
+"""Function that returns P(Yes) for each of these rollouts, None where the model cannot be asked."""
 LogTo = Literal["wandb", "tensorboard", "trackio"]
 
 
 class Tracker(Protocol):
-    """Where else a run's numbers go."""
+    """Another place that a run's numbers are written to."""
 
     def write(self, step: int, stats: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
 
 
 class Log:
-    """Appends to ``metrics.jsonl`` and ``rollouts.jsonl``; on a terminal shows a live bar, elsewhere prints a line now and then.
+    """Appends to ``metrics.jsonl`` and ``rollouts.jsonl``. Shows a live bar on a terminal; elsewhere prints about ten lines.
 
-    Lines from step ``start`` on, which a run that was killed after its last checkpoint has left, are removed.
+    Lines of step ``start`` and later are removed first: a run that was killed after its last checkpoint has left them.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Log:
             tracker.close()
 
     def rollouts(self, step: int, groups: Sequence[Group], score: Score) -> None:
-        """Write what the model wrote in these groups, with grades and P(Yes), for people to read."""
+        """Append the texts of these groups, with grades and P(Yes), to ``rollouts.jsonl``."""
         groups = [group for group in groups if group]
         scores = iter(score([r for group in groups for r in group]))
         for group in groups:
@@ -94,15 +94,15 @@ class Log:
         self._rollouts.flush()
 
     def step(self, step: int, stats: Mapping[str, float]) -> None:
-        """Write one step's numbers everywhere."""
-        # NaN is not JSON; null says the same to every reader
+        """Write one step's numbers to disk, to the trackers and to the terminal."""
+        # NaN is not JSON; null is, and readers take it as missing
         line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in stats.items()}
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
-        known = {k: v for k, v in stats.items() if math.isfinite(v)}
+        finite = {k: v for k, v in stats.items() if math.isfinite(v)}
         for tracker in self._trackers:
-            tracker.write(step, known)
-        self._last |= known
+            tracker.write(step, finite)
+        self._last |= finite
         now = "  ".join(f"{label} {self._last[name]:.3g}" for name, label in SHOWN.items() if name in self._last)
         self._progress.update(self._task, completed=step + 1, now=now)
         if not self._console.is_terminal and ((step + 1) % max(1, self._steps // 10) == 0 or step + 1 == self._steps):
@@ -113,7 +113,7 @@ class Log:
 
 
 def _continued(path: Path, start: int) -> Any:
-    """The file, open for appending, without lines of step ``start`` and later ones, nor the half line of a killed run."""
+    """Open the file for appending, without lines of step ``start`` and later, and without the half line of a killed run."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] < start)
     path.write_text("".join(kept), encoding="utf-8")

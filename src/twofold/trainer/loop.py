@@ -26,15 +26,18 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Steps ``start`` .. ``steps - 1``; a save every ``save_every`` and an evaluation every ``eval_every`` steps (0: only at the
-    end, never); ``keep`` checkpoints stay (0: all); ``rollouts`` groups of each step are written down."""
+    """What happens when. Steps ``start`` .. ``steps - 1`` are trained."""
 
     start: int
     steps: int
     save_every: int
+    """Save a checkpoint every N steps, and always after the last one (0: only then)."""
     eval_every: int = 0
+    """Evaluate every N steps (0: never)."""
     keep: int = 0
+    """Number of checkpoints that stay on disk, the newest ones (0: all)."""
     rollouts: int = 0
+    """Number of groups of each step that are written to ``rollouts.jsonl``."""
 
 
 def train(
@@ -50,10 +53,10 @@ def train(
     log: Log,
     run: Path,
 ) -> int:
-    """Train with an engine and a learner per role. Return the number of the next step, which is less than
-    ``schedule.steps`` if the run was asked to stop.
+    """Train with an engine and a learner per role. Return the number of steps that are done.
 
-    Ctrl-C or SIGTERM finishes the step, saves, and returns; a second one stops at once.
+    It is less than ``schedule.steps`` if the run was asked to stop: the first Ctrl-C or SIGTERM finishes the step, saves and
+    returns. A second one stops at once.
     """
     with _Stop() as stop:
         for step in range(schedule.start, schedule.steps):
@@ -77,7 +80,7 @@ def train(
             log.step(step, stats)
             last = done == schedule.steps or stop.asked
             if last or (schedule.save_every and done % schedule.save_every == 0):
-                # the policy's last: its presence says that the step is whole
+                # the policy's last: a step is complete if the policy's checkpoint is there
                 for role, learner in reversed(list(learners.items())):
                     save(done, role, learner)
                 checkpoint.thin(run, schedule.keep)
@@ -87,7 +90,7 @@ def train(
 
 
 class _Stop:
-    """Turns the first SIGINT or SIGTERM into ``asked``; the second acts as it always did."""
+    """Sets ``asked`` at the first SIGINT or SIGTERM, and restores the previous handlers for the second."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -103,7 +106,7 @@ class _Stop:
     def __enter__(self) -> _Stop:
         try:
             self._before = {n: signal.signal(n, self._ask) for n in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: signals are somebody else's business
+        except ValueError:  # not the main thread, which alone may handle signals
             self._before = {}
         return self
 

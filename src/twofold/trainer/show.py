@@ -1,4 +1,4 @@
-"""Read a run's rollouts as text: what the model wrote at a step, how it was graded, and what it thought of it itself."""
+"""Read a run's rollouts as text: what the model wrote at a step, how that was graded, and the model's own P(Yes)."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 from twofold.trainer.log import ROLLOUTS
 
 LINES = 20
-"""Most lines of a text, unless all are asked for."""
+"""Lines shown of each text, unless all are asked for."""
 
 
 def show(run: Path, step: int | None = None, full: bool = False) -> Iterator[str]:
-    """Yield the lines to print for one step, the last that was written if none is named.
+    """Yield the lines to print for one step (default: the last step that was written).
 
     Raises FileNotFoundError if the run has written no rollouts, ValueError if it has none of that step.
     """
     path = run / ROLLOUTS
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; a run writes it while it trains, unless log.rollouts is 0")
+        raise FileNotFoundError(f"{path}: no such file; a run writes it while it trains, unless log.rollouts is 0")
     groups = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     steps = sorted({group["step"] for group in groups})
     if not steps:
-        raise ValueError(f"{path} is empty: this recipe draws no rollouts, or no step has ended yet")
+        raise ValueError(f"{path} is empty: either this recipe draws no rollouts, or no step has ended yet")
     step = steps[-1] if step is None else step
     if step not in steps:
-        raise ValueError(f"{path} has no step {step}; it has {steps[0]} to {steps[-1]}")
+        raise ValueError(f"{path} has no step {step}; it has steps {steps[0]} to {steps[-1]}")
     for group in groups:
         if group["step"] == step:
             yield from _group(group, full)
@@ -47,5 +47,5 @@ def _group(group: dict[str, Any], full: bool) -> Iterator[str]:
         lines = row["text"].strip().splitlines()
         yield from lines if full else lines[:LINES]
         if not full and len(lines) > LINES:
-            yield f"... {len(lines) - LINES} more lines (--full)"
+            yield f"... {len(lines) - LINES} more lines (--full shows them)"
     yield ""

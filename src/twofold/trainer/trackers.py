@@ -1,4 +1,4 @@
-"""Experiment trackers, each from an extra of its own: ``pip install 'twofold[wandb]'``, ``[tensorboard]``, ``[trackio]``."""
+"""Experiment trackers. Each needs its own extra: ``pip install 'twofold[wandb]'``, ``[tensorboard]`` or ``[trackio]``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROJECT = "twofold"
 
 
 class Wandb:
-    """A run of Weights & Biases, which continues when training is resumed. ``WANDB_MODE=offline`` keeps it on this machine."""
+    """A run of Weights & Biases; a resumed training continues it. ``WANDB_MODE=offline`` keeps it on disk."""
 
     def __init__(self, run: Path, config: Mapping[str, Any], start: int) -> None:
         import wandb
@@ -31,7 +31,7 @@ class Wandb:
 
 
 class TensorBoard:
-    """Event files in ``tensorboard/`` of the run; a resumed run hides what stood at later steps."""
+    """Event files in ``tensorboard/`` of the run; a resumed run replaces what they had from its first step on."""
 
     def __init__(self, run: Path, config: Mapping[str, Any], start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -47,7 +47,7 @@ class TensorBoard:
 
 
 class Trackio:
-    """A run of trackio, whose dashboard is ``trackio show --project twofold``."""
+    """A run of trackio. ``trackio show --project twofold`` opens its dashboard."""
 
     def __init__(self, run: Path, config: Mapping[str, Any], start: int) -> None:
         import trackio
@@ -78,11 +78,11 @@ TRACKERS: dict[LogTo, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
 
 
 def open_trackers(names: Sequence[LogTo], run: Path, config: Mapping[str, Any], start: int) -> list[Tracker]:
-    """Open the trackers for a run. Raises ImportError, with the extra to install, for one that is not there."""
-    found = []
+    """Open a run's trackers. Raises ImportError, with the extra to install, if a tracker's package is not installed."""
+    trackers = []
     for name in names:
         try:
-            found.append(TRACKERS[name](run, config, start))
+            trackers.append(TRACKERS[name](run, config, start))
         except ImportError as error:
             raise ImportError(f"log.to names {name}: pip install 'twofold[{name}]' ({error})") from error
-    return found
+    return trackers
