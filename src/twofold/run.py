@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from twofold.compute.judge import ASKED, resolved
 from twofold.compute.plan import Plan, parse
-from twofold.compute.rollout import Task
 from twofold.compute.solve import Solution
 from twofold.compute.solve import solve as solve_all
 from twofold.config import SHIPPED, Data, Gym, PythonTask, TaskConfig, task_named
@@ -26,6 +25,7 @@ from twofold.tasks.grading import equal
 from twofold.tasks.user import FromSource, Guarded, Rewarded
 from twofold.text.chat import Chat
 from twofold.text.prompts import CRITIQUE, JUDGE
+from twofold.types import Task
 
 if TYPE_CHECKING:
     from twofold.engines.remote import RemoteEngine

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from twofold import source, toml
 from twofold.compute.judge import Judging, judge_all
-from twofold.compute.rollout import Task
 from twofold.config import ALIASES, Config, Native, PythonEngine, PythonRecipe, PythonTask, task_named
 from twofold.engines.base import Engine, PolicyEngine
 from twofold.engines.native import NativeEngine
@@ -31,7 +30,7 @@ from twofold.trainer.log import Log
 from twofold.trainer.loop import Schedule
 from twofold.trainer.loop import train as loop
 from twofold.trainer.trackers import open_trackers
-from twofold.types import Problem, Rollout, Sampling, Stopped
+from twofold.types import Problem, Rollout, Sampling, Stopped, Task
 
 MakeEngine = Callable[[Any], PolicyEngine]
 """Function that returns an engine for the module that trains."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 Label = Literal["correct", "wrong", "no_answer", "timeout", "error"]
 Finish = Literal["stop", "length"]
@@ -96,6 +96,18 @@ class Grade:
     def correct(self) -> bool:
         return self.label == "correct"
 
+    @property
+    def decided(self) -> bool:
+        """Whether the label says if the solution is right."""
+        return self.label not in ("timeout", "error")
+
+    @property
+    def known(self) -> float:
+        """The reward. Raises ValueError if it is unknown: it must have been left out before."""
+        if self.reward is None:
+            raise ValueError(f"this reward is unknown (label {self.label}), which is not 0")
+        return self.reward
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -113,6 +125,19 @@ class Rollout(Candidate):
 
     problem: Problem
     grade: Grade
+
+
+class Task(Protocol):
+    """Gives problems and grades solutions. ``problem`` is a pure function of its arguments."""
+
+    @property
+    def name(self) -> str: ...
+
+    def problem(self, split: Any, i: int) -> Problem: ...
+
+    def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
+        """Return (extracted answer, grade) of a solution's text. Called from several threads at once."""
+        ...
 
 
 Group = list[Rollout]

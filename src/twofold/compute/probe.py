@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from twofold.compute.cost import Cost
-from twofold.compute.rollout import Task, forced, grade_continuations, join, split
+from twofold.compute.rollout import forced, grade_continuations, join, split, success
 from twofold.engines.base import Engine
 from twofold.maths.credit import mean
 from twofold.text.chat import Chat
 from twofold.text.prompts import CONCLUDE, HURRY, THINK_END
 from twofold.text.segments import Episodes, episode_ends
-from twofold.types import Completion, Group, Rollout, Sampling
+from twofold.types import Completion, Group, Rollout, Sampling, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,11 @@ class Probe:
     def value(self) -> float:
         """J: mean reward of the forced answers; NaN if none could be graded."""
         return mean(self.rewards)
+
+    @property
+    def success(self) -> float:
+        """The share of right answers, which is J unless rewards are shaped; NaN if none could be graded."""
+        return success(self.answers)
 
     @property
     def error(self) -> float:

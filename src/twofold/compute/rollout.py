@@ -6,29 +6,16 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from twofold.engines.base import Engine
 from twofold.maths.credit import mean
 from twofold.text.chat import Chat
 from twofold.text.extract import final_answer
-from twofold.types import Candidate, Completion, Finish, Grade, Group, Problem, Rollout, Sampling
+from twofold.types import Candidate, Completion, Finish, Group, Problem, Rollout, Sampling, Task
 
 Ungraded = tuple[Problem, list[int], Completion]
 """(problem, prompt, completion): a solution before it is graded, or the beginning of one."""
-
-
-class Task(Protocol):
-    """Gives problems and grades solutions. ``problem`` is a pure function of its arguments."""
-
-    @property
-    def name(self) -> str: ...
-
-    def problem(self, split: Any, i: int) -> Problem: ...
-
-    def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
-        """Return (extracted answer, grade) of a solution's text. Called from several threads at once."""
-        ...
 
 
 def rollouts(
@@ -120,6 +107,11 @@ def continue_from(engine: Engine, chat: Chat, candidates: Sequence[Candidate], s
 def value(group: Group) -> float:
     """Return the mean reward of the rollouts that could be graded; NaN if none could."""
     return mean([r.grade.reward for r in group if r.grade.reward is not None])
+
+
+def success(group: Group) -> float:
+    """Return the share of correct rollouts among those that the grader could decide; NaN if it could decide none."""
+    return mean([float(r.grade.correct) for r in group if r.grade.decided])
 
 
 def forced(tokens: list[int]) -> Completion:

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
-from twofold.compute.rollout import Task
 from twofold.engines.base import Engine
 from twofold.evals.pools import POOLS, read_pools
 from twofold.evals.run import Eval, evaluate
@@ -16,7 +15,7 @@ from twofold.maths import votes
 from twofold.maths.credit import mean
 from twofold.maths.stats import verifier_metrics
 from twofold.text.chat import Chat
-from twofold.types import Pool
+from twofold.types import Pool, Task
 
 VOTES = {"maj": "majority", "weighted": "weighted"}
 

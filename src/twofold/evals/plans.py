@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from twofold import source
 from twofold.compute.cost import Cost
 from twofold.compute.plan import Independent, Plan, parse
-from twofold.compute.rollout import Task
 from twofold.compute.rules import RULES, Seen
 from twofold.compute.select import Same, classes, select, settled
 from twofold.compute.solve import solve
@@ -30,7 +29,7 @@ from twofold.maths import votes
 from twofold.maths.stats import Estimate, estimates
 from twofold.maths.stopping import Lengths, rounds
 from twofold.text.chat import Chat
-from twofold.types import Label, Pool, Problem
+from twofold.types import Label, Pool, Problem, Task
 
 Floats = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from twofold.compute.probe import Probe, Prover, boundaries, probe, thought_length
-from twofold.compute.rollout import Task, rollouts, split
+from twofold.compute.rollout import rollouts, split
 from twofold.compute.think import continue_thoughts
 from twofold.engines.base import Engine
 from twofold.evals.pools import read_header, read_lines
@@ -25,7 +25,7 @@ from twofold.text.chat import Chat
 from twofold.text.extract import canonical
 from twofold.text.prompts import EXTRAPOLATION
 from twofold.text.segments import Episodes
-from twofold.types import Problem, Sampling
+from twofold.types import Problem, Sampling, Task
 
 SETTINGS, PROBES = "probes.json", "probes.jsonl"
 

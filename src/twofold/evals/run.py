@@ -13,14 +13,14 @@ import numpy as np
 
 from twofold import __version__
 from twofold.compute.judge import Judging, judge_all, resolved
-from twofold.compute.rollout import Task, rollouts
+from twofold.compute.rollout import rollouts
 from twofold.engines.base import Engine
 from twofold.evals.pools import HEADER, POOLS, Header, finished_ids, read_header, write_header, write_pool
 from twofold.evals.probes import Probing
 from twofold.maths.confidence import Trace, trace
 from twofold.text.chat import Chat
 from twofold.text.extract import canonical
-from twofold.types import Group, Pool, Problem, Rollout, Sampling
+from twofold.types import Group, Pool, Problem, Rollout, Sampling, Task
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from twofold.compute.backtrack import tried
-from twofold.compute.rollout import continue_graded, forced, graded, join, rollouts, split, value
+from twofold.compute.rollout import continue_graded, forced, graded, join, rollouts, split, success
 from twofold.engines.base import Engine
 from twofold.maths.seeds import derive
 from twofold.recipes import common
@@ -146,7 +146,7 @@ class Recipe(common.FromAttempts):
         gains: list[float] = []
         for attempt, groups in zip(begun, drawn, strict=True):
             (streams,) = common.gradable(groups)
-            direct, rewards = attempt.grade.reward or 0.0, rewards_of(streams)
+            direct, rewards = attempt.grade.known, rewards_of(streams)
             advantages = (
                 branch_advantages([direct] * len(rewards), rewards, config.bonus)[len(rewards) :] if rewards else []
             )
@@ -203,11 +203,11 @@ class Recipe(common.FromAttempts):
         for r, own, groups in zip(failed, cuts, drawn, strict=True):
             highest, best = 0.0, None
             for line, (end, tries) in enumerate(zip(own, groups, strict=True), 1):
-                success = value(tries)  # NaN is never the best
+                share = success(tries)  # NaN is never the best
                 right = (t.completion for t in tries if t.grade.correct and t.completion.finish == "stop")
                 finished = next(right, None)
-                if finished is not None and success >= highest:
-                    highest, best = success, (line, split(finished, end)[1])
+                if finished is not None and share >= highest:
+                    highest, best = share, (line, split(finished, end)[1])
             if best is not None:
                 line, continuation = best
                 pairs.append((r, forced([*self._mark(r, line), *continuation.tokens])))

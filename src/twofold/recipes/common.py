@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol, get_args
 
-from twofold.compute.rollout import Task
 from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, mean
 from twofold.text.chat import Chat
-from twofold.types import Collected, Group, Label, Problem, Rollout, Sample, Sampling
+from twofold.types import Collected, Group, Label, Problem, Rollout, Sample, Sampling, Task
 
 Stats = dict[str, float]
 
@@ -131,7 +130,7 @@ class FromAttempts(Recipe):
 
 def rewards_of(group: Sequence[Rollout]) -> list[float]:
     """Return the rewards of rollouts that all have one."""
-    return [r.grade.reward or 0.0 for r in group]
+    return [r.grade.known for r in group]
 
 
 def gradable(groups: Sequence[Group]) -> list[Group]:

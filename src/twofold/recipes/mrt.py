@@ -252,14 +252,14 @@ def branch_advantages(stop: Sequence[float], go: Sequence[float], bonus: Bonus) 
 def penalised(group: Group, share: float) -> list[float]:
     """Return the rewards of a group, those of right rollouts reduced by up to ``share`` for their length.
 
-    A right rollout has 1 - share * sigmoid((length - mean) / std), with mean and (population) std over the right rollouts
+    A right rollout has r * (1 - share * sigmoid((length - mean) / std)), with mean and (population) std over the right rollouts
     (Arora & Zanette, arXiv:2502.04463). Right rollouts of equal length lose share / 2.
     """
     lengths = [len(r.completion.tokens) for r in group if r.grade.correct]
     middle = mean(lengths)
     std = math.sqrt(mean([(n - middle) ** 2 for n in lengths])) or 1.0
     longer = iter([1 / (1 + math.exp((middle - n) / std)) for n in lengths])
-    return [1 - share * next(longer) if r.grade.correct else r.grade.reward or 0.0 for r in group]
+    return [r.grade.known * (1 - share * next(longer) if r.grade.correct else 1) for r in group]
 
 
 def best_prefix(row: Sequence[Probe], keep: Literal["value", "jump", "problem"]) -> Probe | None:
@@ -267,7 +267,7 @@ def best_prefix(row: Sequence[Probe], keep: Literal["value", "jump", "problem"])
 
     The shortest prefix wins a tie. Prefixes whose value is NaN are not considered.
     """
-    values = [p.value for p in row]
+    values = [p.success for p in row]
     gains = [math.nan, *progress(values)] if keep == "jump" else values
     candidates = [j for j in range(1, len(row)) if not math.isnan(gains[j])]
     if not candidates:
@@ -282,7 +282,7 @@ def best_of(kept: Sequence[Probe | None]) -> list[Probe]:
     The shortest prefix wins a tie.
     """
     prefixes = [p for p in kept if p is not None]
-    return [min(prefixes, key=lambda p: (-p.value, p.end))] if prefixes else []
+    return [min(prefixes, key=lambda p: (-p.success, p.end))] if prefixes else []
 
 
 def probe_stats(probes: Sequence[Sequence[Probe]]) -> Stats:

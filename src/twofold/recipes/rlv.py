@@ -28,7 +28,7 @@ from itertools import chain
 from typing import Literal
 
 from twofold.compute.judge import p_yes, question
-from twofold.compute.rollout import Task, continue_graded, rollouts, value
+from twofold.compute.rollout import continue_graded, rollouts, value
 from twofold.engines.base import Engine
 from twofold.maths.credit import differences, grpo, rloo, spread
 from twofold.maths.seeds import derive
@@ -38,7 +38,7 @@ from twofold.recipes.common import Setup, Stats
 from twofold.tasks.stream import MAX_DRAWS
 from twofold.text.chat import Chat
 from twofold.text.segments import sentence_ends
-from twofold.types import Collected, Grade, Group, Problem, Rollout, Sample, Sampling
+from twofold.types import Collected, Grade, Group, Problem, Rollout, Sample, Sampling, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ class Recipe(common.Recipe):
         if self.config.verify == "none":
             return set()
         right = [i for i, r in enumerate(everyone) if r.grade.correct]
-        wrong = [i for i, r in enumerate(everyone) if r.grade.label in ("wrong", "no_answer")]
+        wrong = [i for i, r in enumerate(everyone) if r.grade.decided and not r.grade.correct]
         if self.config.balance == "all":
             return {*right, *wrong}
         rng, few = random.Random(f"{self.sampling.seed}/{step}"), min(len(right), len(wrong))
@@ -220,7 +220,7 @@ def vine_credit(rollout: Rollout, starts: Sequence[int], values: Sequence[float]
     if not known:
         return [0.0] * length
     first = known[0][0]
-    steps = differences([value for _, value in known], final=rollout.grade.reward or 0.0)
+    steps = differences([value for _, value in known], final=rollout.grade.known)
     ends = [start - first for start, _ in known[1:]] + [length - first]
     return [0.0] * first + spread(steps, ends, length - first)
 

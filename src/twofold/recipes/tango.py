@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from twofold.compute.rollout import Task, continue_graded, rollouts, value
+from twofold.compute.rollout import continue_graded, rollouts, success
 from twofold.compute.verify import Verification, mean_verdicts, step_ends, verify
 from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, mean, rloo, spread, standardise, to_go
@@ -40,7 +40,7 @@ from twofold.recipes.common import Setup, Stats, policy_sample, relative, reward
 from twofold.text.chat import Chat
 from twofold.text.prompts import VERIFY
 from twofold.text.steps import Critique, Cut, solution_format
-from twofold.types import Collected, Completion, Group, Problem, Rollout, Sample, Sampling
+from twofold.types import Collected, Completion, Group, Problem, Rollout, Sample, Sampling, Task
 
 Role = Literal["generator", "verifier"]
 
@@ -247,7 +247,7 @@ class Recipe(common.Recipe):
         """
         everyone = [r for g in groups for r in g]
         if self.config.estimator == "reinforce++":
-            return pooled(standardise, [whole(r.grade.reward or 0.0, r) for r in everyone])
+            return pooled(standardise, [whole(r.grade.known, r) for r in everyone])
         estimate = grpo if self.config.estimator == "grpo" else rloo
         advantages = [a for g in groups for a in relative(rewards_of(g), estimate)]
         return [whole(a, r) for a, r in zip(advantages, everyone, strict=True)]
@@ -293,7 +293,7 @@ class Recipe(common.Recipe):
         config = self.config
         groups = rollouts(engine, self.chat, self.task, problems, replace(sampling, n=1))
         stats = common.describe(groups) | {"tango/tokens": _tokens(r.completion for (r,) in groups)}
-        everyone = [r for (r,) in groups if r.grade.reward is not None]
+        everyone = [r for (r,) in groups if r.grade.decided]
         ends = [step_ends(self.chat, r, config.cut) for r in everyone]
         labels: list[list[bool | None]] = [[None] * len(e) for e in ends]
         if config.step_labels:
@@ -334,7 +334,7 @@ class Recipe(common.Recipe):
         more = replace(sampling, n=n, seed=derive(sampling.seed, "labels"))
         groups = continue_graded(engine, self.chat, self.task, everyone, [[0, *own] for own in ends], more)
         written = _tokens(r.completion for own in groups for g in own for r in g) - n * sum(map(sum, ends))
-        return [monte_carlo([value(g) for g in own], ratio) for own in groups], written
+        return [monte_carlo([success(g) for g in own], ratio) for own in groups], written
 
     def reward(
         self, critique: Critique, right: bool, steps: int, counted: bool, labels: Sequence[bool | None]
