@@ -11,8 +11,10 @@ import pytest
 
 import twofold as tf
 from twofold import cli, source, toml
-from twofold.config import Config, LogOptions, PythonRecipe, PythonTask, Rollouts, Train
+from twofold.compute.judge import Judging
+from twofold.config import Config, LogOptions, PythonEngine, PythonRecipe, PythonTask, Rollouts, Train
 from twofold.recipes.rlv import RLV
+from twofold.tasks.procedural import Sums
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -87,7 +89,8 @@ def test_the_recipe_imitates_what_was_right(tmp_path: Path) -> None:
     assert [len(g["rollouts"]) for g in rows] == [6, 6]
     recorded = toml.load(Config, tmp_path / "run/config.toml").recipe
     assert isinstance(recorded, PythonRecipe)
-    assert recorded.source == source.pin(f"{EXAMPLES / 'recipe.py'}:Rejection")
+    named = source.pin(f"{EXAMPLES / 'recipe.py'}:Rejection")
+    assert recorded.source == f"<python>:partial({named}, rollouts=6)"
 
 
 def test_the_recipe_by_name_and_the_engine(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -112,14 +115,60 @@ def test_a_resume_with_other_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_objects_given_in_python(tmp_path: Path) -> None:
-    """A task and an engine given in Python are recorded by their file, and a resume without them loads them from it."""
+    """An engine's class is recorded by its file. An object is recorded with its fields, and no file can make it again: a resume
+    needs the same object."""
     task = source.load("examples/task.py:Pairs")()
+    task.level = 3
+    engine = source.load("examples/engine.py:Counting")
     config = toml.override(SMALL, ["train.steps=1", "train.save_every=1"])
-    tf.train(config, tmp_path / "run", task=task, engine=source.load("examples/engine.py:Counting"))
+    tf.train(config, tmp_path / "run", task=task, engine=engine)
     recorded = toml.load(Config, tmp_path / "run/config.toml")
-    assert recorded.task == PythonTask(source=source.pin(f"{EXAMPLES / 'task.py'}:Pairs"))
-    assert recorded.engine.name == "python"
-    assert tf.train(recorded, tmp_path / "run", resume=True).name == "step-1"
+    assert isinstance(recorded.engine, PythonEngine)
+    assert recorded.engine.source == source.pin(f"{EXAMPLES / 'engine.py'}:Counting")
+    assert isinstance(recorded.task, PythonTask) and recorded.task.source.endswith("{'level': 3}")
+    assert tf.train(config, tmp_path / "run", task=task, engine=engine, resume=True).name == "step-1"
+    task.level = 4
+    with pytest.raises(ValueError, match=r"was made with another config \(task.source = "):
+        tf.train(config, tmp_path / "run", task=task, engine=engine, resume=True)
+    with pytest.raises(ValueError, match="was given in Python and is in no file as it was: give it in Python again"):
+        tf.train(recorded, tmp_path / "run", resume=True)
+
+
+def test_a_task_of_the_package_is_recorded_as_the_config_that_it_is(tmp_path: Path) -> None:
+    config = toml.override(SMALL, ["train.steps=1"])
+    tf.train(config, tmp_path / "run", task=Sums(level=4, choice=0))
+    assert toml.load(Config, tmp_path / "run/config.toml").task == Sums(level=4, choice=0)
+
+
+def test_what_a_recipe_must_be(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"a recipe must be a tf\.Recipe, and this one made 7"):
+        tf.train(SMALL, tmp_path / "run", recipe=lambda setup: 7)  # type: ignore[arg-type, return-value]
+
+
+def test_a_run_that_cannot_begin_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    config = toml.override(SMALL, ["train.steps=1", "eval.every=1", "eval.task=gone.jsonl"])
+    with pytest.raises((ValueError, OSError)):
+        tf.train(config, tmp_path / "run")
+    tf.train(toml.override(config, ["eval.every=0"]), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("verify", "judge"), [("bce", "head"), ("separate", "p_yes of verifier"), ("generative", "p_yes")]
+)
+def test_what_was_trained_to_judge_judges_while_training(verify: str, judge: str, tmp_path: Path) -> None:
+    """The figures and the rollouts' scores are those of the head, or of the second model, as a later evaluation finds them."""
+    words = ["train.steps=1", "eval.every=1", "eval.problems=3", "eval.n=2", f"recipe.verify={verify}", "optim.lr=1e-3"]
+    last = tf.train(toml.override(SMALL, words), tmp_path / "run")
+    header = json.loads((tmp_path / "run/evals/step-1/eval.json").read_text())
+    assert header["judge"] == judge
+    verifier = tf.load(f"{last}-verifier") if verify == "separate" else None
+    test = tf.Eval(problems=3, n=2, max_tokens=16, judge=Judging("head" if verify == "bce" else "p_yes"))
+    out = tf.evaluate(tf.load(last), "sums", test, out=tmp_path / "e", verifier=verifier)
+    while_training, later = (
+        [s for pool in lines(folder, "pools.jsonl") for s in pool["scores"]]
+        for folder in (tmp_path / "run/evals/step-1", out)
+    )
+    assert while_training == pytest.approx(later, abs=1e-5)
 
 
 def test_evaluation_while_training_and_the_last_checkpoints(tmp_path: Path) -> None:

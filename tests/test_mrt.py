@@ -419,6 +419,24 @@ def test_one_prefix_per_problem(chat):
 # ---------------------------------------------------------------- baselines, options, whole runs
 
 
+def test_shaped_rewards_do_not_decide_what_is_learnt(chat):
+    """MRT (STaR) keeps the prefix with the most right answers, whatever they are paid; the length penalty scales the reward."""
+    paid = [Grade(0.2, "correct"), Grade(0.9, "wrong")]
+    right, wrong = (Rollout([], Completion([], [], [], "stop"), "", "", Q, grade) for grade in paid)
+    probes = [Probe(e, [right] * n + [wrong] * (4 - n), Cost()) for e, n in enumerate((1, 0, 2, 1))]
+    assert [p.success for p in probes] == [0.25, 0, 0.5, 0.25]
+    for keep in ("value", "problem"):
+        found = best_prefix(probes, keep)
+        assert found is not None and found.end == 2
+    assert best_prefix(probes[:2], "value") is None  # the reward alone rose, from 0.725 to 0.9
+    completion = Completion([1] * 4, [0.0] * 4, [True] * 4, "stop")
+    group = [
+        Rollout([1], completion, "", None, Q, Grade(r, k))
+        for r, k in ((2.0, "correct"), (0.3, "correct"), (0.5, "wrong"))
+    ]
+    assert penalised(group, 0.5) == pytest.approx([1.5, 0.225, 0.5])  # right ones of equal length lose a quarter
+
+
 def test_the_length_penalty_by_hand():
     """Right rollouts of 2 and 6 tokens: mean 4, std 2, sigmoid(-1) = .26894, sigmoid(1) = .73106. A wrong one stays at 0."""
 

@@ -38,7 +38,7 @@ from twofold.text.chat import Chat
 from twofold.text.prompts import CRITIQUE, SOLVE, VERIFY
 from twofold.text.steps import read
 from twofold.trainer import checkpoint
-from twofold.types import Completion, Grade, Problem, Sample, Sampling
+from twofold.types import Completion, Grade, Problem, Rollout, Sample, Sampling
 
 ROOT = Path(__file__).parents[1]
 ASK = "Check {steps}."
@@ -368,6 +368,24 @@ def test_a_miscount_costs_only_where_steps_can_be_counted_on(chat: Chat) -> None
     drawn = [[critique("+"), critique("+++"), critique("+++")]]
     _, stats, _ = collect(chat, [[[text]], drawn], generator_updates=0)
     assert stats["verifier/reward"] == pytest.approx(1.8)
+
+
+def test_labels_of_steps_are_of_correctness(chat: Chat) -> None:
+    """Two continuations from each end of a solution of three lines: right 2, 1, 0 and 0 of 2, and paid 0.9 when they are wrong."""
+
+    class Shaped(Words):
+        def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
+            answer, grade = super().grade(problem, text)
+            return answer, Grade(0.1 if grade.correct else 0.9, grade.label)
+
+    config = Tango(cut="lines", continuations=2, step_labels=1.0)
+    recipe = Recipe(config, Shaped(), chat, Sampling(max_tokens=24, seed=5), 10)
+    solution = Scripted(chat, []).completion("a\nb\nno")
+    rollout = Rollout(chat.prompt("Q0"), solution, "a\nb\nno", None, Words().problem("train", 0), Grade(0.9, "wrong"))
+    ends = [step_ends(chat, rollout, "lines")]
+    engine = Scripted(chat, [[["yes", "yes"], ["yes", "no"], ["no", "no"], ["no", "no"]]])
+    labels, _ = recipe._labels(engine, [rollout], ends, Sampling(max_tokens=24))
+    assert labels == [[True, False, False]]
 
 
 def test_labels_from_continuations(chat: Chat) -> None:

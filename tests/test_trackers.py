@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,8 @@ def test_tensorboard_holds_every_step_once(tmp_path: Path) -> None:
 
     config = toml.override(SMALL, ["log.to=tensorboard"])
     tf.train(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/step-2")  # as if it had been killed before its last save
+    tf.train(config, tmp_path / "run", resume=True)
     found = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
     assert [(e.step, e.value) for e in found.Scalars("reward")] == [
         *enumerate(map(pytest.approx, rewards(tmp_path / "run")))
@@ -38,13 +42,19 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     tf.train(toml.override(SMALL, ["log.to=wandb"]), tmp_path / "run")
     (file,) = (tmp_path / "run").rglob("*.wandb")
-    assert b"frac_reward_zero_std" in file.read_bytes()
+    until = time.monotonic() + 60  # a process of wandb's own writes it
+    while b"frac_reward_zero_std" not in file.read_bytes():
+        assert time.monotonic() < until, file.read_bytes()
+        time.sleep(0.1)
 
 
 def test_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    tf.train(toml.override(SMALL, ["log.to=trackio"]), tmp_path / "run")
+    for folder in ("a", "b"):
+        tf.train(toml.override(SMALL, ["log.to=trackio"]), tmp_path / folder / "run")
     assert any(p.stat().st_size > 1000 for p in (tmp_path / "trackio").rglob("twofold*"))
+    identities = {(tmp_path / folder / "run/tracking-id").read_text() for folder in ("a", "b")}
+    assert len(identities) == 2  # of one name, and still two runs
 
 
 def test_a_tracker_that_is_not_installed_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

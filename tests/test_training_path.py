@@ -26,7 +26,7 @@ def test_lines_are_counted() -> None:
 
 
 def test_the_training_path_is_short() -> None:
-    """What README promises; a file that the path needs and the guide leaves out is not to be hidden here."""
+    """README promises this of the files that the guide lists."""
     files = re.findall(r"\]\(\.\./(src/twofold/[\w/]+\.py)\)", GUIDE.read_text(encoding="utf-8"))
     parts = {Path(f).parent.name for f in files}
     assert len(files) == len(set(files)) >= 17 and parts >= {"twofold", "recipes", "compute", "maths", "trainer"}

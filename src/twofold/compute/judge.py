@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from twofold.compute.verify import verification_scores
@@ -48,6 +48,10 @@ class Judging:
     def __post_init__(self) -> None:
         if min(self.tokens, self.votes) < 1:
             raise ValueError(f"tokens and votes must be at least 1, got {self.tokens}, {self.votes}")
+        unread = [] if self.name in WRITING else ["tokens", "votes"]
+        unread += [] if self.name == "steps" else ["cut"]
+        if changed := [f.name for f in fields(self) if f.name in unread and getattr(self, f.name) != f.default]:
+            raise ValueError(f"judge={self.name} does not read {', '.join(changed)}: leave it out")
 
     def words(self, chat: Chat) -> str:
         """Return the question that is asked."""
