@@ -156,22 +156,6 @@ def majority_confidence(first: int, second: int) -> float:
     return 1 - sum(math.comb(m, j) for j in range(first + 1, m + 1)) / 2**m
 
 
-def expected_samples(chances: Sequence[float], size: int, cap: int) -> float:
-    """Return how many samples ESC is expected to draw for a problem whose answers have these ``chances``.
-
-    With K = cap / size windows and q = sum_a p_a^size, the chance that a window agrees, it is
-    ``size * [sum_{i=0}^{K-2} q (1-q)^i (i+1) + (1-q)^(K-1) K]``.
-
-    Raises ValueError unless the chances sum to 1 and the cap is a multiple of the window.
-    """
-    if abs(sum(chances) - 1) > 1e-9 or min(chances) < 0:
-        raise ValueError(f"the chances of a problem's answers must sum to 1, got {list(chances)}")
-    if cap < size or cap % size:
-        raise ValueError(f"the cap must be a multiple of the window, got {cap} and {size}")
-    q, windows = sum(p**size for p in chances), cap // size
-    return size * (sum(q * (1 - q) ** i * (i + 1) for i in range(windows - 1)) + (1 - q) ** (windows - 1) * windows)
-
-
 def _check(threshold: float, step: int) -> None:
     if not 0 < threshold <= 1 or step < 1:
         raise ValueError(f"threshold must be in (0, 1] and step at least 1, got {threshold} and {step}")
