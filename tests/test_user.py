@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from twofold import source
-from twofold.tasks import user
+from twofold.tasks import grading, user, workers
 from twofold.tasks.procedural import Sums
 from twofold.tasks.user import FromSource, Guarded, Rewarded
 from twofold.types import Grade, Problem
@@ -17,6 +20,12 @@ from twofold.types import Grade, Problem
 TASK = Sums(level=1, choice=0)
 PROBLEM = TASK.problem("test", 0)
 RIGHT, WRONG = f"\\boxed{{{PROBLEM.answer}}}", "\\boxed{-1}"
+ERROR = Grade(None, "error")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user, "logged", set())
 
 
 def write(path: Path, code: str) -> str:
@@ -53,9 +62,12 @@ def test_what_is_no_source_is_said(named: str, error: type, message: str, tmp_pa
 
 
 def test_things_given_in_python_are_described() -> None:
-    described = source.describe(TASK)
+    """A class by its file, which ``load`` finds again; an object with its fields, which ``load`` refuses."""
+    described = source.describe(Sums)
     assert described.startswith(f"{Path(source.__file__).parent}/tasks/procedural.py:Sums@sha256:")
-    assert source.describe(Sums) == described
+    assert source.describe(TASK).startswith(f"<python>:{described}Sums(level=1, choice=0")
+    with pytest.raises(ValueError, match="was given in Python"):
+        source.load(source.describe(TASK))
 
 
 # ---------------------------------------------------------------- rewards
@@ -101,9 +113,8 @@ def test_a_failure_is_a_label_and_is_logged_once(
     body: str, label: str, report: str, tmp_path: Path, monkeypatch, caplog
 ) -> None:
     """This also holds for code that keeps Python's lock or ends its process. The next call has an answer again."""
-    monkeypatch.setattr(user, "DEADLINE", 0.2)
-    monkeypatch.setattr(user, "WALL", 2.0)
-    monkeypatch.setattr(user, "once", user.Once())
+    monkeypatch.setattr(workers, "DEADLINE", 0.2)
+    monkeypatch.setattr(workers, "WALL", 2.0)
     file = write(tmp_path / "mine.py", f"def reward(problem, text):\n    if text == 'well': return 1.0\n    {body}\n")
     task = Rewarded(TASK, [f"{file}:reward"])
     with caplog.at_level(logging.ERROR):
@@ -123,6 +134,120 @@ def test_a_wrong_name_is_found_before_anything_is_sampled(tmp_path: Path) -> Non
     file = write(tmp_path / "mine.py", "def reward(problem, text): return 1.0\n")
     with pytest.raises(ValueError, match="has no bonus"):
         Rewarded(TASK, [f"{file}:bonus"])
+
+
+@pytest.mark.parametrize(
+    ("value", "reward"),
+    [
+        ("np.float32(0.5)", 0.5),
+        ("np.int64(2)", 2.0),
+        ("np.bool_(True)", 1.0),
+        ("np.array(0.25)", 0.25),
+        ("Fraction(1, 4)", 0.25),
+        ("True", 1.0),
+        ("Grade(np.float16(0.5), 'wrong')", 0.5),
+        ("np.float32('nan')", None),
+        ("float('inf')", None),
+        ("1j", None),
+        ("np.array([1.0, 2.0])", None),
+    ],
+)
+def test_every_real_number_is_a_reward(value: str, reward: float | None, tmp_path: Path) -> None:
+    code = f"import numpy as np\nfrom fractions import Fraction\ndef reward(problem, text): return {value}\n"
+    file = write(tmp_path / "mine.py", code)
+    assert Rewarded(TASK, [f"{file}:reward"]).grade(PROBLEM, RIGHT)[1].reward == reward
+
+
+def test_a_scalar_of_torch_is_a_reward() -> None:
+    assert user.number(torch.tensor(0.5)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("reward = 1.0", "1.0 is not a callable object"),
+        ("class reward:\n    def grade(self, problem, text): return 1.0", "it is a class"),
+        ("def reward(text): return 1.0", "too many positional arguments"),
+        ("def reward(problem, text, *, scale): return 1.0", "missing a required (keyword-only )?argument: 'scale'"),
+    ],
+)
+def test_what_is_no_reward_is_found_before_anything_is_sampled(code: str, message: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.py", code + "\n")
+    with pytest.raises(ValueError, match=rf"mine.py:reward is no reward, a function \(problem, text\).*: {message}"):
+        Rewarded(TASK, [f"{file}:reward"])
+
+
+def test_a_reward_may_be_an_object_with_a_grade(tmp_path: Path) -> None:
+    """A reward is called, whatever else it has."""
+    code = "class Both:\n    grade = None\n    def __call__(self, problem, text): return 2\nreward = Both()\n"
+    task = Rewarded(TASK, [f"{write(tmp_path / 'mine.py', code)}:reward"])
+    assert task.grade(PROBLEM, RIGHT)[1] == Grade(2.0, "correct")
+
+
+def test_one_kind_of_exception_is_logged_once_whatever_its_text(tmp_path: Path, caplog) -> None:
+    file = write(tmp_path / "mine.py", "def reward(problem, text):\n    raise ValueError(text)\n")
+    task = Rewarded(TASK, [f"{file}:reward"])
+    for i in range(3):
+        assert task.grade(PROBLEM, f"solution {i}")[1] == ERROR
+    (record,) = caplog.records
+    assert "ValueError: solution 0" in record.getMessage() and len(user.logged) == 1
+    assert "training leaves out the rollouts that fail like this" in record.getMessage()
+
+
+def test_a_worker_that_died_between_calls_is_replaced(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(grading, "WORKERS", 1)
+    file = write(tmp_path / "mine.py", "def reward(problem, text): return 1.0\n")
+    task = Rewarded(TASK, [f"{file}:reward"])
+    assert task.grade(PROBLEM, RIGHT)[1].reward == 1.0
+    (pool,) = task.functions
+    assert pool is not None
+    worker = pool.idle.queue[0]
+    assert worker is not None
+    worker.process.kill()
+    worker.process.wait()
+    assert [task.grade(PROBLEM, RIGHT)[1].reward for _ in range(2)] == [None, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("code", "start", "report"),
+    [
+        ("raise KeyError('gone')", 60, "KeyError: 'gone'"),
+        ("os._exit(3)", 60, r"ended its process \(exit status 3\)"),
+        ("import time; time.sleep(60)", 3, "waited more than 3 s"),
+    ],
+)
+def test_a_file_that_fails_only_in_the_worker_is_loaded_there_once(
+    code: str, start: float, report: str, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(grading, "START", start)
+    monkeypatch.setattr(grading, "WORKERS", 1)
+    (tmp_path / "loads").write_text("")
+    file = write(
+        tmp_path / "mine.py",
+        f"import os\nif os.getpid() != {os.getpid()}:\n"
+        f"    print(file=open({str(tmp_path / 'loads')!r}, 'a'))\n    {code}\n"
+        "def reward(problem, text): return 1.0\n",
+    )
+    task = Rewarded(TASK, [f"{file}:reward"])
+    before = open_files()
+    for _ in range(3):
+        assert task.grade(PROBLEM, RIGHT) == (PROBLEM.answer, ERROR)
+    assert open_files() == before
+    assert len((tmp_path / "loads").read_text()) <= 1
+    (record,) = caplog.records
+    assert re.search(rf"cannot be loaded in a process of its own:\n(.|\n)*{report}", record.getMessage())
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object()])
+def test_a_meta_that_is_no_json_is_an_error_that_names_the_key(value: object, tmp_path: Path, caplog) -> None:
+    file = write(tmp_path / "mine.py", "def reward(problem, text): return 1.0\n")
+    problem = replace(PROBLEM, meta={"i": 1, "seen": value})
+    assert Rewarded(TASK, [f"{file}:reward"]).grade(problem, RIGHT) == (PROBLEM.answer, ERROR)
+    assert "problem.meta['seen'] cannot be sent as JSON" in caplog.text
 
 
 # ---------------------------------------------------------------- tasks
@@ -162,6 +287,8 @@ def test_what_is_no_task_is_refused(tmp_path: Path) -> None:
         FromSource(f"{file}:Task")
     with pytest.raises(TypeError, match="it has no name and no problem"):
         FromSource(f"{file}:f")
+    with pytest.raises(TypeError, match="object is no task: it has no name and no problem"):
+        Guarded(object())
 
 
 def test_an_object_is_guarded_too(monkeypatch) -> None:
@@ -173,11 +300,71 @@ def test_an_object_is_guarded_too(monkeypatch) -> None:
 
         def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
             if text == "hang":
-                user.threading.Event().wait(3)
+                workers.threading.Event().wait(3)
             return text, Grade(1 / len(text), "correct")
 
-    monkeypatch.setattr(user, "WALL", 0.2)
+    monkeypatch.setattr(workers, "WALL", 0.2)
     task = Guarded(Own())
     assert task.grade(task.problem("test", 0), "ab") == ("ab", Grade(0.5, "correct"))
     assert task.grade(task.problem("test", 0), "") == (None, Grade(None, "error"))
     assert task.grade(task.problem("test", 0), "hang") == (None, Grade(None, "timeout"))
+
+
+def both(code: str, folder: Path) -> list[Guarded]:
+    """A class ``Task`` as a task of a file and as an object."""
+    file = write(folder / "mine.py", code)
+    return [FromSource(f"{file}:Task"), Guarded(source.load(f"{file}:Task")())]
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("'2', 1.0", r"grade must return \(answer, Grade\).*it returned \('2', 1.0\)"),
+        ("1.0", r"grade must return \(answer, Grade\).*it returned 1.0"),
+        ("2, Grade(1.0, 'correct')", "with the answer as a str or None; it returned "),
+        ("{1}, Grade(1.0, 'correct')", "with the answer as a str or None; it returned "),
+        ("'2', Grade(float('nan'), 'correct')", "a reward must be finite, not nan"),
+        ("'2', Grade('much', 'correct')", "a reward is a number or a Grade, not 'much'"),
+        ("'2', Grade(1.0, 'splendid')", "a Grade's label is one of correct, .*, not 'splendid'"),
+    ],
+)
+def test_what_a_grade_returns_is_checked(returned: str, message: str, tmp_path: Path, caplog) -> None:
+    for task in both(OWN + f"\n    def grade(self, problem, text): return {returned}\n", tmp_path):
+        caplog.clear()
+        assert task.grade(task.problem("test", 7), "7") == (None, ERROR)
+        assert re.search(message, caplog.text), caplog.text
+
+
+def test_what_a_grade_may_return(tmp_path: Path) -> None:
+    code = "import numpy as np\n" + OWN + "\n    def grade(self, problem, text): return eval(text)\n"
+    for task in both(code, tmp_path):
+        problem = task.problem("test", 7)
+        answer, grade = task.grade(problem, "'2', Grade(np.float32(0.5), 'wrong')")
+        assert (answer, grade) == ("2", Grade(0.5, "wrong")) and type(grade.reward) is float
+        assert task.grade(problem, "None, Grade(None, 'timeout')") == (None, Grade(None, "timeout"))
+
+
+def test_an_object_without_a_grade_compares_answers(tmp_path: Path) -> None:
+    for task in both(OWN, tmp_path):
+        assert task.grade(task.problem("test", 7), r"\boxed{14/2}") == ("14/2", Grade(1.0, "correct"))
+
+
+def test_an_object_that_exits_is_an_error(tmp_path: Path) -> None:
+    for task in both(OWN + "\n    def grade(self, problem, text): raise SystemExit(0)\n", tmp_path):
+        assert task.grade(task.problem("test", 7), "7") == (None, ERROR)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return {}[split]", r"failed: KeyError at .*mine.py:\d+: 'train'"),
+        ("return split", "must return a Problem, made of three texts and a dict, not 'train'"),
+        ("return Problem('a', 'b', i)", "must return a Problem, made of three texts and a dict, not Problem"),
+    ],
+)
+def test_a_problem_that_fails_is_named(body: str, message: str, tmp_path: Path) -> None:
+    code = f"class Task:\n    name = 'x'\n    def problem(self, split, i):\n        {body}\n"
+    for task in both(code, tmp_path):
+        with pytest.raises(ValueError, match=rf"Task: problem\('train', 3\) {message}") as raised:
+            task.problem("train", 3)
+        assert isinstance(raised.value.__cause__, KeyError) == ("failed" in message)
