@@ -191,7 +191,7 @@ def test_one_kind_of_exception_is_logged_once_whatever_its_text(tmp_path: Path, 
         assert task.grade(PROBLEM, f"solution {i}")[1] == ERROR
     (record,) = caplog.records
     assert "ValueError: solution 0" in record.getMessage() and len(user.logged) == 1
-    assert "training leaves out the rollouts that fail like this" in record.getMessage()
+    assert "fail like this are labelled error and left out of training" in record.getMessage()
 
 
 def test_a_worker_that_died_between_calls_is_replaced(tmp_path: Path, monkeypatch) -> None:

@@ -126,8 +126,8 @@ def unknown(failed: Failed) -> Grade:
     """Return the grade of a solution on which a user's code failed. The first failure of each kind is logged."""
     if failed.kind not in logged:
         logged.add(failed.kind)
-        what_follows = "training leaves out the rollouts that fail like this; logged once"
-        log.error("%s\n(label: %s; the reward is unknown: %s)", failed, failed.label, what_follows)
+        left_out = f"Rollouts that fail like this are labelled {failed.label} and left out of training. Logged once."
+        log.error("%s\n%s", failed, left_out)
     return Grade(None, failed.label)
 
 
