@@ -67,6 +67,23 @@ def test_the_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads((out / "eval.json").read_text())["task"] == "pairs"
 
 
+def test_an_evaluation_with_other_code_is_another_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a reward or without, and before or after its file was edited: nothing old is taken for new."""
+    mine = tmp_path / "mine.py"
+    mine.write_text("def one(problem, text): return 1.0\n")
+    words = ["eval", "tiny", "--problems=2", "--n=2", "--max_tokens=16", "--out", str(tmp_path / "e")]
+    rewarded = [*words, "--reward", f"{mine}:one"]
+    assert cli.main(rewarded) == cli.main(rewarded) == 0
+    assert [pool["rewards"] for pool in lines(tmp_path / "e", "pools.jsonl")] == [[1.0, 1.0]] * 2
+    header = json.loads((tmp_path / "e/eval.json").read_text())
+    assert header["code"] == f"1 * {source.pin(f'{mine}:one')}"
+    assert cli.main(words) == 2
+    mine.write_text("def one(problem, text): return 0.5\n")
+    capsys.readouterr()
+    assert cli.main(rewarded) == 2
+    assert "holds another evaluation" in capsys.readouterr().err
+
+
 def test_the_tasks_own_grade() -> None:
     task = source.load("examples/task.py:Pairs")()
     problem = task.problem("train", 3)

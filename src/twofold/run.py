@@ -171,7 +171,7 @@ def evaluate(
     plan reads the samples' certainty, it is recorded. ``config.probe`` also draws thoughts and probes them.
     """
     config = config or Eval()
-    chosen = make_task(task_named(task)) if isinstance(task, str) else task
+    chosen = make_task(task_named(task)) if isinstance(task, str) else guarded(task)
     like = Plan(temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens, judge=config.judge)
     parsed = [parse(plan, like) if isinstance(plan, str) else plan for plan in plans]
     parsed = [replace(plan, judge=resolved(plan.judge, model.chat)) for plan in parsed]

@@ -18,6 +18,7 @@ from twofold.engines.base import Engine
 from twofold.evals.pools import HEADER, POOLS, Header, finished_ids, read_header, write_header, write_pool
 from twofold.evals.probes import Probing
 from twofold.maths.confidence import Trace, trace
+from twofold.tasks.user import Wrapper
 from twofold.text.chat import Chat
 from twofold.text.extract import canonical
 from twofold.types import Group, Pool, Problem, Rollout, Sampling, Task
@@ -113,6 +114,7 @@ def _header(
         judge_votes=judge.votes,
         judge_question=judge.question,
         judge_cut=judge.cut if judge.name == "steps" else None,
+        code=(" + ".join(task.code) or None) if isinstance(task, Wrapper) else None,
     )
 
 

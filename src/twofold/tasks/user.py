@@ -35,6 +35,11 @@ class Wrapper:
     def __init__(self, task: Any) -> None:
         self.task, self.name = task, task.name
 
+    @property
+    def code(self) -> list[str]:
+        """The user's code that poses and grades, pinned: two evaluations with other code are not the same."""
+        return self.task.code if isinstance(self.task, Wrapper) else []
+
     def problem(self, split: Any, i: int) -> Problem:
         return self.task.problem(split, i)
 
@@ -75,6 +80,10 @@ class Guarded(Wrapper):
         except Failed as failed:
             return None, unknown(failed)
 
+    @property
+    def code(self) -> list[str]:
+        return [sources.describe(self.task)]
+
     def _grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
         return in_time(f"{self.source}.grade", lambda: answer_and_grade(self.task.grade(problem, text)))
 
@@ -85,6 +94,10 @@ class FromSource(Guarded):
     def __init__(self, source: str) -> None:
         super().__init__(sources.load(source), source)
         self.workers = Workers("task", sources.pin(source))
+
+    @property
+    def code(self) -> list[str]:
+        return [self.workers.source]
 
     def _grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
         answer, reward, label = self.workers.call(problem, text)
@@ -104,6 +117,11 @@ class Rewarded(Wrapper):
         super().__init__(task)
         self.functions = [None if name == CORRECT else Workers("reward", function(name)) for name in functions]
         self.weights = list(weights) or [1.0] * len(functions)
+
+    @property
+    def code(self) -> list[str]:
+        names = [CORRECT if workers is None else workers.source for workers in self.functions]
+        return [*super().code, *(f"{weight:g} * {name}" for weight, name in zip(self.weights, names, strict=True))]
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
         answer, own = self.task.grade(problem, text)
