@@ -111,10 +111,8 @@ class Worker:
         line = b""
         self.link.settimeout(seconds)
         try:
-            with (
-                suppress(ConnectionError),
-                self.link.makefile("rb") as replies,
-            ):  # it may have ended since the last request
+            # the process may have ended since the last request
+            with suppress(ConnectionError), self.link.makefile("rb") as replies:
                 self.link.sendall(json.dumps(request).encode() + b"\n")
                 line = replies.readline()
             if line.endswith(b"\n"):
