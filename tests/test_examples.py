@@ -158,7 +158,7 @@ def test_a_task_of_the_package_is_recorded_as_the_config_that_it_is(tmp_path: Pa
 
 
 def test_what_a_recipe_must_be(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"a recipe must be a tf\.Recipe, and this one made 7"):
+    with pytest.raises(ValueError, match=r"a recipe must be a tf\.Recipe, and this one made 7"):
         tf.train(SMALL, tmp_path / "run", recipe=lambda setup: 7)  # type: ignore[arg-type, return-value]
 
 

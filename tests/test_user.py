@@ -283,11 +283,11 @@ def test_without_a_grade_answers_are_compared(tmp_path: Path) -> None:
 
 def test_what_is_no_task_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "mine.py", "class Task:\n    name = 'x'\ndef f(): ...\n")
-    with pytest.raises(TypeError, match="is no task: it has no problem"):
+    with pytest.raises(ValueError, match="is no task: it has no problem"):
         FromSource(f"{file}:Task")
-    with pytest.raises(TypeError, match="it has no name and no problem"):
+    with pytest.raises(ValueError, match="it has no name and no problem"):
         FromSource(f"{file}:f")
-    with pytest.raises(TypeError, match="object is no task: it has no name and no problem"):
+    with pytest.raises(ValueError, match="object is no task: it has no name and no problem"):
         Guarded(object())
 
 

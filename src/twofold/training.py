@@ -150,7 +150,7 @@ def train(
     setup = _Setup(config, graded, make)
     built = (recipe or config.recipe.build)(setup)
     if not isinstance(built, Recipe):
-        raise TypeError(f"a recipe must be a tf.Recipe, and this one made {built!r}")
+        raise ValueError(f"a recipe must be a tf.Recipe, and this one made {built!r}")
     setup.load_policy()
     updates = built.updates(config.train.steps)
     learners = {role: setup.learner(role, updates.get(role, config.train.steps)) for role in setup.models}

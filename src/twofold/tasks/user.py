@@ -53,7 +53,7 @@ class Guarded(Wrapper):
     """A user's task. It has ``name``, ``problem(split, i)`` and, if it grades in its own way, ``grade(problem, text)``.
 
     Without ``grade`` the final answer is compared with the problem's, as for any data set. ``grade`` runs in a thread; as a
-    thread cannot be killed, one that hangs is abandoned after ``workers.WALL`` seconds. Raises TypeError for what is no task.
+    thread cannot be killed, one that hangs is abandoned after ``workers.WALL`` seconds. Raises ValueError for what is no task.
     """
 
     def __init__(self, task: Any, source: str = "") -> None:
@@ -150,10 +150,10 @@ def unknown(failed: Failed) -> Grade:
 
 
 def instance(found: Any, source: str) -> Any:
-    """Return the task that a source names by its class or as an object. Raises TypeError for something else."""
+    """Return the task that a source names by its class or as an object. Raises ValueError for something else."""
     task = found() if isinstance(found, type) else found
     if missing := [name for name in ("name", "problem") if not hasattr(task, name)]:
-        raise TypeError(f"{source} is no task: it has no {' and no '.join(missing)}")
+        raise ValueError(f"{source} is no task: it has no {' and no '.join(missing)}")
     return task
 
 
