@@ -143,7 +143,7 @@ PLAN = re.compile(rf"\b(?:{'|'.join(RULES)})-\d+(?::[a-z_.]+=[^\s`\"')|]+)?")
 @each_page
 def test_every_plan_on_a_page_can_be_read(page: Path) -> None:
     for plan in PLAN.findall(page.read_text(encoding="utf-8")):
-        parse(plan)
+        assert parse(plan).n >= 1
 
 
 def commands(page: Path) -> list[list[str]]:
