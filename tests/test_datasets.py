@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from twofold.tasks.datasets import NAMED, DataError, Dataset, load
-from twofold.tasks.gym import Gym
+from twofold.tasks.gym import GymTask
 from twofold.types import Grade
 
 REAL = Path(os.environ.get("TWOFOLD_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -189,16 +189,16 @@ def test_the_named_sets_are_hub_repositories() -> None:
 def test_gym() -> None:
     if importlib.util.find_spec("reasoning_gym") is None:
         with pytest.raises(ImportError, match=r"twofold\[envs\]"):
-            Gym("chain_sum")
+            GymTask("chain_sum")
         pytest.skip("reasoning-gym is not installed: only its absence was tested")
-    task = Gym("chain_sum", seed=1, options={"min_terms": 3})
+    task = GymTask("chain_sum", seed=1, options={"min_terms": 3})
     problem = task.problem("test", 5)
-    assert problem == Gym("chain_sum", seed=1, options={"min_terms": 3}).problem("test", 5)
+    assert problem == GymTask("chain_sum", seed=1, options={"min_terms": 3}).problem("test", 5)
     assert len({task.problem(split, i).question for split in ("train", "test") for i in range(50)}) == 100
     assert task.grade(problem, rf"\boxed{{{problem.answer}}}") == (problem.answer, Grade(1.0, "correct"))
     assert task.grade(problem, rf"\boxed{{{problem.answer}1}}")[1] == Grade(0.0, "wrong")
     assert task.grade(problem, problem.answer) == (None, Grade(0.0, "no_answer"))
     with pytest.raises(ValueError, match="runs eval"):
-        Gym("countdown")
+        GymTask("countdown")
     with pytest.raises(ValueError, match="has no task 'nope'"):
-        Gym("nope")
+        GymTask("nope")

@@ -134,7 +134,7 @@ def make_task(config: TaskConfig) -> Task:
             config.source, prompt_column=config.prompt_column, answer_column=config.answer_column, split=config.split
         )
     if isinstance(config, Gym):
-        from twofold.tasks.gym import Gym as GymTask
+        from twofold.tasks.gym import GymTask
 
         return GymTask(config.task, seed=config.seed)
     if isinstance(config, PythonTask):

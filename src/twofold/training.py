@@ -27,8 +27,7 @@ from twofold.text.chat import Chat
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner
 from twofold.trainer.log import Log
-from twofold.trainer.loop import Schedule
-from twofold.trainer.loop import train as loop
+from twofold.trainer.loop import Schedule, run_steps
 from twofold.trainer.trackers import open_trackers
 from twofold.types import Problem, Rollout, Sampling, Stopped, Task
 
@@ -169,7 +168,7 @@ def train(
     with Log(run, config.train.steps, title, start, trackers) as log:
         if start:
             log.say(f"resuming {run} at step {start}")
-        reached = loop(
+        reached = run_steps(
             built, setup.engines, learners, setup.problems, schedule,
             save=lambda step, role, learner: checkpoint.save(
                 run, step, learner, setup.tokenizer, role, state=built.state(), question=setup.chat.question

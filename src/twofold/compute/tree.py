@@ -124,7 +124,7 @@ def grow_all(
     wanted = {i: next(s) for i, s in enumerate(searches)}
     while wanted:
         everyone = grow(engine, chat, [leaf for leaves in wanted.values() for leaf in leaves], sampling, steps)
-        evaluate(engine, chat, everyone, value)
+        set_values(engine, chat, everyone, value)
         children = iter(everyone)
         for i, leaves in list(wanted.items()):
             mine = [next(children) for _ in leaves]
@@ -136,7 +136,7 @@ def grow_all(
                 del wanted[i]
     share = (time.monotonic() - began) / max(1, len(questions))
     return [
-        Made([c.whole for c in found[i]], [c.value for c in found[i]], cost(root, nodes[i], found[i], share))
+        Made([c.whole for c in found[i]], [c.value for c in found[i]], search_cost(root, nodes[i], found[i], share))
         for i, root in enumerate(roots)
     ]
 
@@ -173,7 +173,7 @@ def _child(chat: Chat, leaf: Node, step: Completion, over: bool, drawn: int) -> 
     return Node(whole, leaf, step, over or finished, drawn)
 
 
-def evaluate(engine: Engine, chat: Chat, nodes: Sequence[Node], value: Value) -> None:
+def set_values(engine: Engine, chat: Chat, nodes: Sequence[Node], value: Value) -> None:
     """Set the nodes' values, in one call of ``value``. Nodes of equal tokens are asked about once, and cost once."""
     first: dict[tuple[int, ...], Node] = {}
     twins = [first.setdefault((*n.whole.prompt, *n.tokens), n) for n in nodes]
@@ -183,7 +183,7 @@ def evaluate(engine: Engine, chat: Chat, nodes: Sequence[Node], value: Value) ->
         node.value = twin.value
 
 
-def cost(root: Node, nodes: Sequence[Node], candidates: Sequence[Node], seconds: float) -> Cost:
+def search_cost(root: Node, nodes: Sequence[Node], candidates: Sequence[Node], seconds: float) -> Cost:
     """Return what one question's search cost. A step that several candidates share was drawn once, and counts once."""
     generated = sum(n.drawn for n in nodes)
     kept = {id(a): len(a.step.tokens) for c in candidates for a in c.path()}

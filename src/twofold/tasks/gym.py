@@ -20,7 +20,7 @@ _RUNS_CODE = re.compile(r"\b(?:eval|exec|parse_expr|sympify)\(")
 
 
 @dataclass(frozen=True, slots=True)
-class Gym:
+class GymTask:
     """Task ``name`` of reasoning-gym. Item ``i`` of a split is a pure function of (seed, split, i).
 
     ``options`` go to the task's configuration (``{"min_terms": 3}``). An answer is correct if the task's scorer gives 1.0;

@@ -40,7 +40,7 @@ class Schedule:
     """Number of groups of each step that are written to ``rollouts.jsonl``."""
 
 
-def train(
+def run_steps(
     recipe: Recipe,
     engines: Mapping[str, PolicyEngine],
     learners: Mapping[str, Learner],
