@@ -14,13 +14,14 @@ from transformers import AutoModelForCausalLM
 import twofold
 from twofold import run, toml
 from twofold.compute.judge import Judging
+from twofold.evals.during import figures
 from twofold.evals.pools import read_header, read_pools
 from twofold.evals.run import RENAMED, Eval
 from twofold.models.head import attach
 from twofold.models.io import save_model
 from twofold.tasks.procedural import Sums
 from twofold.text.prompts import JUDGE
-from twofold.types import Pool, Sampling
+from twofold.types import Grade, Pool, Problem, Sampling
 
 SMALL = Eval(problems=3, n=4, max_tokens=12, batch=2)
 
@@ -137,3 +138,21 @@ def test_how_an_evaluation_judges_is_said_on_the_command_line():
     for old, new in (("judge_votes", "judge.votes"), ("confidence", "trace_top"), ("window", "trace_window")):
         with pytest.raises(toml.ConfigError, match=f"unknown option {old}; twofold calls it {new}"):
             toml.override(Eval(), [f"--{old}", "4"], RENAMED)
+
+
+def test_the_figures_of_an_evaluation_while_training():
+    """Two problems of two samples. By count 1/2 (a tie) and 0 are right; by verdict 1 and 0. Unjudged, verdicts have no figures."""
+    right, wrong = Grade(1.0, "correct"), Grade(0.0, "wrong")
+
+    def pool(i: int, grades: list[Grade], scores: list[float | None]) -> Pool:
+        return Pool(
+            Problem(str(i), "", "1"), ["1" if g.correct else "2" for g in grades], grades, scores, [1, 1], [0, 0], 0.0
+        )
+
+    found = figures([pool(0, [right, wrong], [0.9, 0.2]), pool(1, [wrong, wrong], [0.3, 0.4])])
+    assert {k: found[k] for k in ("pass@1", "maj@2", "weighted@2", "auroc", "balanced_accuracy")} == {
+        "pass@1": 0.25, "maj@2": 0.25, "weighted@2": 0.5, "auroc": 1.0, "balanced_accuracy": 1.0,
+    }  # fmt: skip
+    assert figures([pool(0, [right, wrong], [None, None]), pool(1, [wrong, wrong], [None, None])]) == {
+        "pass@1": 0.25, "maj@2": 0.25,
+    }  # fmt: skip

@@ -11,6 +11,7 @@ from twofold.models.io import Precision
 from twofold.recipes import backtrack, mrt, pretrain, rlv, sft, tango
 from twofold.recipes.common import Recipe, Setup
 from twofold.tasks.procedural import PROCEDURAL, Countdown, Letters, Sums
+from twofold.tasks.user import check_weights
 from twofold.text.prompts import JUDGE
 from twofold.trainer.learner import Loss
 from twofold.trainer.log import LogTo
@@ -198,10 +199,7 @@ class Config:
     log: LogOptions = field(default_factory=LogOptions)
 
     def __post_init__(self) -> None:
-        if self.reward_weights and len(self.reward_weights) != len(self.reward):
-            raise ValueError(
-                f"reward names {len(self.reward)} functions, and reward_weights has {len(self.reward_weights)} numbers"
-            )
+        check_weights(self.reward, self.reward_weights)
 
 
 ALIASES = {

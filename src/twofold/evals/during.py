@@ -36,11 +36,15 @@ def evaluate_step(
 
 
 def figures(pools: Sequence[Pool]) -> dict[str, float]:
-    """Accuracy of one sample and of the votes over all, and how well P(Yes) tells right from wrong."""
+    """Return the accuracy of one sample and of the votes over all, and, if samples were judged, how well P(Yes) tells right
+    from wrong."""
     n = len(pools[0].answers)
+    judged = all(p is not None for pool in pools for p in pool.scores)
     correct = [[g.correct for g in pool.grades] for pool in pools]
-    scores = [[p or 0.0 for p in pool.scores] for pool in pools]
+    scores = [[p or 0.0 for p in pool.scores] if judged else None for pool in pools]
     curves = [votes.curves(p.answers, c, s, [1, n]) for p, c, s in zip(pools, correct, scores, strict=True)]
     found = {"pass@1": mean([c["pass@k"][0] for c in curves])}
-    found |= {f"{name}@{n}": mean([c[rule][1] for c in curves]) for name, rule in VOTES.items()}
-    return found | asdict(verifier_metrics(list(chain(*scores)), list(chain(*correct))))
+    found |= {f"{name}@{n}": mean([c[rule][1] for c in curves]) for name, rule in VOTES.items() if rule in curves[0]}
+    if not judged:
+        return found
+    return found | asdict(verifier_metrics([p or 0.0 for pool in pools for p in pool.scores], list(chain(*correct))))

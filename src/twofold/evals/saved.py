@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twofold.compute.select import classes
 from twofold.evals.pools import HEADER, POOLS, Header, PoolError, read_header, read_pools
 from twofold.evals.thinking import ThoughtCurves, read_curves
 from twofold.maths import votes
-from twofold.text.extract import canonical
 from twofold.types import Pool
 
 Floats = NDArray[np.float64]
 
 VOTING_RULE = {"pass": "pass@k", "maj": "majority", "best": "best", "weighted": "weighted"}
 """The rules of a report: name of the metric, name in ``votes.curves``."""
-
-_canonical = cache(canonical)  # the same few answers come thousands of times
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +75,6 @@ def load_evaluations(paths: Sequence[Path]) -> list[Saved]:
     return [_read(labels[d], run_of[d], d, header) for d, header in headers.items()]
 
 
-def voting_classes(pool: Pool) -> list[str | None]:
-    """Return the answers as voting classes: equivalent spellings become one string."""
-    return [None if answer is None else _canonical(answer) for answer in pool.answers]
-
-
 def _read(label: str, run: Path, directory: Path, header: Header) -> Saved:
     pools = read_pools(directory / POOLS)
     if len(pools) < 2:
@@ -97,6 +89,6 @@ def _read(label: str, run: Path, directory: Path, header: Header) -> Saved:
         if judged and any(s is None and a is not None for s, a in zip(pool.scores, pool.answers, strict=True)):
             raise PoolError(f"{where} has an answer without a score, though others were judged: judge all or none")
         scores = [0.0 if score is None else score for score in pool.scores] if judged else None
-        rows.append(votes.curves(voting_classes(pool), [g.label == "correct" for g in pool.grades], scores, ks))
+        rows.append(votes.curves(classes(pool.answers), [g.label == "correct" for g in pool.grades], scores, ks))
     curves = {rule: np.array([row[name] for row in rows]) for rule, name in VOTING_RULE.items() if name in rows[0]}
     return Saved(label, run, directory, header, pools, ks, curves, read_curves(directory, header))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from twofold.evals.saved import voting_classes
+from twofold.compute.select import classes
 from twofold.maths import votes
 from twofold.maths.stats import Quality, calibration_bins, verifier_quality
 from twofold.types import Pool
@@ -141,10 +141,10 @@ def _mean_score(pools: Sequence[Pool], label: str) -> float:
 def _changed(pools: Sequence[Pool]) -> Changed:
     examples: dict[str, list[ChangedVote]] = {"fixed": [], "broken": []}
     for pool in pools:
-        classes = voting_classes(pool)
-        right = {a for a, g in zip(classes, pool.grades, strict=True) if g.label == "correct"}
+        forms = classes(pool.answers)
+        right = {a for a, g in zip(forms, pool.grades, strict=True) if g.label == "correct"}
         scores = [score or 0.0 for score in pool.scores]
-        majority, weighted = votes.choose(classes, None, "majority"), votes.choose(classes, scores, "weighted")
+        majority, weighted = votes.choose(forms, None, "majority"), votes.choose(forms, scores, "weighted")
         if (majority in right) != (weighted in right):
             solved = sum(grade.label == "correct" for grade in pool.grades) / len(pool.grades)
             p = pool.problem

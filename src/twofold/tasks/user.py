@@ -112,8 +112,7 @@ class Rewarded(Wrapper):
     """
 
     def __init__(self, task: Any, functions: Sequence[str], weights: Sequence[float] = ()) -> None:
-        if weights and len(weights) != len(functions):
-            raise ValueError(f"reward names {len(functions)} functions, and reward_weights has {len(weights)} numbers")
+        check_weights(functions, weights)
         super().__init__(task)
         self.functions = [None if name == CORRECT else Workers("reward", function(name)) for name in functions]
         self.weights = list(weights) or [1.0] * len(functions)
@@ -138,6 +137,12 @@ class Rewarded(Wrapper):
                 return answer, Grade(None, label or own.label)
             total += weight * reward
         return answer, Grade(total, label or own.label)
+
+
+def check_weights(functions: Sequence[str], weights: Sequence[float]) -> None:
+    """Raise ValueError unless there is a weight for each function, or none at all."""
+    if weights and len(weights) != len(functions):
+        raise ValueError(f"reward names {len(functions)} functions, and reward_weights has {len(weights)} numbers")
 
 
 def unknown(failed: Failed) -> Grade:

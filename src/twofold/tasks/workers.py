@@ -64,21 +64,21 @@ class Workers:
             raise Failed("error", f"{self.source} failed:\n{reply['error']}", f"{self.source} {reply['kind']}")
         return reply["result"]
 
-    def _request(self, problem: Problem, text: str) -> list[Any]:
-        for key, value in problem.meta.items():
-            try:
-                json.dumps({key: value})
-            except (TypeError, ValueError) as error:
-                where = f"{self.source} runs in another process, to which problem.meta[{key!r}] cannot be sent as JSON"
-                raise Failed("error", f"{where}: {error}", where) from error
-        return [[problem.id, problem.question, problem.answer, dict(problem.meta)], text, DEADLINE]
+    def _request(self, problem: Problem, text: str) -> bytes:
+        """Return the line that asks for a call. Raises Failed for a problem that is no JSON, and names the entry of its meta."""
+        try:
+            return _line([[problem.id, problem.question, problem.answer, dict(problem.meta)], text, DEADLINE])
+        except (TypeError, ValueError) as error:
+            key = next((k for k, v in problem.meta.items() if not _is_json({k: v})), None)
+            where = f"{self.source} runs in another process, to which problem.meta[{key!r}] cannot be sent as JSON"
+            raise Failed("error", f"{where}: {error}", where) from error
 
     def _start(self) -> Worker:
         """Return a new worker. Raises Failed if it cannot load the source; nothing tries that again."""
         if not self.broken:
             worker = Worker(self.source)
             try:
-                loaded = worker.ask([self.role, self.source], grading.START)
+                loaded = worker.ask(_line([self.role, self.source]), grading.START)
             except Failed as failed:
                 loaded = {"error": str(failed)}
             if "error" not in loaded:
@@ -106,14 +106,14 @@ class Worker:
                 env=os.environ | {"PYTHONPATH": path},
             )
 
-    def ask(self, request: Any, seconds: float) -> dict[str, Any]:
-        """Return the reply to a request. Raises Failed if none comes within these seconds on the clock."""
+    def ask(self, request: bytes, seconds: float) -> dict[str, Any]:
+        """Return the reply to a request, a line. Raises Failed if none comes within these seconds on the clock."""
         line = b""
         self.link.settimeout(seconds)
         try:
             # the process may have ended since the last request
             with suppress(ConnectionError), self.link.makefile("rb") as replies:
-                self.link.sendall(json.dumps(request).encode() + b"\n")
+                self.link.sendall(request)
                 line = replies.readline()
             if line.endswith(b"\n"):
                 return json.loads(line)
@@ -129,6 +129,18 @@ class Worker:
         self.process.kill()
         self.process.wait()
         self.link.close()
+
+
+def _line(request: Any) -> bytes:
+    return json.dumps(request).encode() + b"\n"
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def in_time(name: str, function: Callable[[], Any]) -> Any:
