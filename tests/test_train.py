@@ -111,7 +111,7 @@ def test_checkpoints_are_plain_transformers_models(fixture, request, tmp_path):
     learned = Learner(model, Optim(lr=1e-2, warmup=0.0), Loss(), steps=1)
     tokens = [20, 21, 22, 23]
     learned.update([Sample(tokens, [False] * 4, [0.0] * 4, [0.0] * 4, [0.0, 1.0, 1.0, 1.0], values=[(3, 1.0, 1.0)])])
-    saved = checkpoint.save(tmp_path, 1, learned, tokenizer, state={}, question="Is it?")
+    saved = checkpoint.save(tmp_path, 1, learned, tokenizer, state={}, chat={"question": "Is it?"})
     loaded, report = AutoModelForCausalLM.from_pretrained(saved, attn_implementation="sdpa", output_loading_info=True)
     assert not any(report.values())  # nothing missing, nothing unexpected
     theirs = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa")
@@ -415,7 +415,8 @@ OPTIONS = [
     "recipe.mix.letters", "recipe.mix.choice", "recipe.mix.think", "recipe.mix.critique", "recipe.mix.questions",
     "recipe.mix.judgement", "recipe.mix.wrong_guess", "recipe.mix.slip", "recipe.mix.planted_guess", "recipe.mix.planted_slip",
     "task.level", "task.choice", "task.choices", "task.seed", "task.name", "task.source", "task.split", "task.prompt_column",
-    "task.answer_column", "task.task", "rollout.problems", "rollout.temperature", "rollout.max_tokens", "judge.question",
+    "task.answer_column", "task.task", "rollout.problems", "rollout.temperature", "rollout.max_tokens", "chat.enable_thinking",
+    "chat.think_end", "judge.question",
     "engine.name", "engine.exact", "engine.max_rows", "engine.source", "optim.name", "optim.lr", "optim.schedule", "optim.warmup",
     "optim.hold", "optim.final", "optim.beta1", "optim.beta2", "optim.weight_decay", "optim.clip", "loss.kind", "loss.clip_low",
     "loss.clip_high", "loss.cap", "loss.normalise", "loss.constant", "loss.beta", "train.steps", "train.seed", "train.epochs",

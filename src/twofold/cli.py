@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twofold.types import Stopped
 
@@ -140,7 +140,7 @@ def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--verifier", metavar="MODEL", help="another model that scores the samples (default: the same model)"
     )
-    sub.add_argument("--system", metavar="TEXT", help="system prompt")
+    _add_prompts(sub)
     _add_upstream(sub)
 
     about = "Measure how well a model finds the first wrong step of solutions."
@@ -153,7 +153,7 @@ def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--tune-on", metavar="CASES", help="for how=p_yes: choose the threshold on these other cases first"
     )
-    sub.add_argument("--system", metavar="TEXT", help="system prompt")
+    _add_prompts(sub)
 
     sub = command("report", _report, "Write tables and figures from saved evaluations. This needs no model.")
     sub.add_argument("runs", nargs="+", type=Path, help="evaluation or run directories")
@@ -197,7 +197,7 @@ def _add_use(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("problem", help="the problem's text, or a file of problems: one per line, or JSON lines")
     sub.add_argument("--plan", help="such as weighted-16 or posterior-40:stop=posterior,threshold=0.95")
     sub.add_argument("--abstain", type=float, default=0.0, metavar="P", help='say "not sure" below this confidence')
-    sub.add_argument("--system", metavar="TEXT", help="system prompt")
+    _add_prompts(sub)
     _add_upstream(sub)
     sub.add_argument("--json", action="store_true", help="print one JSON object per problem instead of text")
 
@@ -216,8 +216,21 @@ def _add_use(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--grace", metavar="SECONDS", type=float, default=30.0,
         help="seconds for running requests to finish after SIGTERM (%(default)s)",
     )  # fmt: skip
-    sub.add_argument("--system", metavar="TEXT", help="system prompt of conversations that have none")
+    _add_prompts(sub)
     _add_upstream(sub)
+
+
+def _add_prompts(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--system", metavar="TEXT", help="system prompt (serve: of conversations that have none)")
+    sub.add_argument("--enable-thinking", choices=["true", "false"], help="for the chat template (default: as trained)")
+    sub.add_argument(
+        "--think-end", metavar="TEXT", help="what ends a thought (default: </think>, if the template has it)"
+    )
+
+
+def _prompts(args: argparse.Namespace) -> dict[str, Any]:
+    thinking = {"true": True, "false": False}.get(args.enable_thinking)
+    return {"system": args.system, "enable_thinking": thinking, "think_end": args.think_end}
 
 
 def _add_upstream(sub: argparse.ArgumentParser) -> None:
@@ -236,10 +249,10 @@ def _model(args: argparse.Namespace) -> Model:
     from twofold import run
 
     if args.upstream:
-        return run.connect(args.upstream, args.model, system=args.system, serves=args.upstream_model)
+        return run.connect(args.upstream, args.model, serves=args.upstream_model, **_prompts(args))
     if args.upstream_model:
         raise ValueError("--upstream-model names a model of the server at --upstream URL: give both")
-    return run.load(args.model, system=args.system)
+    return run.load(args.model, **_prompts(args))
 
 
 def _options(module: str, name: str) -> str:
@@ -323,7 +336,7 @@ def _critic(args: argparse.Namespace, rest: list[str]) -> int:
     critic = toml.override(Critic(), rest)
     cases = cases_of(args.cases, "test")
     others = cases_of(args.tune_on, "train") if args.tune_on else []
-    model = run.load(args.model, system=args.system)
+    model = run.load(args.model, **_prompts(args))
     if others:
         critic = tuned(model.engine, model.chat, others, critic)
     found = score(model.engine, model.chat, cases, critic)
@@ -363,10 +376,11 @@ def _calibrate(args: argparse.Namespace, rest: list[str]) -> int:
 def _solve(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import run, toml
     from twofold.compute.plan import RENAMED
+    from twofold.tasks.questions import read_questions
 
     plan = toml.override(run.parse(args.plan) if args.plan else run.Plan(), rest, RENAMED)
     is_file = os.path.isfile(args.problem) or args.problem.endswith((".jsonl", ".txt"))
-    problems = _problems(Path(args.problem)) if is_file else [args.problem]
+    problems = read_questions(Path(args.problem)) if is_file else [args.problem]
     model = _model(args)
     for i in range(0, len(problems), SOLVED_AT_ONCE):
         batch = problems[i : i + SOLVED_AT_ONCE]
@@ -394,26 +408,6 @@ def _print_solution(solution: Solution, sure: bool, problem: str | None) -> None
         f"{cost.seconds:.1f} s",
         end="\n" if problem is None else "\n\n",
     )
-
-
-def _problems(path: Path) -> list[str]:
-    """Return the problems of a file, one per line: text, or (``.jsonl``) an object with a question, problem or prompt."""
-    problems = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        if path.suffix == ".jsonl":
-            row = json.loads(line)
-            keys = [
-                k for k in ("question", "problem", "prompt") if isinstance(row, dict) and isinstance(row.get(k), str)
-            ]
-            if not keys:
-                raise ValueError(f"{path}:{number}: an object with a text question, problem or prompt is needed")
-            line = row[keys[0]]
-        problems.append(line.strip())
-    if not problems:
-        raise ValueError(f"{path}: no problems in this file")
-    return problems
 
 
 def _serve(args: argparse.Namespace, rest: list[str]) -> int:

@@ -111,6 +111,16 @@ class Rollouts:
 
 
 @dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """How prompts are written for a model that thinks. Checkpoints save it, so that a loaded model has the same prompts."""
+
+    enable_thinking: bool | None = None
+    """Given to the chat template. None: the template's default."""
+    think_end: str | None = None
+    """What ends a thought. None: ``</think>``, if the chat template mentions it."""
+
+
+@dataclass(frozen=True, slots=True)
 class JudgeOptions:
     """The question about the model's own solution. Checkpoints save it, so that a loaded model is asked the same question."""
 
@@ -190,6 +200,7 @@ class Config:
     recipe: RecipeConfig = field(default_factory=rlv.RLV)
     task: TaskConfig = field(default_factory=Sums)
     rollout: Rollouts = field(default_factory=Rollouts)
+    chat: ChatOptions = field(default_factory=ChatOptions)
     judge: JudgeOptions = field(default_factory=JudgeOptions)
     engine: Native | PythonEngine = field(default_factory=Native)
     optim: Optim = field(default_factory=Optim)

@@ -20,11 +20,11 @@ from twofold.evals.pools import read_header
 from twofold.evals.probes import run_probes
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
-from twofold.models.io import Precision, latest_checkpoint, load_model, load_tokenizer, verdict_question
+from twofold.models.io import Precision, chat_options, latest_checkpoint, load_model, load_tokenizer
 from twofold.tasks.grading import equal
 from twofold.tasks.user import FromSource, Guarded, Rewarded
 from twofold.text.chat import Chat
-from twofold.text.prompts import CRITIQUE, JUDGE
+from twofold.text.prompts import CRITIQUE
 from twofold.types import Task
 
 if TYPE_CHECKING:
@@ -47,34 +47,53 @@ def shipped() -> Path:
     return Path(str(files("twofold") / "assets" / SHIPPED))
 
 
-def load(model: str | Path = SHIPPED, *, system: str | None = None, precision: Precision = "float32") -> Model:
+def load(
+    model: str | Path = SHIPPED,
+    *,
+    system: str | None = None,
+    precision: Precision = "float32",
+    enable_thinking: bool | None = None,
+    think_end: str | None = None,
+) -> Model:
     """Load a model by its directory or hub name; ``"tiny"`` is the model that comes with the package.
 
-    A run directory stands for its newest checkpoint. A checkpoint is asked the verdict question that it was trained on.
-    Raises OSError if there is no such model.
+    A run directory stands for its newest checkpoint. A checkpoint is asked the verdict question that it was trained on, and
+    thinks as it was trained to, unless ``enable_thinking`` and ``think_end`` say otherwise (see ``text.chat.Chat``). Raises
+    OSError if there is no such model.
     """
     path = find_model(model)
     weights, tokenizer = load_model(path)
-    chat = Chat(tokenizer, system, question=verdict_question(path) or JUDGE)
+    chat = _chat(path, tokenizer, system, enable_thinking, think_end)
     return Model(str(model), NativeEngine(weights, precision=precision), chat, tokenizer)
 
 
+def _chat(path: Path, tokenizer: Any, system: str | None, enable_thinking: bool | None, think_end: str | None) -> Chat:
+    given = {"enable_thinking": enable_thinking, "think_end": think_end}
+    return Chat(tokenizer, system, **chat_options(path) | {k: v for k, v in given.items() if v is not None})
+
+
 def connect(
-    upstream: str, model: str | Path = SHIPPED, *, system: str | None = None, serves: str | None = None
+    upstream: str,
+    model: str | Path = SHIPPED,
+    *,
+    system: str | None = None,
+    serves: str | None = None,
+    enable_thinking: bool | None = None,
+    think_end: str | None = None,
 ) -> Model:
     """Return the model that a server with OpenAI's API, such as vLLM's, has at the URL ``upstream``.
 
-    Only the tokenizer of ``model`` (named as for ``load``) is loaded here. ``serves`` is the server's name for the model, if
-    it is not ``model``. Raises OSError if there is no such model, or if the server cannot be reached or lacks something that
+    Only the tokenizer of ``model`` (named as for ``load``) is loaded here, and prompts are made as ``load`` says. ``serves``
+    is the server's name for the model, if it is not ``model``. Raises OSError if there is no such model, or if the server cannot be reached or lacks something that
     is needed; ValueError if it serves another model. See ``engines.remote.RemoteEngine``.
     """
     from twofold.engines.remote import RemoteEngine
 
     path = find_model(model)
     tokenizer = load_tokenizer(path)
-    chat = Chat(tokenizer, system, question=verdict_question(path) or JUDGE)
+    chat = _chat(path, tokenizer, system, enable_thinking, think_end)
     names = (str(model), path.name)
-    engine = RemoteEngine(upstream, text=CRITIQUE, ids=chat.encode(CRITIQUE), model=serves, likely=names)
+    engine = RemoteEngine(upstream, text=CRITIQUE, ids=chat.codec.plain(CRITIQUE), model=serves, likely=names)
     return Model(str(model), engine, chat, tokenizer)
 
 

@@ -17,7 +17,7 @@ from twofold.engines.native import NativeEngine
 from twofold.evals.during import evaluate_step
 from twofold.evals.run import Eval
 from twofold.models import head
-from twofold.models.io import latest_checkpoint, load_model
+from twofold.models.io import latest_checkpoint, load_model, stop_tokens
 from twofold.recipes.common import Recipe, Setup
 from twofold.run import find_model, guarded, make_task, rewarded
 from twofold.tasks.procedural import PROCEDURAL
@@ -43,6 +43,7 @@ class _Setup:
         self.models: dict[str, Any] = {}
         self.engines: dict[str, PolicyEngine] = {}
         self.tokenizer: Any = None
+        self.stop: tuple[int, ...] = ()
         self.problems = Problems(task, config.rollout.problems, config.train.seed)
         self._engine = engine
 
@@ -53,12 +54,19 @@ class _Setup:
     def load_policy(self) -> None:
         """Load the config's model, unless it is loaded or the recipe has begun with another."""
         if "policy" not in self.models:
-            self.begin(*load_model(find_model(self.config.model)))
+            path = find_model(self.config.model)
+            self.stop = stop_tokens(path)
+            self.begin(*load_model(path))
 
     @cached_property
     def chat(self) -> Chat:
         self.load_policy()
-        return Chat(self.tokenizer, self.config.system, question=self.config.judge.question)
+        return Chat(self.tokenizer, self.config.system, stop=self.stop, **self.prompts)
+
+    @property
+    def prompts(self) -> dict[str, Any]:
+        """How prompts are made, as checkpoints save it."""
+        return {"question": self.config.judge.question, **asdict(self.config.chat)}
 
     @property
     def sampling(self) -> Sampling:
@@ -171,7 +179,7 @@ def train(
         reached = run_steps(
             built, setup.engines, learners, setup.problems, schedule,
             save=lambda step, role, learner: checkpoint.save(
-                run, step, learner, setup.tokenizer, role, state=built.state(), question=setup.chat.question
+                run, step, learner, setup.tokenizer, role, state=built.state(), chat=setup.prompts
             ),
             evaluate=check, score=partial(_scores, setup), log=log, run=run,
         )  # fmt: skip

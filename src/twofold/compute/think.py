@@ -214,7 +214,7 @@ def correction(
             break
         judged = [[*question(chat, latest[j]), chat.yes_no_ids[1]] for j in trying]
         asked = [config.retry.replace("{question}", questions[j // n]) for j in trying]
-        again = [chat.ask(tokens, words) for tokens, words in zip(judged, asked, strict=True)]
+        again = [chat.ask(tokens, words, again=True) for tokens, words in zip(judged, asked, strict=True)]
         drawn = engine.generate(again, replace(sampling, n=1))
         for j, before, prompt, (c,) in zip(trying, judged, again, drawn, strict=True):
             generated[j] += len(prompt) - len(before) + len(c.tokens)

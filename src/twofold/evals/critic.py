@@ -103,7 +103,7 @@ def tuned(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> 
 def as_candidate(chat: Chat, case: Case, cut: Cut) -> Candidate:
     """Return the case as if the model had written its solution."""
     text = solution_text(case.steps, case.answer, cut)
-    return candidate(chat, chat.prompt(case.problem), forced(chat.encode(text, tags=True)))
+    return candidate(chat, chat.prompt(case.problem), forced(chat.reply(text)))
 
 
 def _sampling(chat: Chat, critic: Critic) -> Sampling:

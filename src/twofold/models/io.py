@@ -117,7 +117,26 @@ def latest_checkpoint(run: Path) -> Path | None:
     return max(found, key=lambda p: int(p.name[5:]), default=None)
 
 
-def verdict_question(directory: Path) -> str | None:
-    """The question that the model in this directory was trained on, None if it is no checkpoint of ours or an older one."""
-    path = directory / STATE
-    return json.loads(path.read_text()).get("question") if path.is_file() else None
+def chat_options(path: Path) -> dict[str, Any]:
+    """Return how prompts are made for the model at ``path``: what a checkpoint of ours was trained with, by the names of
+    ``text.chat.Chat``, and ``stop``, the tokens that end a text by its generation config."""
+    trained = _content(path / STATE) or {}
+    found = {
+        name: trained[name] for name in ("question", "enable_thinking", "think_end") if trained.get(name) is not None
+    }
+    return found | {"stop": stop_tokens(path)}
+
+
+def stop_tokens(path: str | Path) -> tuple[int, ...]:
+    """Return the tokens that end a text by the model's generation config (Llama-3 has three); none if it has no such file."""
+    if Path(path).is_dir():
+        content = _content(Path(path) / GENERATION) or {}
+    else:
+        from transformers import GenerationConfig
+
+        try:
+            content = GenerationConfig.from_pretrained(path).to_dict()
+        except OSError:  # the model on the hub has none
+            content = {}
+    ends = content.get("eos_token_id")
+    return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)

@@ -18,13 +18,14 @@ class StopStrings:
     def first_end(self, tokens: Sequence[int], searched: int, size: int) -> int | None:
         """Return the first length in ``searched`` + 1 ... ``size`` at which ``tokens`` complete a stop string, if there is one.
 
-        A token is at least one byte, so the last few tokens are enough to find a stop string in.
+        A token is at least one byte, so the last few tokens are enough to find a stop string in. One more is taken because
+        the first may lose its space.
         """
         if not self.strings:
             return None
         most = max(len(s.encode()) for s in self.strings)
         for end in range(searched + 1, size + 1):
-            text = self.decode(tokens[max(0, end - most) : end])
+            text = self.decode(tokens[max(0, end - most - 1) : end])
             if any(s in text for s in self.strings):
                 return end
         return None
@@ -64,7 +65,8 @@ class Detokenizer:
         before, now = decode(tokens[self._start : self._end]), decode(tokens[self._start :])
         if final or not now.endswith("\ufffd"):
             self._held_back += now[len(before) :]
-            self._start, self._end = self._end, len(tokens)
+            if len(now) > len(before):  # else the last piece may be no text at all
+                self._start, self._end = self._end, len(tokens)
         if self._stopped:
             return ""
         text = self.stops.cut(self._held_back)

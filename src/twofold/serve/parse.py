@@ -51,7 +51,7 @@ def chat_job(body: ChatRequest, name: str, chat: Chat, context: int, same: Same)
         raise Refused(400, "a plan returns one choice and sets its own number of samples: leave n out", param="n")
     if body.logprobs or body.top:
         raise Refused(400, "a plan's choice has no logprobs: leave them out, or the plan", param="logprobs")
-    asked = len(chat.follow_up(plan.judge.asking(chat).question))
+    asked = len(chat.follow_up(plan.judge.asking(chat).question, cut=True))
     plan = _adjusted(body, plan, len(prompt), context - asked - 1)
     return partial(jobs.run_plan, chat=chat, question=question, plan=plan, same=same), plan
 
@@ -94,7 +94,7 @@ def _prompts(body: TextRequest, chat: Chat) -> list[list[int]]:
     """Return the prompts as token ids. In a text, the literal of a control token is text."""
     prompts: list[list[int]] = []
     for given in _separate(body.prompt):
-        prompts.append(chat.encode(given) if isinstance(given, str) else given)
+        prompts.append(chat.text(given) if isinstance(given, str) else given)
     size = len(chat.tokenizer)
     if not all(prompts):
         raise Refused(400, "a prompt needs at least one token", param="prompt")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cache
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -46,7 +45,7 @@ class ChatFormat:
     id_prefix, full_object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def __init__(self, body: ChatRequest, chat: Chat, has_plan: bool) -> None:
-        self.with_logprobs, self.has_plan, self._text = bool(body.logprobs), has_plan, _token_text(chat)
+        self.with_logprobs, self.has_plan, self._text = bool(body.logprobs), has_plan, chat.codec.token_text
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
@@ -74,7 +73,7 @@ class TextFormat:
     id_prefix, full_object, chunk_object, has_plan = "cmpl", "text_completion", "text_completion", False
 
     def __init__(self, body: TextRequest, chat: Chat) -> None:
-        self.with_logprobs, self._text = body.logprobs is not None, _token_text(chat)
+        self.with_logprobs, self._text = body.logprobs is not None, chat.codec.token_text
         self._name = "token_id:{}".format if body.return_tokens_as_token_ids else self._text
 
     def choice(self, choice: Choice) -> dict[str, Any]:
@@ -102,11 +101,6 @@ class TextFormat:
         for token in sorted(logprobs, key=logprobs.__getitem__, reverse=True):
             named.setdefault(self._name(token), _finite(logprobs[token]))
         return named
-
-
-def _token_text(chat: Chat) -> Callable[[int], str]:
-    """Return a function that gives a token's text."""
-    return cache(lambda token: chat.tokenizer.decode([token]))
 
 
 def full_reply(fmt: ReplyFormat, identity: dict[str, Any], answer: Answer) -> dict[str, Any]:

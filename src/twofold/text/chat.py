@@ -1,12 +1,11 @@
 """Chat prompts as token ids, through the tokenizer's own template when it has one.
 
-The template's skeleton and the content are encoded separately, so content can never forge a control token: no text of a user,
-a data set or a model can end a turn.
+A prompt has the tokens of the template's own rendering. Only the template makes control tokens: no text of a user, a data set
+or a model can end a turn (see ``codec.Codec.encode``).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from twofold.text import prompts
+from twofold.text.codec import Codec, Part
+from twofold.text.template import Skeleton, Thoughts, skeleton, text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +26,21 @@ class Turn:
     learn: float = 1.0
 
 
-_SLOT = "\ue000{}\ue001"  # private-use characters: no template touches them
-
-
 class Chat:
     """Turns questions into prompts and completed solutions into judgement prompts, for one tokenizer.
 
-    Without a chat template the layout is plain text: ``Problem:``, ``Solution:``, then the question about it.
-    ``question`` is the verdict question: what this model is asked about its solutions, answered by Yes or No. ``before``
-    holds (role, content) of earlier messages, with which every prompt begins. They are untrusted, ``system`` is trusted, and
-    a system message among them replaces it. Raises ValueError if the tokenizer has no end token.
+    Without a chat template the layout is plain text: ``Problem:``, ``Solution:``, then the question about it. It begins with
+    the tokens that the tokenizer itself puts before a text, such as Llama's BOS.
+
+    * ``question``: the verdict question, which this model is asked about its solutions and answers by Yes or No.
+    * ``before``: (role, content) of earlier messages, with which every prompt begins. They are untrusted, ``system`` is
+      trusted, and a system message among them replaces it.
+    * ``stop``: more tokens that end a solution, beside those that the tokenizer and its template name.
+    * ``enable_thinking``: given to the template; None: the template's default.
+    * ``think_end``: what ends a thought; None: ``</think>`` if the template mentions it. Questions about a solution are asked
+      with all thoughts closed.
+
+    Raises ValueError if the tokenizer has no end token, or if the template does not read ``enable_thinking``.
     """
 
     def __init__(
@@ -44,90 +50,111 @@ class Chat:
         before: Sequence[tuple[str, str]] = (),
         *,
         question: str = prompts.JUDGE,
+        stop: Sequence[int] = (),
+        enable_thinking: bool | None = None,
+        think_end: str | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.question = question
+        self.tokenizer, self.codec = tokenizer, Codec(tokenizer)
+        self.question, self.enable_thinking = question, enable_thinking
         self.system = None if any(role == "system" for role, _ in before) else system
         self.before = tuple(before)
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no eos_token: set the token that ends a turn")
-        added = tokenizer.added_tokens_decoder.values()
-        self._added = _any_of([t.content for t in added])
-        self._special = _any_of([t.content for t in added if t.special])
+        template = text_of(tokenizer)
+        if enable_thinking is not None and "enable_thinking" not in template:
+            raise ValueError("the model's chat template does not read enable_thinking: leave it out")
+        self.think_end = think_end or (prompts.THINK_END if prompts.THINK_END in template else None)
+        self._thoughts = Thoughts(self.think_end) if self.think_end else None
+        self._more_stops = tuple(stop)
 
     @cached_property
     def stop(self) -> tuple[int, ...]:
-        """Return the token ids that end a solution: the token that closes a turn in the template, then the tokenizer's eos.
+        """Return the token ids that end a solution: the token that closes a turn in the template, the tokenizer's eos, others.
 
         They differ in base models such as Qwen2.5 (``<|im_end|>``, ``<|endoftext|>``).
         """
-        closing = self._skeleton[2][:1]
-        ends = [t for t in closing if t in self.tokenizer.added_tokens_decoder]
-        return tuple(dict.fromkeys([*ends, self.tokenizer.eos_token_id]))
+        closing = [] if self._closing is None else [self._closing]
+        return tuple(dict.fromkeys([*closing, self.tokenizer.eos_token_id, *self._more_stops]))
 
     @cached_property
     def line_ends(self) -> tuple[int, ...]:
         """Return the ids of the tokens that contain a line break; sampling that stops at them gives one line."""
-        ids = sorted(set(range(len(self.tokenizer))) - set(self.tokenizer.added_tokens_decoder))
-        return tuple(
-            i for i, text in zip(ids, self.tokenizer.batch_decode([[i] for i in ids]), strict=True) if "\n" in text
-        )
+        ids = sorted(set(range(len(self.tokenizer))) - {*self.codec.added.values()})
+        texts = self.tokenizer.batch_decode([[i] for i in ids])  # alone: a space that is lost here is no line break
+        return tuple(i for i, text in zip(ids, texts, strict=True) if "\n" in text)
 
     def encode(self, content: str, tags: bool = False) -> list[int]:
-        """Return the token ids of untrusted text: a control token's literal is cut after its first character.
+        """Return the token ids of untrusted text that continues another one: nothing is put before it.
 
-        With ``tags``, added tokens that are not special (``<think>``) stay whole: a reply may use them.
+        A control token's literal is cut after its first character. With ``tags``, added tokens that are not special
+        (``<think>``) stay whole: a reply may use them.
         """
-        control = self._special if tags else self._added
-        ids: list[int] = []
-        start = 0
-        while match := control.search(content, start):
-            cut = match.start() + 1
-            ids += self._ids(content[start:cut])
-            start = cut
-        return ids + self._ids(content[start:])
+        return self.codec.encode([Part(content, "tags" if tags else "none")])
+
+    def text(self, content: str) -> list[int]:
+        """Return the token ids of an untrusted text that no template surrounds, with the tokenizer's BOS if it puts one."""
+        return [*self.codec.opening, *self.codec.encode([Part(content)], begins=True)]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return self.codec.decode(tokens)
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """Return the text of each token."""
-        return [self.decode([t]) for t in tokens]
+        """Return the text of each token; joined, they are ``decode(tokens)`` (see ``Codec.pieces``)."""
+        return self.codec.pieces(tokens)
 
     def prompt(self, question: str) -> list[int]:
         """Return the tokens of everything up to where the solution begins."""
-        head, tail = self._skeleton[:2]
-        return [*head, *self.encode(question), *tail]
+        s = self._skeleton
+        opening = self.codec.opening if self.tokenizer.chat_template is None else []
+        return [*opening, *self.codec.encode([*s.head, s.asked(question), Part(s.solve, "all")], begins=True)]
 
-    def follow_up(self, question: str) -> list[int]:
-        """Return a second user turn, from the end of the solution's turn up to where the reply begins."""
-        tail, reply = self._skeleton[2:]
-        return [*tail, *self.encode(question), *reply]
+    def follow_up(self, question: str, *, again: bool = False, cut: bool = False) -> list[int]:
+        """Return a second user turn, from the end of the solution's turn up to where the reply begins.
 
-    def ask(self, tokens: Sequence[int], question: str) -> list[int]:
-        """Return ``tokens``, a prompt with its solution, followed by another question.
+        The reply to it is not thought about, unless it solves the problem ``again``. ``cut``: the solution was cut off within
+        its thought, which is closed first.
+        """
+        s = self._skeleton
+        thought = self._thoughts.closing if cut and self._thoughts else ""
+        end = [Part(thought + s.close, "all"), *s.after]
+        return self.codec.encode([*end, s.asked(question), Part(s.again if again else s.answer, "all")])
+
+    def ask(self, tokens: Sequence[int], question: str, *, again: bool = False) -> list[int]:
+        """Return ``tokens``, a prompt with its solution, followed by another question (see ``follow_up``).
 
         The turn is closed once: by the template's token, unless the model closed it with any token of ``stop``.
         """
-        follow = self.follow_up(question)
-        closed = tokens[-1] in self.stop and follow[0] in self.stop
-        return [*tokens, *follow[closed:]]
+        closed = tokens[-1] in self.stop
+        follow = self.follow_up(question, again=again, cut=not closed and self._in_thought(tokens))
+        skipped = follow.index(self._closing) + 1 if closed and self._closing is not None else 0
+        return [*tokens, *follow[skipped:]]
+
+    def reply(self, text: str) -> list[int]:
+        """Return the tokens of a solution that is given, after ``prompt``.
+
+        Where the prompt opens a thought, the text is what follows: the rest of a thought with its end, or an answer, before
+        which the thought is closed.
+        """
+        return self._reply(self._skeleton.solve, self._completing(text))
 
     def conversation(self, turns: Sequence[Turn]) -> tuple[list[int], list[float]]:
-        """Return a conversation as (tokens, weight of each as a target); the token that closes a reply has the reply's weight."""
+        """Return a conversation as (tokens, weight of each as a target); what closes a reply has the reply's weight."""
+        s = self._skeleton
         tokens: list[int] = []
         target: list[float] = []
         for i, turn in enumerate(turns):
             tokens = self.ask(tokens, turn.question) if i else self.prompt(turn.question)
             target += [0.0] * (len(tokens) - len(target))
-            tokens = [*tokens, *self.encode(turn.reply, tags=True), self.stop[0]]
+            begun, reply = (s.answer, turn.reply) if i else (s.solve, self._completing(turn.reply))
+            tokens = [*tokens, *self._reply(begun, reply, s.close)]
+            tokens += [] if s.close else [self.tokenizer.eos_token_id]
             target += [turn.learn] * (len(tokens) - len(target))
         return tokens, target
 
     @cached_property
     def yes_no_ids(self) -> tuple[int, int]:
         """Return the token ids of (Yes, No). Raises ValueError if they are not single, distinct tokens."""
-        yes, no = (self.encode(word, tags=True) for word in ("Yes", "No"))
+        yes, no = (self._reply(self._skeleton.answer, word) for word in ("Yes", "No"))
         if len(yes) != 1 or len(no) != 1 or yes == no:
             raise ValueError(f"Yes and No must be single, distinct tokens; this tokenizer gives {yes} and {no}")
         return yes[0], no[0]
@@ -137,7 +164,13 @@ class Chat:
 
         Making a prompt then raises ValueError for messages that the template refuses or leaves out.
         """
-        return Chat(self.tokenizer, self.system, before, question=self.question) if before else self
+        if not before:
+            return self
+        other = copy(self)
+        other.before = tuple(before)
+        other.system = None if any(role == "system" for role, _ in before) else self.system
+        other.__dict__.pop("_skeleton", None)
+        return other
 
     def asking(self, question: str) -> Chat:
         """Return this chat with another verdict question."""
@@ -146,45 +179,33 @@ class Chat:
         return other
 
     @cached_property
-    def _skeleton(self) -> tuple[list[int], list[int], list[int], list[int]]:
-        """Return the ids before the question, between question and solution, between solution and second question, after it."""
-        q, s, f = (_SLOT.format(x) for x in "qsf")
-        places = [_SLOT.format(i) for i in range(len(self.before))]
-        turns = [{"role": "system", "content": self.system}] if self.system else []
-        turns += [{"role": r, "content": place} for (r, _), place in zip(self.before, places, strict=True)]
-        turns.append({"role": "user", "content": q})
-        first = self._render(turns)
-        second = self._render([*turns, {"role": "assistant", "content": s}, {"role": "user", "content": f}])
-        head, tail = _cut(first, q)
-        after, reply = _cut(_cut(second, s)[1], f)
-        ids: list[int] = []
-        for (role, content), place in zip(self.before, places, strict=True):
-            piece, head = _cut(head, place)
-            ids += [*self._ids(piece), *self.encode(content, tags=role == "assistant")]
-        return [*ids, *self._ids(head)], self._ids(tail), self._ids(after), self._ids(reply)
+    def _skeleton(self) -> Skeleton:
+        return skeleton(self.codec, self.system, self.before, self.enable_thinking, self._thoughts)
 
-    def _render(self, turns: list[dict[str, str]]) -> str:
-        if self.tokenizer.chat_template is None:
-            return prompts.plain(turns)
-        from jinja2 import TemplateError
+    @property
+    def _closing(self) -> int | None:
+        """The token that closes a turn in the template."""
+        close = self._skeleton.close
+        return self.codec.added[close.lstrip()] if close else None
 
-        try:
-            return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            roles = ", ".join(turn["role"] for turn in turns)
-            raise ValueError(f"the model's chat template refuses the roles {roles}: {error}") from error
+    def _reply(self, begun: str, text: str, close: str = "") -> list[int]:
+        """Return the tokens of a reply where the template has written ``begun``."""
+        before = [Part(begun, "all")]
+        more = [Part(self._skeleton.lead, "all"), Part(text, "tags"), Part(close, "all")]
+        own, whole = self.codec.encode(before), self.codec.encode([*before, *more])
+        return whole[len(own) :] if whole[: len(own)] == own else self.codec.encode(more)
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+    def _completing(self, text: str) -> str:
+        """Return a solution without what the prompt has of its thought already."""
+        thoughts = self._thoughts
+        if thoughts is None or not thoughts.open(self._skeleton.solve):
+            return text
+        return text.removeprefix(thoughts.start).lstrip("\n") if thoughts.end in text else thoughts.closing + text
 
-
-def _any_of(literals: Sequence[str]) -> re.Pattern[str]:
-    """Return a pattern that matches the longest of the literals; without literals it matches nothing."""
-    return re.compile("|".join(map(re.escape, sorted(literals, key=len, reverse=True))) or r"(?!)")
-
-
-def _cut(text: str, place: str) -> tuple[str, str]:
-    before, found, after = text.partition(place)
-    if not found:
-        raise ValueError("the model's chat template leaves out a message of this conversation, or changes their order")
-    return before, after
+    def _in_thought(self, tokens: Sequence[int]) -> bool:
+        """Return whether a thought is open at the end of a prompt with its solution."""
+        thoughts, begun = self._thoughts, self._skeleton.solve
+        if thoughts is None:
+            return False
+        own = self.codec.decode(tokens, control=True).rpartition(begun or "\0")[2]
+        return thoughts.open(own) or (thoughts.open(begun) and thoughts.end not in own)

@@ -1,8 +1,8 @@
 """Checkpoints: a plain Hugging Face model directory plus the trainer's state, in safetensors and JSON only.
 
 ``from_pretrained`` and ``vllm serve`` load ``checkpoints/step-40/`` as it is. Randomness and data order are functions of
-(seed, step), so the state is the optimiser's moments, the step number and a recipe's few numbers. The state also has the
-verdict question that the model was trained on, so that whoever loads the model asks the same one.
+(seed, step), so the state is the optimiser's moments, the step number and a recipe's few numbers. The state also has how
+its prompts were made (``chat``: the verdict question, and how it thinks), so that whoever loads the model makes the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def save(
     role: str = "policy",
     *,
     state: Mapping[str, float],
-    question: str,
+    chat: Mapping[str, Any],
 ) -> Path:
     """Write ``run/checkpoints/step-N`` (``step-N-ROLE`` for other roles) and return it.
 
@@ -43,7 +43,7 @@ def save(
     save_model(draft, learner.model, tokenizer)
     state_of_optimizer = moments(learner.optimizer, learner.model)
     save_file({k: v.contiguous() for k, v in state_of_optimizer.items()}, draft / OPTIMIZER)
-    content = {"step": step, "learner_step": learner.step, "recipe": dict(state), "question": question}
+    content = {"step": step, "learner_step": learner.step, "recipe": dict(state), **chat}
     (draft / STATE).write_text(json.dumps(content) + "\n")
     shutil.rmtree(final, ignore_errors=True)
     draft.rename(final)
