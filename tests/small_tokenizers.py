@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from conftest import TEXT
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from .conftest import TEXT
-
-TEXTS = [TEXT, "Yes No", "Try 3 + 4 = 8. But wait, it is 7.\n\nBut wait\nBacktrack to line 2\nWhat is the sum?"] * 20
+SOME = "Try 3 + 4 = 8. But wait, it is 7.\n\nBut wait\nBacktrack to line 2\nWhat is the sum of 1569? So it is 0."
+TEXTS = [TEXT, SOME, "Yes", "No", "So"] * 20
 TEMPLATES = Path(__file__).parent / "data" / "templates"
 FORMS = ("prepend", "metaspace", "first", "unigram", "bytes")
 
@@ -54,9 +55,10 @@ def _bytes(form: str) -> Tokenizer:
 def _unigram(form: str) -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    lines = pre_tokenizers.Split("\n", "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.Metaspace(prepend_scheme="first")])
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False)
+    trainer = trainers.UnigramTrainer(vocab_size=320, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(TEXTS, trainer)
     return tokenizer
 
@@ -67,13 +69,11 @@ def _sentencepiece(form: str) -> Tokenizer:
     learnt.train_from_iterator(
         [t.replace("\n", " ") for t in TEXTS], trainers.BpeTrainer(vocab_size=500, show_progress=False)
     )
-    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in _merges(learnt)]
+    merges = [tuple(pair) for pair in json.loads(learnt.to_str())["model"]["merges"]]
     pieces = sorted(learnt.get_vocab(), key=learnt.get_vocab().__getitem__)
     names = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), *pieces]
     vocab = {piece: i for i, piece in enumerate(names)}
-    tokenizer = Tokenizer(
-        models.BPE(vocab, [tuple(pair) for pair in merges], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    )
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     if form == "prepend":
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:
@@ -83,9 +83,3 @@ def _sentencepiece(form: str) -> Tokenizer:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     return tokenizer
-
-
-def _merges(tokenizer: Tokenizer) -> list[Any]:
-    import json
-
-    return json.loads(tokenizer.to_str())["model"]["merges"]

@@ -84,8 +84,8 @@ def connect(
     """Return the model that a server with OpenAI's API, such as vLLM's, has at the URL ``upstream``.
 
     Only the tokenizer of ``model`` (named as for ``load``) is loaded here, and prompts are made as ``load`` says. ``serves``
-    is the server's name for the model, if it is not ``model``. Raises OSError if there is no such model, or if the server cannot be reached or lacks something that
-    is needed; ValueError if it serves another model. See ``engines.remote.RemoteEngine``.
+    is the server's name for the model, if it is not ``model``. Raises OSError if there is no such model, or if the server
+    cannot be reached or lacks something that is needed; ValueError if it serves another model. See ``engines.remote.RemoteEngine``.
     """
     from twofold.engines.remote import RemoteEngine
 

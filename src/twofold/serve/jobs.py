@@ -62,9 +62,8 @@ def sample(
     else:
         scored = [(c.logprobs, [{} for _ in c.tokens]) for _, _, c in rows]
     for (prompt, head, c), tail in zip(rows, scored, strict=True):
-        text, tokens = engine.state.stops.cut(chat.decode(c.tokens)), c.tokens
-        if echo:
-            text, tokens = chat.decode(prompt) + text, [*prompt, *c.tokens]
+        before, tokens = (chat.decode(prompt), [*prompt, *c.tokens]) if echo else ("", c.tokens)
+        text = before + engine.state.stops.cut(chat.decode(tokens)[len(before) :])
         choices.append(Choice(text, c.finish, tokens, [*head[0], *tail[0]], [*head[1], *tail[1]]))
     generated = sum(len(row) for progress in engine.progress for row in progress.tokens)
     cost = Cost(sum(map(len, prompts)), generated, 0, engine.discarded, time.monotonic() - began)

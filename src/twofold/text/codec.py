@@ -136,8 +136,14 @@ class Codec:
         """Return the text of a few tokens, which begin a text or stand ``within`` one."""
         if not within:
             return self.decode(tokens, control=True)
-        anchor = self.plain("x")[-1:]
-        return self.decode([*anchor, *tokens], control=True)[len(self.decode(anchor, control=True)) :]
+        anchor, length = self._anchor
+        return self.decode([anchor, *tokens], control=True)[length:]
+
+    @cached_property
+    def _anchor(self) -> tuple[int, int]:
+        """A token for others to stand after, and the length of its text."""
+        token = self.plain("x")[-1]
+        return token, len(self.decode([token], control=True))
 
 
 def any_of(literals: Iterable[str]) -> re.Pattern[str]:

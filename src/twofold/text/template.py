@@ -101,10 +101,12 @@ def skeleton(
     turns = [{"role": role, "content": _mark(i)} for i, role in enumerate(roles)]
     options = {} if thinking is None else {"enable_thinking": thinking}
     head, solve, trims = _cut(_render(tokenizer, turns[: asked + 1], options), asked)
-    if (found := _numbers(head)) != [*range(asked)]:
-        lost = next((role for i, role in enumerate(roles[:asked]) if i not in found), None)
-        hint = ": ask without a system prompt" if system and lost == "system" else ""
-        raise ValueError(_LOST if lost is None else f"{_LOST}, one of the role {lost}{hint}")
+    found = _numbers(head)
+    if lost := [roles[i] for i in range(asked) if i not in found]:
+        hint = ": ask without a system prompt" if system and lost[0] == "system" else ""
+        raise ValueError(f"{_LOST} of the role {lost[0]}, or writes it after the question{hint}")
+    if (order := [i for i in found if roles[i] != "system"]) != sorted({*order}):  # Mistral moves the system's message
+        raise ValueError(f"{_LOST} or changes the messages' order")
     between, rest, _ = _cut(_cut(_render(tokenizer, turns, options), asked)[1], solved)
     after, again, _ = _cut(rest, more)
     answer = again
@@ -118,7 +120,7 @@ def skeleton(
     return Skeleton(_filled(head, known), solve, lead, close, _filled(after[len(close) :], known), again, answer, trims)
 
 
-_LOST = "the model's chat template leaves out a message of this conversation, or changes their order"
+_LOST = "the model's chat template leaves out a message"
 
 
 def _numbers(text: str) -> list[int]:
@@ -130,7 +132,7 @@ def _cut(text: str, number: int) -> tuple[str, str, bool]:
     for found in _WHERE.finditer(text):
         if ord(found[2]) == _FIRST + number:
             return text[: found.start()], text[found.end() :], not (found[1] and found[3])
-    raise ValueError(_LOST)
+    raise ValueError(f"{_LOST} or changes the messages' order")
 
 
 def _filled(text: str, known: Sequence[Part]) -> list[Part]:
