@@ -14,6 +14,10 @@ from transformers import PreTrainedTokenizerFast
 SOME = "Try 3 + 4 = 8. But wait, it is 7.\n\nBut wait\nBacktrack to line 2\nWhat is the sum of 1569? So it is 0."
 TEXTS = [TEXT, SOME, "Yes", "No", "So"] * 20
 TEMPLATES = Path(__file__).parent / "data" / "templates"
+CHATML = ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
+R1 = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>")
+THINK = ("<think>", "</think>")
+"""Control tokens of ChatML and of R1, and the tags around their thoughts."""
 FORMS = ("prepend", "metaspace", "first", "unigram", "bytes")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_tokenizers import real, small
+from small_tokenizers import CHATML, R1, THINK, real, small
 
 from twofold.text.chat import Chat, Turn
 from twofold.text.prompts import JUDGE
@@ -56,9 +56,6 @@ SMOLLM2 = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-CHATML = ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
-R1 = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>")
-THINK = ("<think>", "</think>")
 FAMILIES: dict[str, tuple[Any, ...]] = {
     "llama-2": ("prepend", LLAMA2),
     "llama-2, new form": ("metaspace", LLAMA2),
@@ -176,7 +173,7 @@ def test_a_system_prompt_is_where_the_template_puts_it(family: str) -> None:
 def test_a_system_prompt_that_the_template_drops_or_refuses_is_an_error() -> None:
     deaf = "{% for m in messages %}{% if m.role != 'system' %}{{ m.role + ': ' + m.content }}{% endif %}{% endfor %}"
     dropped = Chat(small("bytes", deaf), "Think.")
-    with pytest.raises(ValueError, match="leaves out a message of the role system.*: ask without a system prompt"):
+    with pytest.raises(ValueError, match=r"leaves out a message of the role system.*: ask without a system prompt"):
         dropped.prompt("2?")
     with pytest.raises(ValueError, match="refuses the roles system, user: System role not supported"):
         Chat(small(*FAMILIES["gemma"]), "Think.").prompt("2?")
