@@ -43,20 +43,18 @@ class _Setup:
         self.models: dict[str, Any] = {}
         self.engines: dict[str, PolicyEngine] = {}
         self.tokenizer: Any = None
-        self.stop: tuple[int, ...] = ()
         self.problems = Problems(task, config.rollout.problems, config.train.seed)
         self._engine = engine
 
-    def begin(self, model: object, tokenizer: object) -> None:
-        self.tokenizer = tokenizer
+    def begin(self, model: object, tokenizer: object, stop: Sequence[int] = ()) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
         self._add("policy", model)
 
     def load_policy(self) -> None:
         """Load the config's model, unless it is loaded or the recipe has begun with another."""
         if "policy" not in self.models:
             path = find_model(self.config.model)
-            self.stop = stop_tokens(path)
-            self.begin(*load_model(path))
+            self.begin(*load_model(path), stop_tokens(path))
 
     @cached_property
     def chat(self) -> Chat:

@@ -129,14 +129,10 @@ def chat_options(path: Path) -> dict[str, Any]:
 
 def stop_tokens(path: str | Path) -> tuple[int, ...]:
     """Return the tokens that end a text by the model's generation config (Llama-3 has three); none if it has no such file."""
-    if Path(path).is_dir():
-        content = _content(Path(path) / GENERATION) or {}
-    else:
-        from transformers import GenerationConfig
+    file = Path(path) / GENERATION
+    if not Path(path).exists():  # a model on the hub
+        from transformers.utils import cached_file
 
-        try:
-            content = GenerationConfig.from_pretrained(path).to_dict()
-        except OSError:  # the model on the hub has none
-            content = {}
-    ends = content.get("eos_token_id")
+        file = Path(cached_file(str(path), GENERATION, _raise_exceptions_for_missing_entries=False) or file)
+    ends = (_content(file) or {}).get("eos_token_id")
     return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
