@@ -28,7 +28,7 @@ def cut(pieces: list[str], ends: list[int]) -> list[str]:
 
 
 @each_form
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(text=st.text(max_size=20), data=st.data())
 def test_pieces_join_to_the_text(form: str, text: str, data: st.DataObject) -> None:
     """This also holds for tokens in any order, with control tokens and with bytes that make no character."""
@@ -100,7 +100,7 @@ def test_a_tokens_own_text_has_its_space(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", [*SENTENCEPIECE, "bytes"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(parts=st.lists(st.one_of(st.sampled_from([" ", "\n", "So", "</s>", "<s>"]), st.text(max_size=4)), min_size=1))
 def test_a_text_that_continues_another_begins_as_it_is_written(form: str, parts: list[str]) -> None:
     chat = Chat(small(form))

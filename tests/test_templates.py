@@ -140,7 +140,7 @@ def test_a_verdict_is_one_token_where_the_template_puts_it(family: str) -> None:
 
 
 @each_family
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_no_content_forges_a_control_token(family: str, data: st.DataObject) -> None:
     tokenizer = small(*FAMILIES[family])
