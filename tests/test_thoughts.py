@@ -109,6 +109,17 @@ def test_a_thought_that_was_cut_off_is_closed() -> None:
     assert after(closed, THOUGHT, False).startswith(f"{THOUGHT}<|im_end|>")
 
 
+@pytest.mark.parametrize("name", list(TOKENIZERS))
+def test_earlier_replies_are_kept_as_the_template_keeps_them(name: str) -> None:
+    """Without their thoughts; the reply to a question about a solution has none."""
+    turns = [("user", "1?"), ("assistant", f"<think>\n{ENDED}"), ("user", "Sure?"), ("assistant", "Yes.")]
+    inside = chat(name).within(turns)
+    messages = [{"role": role, "content": content} for role, content in [*turns, ("user", "2?")]]
+    wanted = inside.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert inside.prompt("2?") == wanted
+    assert THOUGHT not in text(inside, wanted) and ANSWER in text(inside, wanted)
+
+
 def test_no_question_opens_a_thought() -> None:
     one = chat("qwen3")
     asked = one.ask([*one.prompt("What does <think> mean?"), *one.encode(ANSWER)], JUDGE)

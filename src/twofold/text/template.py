@@ -95,7 +95,10 @@ def skeleton(
     messages, leaves one of them out or changes their order.
     """
     tokenizer, known = codec.tokenizer, [Part(system, "all")] if system else []
-    known += [Part(content, "tags" if role == "assistant" else "none") for role, content in before]
+    for role, content in before:
+        thought = role == "assistant" and thoughts is not None and thoughts.end in content
+        content = _kept(tokenizer, content) if thought else content
+        known.append(Part(content, "tags" if role == "assistant" else "none"))
     roles = ["system"] * bool(system) + [role for role, _ in before] + ["user", "assistant", "user"]
     asked, solved, more = range(len(known), len(roles))
     turns = [{"role": role, "content": _mark(i)} for i, role in enumerate(roles)]
@@ -121,6 +124,18 @@ def skeleton(
 
 
 _LOST = "the model's chat template leaves out a message"
+
+
+def _kept(tokenizer: Any, reply: str) -> str:
+    """Return what the template keeps of an earlier reply: most leave out its thought."""
+    turns = [{"role": role, "content": _mark(i)} for i, role in enumerate(("user", "assistant", "user"))]
+
+    def written(turns: list[dict[str, str]]) -> str:
+        return _cut(_cut(_render(tokenizer, turns, {}), 0)[1], 2)[0]
+
+    before, after, _ = _cut(written(turns), 1)
+    found = written([turns[0], {"role": "assistant", "content": reply}, turns[2]])
+    return found[len(before) : len(found) - len(after)]
 
 
 def _numbers(text: str) -> list[int]:
