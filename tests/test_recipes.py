@@ -144,10 +144,12 @@ def test_lambda_warms_up(chat):
 
 def test_the_verdict_is_learnt_alone_until_the_warm_up_ends(chat):
     before, after = (collect(chat, step=step, verify_warmup=3)[0]["policy"] for step in (2, 3))
-    assert not any(any(s.sampled) or any(s.advantages) for s in before)  # no credit, and no KL term either
+    assert not any(any(s.sampled) or any(s.advantages) for s in before)
     assert [s.targets[-1] for s in before] == [1.0] * 8
     assert any(any(s.advantages) for s in after) and all(any(s.sampled) for s in after)
     assert verdicts(chat, before) == verdicts(chat, after)
+    held = collect(chat, step=2, verify_warmup=3, reference=Scripted(chat, GROUPS))[0]["policy"]
+    assert all(any(s.sampled) and not any(s.advantages) and s.reference is not None for s in held)  # the KL term alone
     with pytest.raises(ValueError, match="verify_warmup needs a verifier in the policy's model, but verify is none"):
         RLV(verify="none", verify_warmup=3)
 

@@ -57,7 +57,8 @@ class RLV:
     lam_warmup: int = 0
     """Steps over which lambda rises linearly to ``lam``."""
     verify_warmup: int = 0
-    """The first N steps train the verdict alone, on the model's own rollouts. The policy's term begins after them."""
+    """The first N steps train the verdict alone, on the model's own rollouts. The policy's term begins after them, but for its
+    KL term (``loss.beta``): nothing else keeps an unfamiliar verdict from changing the policy."""
     balance: Literal["all", "balanced"] = "all"
     """Judge every rollout, or as many correct as wrong ones: all of the rarer kind in a step."""
     truncated: Literal["wrong", "exclude"] = "wrong"
@@ -114,11 +115,13 @@ class Recipe(common.Recipe):
         everyone = [r for g in usable for r in g]
         if self.config.score_every and step % self.config.score_every == 0:
             stats |= self._score(engine, everyone)
-        credit: Sequence[list[float] | None] = [None] * len(everyone)
-        if step >= self.config.verify_warmup:
-            credit = (
-                self._vine(engine, usable, sampling) if self.config.estimator == "vineppo" else self._outcome(usable)
-            )
+        credit: Sequence[list[float] | None]
+        if step < self.config.verify_warmup:
+            credit = [None if self.reference is None else common.whole(0.0, r) for r in everyone]
+        elif self.config.estimator == "vineppo":
+            credit = self._vine(engine, usable, sampling)
+        else:
+            credit = self._outcome(usable)
         if self.config.refills:
             credit, stats["refills"] = self._informative(usable, credit, len(problems)), len(groups) / len(problems) - 1
         judged, lam = self._judged(everyone, step), self._lambda(step)

@@ -1,0 +1,145 @@
+"""RL^V against plain RL on a pretrained model, SmolLM2-135M-Instruct: a supervised start, three seeds, held-out problems.
+
+    python studies/smollm2.py configs/rlv-smollm2.toml --model SMOLLM2 --tests test harder ood --out runs/smollm2
+    python studies/smollm2.py configs/rlv-smollm2.toml --seeds 5 --tests train --set recipe.lam=0.3 --out runs/try
+
+and, with the files that ``word_problems.py`` makes,
+
+    python studies/smollm2.py configs/rlv-smollm2-words.toml --model SMOLLM2 --worked runs/words/start.jsonl \\
+        --tests runs/words/svamp.jsonl runs/words/asdiv.jsonl --out runs/smollm2-words
+
+The start learns to write worked solutions: for ``sums`` they are made here, and half of them begin with a wrong guess. No
+document says whether a solution is right. Then each seed trains RL^V as the config says, and plain RL with the same problems,
+seed and number of policy updates: it has no verdict to warm up. Every model is evaluated on each test, a split of the config's
+task or a data file. What is done is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from common import FIRST
+
+from twofold import run, toml, training
+from twofold.config import Config, Data
+from twofold.evals.report import print_table, report
+from twofold.recipes.rlv import RLV
+from twofold.recipes.sft import SFT
+from twofold.tasks.procedural import Sums
+from twofold.tasks.worked import attempt_sums
+from twofold.trainer.optim import Optim
+
+
+class Round(NamedTuple):
+    """A part of the supervised start: updates, learning rate and, for ``sums``, the largest number."""
+
+    updates: int
+    lr: float
+    top: int = 0
+
+
+SUMS = (Round(100, 2e-4, 50), Round(60, 1e-4, 30))
+"""The second round makes the arithmetic hold on the numbers of the config's task."""
+DATA = (Round(40, 2e-4),)
+BATCH = 32
+"""Worked solutions per update of the start."""
+SPLITS = ("train", "test", "harder", "ood")
+
+
+def worked(task: Sums, count: int, first: int, path: Path) -> Data:
+    """Write ``count`` worked solutions, from problem ``first`` of the training split on, and return them as a task."""
+    problems = [task.problem("train", i) for i in range(first, first + count)]
+    solutions = [attempt_sums(random.Random(f"start/{p.id}"), p, wrong=0.5, slip=0.0) for p in problems]
+    rows = [
+        {"question": p.question, "answer": p.answer, "solution": s.text()}
+        for p, s in zip(problems, solutions, strict=True)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Data(source=str(path))
+
+
+def start(config: Config, model: str, data: str | None, out: Path) -> Path:
+    """Train the supervised start, unless it is there, and return its checkpoint. ``data``: worked solutions in a file."""
+    made, first = Path(model), FIRST
+    out.mkdir(parents=True, exist_ok=True)
+    for number, part in enumerate(DATA if data else SUMS):
+        task = Data(source=data or "")
+        if not data:
+            assert isinstance(config.task, Sums)
+            sums = replace(config.task, top=part.top)
+            task = worked(sums, part.updates * BATCH, first, out / f"worked-{number}.jsonl")
+            first += part.updates * BATCH
+        supervised = replace(
+            config,
+            model=str(made),
+            recipe=SFT(),
+            task=task,
+            rollout=replace(config.rollout, problems=BATCH),
+            optim=Optim(lr=part.lr, schedule="cosine", warmup=0.1, final=0.1),
+            train=replace(config.train, steps=part.updates, minibatches=1),
+        )
+        made = train(supervised, out / f"start-{number}", "start")
+    return made
+
+
+def train(config: Config, out: Path, title: str) -> Path:
+    return training.train(config, out, resume=(out / "config.toml").exists(), title=title)
+
+
+def arms(config: Config, seed: int) -> dict[str, Config]:
+    """Return plain RL and RL^V with the same seed and as many policy updates."""
+    recipe = config.recipe
+    assert isinstance(recipe, RLV)
+    seeded = replace(config, train=replace(config.train, seed=seed))
+    plain = replace(
+        seeded,
+        recipe=replace(recipe, verify="none", verify_warmup=0),
+        train=replace(seeded.train, steps=config.train.steps - recipe.verify_warmup),
+    )
+    return {f"rl-{seed}": plain, f"rlv-{seed}": seeded}
+
+
+def evaluate(config: Config, models: dict[str, Path], test: str, problems: int, out: Path) -> None:
+    """Evaluate the models on one test, unless that is done, and print and write the report."""
+    task = run.make_task(config.task if test in SPLITS else Data(source=test))
+    options = run.Eval(
+        problems=problems, n=16, max_tokens=config.rollout.max_tokens, temperature=config.rollout.temperature, batch=10
+    )
+    options = replace(options, split=test if test in SPLITS else "test")
+    found = []
+    for name, path in models.items():
+        model = run.load(path, system=config.system, precision=config.train.precision)
+        found.append(run.evaluate(model, task, options, out=out / name / "evals" / Path(test).stem, name=name))
+    print_table(report(found, out / "reports" / Path(test).stem, baseline="start"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--model", help="the pretrained model; it is not read if the start is there")
+    parser.add_argument("--worked", help="a data file of worked solutions to start from")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--tests", nargs="+", default=["test"], help="splits of the task, or data files")
+    parser.add_argument("--problems", type=int, default=100, help="of each test")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="options in place of the config's")
+    parser.add_argument("--out", type=Path, default=Path("runs/smollm2"))
+    args = parser.parse_args(argv)
+    config = toml.override(toml.load(Config, args.config), args.set)
+    begin = start(config, args.model, args.worked, args.out)
+    config = replace(config, model=str(begin))
+    models = {"start": begin}
+    for seed in args.seeds:
+        for name, arm in arms(config, seed).items():
+            models[name] = train(arm, args.out / name, name)
+    for test in args.tests:
+        evaluate(config, models, test, args.problems, args.out)
+
+
+if __name__ == "__main__":
+    main()
