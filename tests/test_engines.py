@@ -17,13 +17,14 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
 from twofold.engines.base import Engine
-from twofold.engines.kv import DEEPEST, KV
 from twofold.engines.native import NativeEngine
 from twofold.engines.sampling import draw, uniforms
 from twofold.models import attention
-from twofold.models.attention import Packing, install
+from twofold.models.attention import Packing
 from twofold.models.decoder import Decoder
+from twofold.models.install import install
 from twofold.models.io import load_model
+from twofold.models.kv import DEEPEST, KV
 from twofold.models.logprobs import token_logprobs
 from twofold.types import COLDEST, Completion, Sampling
 

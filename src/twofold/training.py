@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 from twofold import source, toml
 from twofold.compute.judge import Judging, judge_all
+from twofold.compute.room import check_room
 from twofold.config import ALIASES, Config, Native, PythonEngine, PythonRecipe, PythonTask, task_named
 from twofold.engines.base import Engine, PolicyEngine
 from twofold.engines.native import NativeEngine
 from twofold.evals.during import evaluate_step
 from twofold.evals.run import Eval
 from twofold.models import head
+from twofold.models.context import context
 from twofold.models.io import latest_checkpoint, load_model
 from twofold.recipes.common import Recipe, Setup
 from twofold.run import find_model, guarded, make_task, rewarded
@@ -159,6 +161,10 @@ def train(
             start = checkpoint.restore(found if role == "policy" else found.with_name(f"{found.name}-{role}"), learner)
         built.restore(checkpoint.recipe_state(found))
     check = _check(config, setup, run)
+    if hasattr(built, "sampling"):  # it draws rollouts
+        for model in setup.models.values():
+            questions = (p.question for p in setup.problems.known())
+            check_room(context(model.config), setup.chat, questions, config.rollout.max_tokens, setup.judging)
     run.mkdir(parents=True, exist_ok=True)
     trackers = open_trackers(config.log.to, run, flat(asdict(config)), start)
     (run / "config.toml").write_text(toml.to_toml(config))

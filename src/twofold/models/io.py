@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from twofold.models import head
-from twofold.models.attention import install
-from twofold.models.llama import Llama, plain
+from twofold.models.install import install
+from twofold.models.llama import Llama, plain, shapes
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -42,15 +42,19 @@ def load_model(path: str | Path, *, device: str | None = None) -> tuple[Any, Any
 
 
 def _read(folder: Path, device: str) -> Llama | None:
-    """Return the model of a directory if it needs no code of ``transformers`` (see ``plain``), else None."""
+    """Return the model of a directory if it needs no code of ``transformers`` (see ``plain``), else None.
+
+    None, too, if its weights are not exactly those of its config: ``_built`` says what is wrong with them.
+    """
     config, weights = _content(folder / CONFIG), folder / WEIGHTS
-    if config is None or not weights.is_file():
+    if config is None or not weights.is_file() or not plain(config):
         return None
     try:
         with safe_open(weights, "pt") as file:
-            if not plain(config, file.keys()):
+            names = list(file.keys())
+            if {x: file.get_slice(x).get_shape() for x in names} != shapes(config):
                 return None
-            tensors = {x: file.get_tensor(x).to(device, torch.float32, copy=True) for x in file.keys()}  # noqa: SIM118
+            tensors = {x: file.get_tensor(x).to(device, torch.float32, copy=True) for x in names}
     except SafetensorError as error:
         raise OSError(f"{weights} cannot be read: is it complete? ({error})") from error
     return Llama(config, tensors, _content(folder / GENERATION)).eval()
@@ -61,10 +65,24 @@ def _built(path: str | Path, device: str) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model, report = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{path} has no weights for {', '.join(missing[:3])}: they would be random")
+    model, report = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    check_weights(path, report)
     return install(model.to(device).eval())
+
+
+def check_weights(path: str | Path, report: Mapping[str, Any]) -> None:
+    """Raise ValueError if the weights in ``path`` are not exactly those of its config, by the loading report of ``transformers``."""
+    wrong = [(f"{name} is missing: it would be random") for name in sorted(report["missing_keys"])]
+    wrong += [
+        f"{name} has the shape {list(there)}, not {list(here)}"
+        for name, there, here in sorted(report["mismatched_keys"])
+    ]
+    wrong += [f"{name} is not in its config: it would be left out" for name in sorted(report["unexpected_keys"])]
+    if wrong:
+        more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise ValueError(f"{path} does not have the weights that its {CONFIG} describes: {'; '.join(wrong[:4])}{more}")
 
 
 def load_tokenizer(path: str | Path) -> Any:
