@@ -1,4 +1,4 @@
-"""The command line: ``twofold train | show | eval | critic | report | calibrate | solve | serve | demo``."""
+"""The command line: ``twofold train | show | eval | critic | report | calibrate | solve | serve | convert | demo``."""
 
 from __future__ import annotations
 
@@ -219,6 +219,10 @@ def _add_use(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--system", metavar="TEXT", help="system prompt of conversations that have none")
     _add_upstream(sub)
 
+    sub = command("convert", _convert, "Write the model of a GGUF file as a plain model directory.")
+    sub.add_argument("file", metavar="FILE.gguf", type=Path, help="a model of type Llama, Qwen2 or Qwen3")
+    sub.add_argument("out", metavar="DIR", type=Path, help="a new directory; its weights are fp32")
+
 
 def _add_upstream(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
@@ -366,7 +370,7 @@ def _solve(args: argparse.Namespace, rest: list[str]) -> int:
 
     plan = toml.override(run.parse(args.plan) if args.plan else run.Plan(), rest, RENAMED)
     is_file = os.path.isfile(args.problem) or args.problem.endswith((".jsonl", ".txt"))
-    problems = _problems(Path(args.problem)) if is_file else [args.problem]
+    problems = run.read_problems(Path(args.problem)) if is_file else [args.problem]
     model = _model(args)
     for i in range(0, len(problems), SOLVED_AT_ONCE):
         batch = problems[i : i + SOLVED_AT_ONCE]
@@ -396,26 +400,6 @@ def _print_solution(solution: Solution, sure: bool, problem: str | None) -> None
     )
 
 
-def _problems(path: Path) -> list[str]:
-    """Return the problems of a file, one per line: text, or (``.jsonl``) an object with a question, problem or prompt."""
-    problems = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        if path.suffix == ".jsonl":
-            row = json.loads(line)
-            keys = [
-                k for k in ("question", "problem", "prompt") if isinstance(row, dict) and isinstance(row.get(k), str)
-            ]
-            if not keys:
-                raise ValueError(f"{path}:{number}: an object with a text question, problem or prompt is needed")
-            line = row[keys[0]]
-        problems.append(line.strip())
-    if not problems:
-        raise ValueError(f"{path}: no problems in this file")
-    return problems
-
-
 def _serve(args: argparse.Namespace, rest: list[str]) -> int:
     import logging
 
@@ -435,6 +419,14 @@ def _serve(args: argparse.Namespace, rest: list[str]) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     limits = Limits(concurrent=args.concurrent, queue=args.queue, grace=args.grace)
     serve(run.service(_model(args), limits), args.host, args.port, key)
+    return 0
+
+
+def _convert(args: argparse.Namespace, rest: list[str]) -> int:
+    from twofold.models.io import convert
+
+    convert(args.file, args.out)
+    print(f"saved {args.out}")
     return 0
 
 

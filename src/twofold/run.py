@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,6 +23,7 @@ from twofold.evals.probes import run_probes
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
 from twofold.maths.stopping import Lengths
+from twofold.models.gguf import SUFFIX as GGUF
 from twofold.models.io import Precision, latest_checkpoint, load_model, load_tokenizer, verdict_question
 from twofold.tasks.grading import equal
 from twofold.tasks.user import FromSource, Guarded, Rewarded
@@ -81,11 +83,14 @@ def connect(
 
 
 def find_model(model: str | Path) -> Path:
-    """Return the directory of the shipped model, of a run's newest checkpoint, or of a model; return a hub name as it is.
+    """Return the directory of the shipped model, of a run's newest checkpoint, or of a model; return a GGUF file and a hub name
+    as they are.
 
     Raises FileNotFoundError if ``model`` is none of these.
     """
     path = shipped() if str(model) == SHIPPED else latest_checkpoint(Path(model)) or Path(model)
+    if path.suffix == GGUF and path.is_file():
+        return path
     if not path.is_dir() and (len(path.parts) != 2 or Path(path.parts[0]).is_dir()):
         raise FileNotFoundError(f"{model}: no such model directory, and not a name on a hub (OWNER/NAME)")
     return path
@@ -107,6 +112,26 @@ def solve_many(model: Model, problems: Sequence[str], plan: Plan | str | None = 
         longest = max(plan.stop.caps) if isinstance(plan.stop, Lengths) else plan.max_tokens
         check_room(model.engine.context, model.chat, problems, longest, judging)
     return solve_all(model.engine, model.chat, problems, plan, same)
+
+
+def read_problems(path: Path) -> list[str]:
+    """Return the problems of a file, one per line: text, or (``.jsonl``) an object with a question, problem or prompt."""
+    problems = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        if path.suffix == ".jsonl":
+            row = json.loads(line)
+            keys = [
+                k for k in ("question", "problem", "prompt") if isinstance(row, dict) and isinstance(row.get(k), str)
+            ]
+            if not keys:
+                raise ValueError(f"{path}:{number}: an object with a text question, problem or prompt is needed")
+            line = row[keys[0]]
+        problems.append(line.strip())
+    if not problems:
+        raise ValueError(f"{path}: no problems in this file")
+    return problems
 
 
 @lru_cache(maxsize=100_000)  # a server sees answers for ever

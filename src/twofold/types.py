@@ -71,7 +71,7 @@ class Context:
     by: str
 
     def check(self, text: int, more: int = 0, after: int = 0) -> None:
-        """Raise ValueError if a text of so many tokens, ``more`` generated ones and ``after`` of a question about them are too many."""
+        """Raise ValueError if a text of so many tokens, ``more`` generated ones and ``after`` of a question are too many."""
         if self.tokens is None or text + more + after <= self.tokens:
             return
         parts = [f"a text of {text} tokens"] + [f"up to {more} generated ones (max_tokens)"] * (more > 0)
