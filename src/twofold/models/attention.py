@@ -52,6 +52,8 @@ def attention(
         )
     if softcap is not None or s_aux is not None:
         raise ValueError(f"{type(module).__name__} caps its attention or has sinks; twofold's attention has neither")
+    if attention_mask is not None:
+        raise ValueError(f"{type(module).__name__} makes a mask of its own; twofold's attention knows causality alone")
     dtype = attention_dtype(value)
     with torch.autocast(value.device.type, enabled=False):  # autocast would cast them back
         return layout.attend(module.layer_idx, query.to(dtype), key.to(dtype), value.to(dtype), scaling), None
