@@ -37,12 +37,18 @@ SHORT = 14
 
 LLAMA3 = dict(rope_type="llama3", rope_theta=1e4, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
 YARN = dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=32)
-LONGROPE = dict(rope_type="longrope", rope_theta=1e4, short_factor=[1.1, 1.2, 1.3, 1.4], long_factor=[2.0, 3.0, 4.0, 5.0])
+LONGROPE = dict(
+    rope_type="longrope", rope_theta=1e4, short_factor=[1.1, 1.2, 1.3, 1.4], long_factor=[2.0, 3.0, 4.0, 5.0]
+)
 EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
-LATENT = dict(q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=8, v_head_dim=8, num_key_value_heads=4)
+LATENT = dict(
+    q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=8, v_head_dim=8, num_key_value_heads=4
+)
 LATENT |= dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, n_group=1, topk_group=1)
 HALVES = dict(layer_types=["sliding_attention", "full_attention"], sliding_window=SHORT)
-SEQ2SEQ = dict(d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64, init_std=0.4, is_decoder=True)
+SEQ2SEQ = dict(
+    d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64, init_std=0.4, is_decoder=True
+)
 
 FAMILIES: list[tuple[str, str, dict[str, Any]]] = [
     ("Llama 1 and 2, SmolLM, SmolLM2", "llama", {}),
@@ -128,7 +134,9 @@ def verdict(kind: str, options: dict[str, Any]) -> str:
         return f"refused: {reason(str(error))}"
     engine, texts = NativeEngine(ours), [[11, 12, 70, 18], [19, 20, 21, 22, 23, 24, 25, 26, 27, 28]]
     drawn = engine.generate(texts, Sampling(n=2, max_tokens=4, seed=1))
-    texts = [[*p, *c.tokens] for p, group in zip(texts, drawn, strict=True) for c in group]  # the longest has SHORT tokens
+    texts = [
+        [*p, *c.tokens] for p, group in zip(texts, drawn, strict=True) for c in group
+    ]  # the longest has SHORT tokens
     expected = [logprobs(theirs, text) for text in texts]
     for (text, want), c in zip(zip(texts, expected, strict=True), (c for group in drawn for c in group), strict=True):
         assert c.logprobs == pytest.approx(want[-4:].tolist(), abs=1e-4)
