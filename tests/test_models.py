@@ -119,14 +119,14 @@ def test_what_runs_beside_a_long_text_has_no_position_beyond_the_context(tmp_pat
     engine, fresh = NativeEngine(model), NativeEngine(model)
     engine.generate(texts, Sampling(max_tokens=1))  # leaves a cache of both
     prompts = [[*texts[0], *[20] * 10], [*texts[1], 21]]
-    found, expected = engine.logprobs(prompts, [[30, 31]] * 2), [fresh.logprobs([p], [[30, 31]])[0] for p in prompts]
-    assert sum(found, []) == pytest.approx(sum(expected, []), abs=1e-5)
+    for prompt, found in zip(prompts, engine.logprobs(prompts, [[30, 31]] * 2), strict=True):
+        assert found == pytest.approx(fresh.logprobs([prompt], [[30, 31]])[0], abs=1e-5)
 
 
 def test_the_learner_refuses_a_sample_beyond_the_context(short):
     learner = Learner(load_model(short)[0], Optim(), Loss(), steps=1)
     zeros = [0.0] * 97
-    with pytest.raises(ValueError, match="context is 96 tokens .* a text of 97 tokens"):
+    with pytest.raises(ValueError, match=r"context is 96 tokens .* a text of 97 tokens"):
         learner.update([Sample([5] * 97, [False] * 97, zeros, zeros, [*zeros[1:], 1.0])])
 
 
@@ -163,7 +163,7 @@ def test_every_problem_of_a_data_set_is_checked_first(short, tmp_path):
     """The long one would come at some later step."""
     rows = [{"question": "What is 1 + 1?", "answer": "2"}] * 30 + [{"question": "Add " + "7 " * 60, "answer": "2"}]
     (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = settings(short, 8, f"task={tmp_path / 'set.jsonl'}")
+    config = settings(short, 8, "task.name=data", f"task.source={tmp_path / 'set.jsonl'}")
     with pytest.raises(ValueError, match="context is 96 tokens"):
         training.train(config, tmp_path / "run")
 

@@ -6,6 +6,9 @@ That reader passes over what it does not know. So what would change the numbers 
 from __future__ import annotations
 
 import math
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,10 @@ def read(path: Path, device: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     config = _config(path, metadata, names)
-    found = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, config=config, dtype=torch.float32)
+    with _reading(path):
+        found = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, config=config, dtype=torch.float32
+        )
     weights = dict(found.named_parameters())  # a tied one once
     config.architectures = [type(found).__name__]
     said = {k: v for k, v in config.to_diff_dict().items() if k not in ("quantization_config", "_name_or_path")}
@@ -125,20 +131,28 @@ def _metadata(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     logging.disable_progress_bar()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
+    with _reading(path):
         metadata, names = read_gguf_metadata(str(path))
-    except (IndexError, KeyError, ValueError) as error:
-        raise OSError(f"{path} cannot be read as GGUF: is it complete? ({error})") from error
     if (kind := metadata.get("general.architecture")) not in TYPES:
         raise ValueError(f"{path} holds a model of type {kind}; of GGUF files only {', '.join(TYPES)} are read")
     return metadata, names
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name the file where the reader fails."""
+    try:
+        yield
+    except (IndexError, KeyError, RuntimeError, ValueError, struct.error) as error:
+        raise OSError(f"{path} cannot be read as GGUF: is it complete? ({error})") from error
 
 
 def _llama3(path: Path, theta: float) -> dict[str, Any]:
     """Return the RoPE parameters of a file that has Llama 3's scaling as a number for each frequency."""
     from gguf import GGUFReader
 
-    (tensor,) = (x for x in GGUFReader(path).tensors if x.name == SCALING)
+    with _reading(path):
+        (tensor,) = (x for x in GGUFReader(path).tensors if x.name == SCALING)
     divisors = torch.tensor(tensor.data)
     factor, low, high, original = float(divisors.max()), 1.0, 4.0, 8192
     steps = torch.arange(len(divisors)) / len(divisors)
