@@ -168,6 +168,15 @@ def test_every_problem_of_a_data_set_is_checked_first(short, tmp_path):
         training.train(config, tmp_path / "run")
 
 
+def test_the_problems_of_the_evaluation_are_checked_first(short, tmp_path):
+    row = {"question": "Add " + "7 " * 60, "answer": "2"}
+    (tmp_path / "set.jsonl").write_text(json.dumps(row) + "\n")
+    config = settings(short, 8, "eval.every=1", f"eval.task={tmp_path / 'set.jsonl'}")
+    with pytest.raises(ValueError, match="context is 96 tokens"):
+        training.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_evaluating_and_solving_are_refused_before_they_begin(short, tmp_path):
     model = tf.load(short)
     test = tf.Eval(problems=2, n=2, max_tokens=90)

@@ -107,7 +107,9 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("eval", _eval, "Evaluate a model on a task, and write a report.", _options("evals.run", "Eval"))
-    sub.add_argument("model", help="a directory, a run directory, a hub name, or tiny (ships with the package)")
+    sub.add_argument(
+        "model", help="a directory, a run directory, a GGUF file, a hub name, or tiny (ships with the package)"
+    )
     sub.add_argument(
         "--task",
         default="sums",

@@ -83,8 +83,8 @@ def connect(
 
 
 def find_model(model: str | Path) -> Path:
-    """Return the directory of the shipped model, of a run's newest checkpoint, or of a model; return a GGUF file and a hub name
-    as they are.
+    """Return the directory of the shipped model, of a run's newest checkpoint, or of a model, or ``model`` itself if it is a
+    GGUF file or a hub name.
 
     Raises FileNotFoundError if ``model`` is none of these.
     """

@@ -117,6 +117,11 @@ class _Setup:
             checkpointing=config.train.checkpointing,
         )  # fmt: skip
 
+    def check_room(self, questions: Sequence[str]) -> None:
+        """Raise ValueError if a rollout for one of these, with its verdict, could be longer than a model's context."""
+        for model in self.models.values():
+            check_room(context(model.config), self.chat, questions, self.config.rollout.max_tokens, self.judging)
+
     def _add(self, role: str, model: Any) -> None:
         self.models[role] = model
         self.engines[role] = self._engine(model)
@@ -162,9 +167,7 @@ def train(
         built.restore(checkpoint.recipe_state(found))
     check = _check(config, setup, run)
     if hasattr(built, "sampling"):  # it draws rollouts
-        for model in setup.models.values():
-            questions = (p.question for p in setup.problems.known())
-            check_room(context(model.config), setup.chat, questions, config.rollout.max_tokens, setup.judging)
+        setup.check_room([p.question for p in setup.problems.known()])
     run.mkdir(parents=True, exist_ok=True)
     trackers = open_trackers(config.log.to, run, flat(asdict(config)), start)
     (run / "config.toml").write_text(toml.to_toml(config))
@@ -240,6 +243,7 @@ def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str
         seed=config.train.seed,
         judge=setup.judging,
     )
+    setup.check_room([task.problem(settings.split, i).question for i in range(settings.problems)])
     return lambda step: evaluate_step(
         setup.engines["policy"], setup.verifier, setup.chat, task, settings, run, step, model=config.model
     )

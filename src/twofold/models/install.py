@@ -53,7 +53,10 @@ def install(model: Any) -> Any:
 def _expected(model: Any, ids_B_T: Tensor) -> Tensor:
     """Return the log-probs that the model itself gives. Raises ValueError if they are not those of its output layer alone."""
     found: list[Tensor] = []
-    hook = model.get_output_embeddings().register_forward_hook(lambda module, args, out: found.append(out))
+    layer = model.get_output_embeddings()
+    if layer is None:
+        raise ValueError(f"{type(model).__name__} has no output layer over a vocabulary: it is no language model")
+    hook = layer.register_forward_hook(lambda module, args, out: found.append(out))
     logits = model(input_ids=ids_B_T, use_cache=False).logits
     hook.remove()
     if not torch.allclose(found[-1], logits, rtol=1e-3, atol=1e-3):
