@@ -20,7 +20,7 @@ from common import SMALL, Worker, interleaved, question, qwen2, record, tokenize
 
 from twofold.cli import keep_memory
 from twofold.engines.native import NativeEngine
-from twofold.models.attention import install
+from twofold.models.install import install
 from twofold.text.chat import Chat
 from twofold.types import Sampling
 

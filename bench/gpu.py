@@ -23,7 +23,7 @@ from against_trl import Odd
 from common import interleaved, question, qwen2, record, tokenizer, with_lengths
 
 from twofold.engines.native import NativeEngine
-from twofold.models.attention import install
+from twofold.models.install import install
 from twofold.recipes.rlv import RLV, Recipe
 from twofold.text.chat import Chat
 from twofold.trainer.learner import Learner, Loss

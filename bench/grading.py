@@ -12,7 +12,7 @@ from common import SMALL, interleaved, question, qwen2, record, tokenizer, with_
 
 from twofold.compute.rollout import graded, rollouts
 from twofold.engines.native import NativeEngine
-from twofold.models.attention import install
+from twofold.models.install import install
 from twofold.tasks.grading import grade
 from twofold.text.chat import Chat
 from twofold.types import Grade, Problem, Sampling

@@ -37,7 +37,7 @@ def measure(
     from common import question, qwen2, tokenizer
 
     from twofold.engines.native import NativeEngine
-    from twofold.models.attention import install
+    from twofold.models.install import install
     from twofold.text.chat import Chat
     from twofold.trainer.learner import Learner, Loss
     from twofold.trainer.optim import Optim

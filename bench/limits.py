@@ -15,7 +15,7 @@ import torch
 from common import SMALL, interleaved, question, qwen2, record, tokenizer, with_lengths
 
 from twofold.engines.native import NativeEngine
-from twofold.models.attention import install
+from twofold.models.install import install
 from twofold.text.chat import Chat
 from twofold.trainer.learner import Learner, Loss
 from twofold.trainer.optim import Optim

@@ -17,7 +17,7 @@ import twofold
 from twofold.compute.probe import Prover, boundaries, probe
 from twofold.compute.rollout import rollouts
 from twofold.engines.native import NativeEngine
-from twofold.models.attention import install
+from twofold.models.install import install
 from twofold.tasks.procedural import Sums
 from twofold.text.chat import Chat
 from twofold.text.segments import Episodes

@@ -11,7 +11,7 @@ import argparse
 from common import SMALL, interleaved, question, qwen2, record, tokenizer, with_lengths
 
 from twofold.engines.native import NativeEngine
-from twofold.models.attention import install
+from twofold.models.install import install
 from twofold.text.chat import Chat
 from twofold.types import Sampling
 

@@ -17,13 +17,14 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
 from twofold.engines.base import Engine
-from twofold.engines.kv import DEEPEST, KV
 from twofold.engines.native import NativeEngine
 from twofold.engines.sampling import draw, uniforms
 from twofold.models import attention
-from twofold.models.attention import Packing, install
+from twofold.models.attention import Packing
 from twofold.models.decoder import Decoder
+from twofold.models.install import install
 from twofold.models.io import load_model
+from twofold.models.kv import DEEPEST, KV
 from twofold.models.logprobs import token_logprobs
 from twofold.types import COLDEST, Completion, Sampling
 
@@ -736,17 +737,10 @@ def model_without_layout(model: Any) -> Any:
 @pytest.mark.parametrize(
     ("config", "options", "reason"),
     [
-        ("MistralConfig", dict(sliding_window=4), "MistralForCausalLM uses a sliding window of 4"),
-        (
-            "Qwen2Config",
-            dict(use_sliding_window=True, sliding_window=4, max_window_layers=1),
-            "Qwen2ForCausalLM uses sliding_attention",
-        ),
-        ("Gemma3TextConfig", dict(head_dim=8), "Gemma3ForCausalLM uses sliding_attention"),
         ("Lfm2Config", dict(layer_types=["conv", "full_attention"]), "Lfm2ForCausalLM uses conv"),
         (
             "Gemma2Config",
-            dict(head_dim=8, layer_types=["full_attention"] * 2, sliding_window=None),
+            dict(head_dim=8, final_logit_softcapping=None),
             "Gemma2Attention caps its attention",
         ),
         ("BloomConfig", dict(n_layer=2, n_head=4), "BloomForCausalLM has an attention of its own"),

@@ -25,7 +25,7 @@ from twofold.engines.base import UpstreamError
 from twofold.evals.pools import read_header, read_pools
 from twofold.run import Eval, Model, connect, evaluate, service, solve_many
 from twofold.serve import scheduler
-from twofold.types import Completion, Sampling
+from twofold.types import Completion, Context, Sampling
 
 PUZZLES = [PUZZLE, "Start with 47. Add 38. What is the result?", "Start with 3. Multiply by 5. What is the result?"]
 SLOW = {"prompt": [5, 9, 40], "max_tokens": 1500, "ignore_eos": True}
@@ -190,13 +190,13 @@ def test_a_server_that_lacks_what_is_needed_is_noticed_at_the_start(
 
 def test_a_server_that_does_not_say_its_context_is_refused_as_upstream(remote: Model) -> None:
     engine = remote.engine
-    known, engine.context = engine.context, None  # type: ignore[misc]
+    known, engine.context = engine.context, Context(None, "")  # type: ignore[misc]
     try:
         with pytest.raises(ValueError, match="max_model_len of tiny"):
             service(remote)
     finally:
         engine.context = known  # type: ignore[misc]
-    assert known == 2048
+    assert known.tokens == 2048
 
 
 def test_the_key_goes_with_every_request(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

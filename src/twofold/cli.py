@@ -1,4 +1,4 @@
-"""The command line: ``twofold train | show | eval | critic | report | calibrate | solve | serve | demo``."""
+"""The command line: ``twofold train | show | eval | critic | report | calibrate | solve | serve | convert | demo``."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("eval", _eval, "Evaluate a model on a task, and write a report.", _options("evals.run", "Eval"))
-    sub.add_argument("model", help="a directory, a run directory, a hub name, or tiny (ships with the package)")
+    sub.add_argument(
+        "model", help="a directory, a run directory, a GGUF file, a hub name, or tiny (ships with the package)"
+    )
     sub.add_argument(
         "--task",
         default="sums",
@@ -218,6 +220,10 @@ def _add_use(command: Callable[..., argparse.ArgumentParser]) -> None:
     )  # fmt: skip
     _add_prompts(sub)
     _add_upstream(sub)
+
+    sub = command("convert", _convert, "Write the model of a GGUF file as a plain model directory.")
+    sub.add_argument("file", metavar="FILE.gguf", type=Path, help="a model of type Llama, Qwen2 or Qwen3")
+    sub.add_argument("out", metavar="DIR", type=Path, help="a new directory; its weights are fp32")
 
 
 def _add_prompts(sub: argparse.ArgumentParser) -> None:
@@ -429,6 +435,14 @@ def _serve(args: argparse.Namespace, rest: list[str]) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     limits = Limits(concurrent=args.concurrent, queue=args.queue, grace=args.grace)
     serve(run.service(_model(args), limits), args.host, args.port, key)
+    return 0
+
+
+def _convert(args: argparse.Namespace, rest: list[str]) -> int:
+    from twofold.models.io import convert
+
+    convert(args.file, args.out)
+    print(f"saved {args.out}")
     return 0
 
 

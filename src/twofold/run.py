@@ -9,8 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twofold.compute.judge import ASKED, resolved
-from twofold.compute.plan import Plan, parse
+from twofold.compute.judge import ASKED, Judging, resolved
+from twofold.compute.plan import Independent, Plan, parse
+from twofold.compute.room import check_room
 from twofold.compute.solve import Solution
 from twofold.compute.solve import solve as solve_all
 from twofold.config import SHIPPED, Data, Gym, PythonTask, TaskConfig, task_named
@@ -20,6 +21,8 @@ from twofold.evals.pools import read_header
 from twofold.evals.probes import run_probes
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
+from twofold.maths.stopping import Lengths
+from twofold.models.gguf import SUFFIX as GGUF
 from twofold.models.io import Precision, chat_options, latest_checkpoint, load_model, load_tokenizer
 from twofold.tasks.grading import equal
 from twofold.tasks.user import FromSource, Guarded, Rewarded
@@ -98,11 +101,14 @@ def connect(
 
 
 def find_model(model: str | Path) -> Path:
-    """Return the directory of the shipped model, of a run's newest checkpoint, or of a model; return a hub name as it is.
+    """Return the directory of the shipped model, of a run's newest checkpoint, or of a model, or ``model`` itself if it is a
+    GGUF file or a hub name.
 
     Raises FileNotFoundError if ``model`` is none of these.
     """
     path = shipped() if str(model) == SHIPPED else latest_checkpoint(Path(model)) or Path(model)
+    if path.suffix == GGUF and path.is_file():
+        return path
     if not path.is_dir() and (len(path.parts) != 2 or Path(path.parts[0]).is_dir()):
         raise FileNotFoundError(f"{model}: no such model directory, and not a name on a hub (OWNER/NAME)")
     return path
@@ -119,6 +125,10 @@ def solve(model: Model, problem: str, plan: Plan | str | None = None) -> Solutio
 def solve_many(model: Model, problems: Sequence[str], plan: Plan | str | None = None) -> list[Solution]:
     """Return ``solve`` of every problem, all in the same engine calls. Answers are grouped by mathematical equality."""
     plan = parse(plan) if isinstance(plan, str) else plan or Plan()
+    if isinstance(plan.make, Independent):
+        judging = plan.judge if plan.judged else Judging("none")
+        longest = max(plan.stop.caps) if isinstance(plan.stop, Lengths) else plan.max_tokens
+        check_room(model.engine.context, model.chat, problems, longest, judging)
     return solve_all(model.engine, model.chat, problems, plan, same)
 
 
@@ -134,14 +144,14 @@ def service(model: Model, limits: Limits | None = None) -> Service:
     from twofold.serve.service import Service
 
     engine = model.engine
-    if engine.context is None:
+    if engine.context.tokens is None:
         where = "its config has no max_position_embeddings"
         if not isinstance(engine, NativeEngine):
             where = f"the upstream's list of models has no max_model_len of {engine.model}"
         raise ValueError(f"{model.name}: the context length is not known: {where}")
     _ = model.chat.yes_no_ids
     raw = not isinstance(engine, NativeEngine) and engine.raw_logprobs
-    return Service(Path(model.name).name, model.chat, Scheduler(engine), engine.context, same, limits, raw)
+    return Service(Path(model.name).name, model.chat, Scheduler(engine), engine.context.tokens, same, limits, raw)
 
 
 def make_task(config: TaskConfig) -> Task:
@@ -207,6 +217,10 @@ def evaluate(
         raise ValueError("judge=head reads a scalar head that was trained here; an upstream has none")
     if traced := [plan.traces for plan in parsed if plan.traced]:
         config = replace(config, trace_top=traced[0].top, trace_window=traced[0].window)
+    problems = [chosen.problem(config.split, i) for i in range(config.problems)]
+    for judged_by in (model, verifier or model):
+        questions = [p.question for p in problems]
+        check_room(judged_by.engine.context, model.chat, questions, config.max_tokens, config.judge)
     directory = evaluate_task(
         model.engine,
         model.chat,
@@ -219,7 +233,6 @@ def evaluate(
         verified_by=verifier.name if verifier else None,
         progress=progress or (lambda done, total: None),
     )
-    problems = [chosen.problem(config.split, i) for i in range(config.problems)]
     if config.probe.thoughts:
         run_probes(model.engine, model.chat, chosen, problems, config.probe, directory, batch=config.batch)
     if parsed:

@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 from twofold import source, toml
 from twofold.compute.judge import Judging, judge_all
+from twofold.compute.room import check_room
 from twofold.config import ALIASES, Config, Native, PythonEngine, PythonRecipe, PythonTask, task_named
 from twofold.engines.base import Engine, PolicyEngine
 from twofold.engines.native import NativeEngine
 from twofold.evals.during import evaluate_step
 from twofold.evals.run import Eval
 from twofold.models import head
+from twofold.models.context import context
 from twofold.models.io import latest_checkpoint, load_model, stop_tokens
 from twofold.recipes.common import Recipe, Setup
 from twofold.run import find_model, guarded, make_task, rewarded
@@ -121,6 +123,11 @@ class _Setup:
             checkpointing=config.train.checkpointing,
         )  # fmt: skip
 
+    def check_room(self, questions: Sequence[str]) -> None:
+        """Raise ValueError if a rollout for one of these, with its verdict, could be longer than a model's context."""
+        for model in self.models.values():
+            check_room(context(model.config), self.chat, questions, self.config.rollout.max_tokens, self.judging)
+
     def _add(self, role: str, model: Any) -> None:
         self.models[role] = model
         self.engines[role] = self._engine(model)
@@ -165,6 +172,8 @@ def train(
             start = checkpoint.restore(found if role == "policy" else found.with_name(f"{found.name}-{role}"), learner)
         built.restore(checkpoint.recipe_state(found))
     check = _check(config, setup, run)
+    if hasattr(built, "sampling"):  # it draws rollouts
+        setup.check_room([p.question for p in setup.problems.known()])
     run.mkdir(parents=True, exist_ok=True)
     trackers = open_trackers(config.log.to, run, flat(asdict(config)), start)
     (run / "config.toml").write_text(toml.to_toml(config))
@@ -240,6 +249,7 @@ def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str
         seed=config.train.seed,
         judge=setup.judging,
     )
+    setup.check_room([task.problem(settings.split, i).question for i in range(settings.problems)])
     return lambda step: evaluate_step(
         setup.engines["policy"], setup.verifier, setup.chat, task, settings, run, step, model=config.model
     )

@@ -64,6 +64,30 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Context:
+    """The most tokens of a text that a model is right for (None: not known), and the option of its config that says so."""
+
+    tokens: int | None
+    by: str
+
+    def check(self, text: int, more: int = 0, after: int = 0) -> None:
+        """Raise ValueError if a text of so many tokens, ``more`` generated ones and ``after`` of a question are too many."""
+        if self.tokens is None or text + more + after <= self.tokens:
+            return
+        parts = [f"a text of {text} tokens"] + [f"up to {more} generated ones (max_tokens)"] * (more > 0)
+        parts += [f"{after} to ask and give a verdict"] * (after > 0)
+        room = self.tokens - text - after
+        do = (
+            f"lower max_tokens to {room}, or leave out long prompts"
+            if more and room > 0
+            else "leave it out or shorten it"
+        )
+        raise ValueError(
+            f"the model's context is {self.tokens} tokens ({self.by}), which is less than {' and '.join(parts)}: {do}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """Tokens after a prompt. ``sampled[t]`` is False where the token was forced, not drawn from the policy.
 

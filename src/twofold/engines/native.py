@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from twofold.engines.base import Finished, Run, Scored, check_prompts, ignore_finished
-from twofold.engines.kv import KV, JoinedKV
 from twofold.engines.sampling import confidences, draw, uniforms
-from twofold.models.attention import install
+from twofold.models.context import context
 from twofold.models.decoder import Decoder, Module, network
+from twofold.models.install import install
+from twofold.models.kv import KV, JoinedKV
 from twofold.models.logprobs import LOGITS
-from twofold.types import Completion, Finish, Sampling
+from twofold.types import Completion, Context, Finish, Sampling
 
 
 @dataclass(slots=True)
@@ -236,9 +237,9 @@ class NativeEngine:
         self._kept, self._built = [], None
 
     @property
-    def context(self) -> int | None:
-        """The most tokens of a text, None if the model's config does not say."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+    def context(self) -> Context:
+        """The most tokens of a text. Every call raises ValueError, before it begins, if one of its texts could be longer."""
+        return context(self.model.config)
 
     @property
     @torch.inference_mode()
@@ -309,6 +310,7 @@ class NativeEngine:
         if len(prompts) != len(continuations):
             raise ValueError(f"{len(prompts)} prompts but {len(continuations)} continuations")
         check_prompts(prompts)
+        self.context.check(max((len(p) + len(c) for p, c in zip(prompts, continuations, strict=True)), default=0))
         same_pass: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
         for i, (p, c) in enumerate(zip(prompts, continuations, strict=True)):
             same_pass[tuple(p), tuple(c[:-1])].append(i)  # the last token is looked up, not run
@@ -333,6 +335,7 @@ class NativeEngine:
 
         Raises AttributeError if the model has no ``value_head``, ValueError if the head's kind is not known.
         """
+        self.context.check(max(map(len, prompts), default=0))
         results: dict[int, float] = {}
         for part in self._parts(prompts, self._kept, self.max_rows):
             pieces = part.pieces()
@@ -380,6 +383,7 @@ class NativeEngine:
         """Yield the parts of a call, each with its random numbers [R, max_tokens]. The caches of the last call are dropped as
         soon as no part needs them."""
         check_prompts(prompts)
+        self.context.check(max(map(len, prompts), default=0), sampling.max_tokens)
         randoms = torch.from_numpy(uniforms(prompts, sampling)).view(len(prompts), sampling.n, sampling.max_tokens)
         kept, self._kept = self._kept, []
         for part in self._parts(prompts, kept, size):

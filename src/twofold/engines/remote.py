@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from twofold.engines.base import Finished, Run, Scored, UpstreamError, check_prompts, ignore_finished
 from twofold.engines.wire import Wire
-from twofold.types import Completion, Finish, Sampling
+from twofold.types import Completion, Context, Finish, Sampling
 
 TICK = 0.02
 """The most seconds that ``step`` waits for tokens."""
@@ -123,8 +123,8 @@ class RemoteEngine:
     ``text`` and its token ids ``ids`` (several, without control tokens) show whether both sides use the same tokenizer.
 
     ``raw_logprobs`` is True if ``generate`` reports log-probs at temperature 1, whatever was sampled from. That is vLLM's
-    default, which ``--logprobs-mode processed_logprobs`` changes. ``context`` is the most tokens of a text, None if the server
-    does not say.
+    default, which ``--logprobs-mode processed_logprobs`` changes. ``context`` is the most tokens of a text, as the server's list
+    of models says. Longer texts are refused before they are sent.
 
     Every call may raise UpstreamError (an OSError). The constructor raises UpstreamError if the server cannot be reached or
     lacks what is needed, and ValueError if it has another model or another tokenizer.
@@ -143,7 +143,8 @@ class RemoteEngine:
         self.raw_logprobs, self._can_force = True, False
         self._arrived = threading.Event()
         try:
-            self.model, self.context = self._find(model, likely)
+            self.model, tokens = self._find(model, likely)
+            self.context = Context(tokens, "max_model_len of the upstream")
             self._probe(text, list(ids))
         except BaseException:
             self.close()
@@ -179,6 +180,7 @@ class RemoteEngine:
         if len(prompts) != len(continuations):
             raise ValueError(f"{len(prompts)} prompts but {len(continuations)} continuations")
         check_prompts(prompts)
+        self.context.check(max((len(p) + len(c) for p, c in zip(prompts, continuations, strict=True)), default=0))
         if temperature != 1:
             raise ValueError(f"an upstream server scores texts at temperature 1, not {temperature}")
         future = self.wire.submit(self._score([*p], [*c], top) for p, c in zip(prompts, continuations, strict=True))
@@ -193,6 +195,7 @@ class RemoteEngine:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, stream: bool, finished: Finished = ignore_finished
     ) -> RemoteRun[list[list[Completion]]]:
         check_prompts(prompts)
+        self.context.check(max(map(len, prompts), default=0), sampling.max_tokens)
         if sampling.trace_top:
             raise ValueError(
                 "an upstream server returns no confidences: load the model itself for certain, borda and deepconf"

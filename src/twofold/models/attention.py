@@ -17,9 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from twofold.models.llama import Llama
-from twofold.models.norm import replace_norms
-
 NAME = "twofold"
 BLOCK = 2**20
 """The most attention weights that a CPU's backward pass holds at a time (but at least those of 64 queries)."""
@@ -40,7 +37,7 @@ def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
+    attention_mask: Tensor | None = None,
     *,
     scaling: float | None = None,
     layout: Layout | None = None,
@@ -55,6 +52,8 @@ def attention(
         )
     if softcap is not None or s_aux is not None:
         raise ValueError(f"{type(module).__name__} caps its attention or has sinks; twofold's attention has neither")
+    if attention_mask is not None:
+        raise ValueError(f"{type(module).__name__} makes a mask of its own; twofold's attention knows causality alone")
     dtype = attention_dtype(value)
     with torch.autocast(value.device.type, enabled=False):  # autocast would cast them back
         return layout.attend(module.layer_idx, query.to(dtype), key.to(dtype), value.to(dtype), scaling), None
@@ -90,38 +89,6 @@ def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[T
     """Return attention to two sets of keys, given attention to each: [..., D] in fp32 and [...]."""
     share = (other_lse - lse).sigmoid()
     return out.float().lerp(other.float(), share[..., None]), lse.logaddexp(other_lse)
-
-
-def install(model: Any) -> Any:
-    """Make ``model`` use this attention, and ``RMSNorm`` where it computes that norm, and return it.
-
-    Raises ValueError, which names the model's class, if its attention is not full attention or cannot be replaced, or if its
-    logits are not those of the output layer alone (scaled or capped after it).
-    """
-    if isinstance(model, Llama):  # ``Decoder`` runs it, always with this attention
-        return model
-    from transformers import AttentionInterface
-
-    config = model.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if kinds != {"full_attention"} or window:
-        what = ", ".join(sorted(kinds - {"full_attention"})) or f"a sliding window of {window}"
-        raise ValueError(f"{type(model).__name__} uses {what}; twofold's attention supports full attention only")
-    replace_norms(model)
-    AttentionInterface.register(NAME, attention)
-    model.set_attn_implementation(NAME)
-    if config._attn_implementation != NAME:
-        raise ValueError(f"{type(model).__name__} has an attention of its own, which twofold cannot replace")
-    call: dict[str, Any] = {"input_ids": torch.arange(2, device=model.device)[None], "use_cache": False}
-    layout = Packing([(0, [2])], model.device)
-    with torch.no_grad():
-        logits = model(**call, position_ids=layout.positions, layout=layout).logits
-        hidden = model.base_model(**call, position_ids=layout.positions, layout=layout).last_hidden_state
-        ours = model.get_output_embeddings()(hidden)
-    if not torch.allclose(ours, logits, rtol=1e-3, atol=1e-3):
-        raise ValueError(f"{type(model).__name__} scales or caps its logits after the output layer; twofold does not")
-    return model
 
 
 @dataclass(frozen=True, slots=True)

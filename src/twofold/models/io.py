@@ -1,4 +1,4 @@
-"""Read a causal LM and its tokenizer from a plain Hugging Face directory or by hub name, and write them to a directory."""
+"""Read a causal LM and its tokenizer from a plain Hugging Face directory, by hub name or from a GGUF file, and write them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from twofold.models import head
-from twofold.models.attention import install
-from twofold.models.llama import Llama, plain
+from twofold.models import gguf, head
+from twofold.models.install import install
+from twofold.models.llama import Llama, plain, shapes
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -29,28 +29,35 @@ that out. (Qwen's models have a class of their own, whatever their files say.)""
 def load_model(path: str | Path, *, device: str | None = None) -> tuple[Any, Any]:
     """Return (model, tokenizer). Weights are fp32 masters; ``precision`` elsewhere says in what type the matrix products run.
 
-    The model may be any ``AutoModelForCausalLM`` with full attention; a plain one of Llama's family becomes a ``Llama``.
-    Custom code in a model directory is never run. A scalar head that was saved is loaded too (see ``head``). Raises OSError
-    if there is no such model, ValueError if its attention is not supported, weights are missing, or a file is not JSON.
+    The model may be any ``AutoModelForCausalLM`` that ``install`` accepts; a plain one of Llama's family becomes a ``Llama``.
+    ``path`` may also be a GGUF file. Custom code in a model directory is never run. A scalar head that was saved is loaded
+    too (see ``head``). Raises OSError if there is no such model, ValueError if its attention is not supported, its weights
+    are not those of its config, or a file is not JSON.
     """
     tokenizer = load_tokenizer(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(path)
+    if folder.suffix == gguf.SUFFIX:
+        return gguf.read(folder, device), tokenizer
     model = _read(folder, device) or _built(path, device)
     head.load(folder, model)
     return model, tokenizer
 
 
 def _read(folder: Path, device: str) -> Llama | None:
-    """Return the model of a directory if it needs no code of ``transformers`` (see ``plain``), else None."""
+    """Return the model of a directory if it needs no code of ``transformers`` (see ``plain``), else None.
+
+    None, too, if its weights are not exactly those of its config: ``_built`` says what is wrong with them.
+    """
     config, weights = _content(folder / CONFIG), folder / WEIGHTS
-    if config is None or not weights.is_file():
+    if config is None or not weights.is_file() or not plain(config):
         return None
     try:
         with safe_open(weights, "pt") as file:
-            if not plain(config, file.keys()):
+            names = list(file.keys())
+            if {x: file.get_slice(x).get_shape() for x in names} != shapes(config):
                 return None
-            tensors = {x: file.get_tensor(x).to(device, torch.float32, copy=True) for x in file.keys()}  # noqa: SIM118
+            tensors = {x: file.get_tensor(x).to(device, torch.float32, copy=True) for x in names}
     except SafetensorError as error:
         raise OSError(f"{weights} cannot be read: is it complete? ({error})") from error
     return Llama(config, tensors, _content(folder / GENERATION)).eval()
@@ -61,14 +68,30 @@ def _built(path: str | Path, device: str) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model, report = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{path} has no weights for {', '.join(missing[:3])}: they would be random")
+    model, report = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    _check_weights(path, report)
     return install(model.to(device).eval())
+
+
+def _check_weights(path: str | Path, report: Mapping[str, Any]) -> None:
+    """Raise ValueError if the weights in ``path`` are not exactly those of its config, by the loading report of ``transformers``."""
+    wrong = [(f"{name} is missing: it would be random") for name in sorted(report["missing_keys"])]
+    wrong += [
+        f"{name} has the shape {list(there)}, not {list(here)}"
+        for name, there, here in sorted(report["mismatched_keys"])
+    ]
+    wrong += [f"{name} is not in its config: it would be left out" for name in sorted(report["unexpected_keys"])]
+    if wrong:
+        more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise ValueError(f"{path} does not have the weights that its {CONFIG} describes: {'; '.join(wrong[:4])}{more}")
 
 
 def load_tokenizer(path: str | Path) -> Any:
     """Return the tokenizer that ``AutoTokenizer`` finds. Raises OSError if there is no such model."""
+    if Path(path).suffix == gguf.SUFFIX:
+        return gguf.read_tokenizer(Path(path))
     config, about = (_content(Path(path) / name) or {} for name in (CONFIG, TOKENIZER))
     if config.get("model_type") == "llama" and about.get("tokenizer_class") == GENERIC:
         from transformers import PreTrainedTokenizerFast
@@ -85,6 +108,13 @@ def _content(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text()) if path.is_file() else None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def convert(path: Path, out: Path) -> None:
+    """Write the model of a GGUF file as a plain directory. Raises FileExistsError if there is something in ``out``."""
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty: choose another directory")
+    save_model(out, *load_model(path, device="cpu"))
 
 
 def save_model(folder: Path, model: Any, tokenizer: Any) -> None:

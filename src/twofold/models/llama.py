@@ -5,7 +5,7 @@ Importing a model class of ``transformers`` takes longer than a small model take
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 FAMILY = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
-SIZES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "rms_norm_eps"}
-LINEAR = [*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down"))]
-NORMS = ["input_layernorm", "post_attention_layernorm"]
+SIZES = {"hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers", "num_attention_heads"}
+SIZES |= {"num_key_value_heads", "rms_norm_eps", "max_position_embeddings"}
 
 
 class Llama(nn.Module):
@@ -58,10 +57,10 @@ class Llama(nn.Module):
         return 1.0 / said["rope_theta"] ** steps
 
 
-def plain(config: Mapping[str, Any], names: Collection[str]) -> bool:
-    """Return whether the content of config.json and the names of the weights describe a model of the family and nothing more."""
+def plain(config: Mapping[str, Any]) -> bool:
+    """Return whether the content of config.json describes a model of the family and nothing more."""
     rope = config.get("rope_parameters") or {"rope_type": "default", "rope_theta": config.get("rope_theta")}
-    usual = (
+    return bool(
         (config.get("architectures") or [None])[0] in FAMILY
         and config.keys() >= SIZES
         and config.get("hidden_act") == "silu"
@@ -70,15 +69,36 @@ def plain(config: Mapping[str, Any], names: Collection[str]) -> bool:
         and rope.get("rope_type") == "default"
         and rope.get("rope_theta")
         and config.get("partial_rotary_factor", 1.0) == rope.get("partial_rotary_factor", 1.0) == 1.0
-        and set(config.get("layer_types") or ["full_attention"]) == {"full_attention"}
-        and not (config.get("sliding_window") and config.get("use_sliding_window", True))
     )
-    if not usual:
-        return False
-    layers = [f"model.layers.{i}." for i in range(config["num_hidden_layers"])]
-    needed = {"model.embed_tokens.weight", "model.norm.weight"}
-    needed |= set() if config.get("tie_word_embeddings") else {"lm_head.weight"}
-    needed |= {f"{layer}{x}.weight" for layer in layers for x in LINEAR + NORMS}
-    allowed = {f"{layer}{x}.bias" for layer in layers for x in LINEAR}
-    allowed |= {f"{layer}self_attn.{x}_norm.weight" for layer in layers for x in "qk"}
-    return needed <= set(names) <= needed | allowed
+
+
+def shapes(config: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return the name and shape of every weight of a ``plain`` config, none more and none less."""
+    kind = config["architectures"][0].removesuffix("ForCausalLM")
+    hidden, ffn = config["hidden_size"], config["intermediate_size"]
+    width = config.get("head_dim") or hidden // config["num_attention_heads"]
+    q, kv = (width * config[x] for x in ("num_attention_heads", "num_key_value_heads"))
+    attention = kind in ("Llama", "Qwen3") and config.get("attention_bias", False)
+    mlp = kind == "Llama" and config.get("mlp_bias", False)
+    found = {"model.embed_tokens.weight": [config["vocab_size"], hidden], "model.norm.weight": [hidden]}
+    if not config.get("tie_word_embeddings"):
+        found["lm_head.weight"] = [config["vocab_size"], hidden]
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}."
+        for name, out, into, bias in (
+            ("self_attn.q_proj", q, hidden, attention or kind == "Qwen2"),
+            ("self_attn.k_proj", kv, hidden, attention or kind == "Qwen2"),
+            ("self_attn.v_proj", kv, hidden, attention or kind == "Qwen2"),
+            ("self_attn.o_proj", hidden, q, attention),
+            ("mlp.gate_proj", ffn, hidden, mlp),
+            ("mlp.up_proj", ffn, hidden, mlp),
+            ("mlp.down_proj", hidden, ffn, mlp),
+        ):
+            found[f"{layer}{name}.weight"] = [out, into]
+            if bias:
+                found[f"{layer}{name}.bias"] = [out]
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            found[f"{layer}{name}.weight"] = [hidden]
+        if kind == "Qwen3":
+            found |= {f"{layer}self_attn.{x}_norm.weight": [width] for x in "qk"}
+    return found

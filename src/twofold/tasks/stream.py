@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -44,6 +44,10 @@ class Problems:
             seed = derive(self.seed, "spare")
             return [self._at(_shuffled(seed, self.size, place)) for place in places]
         return [self._at((self.seed + 1) * ENDLESS - 1 - place) for place in places]
+
+    def known(self) -> Iterator[Problem]:
+        """Yield every problem of a task with a length, and the first step's problems of an endless one."""
+        yield from self(0) if self.size is None else map(self._at, range(self.size))
 
     def _at(self, i: int) -> Problem:
         return self.task.problem("train", i)

@@ -16,6 +16,7 @@ from torch.nn.utils import get_total_norm
 
 from twofold.maths.losses import Loss as Loss
 from twofold.maths.losses import k3, policy_loss
+from twofold.models.context import context
 from twofold.models.decoder import network, recomputing
 from twofold.models.io import Precision
 from twofold.models.logprobs import token_logprobs
@@ -65,12 +66,13 @@ class Learner:
         """Pass ``epochs`` times over the samples, in ``minibatches`` optimiser steps each, and return metrics by name.
 
         An update whose loss or gradient is not finite is skipped and logged. Raises Diverged after three of them in a row, and
-        ValueError if there is a KL term and a sample has no ``reference``.
+        ValueError if there is a KL term and a sample has no ``reference``, or a sample is longer than the model's context.
         """
         if not samples:
             return {}
         if self.loss.beta and any(s.reference is None and any(s.sampled) for s in samples):
             raise ValueError("loss.beta is not 0, so every sample needs log-probs of the reference policy")
+        context(self.model.config).check(max(len(s.tokens) for s in samples))
         lr = learning_rate(self.optim, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

@@ -60,7 +60,9 @@ class KV:
             raise ValueError(f"a row would hold {self.filled} tokens, the cache has room for {self.room}")
         if self._inherited is None:
             self._inherited = self._ancestors()
-        steps = torch.arange(self._from, self.filled)
+        steps = torch.arange(self._from, self.filled)[None]
+        if not self._even:  # padding repeats a row's last position: no position is beyond the longest text
+            steps = steps.minimum(torch.tensor(counts)[:, None] - 1)
         return (self.start[: self.active, None] + steps).to(self.device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
