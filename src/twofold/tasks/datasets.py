@@ -247,12 +247,10 @@ def choose_columns(row: Row, prompt: str | None, answer: str | None, named: Name
     The columns of a known set come first; one that is posed from several columns has no others.
     """
     found = []
-    for kind, asked, known, usual in (
-        ("prompt", prompt, named.prompt, PROMPTS),
-        ("answer", answer, named.answer, ANSWERS),
-    ):
-        names = [asked or known] if asked or named.pose else [known, *usual]
-        names = [name for name in names if name is not None]
+    columns = ("prompt", prompt, named.prompt, PROMPTS), ("answer", answer, named.answer, ANSWERS)
+    for kind, asked, known, usual in columns:
+        own = asked or known
+        names = ([own] if own else []) + ([] if asked or named.pose else [*usual])
         name = next((name for name in names if field(row, name) is not None), None)
         if name is None:
             missing = f"no {names[0]!r}" if len(names) == 1 else f"none of {', '.join(names)}"
