@@ -215,7 +215,8 @@ def _printed(section: Section) -> Printed:
     """Return a section as a table: per cent, one line for each row, the columns' names one word to a line."""
     same = len({line.metric for line in section.lines}) == 1
     title = f"{section.title} ({section.lines[0].metric}, %)" if same else f"{section.title} (%)"
-    table = Printed(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
+    gap = (0, 1, 0, 0) if len(section.columns) < 5 else 0
+    table = Printed(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=gap)
     table.add_column("set", no_wrap=True)
     for column in ["this run", *(column.replace(" ", "\n") for column in section.columns), "number"]:
         table.add_column(column, justify="right", no_wrap=True)

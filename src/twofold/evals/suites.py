@@ -173,16 +173,16 @@ TANGO = Suite(
         ),
         Table(
             "ProcessBench: the first wrong step, by the verifier",
-            ("Tango verifier", "Qwen2.5-7B Instruct", "EurusPRM 7B", "Skywork PRM-7B"),
+            ("Tango verifier", "Qwen2.5 7B Instruct", "Skywork PRM-7B"),
             "Table 3. How the verifier was asked there is not known; here it verifies every step.",
             _rows(
                 "F1",
-                ("processbench_gsm8k", (53.1, 36.5, 56.6, 70.8)),
-                ("processbench_math", (48.2, 36.6, 43.0, 53.6)),
-                ("processbench_olympiadbench", (37.8, 29.7, 27.3, 22.9)),
-                ("processbench_omnimath", (36.3, 27.4, 26.8, 21.0)),
+                ("processbench_gsm8k", (53.1, 36.5, 70.8)),
+                ("processbench_math", (48.2, 36.6, 53.6)),
+                ("processbench_olympiadbench", (37.8, 29.7, 22.9)),
+                ("processbench_omnimath", (36.3, 27.4, 21.0)),
             ),
-            (43.9, 32.6, 35.1, 42.1),
+            (43.9, 32.6, 42.1),
         ),
     ),
     notes=(
