@@ -24,7 +24,7 @@ from twofold.evals.critic import Critic
 from twofold.evals.pools import POOLS, Header, read_pools
 from twofold.evals.probes import Probing
 from twofold.evals.records import Evaluation
-from twofold.evals.report import report
+from twofold.evals.report import summarise
 from twofold.evals.run import Eval
 from twofold.evals.suites import MRT, RLV, SUITES, TANGO, Part, Row, Suite, Table
 from twofold.maths.processbench import ProcessScore
@@ -102,7 +102,7 @@ def test_a_suite_runs_saves_resumes_and_stands_beside_the_paper(
     votes, greedy, critic = page.sections
     assert [line.paper for line in votes.lines] == [(0.79, None), (0.6, 0.5)]
     assert [(line.name, line.metric) for line in votes.lines[1:]] == [("math500, 4 tokens", "weighted@2")]
-    saved = report([out / "math500"], tmp_path / "again", caps=[4]).tasks[0].evaluations[0]
+    saved = summarise([out / "math500"], caps=[4]).tasks[0].evaluations[0]
     assert saved.grid is not None
     assert votes.lines[0].measured == saved.accuracy["weighted@4"] and votes.lines[0].samples == 4  # not 64
     assert votes.lines[1].measured == saved.grid.cells[1].accuracy and votes.lines[1].samples is None
@@ -143,7 +143,7 @@ def test_regret_at_a_budget_and_beyond_the_limit(tmp_path: Path) -> None:
     )
     model = run.load(random_model("Qwen2", tmp_path / "model"))
     page = run_suite(model, suite, out=tmp_path / "out", data=files(tmp_path / "data", aime25=MATHS))
-    found = report([tmp_path / "out" / "aime25"], tmp_path / "again").tasks[0].evaluations[0].thinking
+    found = summarise([tmp_path / "out" / "aime25"]).tasks[0].evaluations[0].thinking
     assert found is not None and found.waits[1].budget == 20
     at = dict(zip(found.budgets, found.regret, strict=True))
     measured = [line.measured for line in page.sections[0].lines]
