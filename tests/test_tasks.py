@@ -114,6 +114,18 @@ def test_sums_questions_say_what_their_answers_compute(split, more, top):
     assert seen == {1, task.choices}
 
 
+def test_sums_with_fewer_operations_and_smaller_numbers():
+    task = Sums(level=3, choice=1.0, operations="+-", top=30)
+    for split, top in (("train", 30), ("ood", 61)):
+        questions = [p.question for p in items(task, split, 200)]
+        assert not any("Multiply" in q for q in questions)
+        assert 0.8 * top < max(int(n) for q in questions for n in re.findall(r"\d+", q)) <= top
+    with pytest.raises(ValueError, match=r"operations must be some of \+ - \*, got '/'"):
+        Sums(operations="/")
+    with pytest.raises(ValueError, match="top must be at least 20"):
+        Sums(top=5)
+
+
 def test_the_share_of_choices_is_what_was_asked_for():
     shares = [
         sum("What was the start" in p.question for p in items(Sums(choice=c), "train", 400)) / 400

@@ -432,7 +432,8 @@ def test_options_change_only_on_purpose():
 
 OPTIONS = [
     "model", "system", "reward", "reward_weights", "recipe.name", "recipe.estimator", "recipe.verify", "recipe.lam",
-    "recipe.lam_warmup", "recipe.balance", "recipe.truncated", "recipe.rollouts", "recipe.refills", "recipe.vine_k",
+    "recipe.lam_warmup", "recipe.verify_warmup", "recipe.balance", "recipe.truncated", "recipe.rollouts", "recipe.refills",
+    "recipe.vine_k",
     "recipe.score_every", "recipe.method", "recipe.alpha", "recipe.source", "recipe.bonus", "recipe.branches", "recipe.where",
     "recipe.answers", "recipe.reward_to_go", "recipe.keep", "recipe.penalty", "recipe.prover.opening", "recipe.prover.hurry",
     "recipe.prover.end", "recipe.prover.answer", "recipe.prover.tokens", "recipe.episodes.shortest", "recipe.episodes.most",
@@ -443,8 +444,9 @@ OPTIONS = [
     "recipe.layers", "recipe.heads", "recipe.ffn", "recipe.vocabulary", "recipe.documents", "recipe.mix.countdown",
     "recipe.mix.letters", "recipe.mix.choice", "recipe.mix.think", "recipe.mix.critique", "recipe.mix.questions",
     "recipe.mix.judgement", "recipe.mix.wrong_guess", "recipe.mix.slip", "recipe.mix.planted_guess", "recipe.mix.planted_slip",
-    "task.level", "task.choice", "task.choices", "task.seed", "task.name", "task.source", "task.split", "task.prompt_column",
-    "task.answer_column", "task.task", "rollout.problems", "rollout.temperature", "rollout.max_tokens", "judge.question",
+    "task.level", "task.choice", "task.choices", "task.operations", "task.top", "task.seed", "task.name", "task.source",
+    "task.split", "task.prompt_column", "task.answer_column", "task.task", "rollout.problems", "rollout.temperature",
+    "rollout.max_tokens", "judge.question",
     "engine.name", "engine.exact", "engine.max_rows", "engine.source", "optim.name", "optim.lr", "optim.schedule", "optim.warmup",
     "optim.hold", "optim.final", "optim.beta1", "optim.beta2", "optim.weight_decay", "optim.clip", "loss.kind", "loss.clip_low",
     "loss.clip_high", "loss.cap", "loss.normalise", "loss.constant", "loss.beta", "train.steps", "train.seed", "train.epochs",

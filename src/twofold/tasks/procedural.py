@@ -60,7 +60,7 @@ VERB = {"+": "Add", "-": "Subtract", "*": "Multiply by"}
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Chained arithmetic of ``level`` steps on whole numbers from 0 to 99.
+    """Chained arithmetic of ``level`` steps on whole numbers from 0 to ``top``; ``ood`` problems go up to twice as far.
 
     Forward: "Start with 47. Add 38. Subtract 9. What is the result?" In a share ``choice`` of the items there are
     ``choices`` starts to choose from: "Start with 23, 47 or 61. Multiply by 2. Add 5. The result is 99. What was the start?"
@@ -72,21 +72,31 @@ class Sums:
     level: int = 2
     choice: float = 0.75
     choices: int = 3
+    operations: str = "+-*"
+    """The operations to draw from."""
+    top: int = 99
+    """The largest number."""
     seed: int = 0
     name: Literal["sums"] = "sums"
+
+    def __post_init__(self) -> None:
+        if not self.operations or set(self.operations) - set(VERB):
+            raise ValueError(f"operations must be some of {' '.join(VERB)}, got {self.operations!r}")
+        if self.top < 20:
+            raise ValueError(f"top must be at least 20, or too few problems differ; got {self.top}")
 
     def problem(self, split: Split, i: int) -> Problem:
         return _draw(self.name, self.seed, split, i, lambda rng: self._make(rng, split))
 
     def _make(self, rng: random.Random, split: Split) -> Problem:
         level = self.level + (split == "harder")
-        top = 199 if split == "ood" else 99
+        top = 2 * self.top + 1 if split == "ood" else self.top
         while True:
             start = value = rng.randint(2, top)
             steps: list[tuple[str, int]] = []
             while len(steps) < level:
-                op = rng.choice("+-*")
-                operand = rng.randint(2, 9) if op == "*" else rng.randint(2, 60)
+                op = rng.choice(self.operations)
+                operand = rng.randint(2, 9) if op == "*" else rng.randint(2, 20 * self.top // 33)
                 if 0 <= apply(value, op, operand) <= top:
                     steps.append((op, operand))
                     value = apply(value, op, operand)
