@@ -167,6 +167,9 @@ def test_what_cannot_be_loaded_is_listed_before_anything_is_sampled(tiny_model: 
     with pytest.raises(ValueError, match="context of 1024 tokens is too short") as caught:
         run_suite(model, RLV, out=out, data=data, sets=["math500"])
     assert "math500: a prompt of " in str(caught.value) and "and 1024 new ones" in str(caught.value)
+    files(data, aime25=MATHS)
+    with pytest.raises(ValueError, match=r"aime25: end '</think>' must be a single token; .*--probe.thoughts 0"):
+        run_suite(model, MRT, ["max_tokens=8"], out=out, data=data, sets=["aime25"])
     with pytest.raises(FileNotFoundError, match="no such folder"):
         run_suite(model, SMALL, out=out, data=tmp_path / "nowhere")
     assert not out.exists()

@@ -12,6 +12,8 @@ from rich.progress import Progress, TaskID
 
 from twofold import run, toml
 from twofold.compute.plan import Plan
+from twofold.compute.probe import thought_length
+from twofold.compute.rollout import forced
 from twofold.evals.beside import Found, SuiteReport, beside, print_suite, write
 from twofold.evals.critic import Critic, saved_score
 from twofold.evals.report import report
@@ -64,12 +66,13 @@ def run_suite(
     ``batch`` and ``seed``. A file of the folder ``data`` that is named like a set is read in place of the hub. ``verifier``
     judges in the model's place, and is the critic of ProcessBench.
 
-    Raises ValueError, before anything is sampled, for a set that is not in the suite or cannot be loaded, and for problems
-    that do not fit the model's context.
+    Raises ValueError, before anything is sampled, for a set that is not in the suite or cannot be loaded, for problems that do
+    not fit the model's context, and for a model whose thoughts cannot be probed.
     """
     suite = SUITES[suite] if isinstance(suite, str) else suite
     jobs = _load(suite, _chosen(suite, sets), settings, data)
     _check_room(model, jobs)
+    _check_thoughts(model, jobs)
     found: dict[str, Found] = {}
     for job in jobs:
         folder, tell = out / job.name, partial(progress, job.name)
@@ -182,3 +185,16 @@ def _check_room(model: run.Model, jobs: Sequence[Job]) -> None:
             f"the model's context of {room} tokens is too short for these sets; nothing was sampled:\n  {lines}\n"
             "Lower --max_tokens, or leave sets out with --sets."
         )
+
+
+def _check_thoughts(model: run.Model, jobs: Sequence[Job]) -> None:
+    """Raise ValueError if a set's thoughts are to be probed and the model has no single token that ends one."""
+    for job in jobs:
+        if isinstance(job, Solving) and job.how.probe.thoughts:
+            try:
+                thought_length(model.chat, forced([]), job.how.probe.prover)
+            except ValueError as error:
+                raise ValueError(
+                    f"{job.name}: {error}. Name the model's own with --probe.prover.end, or leave the regret out with "
+                    "--probe.thoughts 0"
+                ) from error
