@@ -189,7 +189,6 @@ def test_a_suite_is_consistent_and_its_sets_are_known(suite: Suite) -> None:
             assert isinstance(how, Critic) == (row.metric == "F1")
             if isinstance(how, Eval):
                 assert rule == "regret" or int(k) <= how.n
-                assert rule == "regret" or row.cap is None or row.cap <= how.max_tokens
         if table.average:  # as printed, so each column is copied as it stands
             for i, mean in enumerate(table.average):
                 column = [row.paper[i] for row in table.rows]
