@@ -27,11 +27,11 @@ from typing import Any
 
 from common import SMALL, Worker, question, qwen2, record, timed, tokenizer, with_lengths
 
-from twofold.cli import keep_memory
 from twofold.engines.native import NativeEngine
 from twofold.maths.credit import grpo, rloo
 from twofold.models.io import load_model
 from twofold.recipes.rlv import RLV, Recipe
+from twofold.runtime import keep_memory
 from twofold.text.chat import Chat
 from twofold.trainer.learner import Learner, Loss
 from twofold.trainer.optim import Optim

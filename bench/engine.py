@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from common import SMALL, Worker, interleaved, question, qwen2, record, tokenizer, with_lengths
 
-from twofold.cli import keep_memory
 from twofold.engines.native import NativeEngine
 from twofold.models.install import install
+from twofold.runtime import keep_memory
 from twofold.text.chat import Chat
 from twofold.types import Sampling
 

@@ -363,6 +363,35 @@ def test_the_qwen_config_trains_a_qwen(tiny_qwen, tmp_path, monkeypatch):
     assert before.keys() == after.keys() and any(not torch.equal(before[k], after[k]) for k in before)
 
 
+REAL = [
+    "rlv-qwen2.5-math-1.5b",
+    "rlv-grpo-qwen2.5-math-1.5b",
+    "rlv-vineppo-qwen2.5-math-1.5b",
+    "rlv-r1-distill-qwen-1.5b",
+]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_config_of_a_real_model_prints_itself_and_takes_a_step(name, tiny_qwen, tmp_path, capsys):
+    """As it stands with ``--dry-run``, and with its budgets cut on random weights of that architecture."""
+    path = ROOT / "configs" / f"{name}.toml"
+    assert cli.main(["train", str(path), "--dry-run"]) == 0
+    (tmp_path / "printed.toml").write_text(capsys.readouterr().out)
+    assert toml.load(Config, tmp_path / "printed.toml") == toml.load(Config, path)
+    rows = [{"problem": f"What is {i} + {i}?", "solution": f"$\\boxed{{{2 * i}}}$", "level": "1"} for i in range(4)]
+    (tmp_path / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        f"model={tiny_qwen}",
+        f"task.source={tmp_path / 'math.jsonl'}",
+        "rollout.problems=4",
+        "rollout.max_tokens=8",
+    ]
+    words += ["recipe.rollouts=2", "recipe.vine_k=2", "train.steps=1", "train.save_every=0", "log.rollouts=0"]
+    assert cli.main(["train", str(path), "--out", str(tmp_path / "run"), *words]) == 0
+    (line,) = metrics(tmp_path / "run")
+    assert math.isfinite(line["target_loss"]) and line["grad_norm"] > 0 and not line["skipped"]
+
+
 def test_aliases_lead_to_options_that_exist():
     assert {name for name in ALIASES.values() if not name.startswith("--")} <= set(toml.options(Config))
 

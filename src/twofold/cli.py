@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,29 +10,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twofold.runtime import keep_memory
 from twofold.types import Stopped
 
 if TYPE_CHECKING:
-    from twofold.compute.solve import Solution
     from twofold.run import Model
-
-SOLVED_AT_ONCE = 16
-"""Number of problems of a file that share engine calls. Their answers are printed when all of them are done."""
-
-
-def keep_memory() -> None:
-    """Tell the C library to keep the memory that tensors free, instead of giving it back to the system.
-
-    Every step allocates the same large blocks again; getting them from the system, page by page, takes a tenth of a training
-    step on a CPU. Only glibc has this setting; with another C library nothing happens.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    trim_threshold, mmap_threshold = -1, -3
-    mallopt(mmap_threshold, 1 << 30)
-    mallopt(trim_threshold, 2**31 - 1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,20 +87,25 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("eval", _eval, "Evaluate a model on a task, and write a report.", _options("evals.run", "Eval"))
-    sub.add_argument(
-        "model", help="a directory, a run directory, a GGUF file, a hub name, or tiny (ships with the package)"
-    )
-    sub.add_argument(
+    sub.add_argument("model", help="a directory, a run, a GGUF file, a hub name, or tiny (ships with the package)")
+    what = sub.add_mutually_exclusive_group()
+    what.add_argument(
         "--task",
         default="sums",
         help="sums, countdown, letters (with options: sums:level=4), gsm8k, math500, gym:NAME, mine.py:Task, or a file "
         "(default: %(default)s)",
     )
+    what.add_argument("--suite", choices=("rlv", "tango", "mrt"), help="all sets of a paper, beside its own numbers")
+    sub.add_argument("--sets", metavar="SET,SET,...", help="of a suite: only these sets")
+    sub.add_argument(
+        "--data", metavar="DIR", type=Path, help="of a suite: a folder of files named SET.jsonl, SET.json ..."
+    )
     sub.add_argument(
         "--out",
         metavar="DIR",
         type=Path,
-        help="evaluation directory (default: runs/eval-MODEL-TASK); problems that it already has are not sampled again",
+        help="evaluation directory (default: runs/eval-MODEL-TASK, for a suite runs/SUITE-MODEL); problems that it already "
+        "has are not sampled again",
     )
     sub.add_argument("--name", help="name in reports (default: the model's)")
     sub.add_argument("--prompt-column", metavar="NAME", help="for a file: the column with the question")
@@ -283,6 +268,10 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _eval(args: argparse.Namespace, rest: list[str]) -> int:
+    if args.suite:
+        return _suite(args, rest)
+    if args.sets or args.data:
+        raise ValueError("--sets and --data belong to --suite")
     from dataclasses import replace
 
     from rich.progress import Progress
@@ -325,6 +314,27 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
         )
     print_table(report([out], out, caps=caps, optimal=args.optimal))
     print(f"report: {out / 'report.html'}")
+    return 0
+
+
+def _suite(args: argparse.Namespace, rest: list[str]) -> int:
+    from twofold import run, suite
+
+    if args.reward or args.caps or args.optimal or args.prompt_column or args.answer_column:
+        raise ValueError(
+            "a suite has its own: leave out --reward, --caps, --optimal, --prompt-column and --answer-column"
+        )
+    suite.run_and_print(
+        _model(args),
+        args.suite,
+        rest,
+        out=args.out or Path("runs") / f"{args.suite}-{Path(args.model).name}",
+        data=args.data,
+        sets=args.sets.split(",") if args.sets else (),
+        name=args.name,
+        verifier=run.load(args.verifier) if args.verifier else None,
+        plans=args.plan,
+    )
     return 0
 
 
@@ -382,38 +392,13 @@ def _calibrate(args: argparse.Namespace, rest: list[str]) -> int:
 def _solve(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import run, toml
     from twofold.compute.plan import RENAMED
-    from twofold.tasks.questions import read_questions
+    from twofold.solving import questions, solve_and_print
 
     plan = toml.override(run.parse(args.plan) if args.plan else run.Plan(), rest, RENAMED)
     is_file = os.path.isfile(args.problem) or args.problem.endswith((".jsonl", ".txt"))
-    problems = read_questions(Path(args.problem)) if is_file else [args.problem]
-    model = _model(args)
-    for i in range(0, len(problems), SOLVED_AT_ONCE):
-        batch = problems[i : i + SOLVED_AT_ONCE]
-        for j, solution in enumerate(run.solve_many(model, batch, plan)):
-            sure = solution.answer is not None and solution.confidence >= args.abstain
-            if args.json:
-                found = asdict(solution) | {"samples": solution.samples, "abstained": not sure, "plan": str(plan)}
-                print(json.dumps({"problem": batch[j]} | found | ({} if sure else {"answer": None})), flush=True)
-            else:
-                _print_solution(solution, sure, batch[j] if len(problems) > 1 else None)
+    problems = questions(Path(args.problem)) if is_file else [args.problem]
+    solve_and_print(_model(args), problems, plan, args.abstain, args.json)
     return 0
-
-
-def _print_solution(solution: Solution, sure: bool, problem: str | None) -> None:
-    """Print the answer, its confidence, the votes and the cost, after the solution's text or (one of many) its problem."""
-    print(solution.text.strip() if problem is None else f"{problem}", end="\n\n" if problem is None else "\n")
-    total = sum(solution.votes.values()) or 1.0
-    votes = "  ".join(f"{answer}: {weight / total:.0%}" for answer, weight in list(solution.votes.items())[:5])
-    cost = solution.cost
-    print(f"answer {solution.answer if sure else 'not sure'}  confidence {solution.confidence:.0%}")
-    print(f"votes  {votes or 'none: no sample gave an answer'}")
-    dropped = f" ({cost.discarded} of them dropped)" if cost.discarded else ""
-    print(
-        f"cost   {solution.samples} samples, {cost.generated} tokens generated{dropped}, {cost.verified} to judge, "
-        f"{cost.seconds:.1f} s",
-        end="\n" if problem is None else "\n\n",
-    )
 
 
 def _serve(args: argparse.Namespace, rest: list[str]) -> int:

@@ -12,6 +12,7 @@ from twofold.recipes import backtrack, mrt, pretrain, rlv, sft, tango
 from twofold.recipes.common import Recipe, Setup
 from twofold.tasks.procedural import PROCEDURAL, Countdown, Letters, Sums
 from twofold.tasks.user import check_weights
+from twofold.text.chat import ChatOptions
 from twofold.text.prompts import JUDGE
 from twofold.trainer.learner import Loss
 from twofold.trainer.log import LogTo
@@ -108,16 +109,6 @@ class Rollouts:
     """Problems per step."""
     temperature: float = 1.0
     max_tokens: int = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ChatOptions:
-    """How prompts are written for a model that thinks. Checkpoints save it, so that a loaded model has the same prompts."""
-
-    enable_thinking: bool | None = None
-    """Given to the chat template. None: the template's default."""
-    think_end: str | None = None
-    """What ends a thought. None: ``</think>``, if the chat template mentions it."""
 
 
 @dataclass(frozen=True, slots=True)

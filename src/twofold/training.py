@@ -31,7 +31,7 @@ from twofold.trainer.learner import Learner
 from twofold.trainer.log import Log
 from twofold.trainer.loop import Schedule, run_steps
 from twofold.trainer.trackers import open_trackers
-from twofold.types import Problem, Rollout, Sampling, Stopped, Task
+from twofold.types import Rollout, Sampling, Stopped, Task
 
 MakeEngine = Callable[[Any], PolicyEngine]
 """Function that returns an engine for the module that trains."""
@@ -46,7 +46,7 @@ class _Setup:
         self.engines: dict[str, PolicyEngine] = {}
         self.tokenizer: Any = None
         self.problems = Problems(task, config.rollout.problems, config.train.seed)
-        self._engine = engine
+        self.spare, self._engine = self.problems.spare, engine
 
     def begin(self, model: object, tokenizer: object, stop: Sequence[int] = ()) -> None:
         self.tokenizer, self.stop = tokenizer, stop
@@ -92,9 +92,6 @@ class _Setup:
     def head(self, kind: Literal["bce", "regression"]) -> None:
         self.load_policy()
         head.attach(self.models["policy"], kind)
-
-    def spare(self, step: int, draw: int) -> list[Problem]:
-        return self.problems.spare(step, draw)
 
     @property
     def verifier(self) -> Engine:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from twofold.compute.judge import p_yes
 from twofold.compute.rollout import candidate, forced
 from twofold.compute.verify import verify
 from twofold.engines.base import Engine
+from twofold.evals.pools import read_lines
 from twofold.maths.processbench import ProcessScore, best_threshold, first_error, process_score
 from twofold.tasks.processbench import Case
 from twofold.text.chat import Chat
@@ -54,6 +57,42 @@ class Critic:
 def score(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> ProcessScore:
     """Return how well the critic finds the first wrong steps of the cases."""
     return process_score([c.label for c in cases], predict(engine, chat, cases, critic))
+
+
+SETTINGS, PREDICTIONS = "critic.json", "predictions.jsonl"
+
+
+def saved_score(
+    engine: Engine,
+    chat: Chat,
+    cases: Sequence[Case],
+    critic: Critic,
+    out: Path,
+    *,
+    model: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ProcessScore:
+    """Return the critic's score on the cases, with every prediction saved in ``out``. Cases that are there are not done again.
+
+    Raises ValueError if ``out`` was begun with another ``model`` or critic.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    how = {"model": model} | asdict(critic)
+    if (out / SETTINGS).exists() and json.loads((out / SETTINGS).read_text()) != how:
+        raise ValueError(f"{out} holds predictions of another critic (see its {SETTINGS}): choose another --out")
+    (out / SETTINGS).write_text(json.dumps(how, indent=2) + "\n")
+    found = {row["id"]: row["predicted"] for row in read_lines(out / PREDICTIONS)}
+    waiting = [case for case in cases if case.id not in found]
+    progress(len(cases) - len(waiting), len(cases))
+    with (out / PREDICTIONS).open("a") as file:
+        for i in range(0, len(waiting), critic.batch):
+            part = waiting[i : i + critic.batch]
+            for case, predicted in zip(part, predict(engine, chat, part, critic), strict=True):
+                file.write(json.dumps({"id": case.id, "label": case.label, "predicted": predicted}) + "\n")
+                found[case.id] = predicted
+            file.flush()
+            progress(len(cases) - len(waiting) + i + len(part), len(cases))
+    return process_score([case.label for case in cases], [found[case.id] for case in cases])
 
 
 def predict(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> list[int | None]:

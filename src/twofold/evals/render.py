@@ -24,8 +24,8 @@ from twofold.maths.stats import Difference, Estimate
 RULE_NAMES = {"maj": "majority", "best": "best-of-n", "weighted": "weighted vote", "pass": "oracle"}
 
 
-def html(found: Report) -> str:
-    """Return one self-contained page: inline CSS and SVG, no script, nothing fetched."""
+def templates() -> Environment:
+    """Return the pages' templates, with the filters that they use."""
     environment = Environment(
         loader=PackageLoader("twofold.evals", "."),
         autoescape=True,
@@ -42,14 +42,23 @@ def html(found: Report) -> str:
         "lengths": lengths,
         "in_points": in_points,
     }
-    colour = colours(found.labels)
     environment.globals |= {"colours_of": colours, "at_budgets": at_budgets}
-    return environment.get_template("report.html.jinja").render(
-        report=found,
-        tasks=[(task, _figures(task, colour)) for task in found.tasks],
-        training_figure=Markup(figures.training(found.training, colour)) if found.training else None,
-        colour=colour,
-        rule_names=RULE_NAMES,
+    return environment
+
+
+def html(found: Report) -> str:
+    """Return one self-contained page: inline CSS and SVG, no script, nothing fetched."""
+    colour = colours(found.labels)
+    return (
+        templates()
+        .get_template("report.html.jinja")
+        .render(
+            report=found,
+            tasks=[(task, _figures(task, colour)) for task in found.tasks],
+            training_figure=Markup(figures.training(found.training, colour)) if found.training else None,
+            colour=colour,
+            rule_names=RULE_NAMES,
+        )
     )
 
 

@@ -1,8 +1,9 @@
 r"""Problem sets from files and from the Hugging Face hub, with the methods of a task: ``problem`` and ``grade``.
 
 Columns are recognised by their usual names (GSM8K, MATH, AIME, Minerva, OlympiadBench, DeepScaleR, verl, SkyRL, slime,
-GPQA), and ``dataset.columns`` says which were taken. A malformed row is never dropped silently. It is an error that
-names the file and the line or, with ``skip_bad``, an entry of ``dataset.skipped``.
+GPQA), and ``dataset.columns`` says which were taken. ``known`` has the sets that are loaded by name. A malformed row is
+never dropped silently. It is an error that names the file and the line or, with ``skip_bad``, an entry of
+``dataset.skipped``.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from twofold.tasks.grading import grade, grade_choice
+from twofold.tasks.grading import as_grade, grade, grade_choice
+from twofold.tasks.known import NAMED, Named, Row
 from twofold.tasks.procedural import PROCEDURAL
-from twofold.text.extract import choice_letter, final_answer, last_boxed
+from twofold.text.extract import MAX_ANSWER, choice_letter, final_answer, last_boxed
 from twofold.types import Grade, Problem
 
 MAX_ROW = 1 << 20
@@ -26,7 +28,6 @@ MAX_ROW = 1 << 20
 SHOWN = 10
 """The most bad rows that an error message lists."""
 
-Row = Mapping[str, Any]
 Read = tuple[str, "Row | str"]
 """The place of a row ("file:12"), and the row itself or a string that says what is wrong with it."""
 
@@ -43,43 +44,17 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """A published set: its repository on the hub, its configuration and its columns.
-
-    ``only`` = (column, value) keeps the rows with that value. ``split`` is the name of the split of a set that has only one.
-    """
-
-    repo: str
-    config: str | None = None
-    prompt: str | None = None
-    answer: str | None = None
-    only: tuple[str, str] | None = None
-    split: str | None = None
-
-
-NAMED: dict[str, Named] = {
-    "gsm8k": Named("openai/gsm8k", "main", "question", "answer"),
-    "math": Named("DigitalLearningGmbH/MATH-lighteval", None, "problem", "solution"),
-    "math500": Named("HuggingFaceH4/MATH-500", None, "problem", "answer", split="test"),
-    "aime24": Named("HuggingFaceH4/aime_2024", None, "problem", "answer", split="train"),
-    "aime25": Named("math-ai/aime25", None, "problem", "answer", split="test"),
-    "amc23": Named("math-ai/amc23", None, "question", "answer", split="test"),
-    "minerva": Named("math-ai/minervamath", None, "question", "answer", split="test"),
-    "olympiad": Named("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "question", "final_answer", split="train"),
-    "math2": Named("veds12/math-squared"),
-    "gpqa": Named("Idavidrein/gpqa", "gpqa_diamond", split="train"),
-    "gpqa_physics": Named("Idavidrein/gpqa", "gpqa_diamond", only=("High-level domain", "Physics"), split="train"),
-}
-
-
-@dataclass(frozen=True, slots=True)
 class Dataset:
-    """A list of problems. ``columns`` says in a line which columns were taken; ``skipped`` lists the rows left out by ``skip_bad``."""
+    """A list of problems. ``columns`` says in a line which columns were taken; ``skipped`` lists the rows left out by ``skip_bad``.
+
+    ``same`` compares (reference, answer) where answers are not mathematics.
+    """
 
     name: str
     problems: tuple[Problem, ...]
     columns: str
     skipped: tuple[str, ...] = ()
+    same: Callable[[str, str], bool] | None = None
 
     def __len__(self) -> int:
         return len(self.problems)
@@ -99,6 +74,12 @@ class Dataset:
         """Return the extracted answer and its grade. Multiple choice is graded by letter."""
         if "options" in problem.meta:
             return choice_letter(text), grade_choice(problem.answer, text)
+        if self.same is not None:
+            answer = final_answer(text)
+            if answer is None:
+                return None, as_grade("no_answer")
+            right = len(answer) <= MAX_ANSWER and self.same(problem.answer, answer)
+            return answer, as_grade("correct" if right else "wrong")
         return final_answer(text), grade(problem.answer, text)
 
 
@@ -113,6 +94,8 @@ def load(
 ) -> Dataset:
     """Load problems from ``source``: a .jsonl, .json, .csv or .parquet file, a name in ``NAMED``, or a hub repository.
 
+    A file whose name is in ``NAMED``, such as cruxeval.jsonl, is read as a copy of that set.
+
     Args:
         prompt_column, answer_column: the columns to take, where the usual names find the wrong ones. A dot enters a nested
             field ("reward_model.ground_truth").
@@ -126,7 +109,7 @@ def load(
     """
     path = Path(source)
     if path.suffix in READERS:
-        name, rows, named = path.stem, READERS[path.suffix](path), Named("")
+        name, rows, named = path.stem, READERS[path.suffix](path), NAMED.get(path.stem, Named(""))
     elif path.is_file():
         raise ValueError(f"{path} is not one of {', '.join(READERS)}")
     elif str(source) not in NAMED and "/" not in str(source):
@@ -141,12 +124,12 @@ def load(
     bad: list[str] = []
     seen: dict[str, str] = {}
     columns: tuple[str, str] | None = None
-    for i, (where, row) in enumerate(islice(rows, limit)):
+    for i, (where, row) in enumerate(islice(wanted(rows, named), limit)):
         if not isinstance(row, str):
             if columns is None:
-                columns = choose_columns(row, prompt_column or named.prompt, answer_column or named.answer, where)
+                columns = choose_columns(row, prompt_column, answer_column, named, where)
             try:
-                problem = to_problem(name, i, row, *columns)
+                problem = to_problem(name, i, row, *columns, named.pose)
                 if problem.id in seen:
                     raise ValueError(f"id {problem.id!r} was used before, at {seen[problem.id]}")
                 seen[problem.id] = where
@@ -159,9 +142,8 @@ def load(
         raise DataError(str(source), bad)
     if columns is None:
         raise DataError(str(source), [f"{source}: no rows"])
-    return Dataset(
-        name, tuple(problems), f"{name}: question from {columns[0]!r}, answer from {columns[1]!r}", tuple(bad)
-    )
+    taken = f"{name}: question from {columns[0]!r}, answer from {columns[1]!r}"
+    return Dataset(name, tuple(problems), taken, tuple(bad), named.same)
 
 
 # --- reading rows -----------------------------------------------------------------------------------------------------
@@ -222,12 +204,29 @@ def read_parquet(path: Path) -> Iterator[Read]:
 
 
 def read_hub(named: Named, split: str) -> Iterator[Read]:
-    from datasets import load_dataset
+    """Read a set from the hub. Raises OSError if it cannot be fetched, and ValueError if what is there cannot be read."""
+    if named.file is not None:
+        from huggingface_hub import hf_hub_download
 
-    rows = load_dataset(named.repo, named.config, split=named.split or split)
-    for number, row in enumerate(rows, 1):
-        if named.only is None or row[named.only[0]] == named.only[1]:
-            yield f"{named.repo}:{number}", row
+        path = Path(hf_hub_download(named.repo, named.file, repo_type="dataset"))
+        yield from READERS[path.suffix](path)
+        return
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        rows = load_dataset(named.repo, named.config, split=named.split or split)
+    except DatasetsError as error:
+        if isinstance(error, OSError):
+            raise
+        raise ValueError(f"{named.repo} on the hub cannot be read: {error}") from error
+    yield from ((f"{named.repo}:{number}", row) for number, row in enumerate(rows, 1))
+
+
+def wanted(rows: Iterator[Read], named: Named) -> Iterator[Read]:
+    """Return the rows that belong to the set, malformed ones included. A row without the column that says so belongs to it."""
+    column, values = named.only or ("", ())
+    return ((at, row) for at, row in rows if isinstance(row, str) or column not in row or row[column] in values)
 
 
 READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".parquet": read_parquet}
@@ -242,14 +241,21 @@ IDS = ("id", "unique_id", "idx", "Record ID")
 WRONG_OPTIONS = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
 
-def choose_columns(row: Row, prompt: str | None, answer: str | None, where: str) -> tuple[str, str]:
-    """Return the names of the question's and the answer's column, chosen by what the first row has."""
+def choose_columns(row: Row, prompt: str | None, answer: str | None, named: Named, where: str) -> tuple[str, str]:
+    """Return the names of the question's and the answer's column: those asked for, or else what the first row has.
+
+    The columns of a known set come first; one that is posed from several columns has no others.
+    """
     found = []
-    for kind, asked, usual in (("prompt", prompt, PROMPTS), ("answer", answer, ANSWERS)):
-        name = next((name for name in ([asked] if asked else usual) if field(row, name) is not None), None)
+    columns = ("prompt", prompt, named.prompt, PROMPTS), ("answer", answer, named.answer, ANSWERS)
+    for kind, asked, known, usual in columns:
+        own = asked or known
+        names = ([own] if own else []) + ([] if asked or named.pose else [*usual])
+        name = next((name for name in names if field(row, name) is not None), None)
         if name is None:
-            missing = f"no {asked!r}" if asked else f"none of {', '.join(usual)}"
-            raise ValueError(f"{where} has {missing}; it has {', '.join(row)}. Name it with {kind}_column=...")
+            missing = f"no {names[0]!r}" if len(names) == 1 else f"none of {', '.join(names)}"
+            hint = "" if named.pose else f" Name it with {kind}_column=..."
+            raise ValueError(f"{where} has {missing}; it has {', '.join(row)}.{hint}")
         found.append(name)
     return found[0], found[1]
 
@@ -264,10 +270,12 @@ def field(row: Row, name: str) -> Any:
     return value
 
 
-def to_problem(name: str, i: int, row: Row, prompt: str, answer: str) -> Problem:
+def to_problem(
+    name: str, i: int, row: Row, prompt: str, answer: str, pose: Callable[[Row], tuple[str, str]] | None = None
+) -> Problem:
     """Return row ``i`` as a problem. Raises ValueError that says what is missing."""
-    question = clean(prompt, as_question(field(row, prompt)))
-    reference = clean(answer, as_answer(field(row, answer)))
+    question, reference = pose(row) if pose else (as_question(field(row, prompt)), as_answer(field(row, answer)))
+    question, reference = clean(prompt, question), clean(answer, reference)
     own = next((row[key] for key in IDS if row.get(key) is not None), i)
     meta = {k: v for k, v in row.items() if k not in (prompt, answer) and (is_small(v) or k == "solution")}
     if all(isinstance(row.get(key), str) for key in WRONG_OPTIONS):

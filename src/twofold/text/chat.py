@@ -26,6 +26,16 @@ class Turn:
     learn: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """How prompts are written for a model that thinks. Checkpoints save it, so that a loaded model has the same prompts."""
+
+    enable_thinking: bool | None = None
+    """Given to the chat template. None: the template's default."""
+    think_end: str | None = None
+    """What ends a thought. None: ``</think>``, if the chat template mentions it."""
+
+
 class Chat:
     """Turns questions into prompts and completed solutions into judgement prompts, for one tokenizer.
 

@@ -1,0 +1,64 @@
+"""Solve the problems of the command line, or of a file, and print the answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from twofold import run
+from twofold.compute.plan import Plan
+from twofold.compute.solve import Solution
+
+AT_ONCE = 16
+"""Number of problems of a file that share engine calls. Their answers are printed when all of them are done."""
+
+
+def questions(path: Path) -> list[str]:
+    """Return the problems of a file, one per line: text, or (``.jsonl``) an object with a question, problem or prompt."""
+    problems = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        if path.suffix == ".jsonl":
+            row = json.loads(line)
+            keys = [
+                k for k in ("question", "problem", "prompt") if isinstance(row, dict) and isinstance(row.get(k), str)
+            ]
+            if not keys:
+                raise ValueError(f"{path}:{number}: an object with a text question, problem or prompt is needed")
+            line = row[keys[0]]
+        problems.append(line.strip())
+    if not problems:
+        raise ValueError(f"{path}: no problems in this file")
+    return problems
+
+
+def solve_and_print(model: run.Model, problems: Sequence[str], plan: Plan, abstain: float, as_json: bool) -> None:
+    """Solve the problems and print the answers as text or as JSON lines; below the confidence ``abstain`` there is no answer."""
+    for i in range(0, len(problems), AT_ONCE):
+        batch = problems[i : i + AT_ONCE]
+        for problem, solution in zip(batch, run.solve_many(model, batch, plan), strict=True):
+            sure = solution.answer is not None and solution.confidence >= abstain
+            if as_json:
+                found = asdict(solution) | {"samples": solution.samples, "abstained": not sure, "plan": str(plan)}
+                print(json.dumps({"problem": problem} | found | ({} if sure else {"answer": None})), flush=True)
+            else:
+                _print_solution(solution, sure, problem if len(problems) > 1 else None)
+
+
+def _print_solution(solution: Solution, sure: bool, problem: str | None) -> None:
+    """Print the answer, its confidence, the votes and the cost, after the solution's text or (one of many) its problem."""
+    print(solution.text.strip() if problem is None else f"{problem}", end="\n\n" if problem is None else "\n")
+    total = sum(solution.votes.values()) or 1.0
+    votes = "  ".join(f"{answer}: {weight / total:.0%}" for answer, weight in list(solution.votes.items())[:5])
+    cost = solution.cost
+    print(f"answer {solution.answer if sure else 'not sure'}  confidence {solution.confidence:.0%}")
+    print(f"votes  {votes or 'none: no sample gave an answer'}")
+    dropped = f" ({cost.discarded} of them dropped)" if cost.discarded else ""
+    print(
+        f"cost   {solution.samples} samples, {cost.generated} tokens generated{dropped}, {cost.verified} to judge, "
+        f"{cost.seconds:.1f} s",
+        end="\n" if problem is None else "\n\n",
+    )
