@@ -3,15 +3,11 @@
     python studies/smollm2.py configs/rlv-smollm2.toml --model SMOLLM2 --tests test harder ood --out runs/smollm2
     python studies/smollm2.py configs/rlv-smollm2.toml --seeds 5 --tests train --set recipe.lam=0.3 --out runs/try
 
-and, with the files that ``word_problems.py`` makes,
-
-    python studies/smollm2.py configs/rlv-smollm2-words.toml --model SMOLLM2 --worked runs/words/start.jsonl \\
-        --tests runs/words/svamp.jsonl runs/words/asdiv.jsonl --out runs/smollm2-words
-
 The start learns to write worked solutions: for ``sums`` they are made here, and half of them begin with a wrong guess. No
 document says whether a solution is right. Then each seed trains RL^V as the config says, and plain RL with the same problems,
 seed and number of policy updates: it has no verdict to warm up. Every model is evaluated on each test, a split of the config's
-task or a data file. What is done is not done again.
+task or a data file. Another task is a config whose ``[task]`` is a data file, with ``--worked`` for worked solutions to start
+from: ``word_problems.py`` makes such files. What is done is not done again.
 """
 
 from __future__ import annotations

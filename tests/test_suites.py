@@ -164,9 +164,8 @@ def test_what_cannot_be_loaded_is_listed_before_anything_is_sampled(tiny_model: 
         run_suite(model, SMALL, out=out, data=data, sets=["mathh500"])
     with pytest.raises(ValueError, match="at least 2 of each set, got problems=1"):
         run_suite(model, SMALL, ["problems=1"], out=out, data=data, sets=["math500"])
-    with pytest.raises(ValueError, match="context of 1024 tokens is too short") as caught:
+    with pytest.raises(ValueError, match=r"(?s)math500: .* context is 1024 tokens .* 1024 generated .*--sets"):
         run_suite(model, RLV, out=out, data=data, sets=["math500"])
-    assert "math500: a prompt of " in str(caught.value) and "and 1024 new ones" in str(caught.value)
     files(data, aime25=MATHS)
     with pytest.raises(ValueError, match=r"aime25: end '</think>' must be a single token; .*--probe.thoughts 0"):
         run_suite(model, MRT, ["max_tokens=8"], out=out, data=data, sets=["aime25"])

@@ -184,8 +184,7 @@ def _check_room(model: run.Model, jobs: Sequence[Job]) -> None:
     if bad:
         lines = "\n  ".join(bad)
         raise ValueError(
-            f"these sets do not fit the model; nothing was sampled:\n  {lines}\n"
-            "Lower --max_tokens, or leave sets out with --sets."
+            f"these sets do not fit the model; nothing was sampled:\n  {lines}\nOr leave sets out with --sets."
         )
 
 
