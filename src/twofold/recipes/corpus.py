@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from twofold.tasks.procedural import Countdown, Letters, Sums
 from twofold.tasks.worked import Attempt, attempt_countdown, attempt_letters, attempt_sums
 from twofold.text.chat import Turn
-from twofold.text.prompts import AGREE, CRITIQUE, JUDGE, STEPS_RIGHT
+from twofold.text.prompts import AGREE, CRITIQUE, ENDS, KIND, STEPS_RIGHT, VOWEL
 from twofold.types import Problem
 
 FACT = 10.0
@@ -32,17 +32,17 @@ FACT = 10.0
 class Mix:
     """The shares of the kinds of documents, and of the errors in them. Each is a probability."""
 
-    countdown: float = 0.12
+    countdown: float = 0.08
     letters: float = 0.06
     choice: float = 0.75
     think: float = 0.10
-    critique: float = 0.25
+    critique: float = 0.20
     """This share and the next two are of the documents that are not thoughts. They quote a solution with planted errors, and
     only what follows it is a target: here a critique."""
-    questions: float = 0.30
-    """A Yes/No question about one fact of the quoted solution."""
-    judgement: float = 0.08
-    """The Yes/No question about the whole quoted solution, answered at random (three Yes to one No)."""
+    facts: float = 0.30
+    """A question about one fact of the quoted solution."""
+    words: float = 0.08
+    """A Yes/No question that has nothing to do with the quoted solution."""
     wrong_guess: float = 0.50
     """Probability that a solution which is a target begins with a wrong guess."""
     slip: float = 0.02
@@ -62,11 +62,34 @@ def critique(attempt: Attempt) -> str:
 
 
 def fact(rng: random.Random, attempt: Attempt, goal: int | None) -> Turn:
-    """Return a Yes/No question about one thing that a judge would look at, with the true answer."""
-    if goal is not None and rng.random() < 0.7:
-        return Turn(AGREE, "Yes" if attempt.reached == goal else "No", FACT)
+    """Return a question about one thing that a judge would look at, with the true answer, which is never Yes or No."""
+    if goal is not None and rng.random() < 0.75:
+        return Turn(rng.choice(AGREE), "same" if attempt.reached == goal else "differ", FACT)
     steps = attempt.right if goal is None else attempt.right[:-1]
-    return Turn(STEPS_RIGHT, "Yes" if all(steps) else "No", FACT)
+    return Turn(STEPS_RIGHT, "clean" if all(steps) else "slip", FACT)
+
+
+KINDS = {
+    "a colour": ["red", "green", "blue", "grey", "pink"],
+    "an animal": ["cat", "dog", "cow", "hen", "pig"],
+    "a fruit": ["fig", "plum", "pear", "lime", "kiwi"],
+}
+
+
+def unrelated(rng: random.Random) -> Turn:
+    """Return a Yes/No question about a letter or a word, with the true answer."""
+    yes = rng.random() < 0.5
+    match rng.randrange(3):
+        case 0:
+            question = VOWEL.format(rng.choice("aeiou" if yes else "bdfgklmnprst"))
+        case 1:
+            word = "".join(rng.choice("aeiou" if j % 2 else "bdfgklmnprst") for j in range(rng.randint(3, 5)))
+            question = ENDS.format(word, word[-1] if yes else rng.choice([c for c in "aeioudklnt" if c != word[-1]]))
+        case _:
+            kind = rng.choice([*KINDS])
+            of = kind if yes else rng.choice([k for k in KINDS if k != kind])
+            question = KIND.format(rng.choice(KINDS[kind]), of)
+    return Turn(question, "Yes" if yes else "No", FACT)
 
 
 def thought(rng: random.Random, attempt: Callable[[float], Attempt], goal: int) -> str:
@@ -99,19 +122,19 @@ def document(seed: int, i: int, mix: Mix) -> list[Turn]:
         goal = problem.meta["target"]
         attempt = lambda wrong, slip: attempt_countdown(rng, problem, wrong, slip)  # noqa: E731
     else:
-        problem = Sums(level, mix.choice, seed=seed).problem("train", i)
+        problem = Sums(level, mix.choice, rng.choice([3, 3, 4, 5]), seed=seed).problem("train", i)
         goal = problem.meta["result"] if len(problem.meta["starts"]) > 1 else None
         attempt = lambda wrong, slip: attempt_sums(rng, problem, wrong, slip)  # noqa: E731
     if goal is not None and rng.random() < mix.think:
         return [Turn(problem.question, thought(rng, lambda wrong: attempt(wrong, mix.slip), goal))]
     use = rng.random() - mix.critique
-    if use < mix.questions + mix.judgement:
+    if use < mix.facts + mix.words:
         quoted = attempt(mix.planted_guess, mix.planted_slip)
         if use < 0:
             follow = Turn(CRITIQUE, critique(quoted))
-        elif use < mix.questions:
+        elif use < mix.facts:
             follow = fact(rng, quoted, goal)
         else:
-            follow = Turn(JUDGE, rng.choice(["Yes", "Yes", "Yes", "No"]))
+            follow = unrelated(rng)
         return [Turn(problem.question, quoted.text(), learn=0.0), follow]
     return [Turn(problem.question, attempt(mix.wrong_guess, mix.slip).text())]
