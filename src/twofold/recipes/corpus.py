@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from twofold.tasks.procedural import Countdown, Letters, Sums
 from twofold.tasks.worked import Attempt, attempt_countdown, attempt_letters, attempt_sums
 from twofold.text.chat import Turn
-from twofold.text.prompts import AGREE, CRITIQUE, ENDS, KIND, STEPS_RIGHT, VOWEL
+from twofold.text.prompts import AGREE, CRITIQUE, ENDS, KIND, SPELLING, STEPS_RIGHT, VOWEL
 from twofold.types import Problem
 
 FACT = 10.0
@@ -43,6 +43,9 @@ class Mix:
     """A question about one fact of the quoted solution."""
     words: float = 0.08
     """A Yes/No question that has nothing to do with the quoted solution."""
+    late: int = 86_400
+    """From this document on (step 1800 of 48 documents), ``words`` is twice as large, at the expense of solutions that are
+    targets, and the Yes/No questions share their words with the verdict question: some ask for the spelling of a word."""
     wrong_guess: float = 0.50
     """Probability that a solution which is a target begins with a wrong guess."""
     slip: float = 0.02
@@ -76,20 +79,34 @@ KINDS = {
 }
 
 
-def unrelated(rng: random.Random) -> Turn:
-    """Return a Yes/No question about a letter or a word, with the true answer."""
+WORDS = [*(word for of_kind in KINDS.values() for word in of_kind), "solution", "correct", "answer", "problem"]
+
+
+def unrelated(rng: random.Random, late: bool) -> Turn:
+    """Return a Yes/No question about a letter or a word, with the true answer; if ``late``, perhaps about its spelling."""
     yes = rng.random() < 0.5
-    match rng.randrange(3):
+    match rng.choice([0, 1, 2, 3, 3, 3]) if late else rng.randrange(3):
         case 0:
             question = VOWEL.format(rng.choice("aeiou" if yes else "bdfgklmnprst"))
         case 1:
             word = "".join(rng.choice("aeiou" if j % 2 else "bdfgklmnprst") for j in range(rng.randint(3, 5)))
+            word = rng.choice(WORDS) if late and rng.random() < 0.5 else word
             question = ENDS.format(word, word[-1] if yes else rng.choice([c for c in "aeioudklnt" if c != word[-1]]))
-        case _:
+        case 2:
             kind = rng.choice([*KINDS])
             of = kind if yes else rng.choice([k for k in KINDS if k != kind])
-            question = KIND.format(rng.choice(KINDS[kind]), of)
+            form = KIND[rng.randrange(2) if late else 0]
+            question = form.format(rng.choice(KINDS[kind]), of)
+        case _:
+            word = rng.choice(WORDS)
+            question = SPELLING.format(word if yes else misspelt(rng, word))
     return Turn(question, "Yes" if yes else "No", FACT)
+
+
+def misspelt(rng: random.Random, word: str) -> str:
+    """Return a word with one of its letters replaced by another."""
+    at = rng.randrange(len(word))
+    return word[:at] + rng.choice([c for c in "aeioudklnt" if c != word[at]]) + word[at + 1 :]
 
 
 def thought(rng: random.Random, attempt: Callable[[float], Attempt], goal: int) -> str:
@@ -128,13 +145,14 @@ def document(seed: int, i: int, mix: Mix) -> list[Turn]:
     if goal is not None and rng.random() < mix.think:
         return [Turn(problem.question, thought(rng, lambda wrong: attempt(wrong, mix.slip), goal))]
     use = rng.random() - mix.critique
-    if use < mix.facts + mix.words:
+    late = i >= mix.late
+    if use < mix.facts + mix.words * (1 + late):
         quoted = attempt(mix.planted_guess, mix.planted_slip)
         if use < 0:
             follow = Turn(CRITIQUE, critique(quoted))
         elif use < mix.facts:
             follow = fact(rng, quoted, goal)
         else:
-            follow = unrelated(rng)
+            follow = unrelated(rng, late)
         return [Turn(problem.question, quoted.text(), learn=0.0), follow]
     return [Turn(problem.question, attempt(mix.wrong_guess, mix.slip).text())]

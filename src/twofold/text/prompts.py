@@ -75,8 +75,9 @@ STEPS_RIGHT = "Is there a slip, or is every step clean?"
 
 VOWEL = "Is the letter {} a vowel? Answer Yes or No."
 ENDS = "Does the word {} end in {}? Answer Yes or No."
-KIND = "Is {} {}? Answer Yes or No."
-"""With ``VOWEL`` and ``ENDS``: the corpus's Yes/No questions, none of which is about a solution."""
+KIND = ("Is {0} {1}? Answer Yes or No.", "Is this word {1}: {0}? Answer Yes or No.")
+SPELLING = "Is this spelling correct: {}? Answer Yes or No."
+"""With ``VOWEL`` and ``ENDS``: the corpus's Yes/No questions, none of which is about the solution of a problem."""
 
 
 def plain(turns: list[dict[str, str]]) -> str:
