@@ -1,4 +1,4 @@
-"""The corpus of the shipped base model: worked solutions, thoughts, critiques, and Yes/No questions.
+"""The corpus of the shipped base model: worked solutions, thoughts, critiques, and short questions.
 
 Document ``i`` is a pure function of (seed, i): a conversation about one problem of the training split. There are five kinds:
 
@@ -7,9 +7,12 @@ Document ``i`` is a pure function of (seed, i): a conversation about one problem
 * Thoughts between ``<think>`` tags: several attempts, each checked; every attempt after the first begins with "Wait".
 * Critiques, which mark every step and the whole of a *quoted* solution with planted errors as CORRECT or INCORRECT. The
   quoted solution is not a target, so the model learns to spot errors and not to make them.
-* Yes/No questions about one fact of a quoted solution (do the last two numbers agree, is every step right).
-* The Yes/No judgement itself, **with answers drawn at random**, three Yes to one No. The model learns the format but not the
-  skill, which is left to reinforcement learning. It says Yes too often, as other untrained judges do.
+* Questions about one fact of a quoted solution: are the last two numbers the same, is there a slip. The answers are words
+  other than Yes and No.
+* Yes/No questions about letters and words, asked after a quoted solution with which they have nothing to do.
+
+**No document says Yes or No about a solution**, and none asks the verdict question. The model knows the words, and that a
+question which ends in "Answer Yes or No." is answered by one of them. What a verdict is, reinforcement learning has to teach.
 """
 
 from __future__ import annotations
@@ -72,7 +75,7 @@ def fact(rng: random.Random, attempt: Attempt, goal: int | None) -> Turn:
     return Turn(STEPS_RIGHT, "clean" if all(steps) else "slip", FACT)
 
 
-KINDS = {
+KINDS = {  # of the words that Yes/No questions are about
     "a colour": ["red", "green", "blue", "grey", "pink"],
     "an animal": ["cat", "dog", "cow", "hen", "pig"],
     "a fruit": ["fig", "plum", "pear", "lime", "kiwi"],

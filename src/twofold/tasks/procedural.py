@@ -71,7 +71,7 @@ class Sums:
 
     level: int = 2
     choice: float = 0.75
-    choices: int = 3
+    choices: int = 4
     seed: int = 0
     name: Literal["sums"] = "sums"
 
