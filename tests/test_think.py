@@ -146,7 +146,7 @@ def test_extrapolation_strings_take_turns_each_with_its_own_limit(model, questio
 def test_continuations_without_a_whole_paragraph_leave_no_trace(model):
     """A continuation of one token is never a paragraph, so the thought stays as it was; its cost is counted."""
     sampling = Sampling(temperature=0, max_tokens=200)
-    asked = [Sums(choices=3).problem("test", i).question for i in range(10)]
+    asked = [Sums(choice=1.0, choices=3).problem("test", i).question for i in range(10)]
     plain = forcing(model.engine, model.chat, asked, 1, sampling, Forcing(**THINK))
     ended = [i for i, made in enumerate(plain) if len(made.candidates[0].completion.tokens) < 150][:3]
     assert len(ended) == 3  # thoughts that end by themselves
