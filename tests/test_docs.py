@@ -8,13 +8,14 @@ import shlex
 import subprocess
 import sys
 from dataclasses import fields
+from hashlib import sha256
 from pathlib import Path
 from typing import get_args, get_type_hints
 from urllib.parse import unquote
 
 import pytest
 
-from twofold import cli, toml
+from twofold import cli, run, toml
 from twofold.compute.plan import Plan, parse
 from twofold.compute.rules import RULES
 from twofold.config import Config, task_named
@@ -77,6 +78,18 @@ def test_lines_fit_a_terminal(page: Path) -> None:
 def test_every_page_of_docs_is_in_its_list() -> None:
     listed = {(ROOT / "docs" / t).resolve() for t in LINK.findall((ROOT / "docs" / "README.md").read_text("utf-8"))}
     assert {page for page in ROOT.glob("docs/**/*.md") if page.name != "README.md"} <= listed
+
+
+def test_result_pages_name_the_base_that_they_were_measured_on() -> None:
+    """By the first 12 characters of the sha256 of its weights, in every section with a table; another base is called earlier."""
+    shipped = sha256((run.shipped() / "model.safetensors").read_bytes()).hexdigest()[:12]
+    assert f"| {shipped} | ships now" in (ROOT / "docs" / "shipped-model.md").read_text("utf-8")
+    for page in sorted(ROOT.glob("docs/results/*.md")):
+        for section in re.split(r"(?m)^## ", page.read_text("utf-8"))[1:]:
+            found = re.findall(r"(earlier base )?\b([0-9a-f]{12})\b", section)
+            own = "configs/letters-base.toml" in section
+            assert found or own or "\n|" not in section, f"{page}: which base is {section.splitlines()[0]!r} about?"
+            assert all(earlier or sha == shipped for earlier, sha in found), f"{page}: {section.splitlines()[0]!r}"
 
 
 def test_a_broken_link_is_found(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from twofold.evals.calibrated import posterior_curve
 from twofold.evals.pools import Header, PoolError, finished_ids, read_header, read_pools, write_header, write_pool
 from twofold.evals.records import Report
 from twofold.evals.report import print_table, report, summarise
@@ -187,6 +189,49 @@ def test_runs_are_compared_with_the_baseline_on_the_same_problems(tmp_path: Path
     assert saved.baseline_rule == "maj" and saved.is_best_rule and saved.ratio > 2
     assert saved.ratio == pytest.approx(saved.base_k / saved.ours_k)
     assert "rlv" in task.headline and "grpo's majority vote" in task.headline and "AUROC" in task.headline
+
+
+def test_the_headline_compares_the_best_run_with_the_best_rule_of_all_others(tmp_path: Path) -> None:
+    """``rl`` votes best by majority and ``base`` by its verdicts, which is more: that is what ``rlv`` has to beat."""
+    rl = save(tmp_path / "rl", synthetic(1, 40, 16, judge=0.0), "rl")
+    base = save(tmp_path / "base", synthetic(1, 40, 16, judge=0.03), "base")
+    good = save(tmp_path / "rlv", synthetic(2, 40, 16, judge=0.25), "rlv")
+    task = summarise([base, rl, good], baseline="rl").tasks[0]
+    of = {
+        e.label: {rule: e.accuracy[f"{rule}@16"].mean for rule in ("maj", "best", "weighted", "posterior")}
+        for e in task.evaluations
+    }
+    rivals = {(label, rule): mean for label in ("base", "rl") for rule, mean in of[label].items()}
+    label, rule = max(rivals, key=rivals.__getitem__)
+    assert (label, rule) == ("base", "posterior")
+    rows = [r for r in task.comparisons if r.run == "rlv" and (r.against, r.against_rule) == (label, rule)]
+    gain = next(r for r in rows if r.rule == "weighted").mean
+    assert gain == pytest.approx(of["rlv"]["weighted"] - of["base"]["posterior"])
+    assert f"{100 * gain:+.1f} points" in task.headline
+    assert f"base's posterior, the best rule of all other runs ({100 * rivals[label, rule]:.1f}%)" in task.headline
+
+
+def test_a_problems_posterior_is_calibrated_on_the_other_half(tmp_path: Path) -> None:
+    """Verdicts that are upside down on one half: a fit on the other half trusts them where it should not, and the reverse."""
+    pools = synthetic(3, 40, 8, judge=0.3)
+    turned = [
+        replace(p, scores=[None if s is None else 1 - s for s in p.scores]) if i % 2 else p for i, p in enumerate(pools)
+    ]
+    honest, mixed = (
+        summarise([save(tmp_path / name, p, name)]).tasks[0].evaluations[0]
+        for name, p in (("honest", pools), ("mixed", turned))
+    )
+    assert honest.accuracy["posterior@8"].mean > honest.accuracy["maj@8"].mean + 0.1
+    found = posterior_curve(turned)[:, -1]
+    assert found[0::2].mean() < honest.accuracy["maj@8"].mean + 0.1  # fitted where verdicts lie, they are not believed
+    assert mixed.accuracy["posterior@8"].mean == pytest.approx(found.mean())
+
+
+def test_few_problems_have_no_posterior(tmp_path: Path) -> None:
+    accuracy = (
+        summarise([save(tmp_path / "few", synthetic(3, 19, 4, judge=0.3), "few")]).tasks[0].evaluations[0].accuracy
+    )
+    assert "weighted@4" in accuracy and "posterior@4" not in accuracy
 
 
 def test_efficiency_is_also_measured_against_the_baselines_best_rule(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ def test_an_item_is_a_pure_function_of_its_place(task):
 def test_items_never_change():
     """The items are frozen: the shipped model was trained on them, and published numbers are about them."""
     assert Sums().problem("test", 0).question == (
+        "Start with 20, 45, 22 or 59. Subtract 11. Multiply by 2. The result is 96. What was the start?"
+    )
+    assert Sums(choices=3).problem("test", 0).question == (
         "Start with 82, 84 or 87. Subtract 44. Subtract 26. The result is 12. What was the start?"
     )
     assert Countdown().problem("test", 0).question == "Reach 16 with 2, 6, 4, each used once, with + - *."

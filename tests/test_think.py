@@ -28,7 +28,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def questions() -> list[str]:
-    return [Sums().problem("test", i).question for i in range(4)]
+    return [Sums(choices=3).problem("test", i).question for i in range(4)]
 
 
 def drawn(made: list[Made]) -> list[str]:
@@ -143,14 +143,16 @@ def test_extrapolation_strings_take_turns_each_with_its_own_limit(model, questio
     assert several >= 2
 
 
-def test_continuations_without_a_whole_paragraph_leave_no_trace(model, questions):
+def test_continuations_without_a_whole_paragraph_leave_no_trace(model):
     """A continuation of one token is never a paragraph, so the thought stays as it was; its cost is counted."""
     sampling = Sampling(temperature=0, max_tokens=200)
-    plain = forcing(model.engine, model.chat, questions[:3], 1, sampling, Forcing(**THINK))
-    cut = forcing(
-        model.engine, model.chat, questions[:3], 1, sampling, Forcing(**THINK, times=2, waits=("Wait",), each=1)
-    )
-    for a, b in zip(plain, cut, strict=True):
+    asked = [Sums(choice=1.0, choices=3).problem("test", i).question for i in range(10)]
+    plain = forcing(model.engine, model.chat, asked, 1, sampling, Forcing(**THINK))
+    ended = [i for i, made in enumerate(plain) if len(made.candidates[0].completion.tokens) < 150][:3]
+    assert len(ended) == 3  # thoughts that end by themselves
+    brief = Forcing(**THINK, times=2, waits=("Wait",), each=1)
+    cut = forcing(model.engine, model.chat, [asked[i] for i in ended], 1, sampling, brief)
+    for a, b in zip([plain[i] for i in ended], cut, strict=True):
         thought = a.candidates[0].text.split("</think>")[0]
         assert b.candidates[0].text.split("</think>")[0].strip() == thought.strip()
         # the suppressed end, and twice a forced string with its one token

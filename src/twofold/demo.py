@@ -13,20 +13,22 @@ from rich.progress import Progress, TaskID
 from twofold import run, training
 from twofold.config import Config, Rollouts, Train
 from twofold.evals.report import print_table, report
+from twofold.maths.losses import Loss
 from twofold.recipes.rlv import RLV
 from twofold.tasks.procedural import Sums
 from twofold.trainer.optim import Optim
 
 CONFIG = Config(
-    recipe=RLV(estimator="rloo", verify="generative", lam=0.03, rollouts=8),
+    recipe=RLV(estimator="rloo", verify="generative", lam=0.5, rollouts=8),
     task=Sums(),
     rollout=Rollouts(problems=16, max_tokens=40),
-    optim=Optim(lr=3e-4, schedule="cosine", warmup=0.1, final=0.1),
-    train=Train(steps=40, save_every=0),
+    loss=Loss(beta=0.5),
+    optim=Optim(lr=6e-4, schedule="cosine", warmup=0.1, final=0.1),
+    train=Train(steps=36, minibatches=4, save_every=0),
 )
 """Leave-one-out PPO^V on ``sums``. ``configs/rlv-sums.toml`` is the same."""
 
-EVAL = run.Eval(problems=120, n=64, max_tokens=40, batch=15)
+EVAL = run.Eval(problems=120, n=32, max_tokens=40, batch=15)
 
 
 def demo(out: Path, seed: int = 0, config: Config = CONFIG, evaluation: run.Eval = EVAL) -> Path:
@@ -40,7 +42,7 @@ def demo(out: Path, seed: int = 0, config: Config = CONFIG, evaluation: run.Eval
     recipe = config.recipe
     assert isinstance(recipe, RLV)
     config = replace(config, train=replace(config.train, seed=seed))
-    variants = {"rl": replace(config, recipe=replace(recipe, verify="none")), "rlv": config}
+    variants = {"rl": replace(config, recipe=replace(recipe, verify="none", verify_warmup=0)), "rlv": config}
     models: dict[str, str | Path] = {"base": config.model}
     for i, (name, variant) in enumerate(variants.items(), 1):
         what = (

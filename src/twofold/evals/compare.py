@@ -68,8 +68,8 @@ class TokensSaved:
 def comparisons(ordered: Sequence[Saved], at: int) -> list[Comparison]:
     """Return each run's rules against its own majority vote, then the rules of every pair of runs, at ``at`` samples.
 
-    The earlier run of a pair is the one that is subtracted. The rules are weighted and majority vote, and best-of-n where
-    it comes out highest.
+    The earlier run of a pair is the one that is subtracted. The rules are weighted and majority vote, and best-of-n or the
+    posterior where it comes out highest.
     """
     rows = []
     for e in ordered:
@@ -81,6 +81,22 @@ def comparisons(ordered: Sequence[Saved], at: int) -> list[Comparison]:
             pairs = itertools.product(_rules(b, at), _rules(a, at))
             rows += [_compare(b, of_b, a, of_a, at, ids) for of_b, of_a in pairs]
     return rows
+
+
+def against_best(e: Saved, others: Sequence[Saved], at: int) -> list[Comparison]:
+    """Return this run's rules, but for its majority vote, against the best rule of all ``others``, at ``at`` samples.
+
+    That rule is the one of highest accuracy on the problems that are measured, a choice after the fact that flatters it.
+    """
+    rivals = [
+        (other.curves_P_K[rule][:, other.ks.index(at)].mean(), other, rule)
+        for other in others
+        for rule in _rules(other, at)
+    ]
+    _, best, rule = max(rivals, key=lambda rival: rival[0])
+    ids = _common(best, e)
+    mine = [own for own in _rules(e, at) if own != "maj"] or ["maj"]
+    return [_compare(e, own, best, rule, at, ids) for own in mine] if len(ids) >= 2 else []
 
 
 def samples_saved(base: Saved, e: Saved) -> list[SamplesSaved]:
@@ -109,10 +125,10 @@ def tokens_saved(base: Saved, e: Saved) -> list[TokensSaved]:
 def _rules(e: Saved, at: int) -> list[str]:
     mean = {
         rule: e.curves_P_K[rule][:, e.ks.index(at)].mean()
-        for rule in ("weighted", "maj", "best")
+        for rule in ("weighted", "maj", "best", "posterior")
         if rule in e.curves_P_K
     }
-    return [rule for rule in mean if rule != "best" or mean[rule] == max(mean.values())]
+    return [rule for rule in mean if rule in ("weighted", "maj") or mean[rule] == max(mean.values())]
 
 
 def _compare(b: Saved, rule_b: str, a: Saved, rule_a: str, k: int, ids: Sequence[str]) -> Comparison:

@@ -21,7 +21,13 @@ from twofold.evals.records import Judged, Report, TaskReport
 from twofold.evals.thinking import Thinking
 from twofold.maths.stats import Difference, Estimate
 
-RULE_NAMES = {"maj": "majority", "best": "best-of-n", "weighted": "weighted vote", "pass": "oracle"}
+RULE_NAMES = {
+    "maj": "majority vote",
+    "best": "best-of-n",
+    "weighted": "weighted vote",
+    "posterior": "posterior",
+    "pass": "oracle",
+}
 
 
 def templates() -> Environment:
@@ -111,13 +117,14 @@ def _accuracy(task: TaskReport) -> Table:
         f"maj@{at}",
         f"best@{at}",
         f"weighted@{at}",
+        f"posterior@{at}",
         "AUROC",
         f"oracle pass@{at}",
         "problems x n",
     ]
     table = _table(f"{task.task} {task.split}: accuracy, 95% intervals over problems", columns)
     for run in task.evaluations:
-        columns = ["pass@1", f"maj@{at}", f"best@{at}", f"weighted@{at}"]
+        columns = ["pass@1", f"maj@{at}", f"best@{at}", f"weighted@{at}", f"posterior@{at}"]
         found = [run.accuracy.get(column) for column in columns]
         cells = ["-" if point is None else _with_interval(point) for point in found]
         cells += [number(run.verifier.auroc) if run.verifier else "-"]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from twofold.evals.compare import comparisons, samples_saved, tokens_saved
+from twofold.evals.compare import Comparison, against_best, comparisons, samples_saved, tokens_saved
 from twofold.evals.figures import TRAINING_METRICS
 from twofold.evals.grid import accuracy_grid
 from twofold.evals.optimal import candidates, optimal_table
@@ -31,7 +31,7 @@ from twofold.evals.records import (
     as_json,
     fields_of,
 )
-from twofold.evals.render import html, in_points, interval, number, percent, print_table, times
+from twofold.evals.render import RULE_NAMES, html, in_points, interval, number, percent, print_table, times
 from twofold.evals.saved import VOTING_RULE, Saved, load_evaluations
 from twofold.evals.scores import judged_scores
 from twofold.evals.thinking import thinking
@@ -94,7 +94,7 @@ def _task(section: list[Saved], baseline: str | None, caps: Sequence[int], optim
         tokens_saved=[row for e in ordered[1:] for row in tokens_saved(base, e)],
         headline="",
     )
-    return replace(task, headline=_headline(task))
+    return replace(task, headline=_headline(task, _shown(section, base, at)))
 
 
 def _evaluation(e: Saved, at: int, caps: Sequence[int], optimal: bool) -> Evaluation:
@@ -148,32 +148,62 @@ def _levels(e: Saved, at: int) -> list[Level]:
     ]
 
 
-def _headline(task: TaskReport) -> str:
-    """Say the result in one or two sentences: the best other run against the baseline's majority vote, or one run's own."""
-    at, base = task.at, task.baseline
-    others = [e for e in task.evaluations if e.label != base] or task.evaluations
-    best = max(others, key=lambda e: e.accuracy[f"{e.rule}@{at}"].mean)
-    how = "weighted" if best.rule == "weighted" else "majority"
+def _shown(section: list[Saved], base: Saved, at: int) -> list[Comparison]:
+    """Return what the headline reports: the best run but the baseline, against the best rule of all other runs.
+
+    A single run is compared with its own majority vote.
+    """
+    best = max((e for e in section if e is not base), key=lambda e: _mean(e, at), default=base)
+    others = [e for e in section if e is not best]
+    if others:
+        return against_best(best, others, at)
+    return [row for row in comparisons([best], at) if row.rule == best.rule]
+
+
+def _mean(e: Saved, at: int) -> float:
+    return float(e.curves_P_K[e.rule][:, e.ks.index(at)].mean())
+
+
+def _headline(task: TaskReport, shown: Sequence[Comparison]) -> str:
+    """Say the result in a few sentences. ``shown`` are comparisons of one run by several rules, all against one rule."""
+    label = shown[0].run if shown else task.evaluations[0].label
+    run = next(e for e in task.evaluations if e.label == label)
     text = (
-        f"{best.label} answers {percent(best.accuracy[f'{best.rule}@{at}'].mean)} of the {best.problems} {task.task} "
-        f"problems correctly by {how} vote over {at} samples, {percent(best.accuracy['pass@1'].mean)} with one"
+        f"{label} answers {_accuracy(run, run.rule, task.at)} of the {run.problems} {task.task} problems correctly "
+        f"by {RULE_NAMES[run.rule]} over {task.at} samples, {percent(run.accuracy['pass@1'].mean)} with one"
     )
-    key = (best.label, best.rule, base, "maj")
-    row = next((r for r in task.comparisons if (r.run, r.rule, r.against, r.against_rule) == key), None)
-    if row is None:
-        text += "."
-    else:
-        name = "its own majority vote" if base == best.label else f"{base}'s majority vote"
-        size = f"{in_points(row.mean)} points (95% {interval(row, signed=True)})"
-        clear = row.low > 0 or row.high < 0
-        text += f": {size} against {name}." if clear else f", no clear difference from {name}: {size}."
-        saved = next((r for r in task.efficiency if r.run == best.label and r.baseline_rule == "maj"), None)
-        if clear and row.mean > 0 and saved and saved.ratio is not None:
-            bounds = f"95% [{saved.low:.1f}, {saved.high:.1f}]"
-            text += f" For the same accuracy it needs {times(saved)} fewer samples ({bounds})."
-    if best.verifier:
-        text += f" Its verifier's AUROC is {number(best.verifier.auroc)}."
-    return text
+    sentences = [text]
+    for i, row in enumerate(shown):
+        if i == 0:
+            sentences[0] += f": {_difference(row, _rival(task, row))}"
+        else:
+            means = _accuracy(run, row.rule, task.at)
+            sentences.append(f"By {RULE_NAMES[row.rule]} it is {means}: {_difference(row, 'that rule')}")
+    saved = next((r for r in task.efficiency if r.run == label and r.baseline_rule == "maj"), None)
+    if shown and shown[0].low > 0 and saved and saved.ratio is not None:
+        bounds = f"95% [{saved.low:.1f}, {saved.high:.1f}]"
+        whose = "its own" if saved.baseline == label else f"{saved.baseline}'s"
+        sentences.append(f"It is as accurate as {whose} majority vote with {times(saved)} fewer samples ({bounds})")
+    if run.verifier:
+        sentences.append(f"Its verifier's AUROC is {number(run.verifier.auroc)}")
+    return ". ".join(sentences) + "."
+
+
+def _accuracy(run: Evaluation, rule: str, at: int) -> str:
+    return percent(run.accuracy[f"{rule}@{at}"].mean)
+
+
+def _rival(task: TaskReport, row: Comparison) -> str:
+    if row.against == row.run:
+        return f"its own {RULE_NAMES[row.against_rule]}"
+    against = next(e for e in task.evaluations if e.label == row.against)
+    mean = _accuracy(against, row.against_rule, task.at)
+    return f"{row.against}'s {RULE_NAMES[row.against_rule]}, the best rule of all other runs ({mean})"
+
+
+def _difference(row: Comparison, rival: str) -> str:
+    size = f"{in_points(row.mean)} points (95% {interval(row, signed=True)})"
+    return f"{size} against {rival}" if row.low > 0 or row.high < 0 else f"no clear difference from {rival}: {size}"
 
 
 def _training(evaluations: Sequence[Saved]) -> list[TrainingCurves]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofold.compute.select import classes
+from twofold.evals.calibrated import posterior_curve
 from twofold.evals.pools import HEADER, POOLS, Header, PoolError, read_header, read_pools
 from twofold.evals.thinking import ThoughtCurves, read_curves
 from twofold.maths import votes
@@ -19,7 +20,7 @@ from twofold.types import Pool
 Floats = NDArray[np.float64]
 
 VOTING_RULE = {"pass": "pass@k", "maj": "majority", "best": "best", "weighted": "weighted"}
-"""The rules of a report: name of the metric, name in ``votes.curves``."""
+"""The rules of a report that ``votes.curves`` measures: name of the metric, name there. The ``posterior`` is one more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,4 +92,6 @@ def _read(label: str, run: Path, directory: Path, header: Header) -> Saved:
         scores = [0.0 if score is None else score for score in pool.scores] if judged else None
         rows.append(votes.curves(classes(pool.answers), [g.label == "correct" for g in pool.grades], scores, ks))
     curves = {rule: np.array([row[name] for row in rows]) for rule, name in VOTING_RULE.items() if name in rows[0]}
+    if judged and (calibrated := posterior_curve(pools)) is not None:
+        curves["posterior"] = calibrated
     return Saved(label, run, directory, header, pools, ks, curves, read_curves(directory, header))

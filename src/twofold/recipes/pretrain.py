@@ -22,8 +22,8 @@ from twofold.types import Collected, Problem
 
 SPECIAL = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"]
 SINGLE = [
-    "Yes", "No", "<think>", "</think>", "<step>", "</step>", "<step_verification>", "</step_verification>",
-    "<final_verification>", "</final_verification>", "\\boxed{",
+    "Yes", "No", "same", "differ", "clean", "slip", "<think>", "</think>", "<step>", "</step>", "<step_verification>",
+    "</step_verification>", "<final_verification>", "</final_verification>", "\\boxed{",
 ]  # fmt: skip
 """Texts that are single tokens."""
 TEMPLATE = (

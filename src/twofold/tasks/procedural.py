@@ -71,7 +71,7 @@ class Sums:
 
     level: int = 2
     choice: float = 0.75
-    choices: int = 3
+    choices: int = 4
     operations: str = "+-*"
     """The operations to draw from."""
     top: int = 99

@@ -64,9 +64,20 @@ CONCLUDE = "\n\n**The solution, step by step, and the answer:**\n\n1. **"
 BACKTRACK = "Backtrack to line {}\n"
 """How a stream of attempts takes back its lines from line n on (MRT-B)."""
 
-AGREE = "Do the last two numbers agree? Answer Yes or No."
-STEPS_RIGHT = "Is every step right? Answer Yes or No."
-"""With ``AGREE``: questions about single facts in the corpus of the shipped model."""
+AGREE = (
+    "Are the last two numbers the same, or do they differ?",
+    "Compare the last two numbers.",
+    "Look at the last line: same or differ?",
+    "Same or differ?",
+)
+STEPS_RIGHT = "Is there a slip, or is every step clean?"
+"""With ``AGREE``: questions about single facts in the corpus of the shipped model. Their answers are not Yes and No."""
+
+VOWEL = "Is the letter {} a vowel? Answer Yes or No."
+ENDS = "Does the word {} end in {}? Answer Yes or No."
+KIND = ("Is {0} {1}? Answer Yes or No.", "Is this word {1}: {0}? Answer Yes or No.")
+SPELLING = "Is this spelling correct: {}? Answer Yes or No."
+"""With ``VOWEL`` and ``ENDS``: the corpus's Yes/No questions, none of which is about the solution of a problem."""
 
 
 def plain(turns: list[dict[str, str]]) -> str:
