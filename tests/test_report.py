@@ -203,17 +203,17 @@ def test_the_headline_compares_the_best_run_with_the_best_rule_of_all_others(tmp
     }
     rivals = {(label, rule): mean for label in ("base", "rl") for rule, mean in of[label].items()}
     label, rule = max(rivals, key=rivals.__getitem__)
-    assert (label, rule) == ("base", "posterior")
+    assert (label, rule) == ("base", "weighted")
     rows = [r for r in task.comparisons if r.run == "rlv" and (r.against, r.against_rule) == (label, rule)]
     gain = next(r for r in rows if r.rule == "weighted").mean
-    assert gain == pytest.approx(of["rlv"]["weighted"] - of["base"]["posterior"])
+    assert gain == pytest.approx(of["rlv"]["weighted"] - of["base"]["weighted"])
     assert f"{100 * gain:+.1f} points" in task.headline
-    assert f"base's posterior, the best rule of all other runs ({100 * rivals[label, rule]:.1f}%)" in task.headline
+    assert f"base's weighted vote, the best rule of all other runs ({100 * rivals[label, rule]:.1f}%)" in task.headline
 
 
 def test_a_problems_posterior_is_calibrated_on_the_other_half(tmp_path: Path) -> None:
     """Verdicts that are upside down on one half: a fit on the other half trusts them where it should not, and the reverse."""
-    pools = synthetic(3, 40, 8, judge=0.3)
+    pools = synthetic(3, 40, 8, judge=0.25)
     turned = [
         replace(p, scores=[None if s is None else 1 - s for s in p.scores]) if i % 2 else p for i, p in enumerate(pools)
     ]
@@ -229,7 +229,7 @@ def test_a_problems_posterior_is_calibrated_on_the_other_half(tmp_path: Path) ->
 
 def test_few_problems_have_no_posterior(tmp_path: Path) -> None:
     accuracy = (
-        summarise([save(tmp_path / "few", synthetic(3, 19, 4, judge=0.3), "few")]).tasks[0].evaluations[0].accuracy
+        summarise([save(tmp_path / "few", synthetic(3, 19, 4, judge=0.25), "few")]).tasks[0].evaluations[0].accuracy
     )
     assert "weighted@4" in accuracy and "posterior@4" not in accuracy
 
