@@ -42,7 +42,7 @@ def demo(out: Path, seed: int = 0, config: Config = CONFIG, evaluation: run.Eval
     recipe = config.recipe
     assert isinstance(recipe, RLV)
     config = replace(config, train=replace(config.train, seed=seed))
-    variants = {"rl": replace(config, recipe=replace(recipe, verify="none", verify_warmup=0)), "rlv": config}
+    variants = {"rl": replace(config, recipe=replace(recipe, verify="none")), "rlv": config}
     models: dict[str, str | Path] = {"base": config.model}
     for i, (name, variant) in enumerate(variants.items(), 1):
         what = (
