@@ -44,6 +44,7 @@ def test_a_file_is_the_directory_that_it_was_made_of(family, options, tmp_path, 
     assert isinstance(load_model(tmp_path / "out")[0], Llama)
     assert logprobs(tmp_path / "out") == logprobs(file)
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [3, 1]
+    assert tf.load(file).chat.stop == tf.load(tmp_path / "out").chat.stop == (3, 1)
     text = "Start with 47 ,  12.\n\n\\boxed{12} Yes <|end|><|user|> <think> don't 1.5 né e\u0301"
     made, read, saved = (load_tokenizer(x) for x in (folder, file, tmp_path / "out"))
     if family != "Llama":  # the shipped tokenizer does not normalise, Qwen's do
@@ -54,6 +55,8 @@ def test_a_file_is_the_directory_that_it_was_made_of(family, options, tmp_path, 
         assert (tokenizer.chat_template, tokenizer.eos_token_id) == (made.chat_template, made.eos_token_id)
     assert cli.main(["convert", str(file), str(tmp_path / "out")]) == 2
     assert "out is not empty" in capsys.readouterr().err
+    assert cli.main(["convert", str(folder), str(tmp_path / "again")]) == 2
+    assert "made is no .gguf file" in capsys.readouterr().err
 
 
 def test_a_file_is_solved_with_and_trained(tmp_path, capsys):

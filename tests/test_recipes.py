@@ -150,8 +150,9 @@ def test_the_verdict_is_learnt_alone_until_the_warm_up_ends(chat):
     assert verdicts(chat, before) == verdicts(chat, after)
     held = collect(chat, step=2, verify_warmup=3, reference=Scripted(chat, GROUPS))[0]["policy"]
     assert all(any(s.sampled) and not any(s.advantages) and s.reference is not None for s in held)  # the KL term alone
-    with pytest.raises(ValueError, match="verify_warmup needs a verifier in the policy's model, but verify is none"):
-        RLV(verify="none", verify_warmup=3)
+    for wrong in ({"verify": "none"}, {"refills": 1}, {"verify_warmup": -1}):
+        with pytest.raises(ValueError, match="verify_warmup is a number of steps; it needs a verifier"):
+            RLV(**({"verify_warmup": 3} | wrong))
 
 
 def test_a_step_is_a_pure_function_of_its_number(chat):

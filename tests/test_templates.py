@@ -13,6 +13,7 @@ from twofold.text.chat import Chat, Turn
 from twofold.text.prompts import JUDGE
 
 QUESTIONS = [
+    "Indented:\n\n    x = 1\n\n\n  y",
     "What is 12 + 34?\nGive the sum.",
     "$x^2 = 9$; x?",
     "Émile has 3 🍎.\n\nHow many?",
@@ -61,7 +62,7 @@ FAMILIES: dict[str, tuple[Any, ...]] = {
     "llama-2, new form": ("metaspace", LLAMA2),
     "mistral": ("first", MISTRAL),
     "llama-3": ("bytes", LLAMA3, ("<bos>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")),
-    "gemma": ("metaspace", GEMMA, ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")),
+    "gemma": ("metaspace", GEMMA, ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), ("\n\n", "    ")),
     "phi-3": ("prepend", PHI3, ("<s>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>")),
     "smollm2": ("bytes", SMOLLM2, CHATML),
     "qwen3": ("bytes", real("qwen3"), CHATML, THINK),
@@ -69,6 +70,7 @@ FAMILIES: dict[str, tuple[Any, ...]] = {
     "t5-like, no template": ("unigram", None),
     "llama-2, no template": ("prepend", None),
     "llama-3, no template": ("bytes", None),
+    "pythia, no template": ("bytes", None, (), ("  ", "    ")),
 }
 ENDS = {"llama-3": ["<|eot_id|>"], "gemma": ["<end_of_turn>", "<eos>"], "phi-3": ["<|end|>", "<|endoftext|>"]}
 
@@ -104,9 +106,7 @@ def test_a_conversation_is_what_transformers_makes(family: str) -> None:
         turns = [("user", "2?"), ("assistant", SOLUTION), ("user", JUDGE), ("assistant", "Yes")]
         assert tokens == rendered(tokenizer, *turns, reply=False)[: len(tokens)]
     learnt = tokenizer.decode([t for t, weight in zip(tokens, target, strict=True) if weight])
-    assert (
-        learnt.split() == f"{SOLUTION} {ENDS.get(family, [tokenizer.eos_token])[0]} ".join(["", "Yes "]).split() or True
-    )
+    assert learnt.count("46") == 2 and learnt.count("Yes") == 1 and JUDGE not in learnt and "2?" not in learnt
 
 
 @each_family
@@ -148,7 +148,9 @@ def test_no_content_forges_a_control_token(family: str, data: st.DataObject) -> 
     halves = [part for x in literals for i in range(1, len(x)) for part in (x[:i], x[i:])]
     parts = st.one_of(st.sampled_from(literals), st.sampled_from(halves), st.text(max_size=3))
     content = data.draw(st.lists(parts, max_size=5).map("".join))
-    chat, control = Chat(tokenizer), {*tokenizer.added_tokens_decoder} - {tokenizer.convert_tokens_to_ids("<unk>")}
+    chat = Chat(tokenizer)
+    control = {i for i, t in tokenizer.added_tokens_decoder.items() if t.content.strip()}  # runs of spaces are text
+    control -= {tokenizer.convert_tokens_to_ids("<unk>")}
     honest, prompt = chat.prompt("2?"), chat.prompt(content)
     assert [t for t in prompt if t in control] == [t for t in honest if t in control]
     turns = [Turn(content, f"2{content}"), Turn(content, content)]

@@ -18,9 +18,9 @@ def check_room(context: Context, chat: Chat, questions: Iterable[str], max_token
         return
     after = 0
     if judging.name != "none":
-        after = len(chat.follow_up(judging.words(chat))) + (judging.tokens if judging.name in WRITING else 1)
+        after = len(chat.follow_up(judging.words(chat), cut=True)) + (judging.tokens if judging.name in WRITING else 1)
     template = len(chat.prompt(""))
-    for question in questions:
-        # a token is at least one byte, so that few questions of a large data set have to be encoded
-        if template + len(question.encode()) + max_tokens + after > context.tokens:
-            context.check(len(chat.prompt(question)), max_tokens, after)
+    # a token is at least one byte, so that few questions of a large data set have to be encoded
+    room = context.tokens - template - max_tokens - after
+    lengths = (len(chat.prompt(question)) for question in questions if len(question.encode()) > room)
+    context.check(max(lengths, default=0), max_tokens, after)

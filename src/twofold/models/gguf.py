@@ -60,14 +60,23 @@ def read(path: Path, device: str) -> Any:
     expected = shapes(said)
     if {k: [*v.shape] for k, v in weights.items()} != expected or len(expected) != len(set(names) - {SCALING}):
         raise ValueError(f"{path} has other weights than a model of type {config.model_type}: {INSTEAD}")
-    ends = [metadata.get(f"tokenizer.ggml.{x}_token_id") for x in ("eos", "eot", "eom")]
-    generation = {"eos_token_id": [x for x in dict.fromkeys(ends) if x is not None]}
+    generation = {"eos_token_id": _ends(metadata)}
     if plain(said):
         return Llama(said, {k: v.detach().to(device) for k, v in weights.items()}, generation).eval()
     model = type(found)(type(config)(**said))
     model.load_state_dict(found.state_dict())
     model.generation_config.eos_token_id = generation["eos_token_id"]
     return install(model.to(device).eval())
+
+
+def stop_tokens(path: Path) -> tuple[int, ...]:
+    """Return the tokens that end a text, as the file names them."""
+    return tuple(_ends(_metadata(path)[0]))
+
+
+def _ends(metadata: dict[str, Any]) -> list[int]:
+    ends = [metadata.get(f"tokenizer.ggml.{x}_token_id") for x in ("eos", "eot", "eom")]
+    return [x for x in dict.fromkeys(ends) if x is not None]
 
 
 def _config(path: Path, metadata: dict[str, Any], names: tuple[str, ...]) -> Any:

@@ -71,6 +71,8 @@ def _compare(model: Any, ids_B_T: Tensor, expected_B_T_V: Tensor) -> None:
     for way, hidden in (("decoding token by token", _decoded), ("packing two samples", _packed)):
         try:
             found = run.head(hidden(run, ids_B_T)).float().log_softmax(-1)
+        except torch.OutOfMemoryError:
+            raise
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(f"{name} cannot be used: {way} fails in its own code: {error}") from error
         gap = float((found - expected_B_T_V).abs().max())

@@ -111,7 +111,10 @@ def _content(path: Path) -> dict[str, Any] | None:
 
 
 def convert(path: Path, out: Path) -> None:
-    """Write the model of a GGUF file as a plain directory. Raises FileExistsError if there is something in ``out``."""
+    """Write the model of a GGUF file as a plain directory. Raises FileExistsError if there is something in ``out``, and
+    ValueError if the file is no GGUF file."""
+    if path.suffix != gguf.SUFFIX:
+        raise ValueError(f"{path} is no {gguf.SUFFIX} file; any other model is a directory already")
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty: choose another directory")
     save_model(out, *load_model(path, device="cpu"))
@@ -159,6 +162,8 @@ def chat_options(path: Path) -> dict[str, Any]:
 
 def stop_tokens(path: str | Path) -> tuple[int, ...]:
     """Return the tokens that end a text by the model's generation config (Llama-3 has three); none if it has no such file."""
+    if Path(path).suffix == gguf.SUFFIX:
+        return gguf.stop_tokens(Path(path))
     file = Path(path) / GENERATION
     if not Path(path).exists():  # a model on the hub
         from transformers.utils import cached_file

@@ -79,8 +79,10 @@ class RLV:
             raise ValueError(f"rollouts must be at least {least}: a group of one has no baseline, got {self.rollouts}")
         if not 0 <= self.refills < MAX_DRAWS:
             raise ValueError(f"refills must be in 0 .. {MAX_DRAWS - 1}, got {self.refills}")
-        if self.verify_warmup and self.verify in ("none", "separate"):
-            raise ValueError(f"verify_warmup needs a verifier in the policy's model, but verify is {self.verify}")
+        if self.verify_warmup and (self.verify_warmup < 0 or self.refills or self.verify in ("none", "separate")):
+            raise ValueError(
+                "verify_warmup is a number of steps; it needs a verifier in the policy's model, and no refills"
+            )
         if self.refills and self.estimator == "vineppo":
             raise ValueError("refills replaces groups of equal rewards, which VinePPO learns from: set refills = 0")
 
@@ -115,7 +117,6 @@ class Recipe(common.Recipe):
         everyone = [r for g in usable for r in g]
         if self.config.score_every and step % self.config.score_every == 0:
             stats |= self._score(engine, everyone)
-        credit: Sequence[list[float] | None]
         if step < self.config.verify_warmup:
             credit = [None if self.reference is None else common.whole(0.0, r) for r in everyone]
         elif self.config.estimator == "vineppo":
@@ -169,13 +170,13 @@ class Recipe(common.Recipe):
             out += own if keep else [None] * len(group)
         return out
 
-    def _outcome(self, groups: list[Group]) -> Sequence[list[float] | None]:
+    def _outcome(self, groups: list[Group]) -> list[list[float] | None]:
         """Return the credit per token of every rollout: one advantage on all its tokens."""
         estimate = rloo if self.config.estimator == "rloo" else partial(grpo, std=self.config.estimator == "grpo")
         advantages = [a for group in groups for a in common.relative(common.rewards_of(group), estimate)]
         return [common.whole(a, r) for a, r in zip(advantages, chain(*groups), strict=True)]
 
-    def _vine(self, engine: Engine, groups: list[Group], sampling: Sampling) -> Sequence[list[float] | None]:
+    def _vine(self, engine: Engine, groups: list[Group], sampling: Sampling) -> list[list[float] | None]:
         """Return VinePPO's credit: the change of value in each step. Values are means of ``vine_k`` continuations.
 
         All continuations are drawn in one engine call.

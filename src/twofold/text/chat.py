@@ -73,6 +73,8 @@ class Chat:
         template = text_of(tokenizer)
         if enable_thinking is not None and "enable_thinking" not in template:
             raise ValueError("the model's chat template does not read enable_thinking: leave it out")
+        if think_end and "/" not in think_end:
+            raise ValueError(f"think_end ends a thought and has a slash, such as </think>; got {think_end!r}")
         self.think_end = think_end or (prompts.THINK_END if prompts.THINK_END in template else None)
         self._thoughts = Thoughts(self.think_end) if self.think_end else None
         self._more_stops = tuple(stop)

@@ -37,7 +37,9 @@ class Codec:
         self.tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
         self.added = {t.content: i for i, t in added.items()}
-        self.control, self._special = any_of(self.added), any_of([t.content for t in added.values() if t.special])
+        # Gemma's and GPT-NeoX's runs of spaces are added tokens, too, and belong to any text
+        control = [t.content for t in added.values() if t.special or t.content.strip("▁ \t\n")]
+        self.control, self._special = any_of(control), any_of([t.content for t in added.values() if t.special])
         self._skipped = frozenset(i for i, t in added.items() if t.special)
         self._texts: dict[int, str] = {}
 
@@ -105,8 +107,8 @@ class Codec:
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """Return the text of each token. Joined, they are ``decode(tokens)``; the time is linear in the number of tokens.
 
-        A character of several tokens is the piece of the last of them; the others have none. Nor has a control token. Bytes
-        that make no character are a piece of the token before the next whole one, or of the last token.
+        A character of several tokens is the piece of the last of them; the others have none, nor has a control token. Bytes
+        that make no character count as one character.
         """
         whole = self.decode(tokens)
         found = [""] * len(tokens)

@@ -67,9 +67,7 @@ class Thoughts:
 
 _SPACE = "\u2003"  # a space that no template writes
 _FIRST = 0xE100
-_WHERE = re.compile(
-    f"({_SPACE}?)\ue000(.)\ue001({_SPACE}?)", re.DOTALL
-)  # private-use characters: no template touches them
+_WHERE = re.compile(f"({_SPACE}?)\ue000(.)\ue001({_SPACE}?)", re.DOTALL)  # private use: no template touches them
 
 
 def _mark(number: int) -> str:
