@@ -97,8 +97,21 @@ def test_other_columns_are_taken_in_a_copy_of_a_mathematical_set_but_not_where_a
 ) -> None:
     copy = one(tmp_path, "minerva_math", {"problem": "1+1?", "solution": r"It is \boxed{2}.", "type": "t"})
     assert (copy.problems[0].question, copy.problems[0].answer) == ("1+1?", "2")
-    with pytest.raises(ValueError, match=r"cruxeval.jsonl:1 has no 'code'; it has question, answer"):
+    with pytest.raises(
+        ValueError, match=r"cruxeval.jsonl:1 has no 'code'; it has question, answer. .*because of its name"
+    ):
         one(tmp_path, "cruxeval", {"question": "q", "answer": "1"})
+
+
+def test_a_file_of_ones_own_with_a_known_name_is_an_ordinary_one_if_a_column_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"read as the published set strategyqa, because of its name.* rename it.*--prompt-column"
+    ):
+        one(tmp_path, "strategyqa", {"question": "1+1?", "answer": "2", "hard": "2+2?"})
+    for named, question in (({"prompt_column": "hard"}, "2+2?"), ({"answer_column": "answer"}, "1+1?")):
+        data = load(tmp_path / "strategyqa.jsonl", **named)
+        assert (data.problems[0].question, data.problems[0].answer) == (question, "2")
+        assert data.grade(data.problems[0], r"\boxed{\frac{4}{2}}")[1].label == "correct"  # mathematics, not words
 
 
 def test_a_file_of_all_gpqa_gives_the_physics_questions(tmp_path: Path) -> None:
@@ -122,7 +135,8 @@ def test_a_set_that_is_one_file_of_its_repository_is_read_from_that_file(
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert load("strategyqa").problems[0].answer == "False"
-    assert asked == [("tasksource/strategy-qa", "strategyQA_train.json", "dataset")]
+    assert load("strategyqa", prompt_column="term").problems[0].question == "Heron"
+    assert asked == [("tasksource/strategy-qa", "strategyQA_train.json", "dataset")] * 2
 
 
 def test_a_set_that_cannot_be_fetched_is_an_error_that_a_caller_can_expect() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from bisect import bisect_left
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from twofold.compute.judge import Judging
 from twofold.compute.probe import Prover
 from twofold.engines.native import NativeEngine
 from twofold.evals.beside import _mean, beside, print_suite
-from twofold.evals.critic import Critic
+from twofold.evals.critic import Critic, check_cases, predict
 from twofold.evals.pools import POOLS, Header, read_pools
 from twofold.evals.probes import Probing
 from twofold.evals.records import Evaluation
@@ -32,6 +33,8 @@ from twofold.maths.stats import Estimate
 from twofold.maths.votes import ks
 from twofold.suite import run_suite
 from twofold.tasks.known import NAMED
+from twofold.tasks.processbench import as_case
+from twofold.types import Context
 
 MATHS = [{"problem": f"{i} + {i}?", "answer": str(2 * i), "unique_id": f"u{i}"} for i in range(3)]
 CASES = [
@@ -164,14 +167,56 @@ def test_what_cannot_be_loaded_is_listed_before_anything_is_sampled(tiny_model: 
         run_suite(model, SMALL, out=out, data=data, sets=["mathh500"])
     with pytest.raises(ValueError, match="at least 2 of each set, got problems=1"):
         run_suite(model, SMALL, ["problems=1"], out=out, data=data, sets=["math500"])
-    with pytest.raises(ValueError, match=r"(?s)math500: .* context is 1024 tokens .* 1024 generated .*--sets"):
+    with pytest.raises(ValueError, match=r"(?s)math500, read by .* context is 1024 tokens .* 1024 generated .*--sets"):
         run_suite(model, RLV, out=out, data=data, sets=["math500"])
-    files(data, aime25=MATHS)
+    files(data, aime25=MATHS, math500=MATHS[:1], processbench_gsm8k=CASES[:1])
+    with pytest.raises(ValueError, match=r"(?s)2 of 2 sets .*math500: .* at least 2 .*, got 1\n.*gsm8k: .*, got 1\n"):
+        run_suite(model, SMALL, out=out, data=data, sets=["math500", "processbench_gsm8k"])
     with pytest.raises(ValueError, match=r"aime25: end '</think>' must be a single token; .*--probe.thoughts 0"):
         run_suite(model, MRT, ["max_tokens=8"], out=out, data=data, sets=["aime25"])
     with pytest.raises(FileNotFoundError, match="no such folder"):
         run_suite(model, SMALL, out=out, data=tmp_path / "nowhere")
     assert not out.exists()
+
+
+def test_the_room_of_the_critic_and_of_the_verifier_is_checked_before_anything_is_sampled(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    model, verifier, out = run.load(tiny_model), replace(run.load(tiny_model), name="judge"), tmp_path / "out"
+    data = files(tmp_path / "data", math500=MATHS, cruxeval=some("cruxeval"), processbench_gsm8k=CASES)
+    with pytest.raises(
+        ValueError, match=r"not fit; nothing was sampled:\n  processbench_gsm8k, read by .* 1024 tokens"
+    ):
+        run_suite(model, TANGO, out=out, data=data, sets=["processbench_gsm8k"])
+    verifier.engine.model.config.max_position_embeddings = 48
+    with pytest.raises(ValueError) as caught:
+        run_suite(model, SMALL, ["max_tokens=32"], out=out, data=data, verifier=verifier)
+    said = [line.partition(": ")[0].strip() for line in str(caught.value).splitlines()[1:-1]]
+    assert said == [f"{name}, read by judge" for name in ("math500", "cruxeval", "processbench_gsm8k")]
+    with pytest.raises(ValueError, match="read by") as caught:
+        run_suite(verifier, SMALL, ["max_tokens=60"], out=out, data=data, sets=["math500"])
+    assert str(caught.value).count("read by") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("how", ["verifier", "prompted", "p_yes"])
+def test_the_room_that_a_critic_needs_is_what_its_engine_takes(tiny_model: Path, how: Any) -> None:
+    model, critic = run.load(tiny_model), Critic(how=how, max_tokens=4)
+    cases = [as_case(CASES[0]), as_case(CASES[1] | {"steps": ["1+1=2"] * 4})]
+
+    def fits(tokens: int) -> bool:
+        try:
+            check_cases(Context(tokens, "x"), model.chat, cases, critic)
+        except ValueError:
+            return False
+        return True
+
+    least = bisect_left(range(1024), True, key=fits)
+    model.engine.model.config.max_position_embeddings = least
+    assert len(predict(model.engine, model.chat, cases, critic)) == 2
+    model.engine.model.config.max_position_embeddings = least - 1
+    with pytest.raises(ValueError, match="context is"):
+        predict(model.engine, model.chat, cases, critic)
 
 
 @pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: suite.name)
@@ -225,11 +270,31 @@ def test_the_command_line(tiny_model: Path, tmp_path: Path, capsys: pytest.Captu
         ([*words, "--reward", "mine.py:f"], "leave out --reward"),
         (["eval", str(tiny_model), "--sets", "aime24"], "belong to --suite"),
         ([*words, "--nn", "2"], "unknown option nn"),
+        ([*words, "--sets", ","], "an empty name in --sets ,: name sets as in --sets math500,math2"),
+        ([*words, "--sets", ""], "an empty name in --sets"),
     ):
         assert cli.main(wrong) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main([*words, "--task", "countdown"])
+
+
+def test_the_verifier_of_a_suite_is_prompted_as_the_command_line_says(
+    tiny_qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, generate = files(tmp_path / "data", processbench_gsm8k=CASES), NativeEngine.generate
+    prompts: list[list[int]] = []
+
+    def watched(engine: NativeEngine, asked: Any, *rest: Any, **more: Any) -> Any:
+        prompts.extend(asked)
+        return generate(engine, asked, *rest, **more)
+
+    monkeypatch.setattr(NativeEngine, "generate", watched)
+    words = ["--suite", "tango", "--sets", "processbench_gsm8k", "--data", str(data), "--out", str(tmp_path / "out")]
+    more = ["--verifier", str(tiny_qwen), "--system", "Be strict.", "--max_tokens", "4"]
+    assert cli.main(["eval", str(tiny_qwen), *words, *more]) == 0
+    chat = run.load(tiny_qwen).chat
+    assert len(prompts) == 2 and all("Be strict." in chat.decode(prompt) for prompt in prompts)
 
 
 def test_what_the_papers_are_sampled_with() -> None:

@@ -330,9 +330,9 @@ def _suite(args: argparse.Namespace, rest: list[str]) -> int:
         rest,
         out=args.out or Path("runs") / f"{args.suite}-{Path(args.model).name}",
         data=args.data,
-        sets=args.sets.split(",") if args.sets else (),
+        sets=() if args.sets is None else args.sets.split(","),
         name=args.name,
-        verifier=run.load(args.verifier) if args.verifier else None,
+        verifier=run.load(args.verifier, **_prompts(args)) if args.verifier else None,
         plans=args.plan,
     )
     return 0

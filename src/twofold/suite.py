@@ -16,7 +16,7 @@ from twofold.compute.probe import thought_length
 from twofold.compute.rollout import forced
 from twofold.compute.room import check_room
 from twofold.evals.beside import Found, SuiteReport, beside, print_suite, write
-from twofold.evals.critic import Critic, saved_score
+from twofold.evals.critic import Critic, check_cases, saved_score
 from twofold.evals.report import report
 from twofold.evals.run import RENAMED, Eval
 from twofold.evals.suites import CRITIC, SUITES, Part, Suite
@@ -67,12 +67,12 @@ def run_suite(
     ``batch`` and ``seed``. A file of the folder ``data`` that is named like a set is read in place of the hub. ``verifier``
     judges in the model's place, and is the critic of ProcessBench.
 
-    Raises ValueError, before anything is sampled, for a set that is not in the suite or cannot be loaded, for problems that do
-    not fit the model's context, and for a model whose thoughts cannot be probed.
+    Raises ValueError, before anything is sampled, for a set that is not in the suite, cannot be loaded or has fewer than two
+    problems, for problems and solutions that do not fit a model's context, and for a model whose thoughts cannot be probed.
     """
     suite = SUITES[suite] if isinstance(suite, str) else suite
     jobs = _load(suite, _chosen(suite, sets), settings, data)
-    _check_room(model, jobs)
+    _check_room(model, verifier, jobs)
     _check_thoughts(model, jobs)
     found: dict[str, Found] = {}
     for job in jobs:
@@ -108,24 +108,22 @@ def run_and_print(model: run.Model, suite: str, settings: Sequence[str], *, out:
 
 def _chosen(suite: Suite, sets: Sequence[str]) -> list[Part]:
     names = [part.name for part in suite.parts]
+    if "" in sets:
+        raise ValueError(f"an empty name in --sets {','.join(sets)}: name sets as in --sets {','.join(names[:2])}")
     if unknown := [name for name in sets if name not in names]:
         raise ValueError(f"the suite {suite.name} has no set {', '.join(unknown)}; it has {', '.join(names)}")
     return [part for part in suite.parts if not sets or part.name in sets]
 
 
 def _load(suite: Suite, parts: Sequence[Part], settings: Sequence[str], data: Path | None) -> list[Job]:
-    """Return the parts with their problems. Raises ValueError that lists all sets that cannot be loaded."""
+    """Return the parts with their problems. Raises ValueError that lists all sets that cannot be loaded or are too small."""
     jobs: list[Job] = []
     missing: list[str] = []
     for part in parts:
         how, most = _changed(part, settings)
         source = _file(part.name, data) or part.name
         try:
-            if isinstance(how, Critic):
-                jobs.append(Checking(part.name, how, load_cases(_split(source), most)))
-            else:
-                task = load(source, limit=most)
-                jobs.append(Solving(part.name, replace(how, problems=len(task)), task))
+            jobs.append(_job(part.name, how, source, most))
         except (OSError, ValueError) as error:
             missing.append(f"{part.name}: {error}")
     if missing:
@@ -137,6 +135,22 @@ def _load(suite: Suite, parts: Sequence[Part], settings: Sequence[str], data: Pa
             f"Put files named SET{', SET'.join(READERS)} into a folder and give it with --data{leave}."
         )
     return jobs
+
+
+def _job(name: str, how: Eval | Critic, source: Path | str, most: int) -> Job:
+    """Return a part with at most ``most`` problems. Raises ValueError if there are fewer than two."""
+    if isinstance(how, Critic):
+        cases = load_cases(_split(source), most)
+        _check_size(len(cases))
+        return Checking(name, how, cases)
+    task = load(source, limit=most)
+    _check_size(len(task))
+    return Solving(name, replace(how, problems=len(task)), task)
+
+
+def _check_size(problems: int) -> None:
+    if problems < 2:
+        raise ValueError(f"an interval over problems needs at least 2 of each set, got {problems}")
 
 
 def _changed(part: Part, settings: Sequence[str]) -> tuple[Eval | Critic, int]:
@@ -171,21 +185,29 @@ def _caps(suite: Suite, name: str, limit: int) -> list[int]:
     return sorted({row.cap for row in rows if row.cap is not None and row.cap <= limit})
 
 
-def _check_room(model: run.Model, jobs: Sequence[Job]) -> None:
-    """Raise ValueError that lists the sets whose prompts, answers and verdicts do not fit the model's context."""
+def _check_room(model: run.Model, verifier: run.Model | None, jobs: Sequence[Job]) -> None:
+    """Raise ValueError that lists the sets whose prompts, answers and verdicts do not fit the context of who reads them."""
     bad = []
     for job in jobs:
-        if isinstance(job, Solving):
-            questions = (problem.question for problem in job.task.problems)
+        for who in _readers(model, verifier, job):
             try:
-                check_room(model.engine.context, model.chat, questions, job.how.max_tokens, job.how.judge)
+                if isinstance(job, Solving):
+                    questions = (problem.question for problem in job.task.problems)
+                    check_room(who.engine.context, model.chat, questions, job.how.max_tokens, job.how.judge)
+                else:
+                    check_cases(who.engine.context, who.chat, job.cases, job.how)
             except ValueError as error:
-                bad.append(f"{job.name}: {error}")
+                bad.append(f"{job.name}, read by {who.name}: {error}")
     if bad:
         lines = "\n  ".join(bad)
-        raise ValueError(
-            f"these sets do not fit the model; nothing was sampled:\n  {lines}\nOr leave sets out with --sets."
-        )
+        raise ValueError(f"these sets do not fit; nothing was sampled:\n  {lines}\nOr leave sets out with --sets.")
+
+
+def _readers(model: run.Model, verifier: run.Model | None, job: Job) -> list[run.Model]:
+    """Return the models that read a set: the verifier alone is the critic, and it also reads what the model has solved."""
+    if verifier is None:
+        return [model]
+    return [model, verifier] if isinstance(job, Solving) else [verifier]
 
 
 def _check_thoughts(model: run.Model, jobs: Sequence[Job]) -> None:

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from twofold.compute.judge import p_yes
+from twofold.compute.judge import p_yes, question
 from twofold.compute.rollout import candidate, forced
-from twofold.compute.verify import verify
+from twofold.compute.verify import asked, verify
 from twofold.engines.base import Engine
 from twofold.evals.pools import read_lines
 from twofold.maths.processbench import ProcessScore, best_threshold, first_error, process_score
@@ -21,7 +21,7 @@ from twofold.text.chat import Chat
 from twofold.text.extract import last_boxed
 from twofold.text.prompts import FIND_ERROR, VERIFY
 from twofold.text.steps import Critique, Cut, solution_text
-from twofold.types import Candidate, Sampling
+from twofold.types import Candidate, Context, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +157,25 @@ def _verified(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic)
     return [
         [predicted_step(v.critique, k, critic.whole) for v in drawn] for drawn, k in zip(found, counts, strict=True)
     ]
+
+
+def check_cases(context: Context, chat: Chat, cases: Sequence[Case], critic: Critic) -> None:
+    """Raise ValueError if the longest case, with what is asked and written about it, is too long for the context."""
+    longest = max(len(_request(chat, case, critic)) for case in cases)
+    if critic.how == "p_yes":
+        context.check(longest, after=1)
+    else:
+        context.check(longest, critic.max_tokens)
+
+
+def _request(chat: Chat, case: Case, critic: Critic) -> list[int]:
+    """Return the prompt about a case. For ``p_yes`` it is the one about the whole solution, which is the longest."""
+    if critic.how == "prompted":
+        return chat.prompt(find_error_prompt(case))
+    rollout = as_candidate(chat, case, critic.cut)
+    if critic.how == "p_yes":
+        return question(chat, rollout)
+    return asked(chat, [*rollout.prompt, *rollout.completion.tokens], critic.question, len(case.steps))
 
 
 def predicted_step(critique: Critique, steps: int, whole: bool) -> int | None:

@@ -122,7 +122,7 @@ RLV = Suite(
 # --- Tango ------------------------------------------------------------------------------------------------------------
 
 _GREEDY = Eval(n=1, temperature=0.0, max_tokens=2048, judge=Judging("none"))
-_VERIFIER = Critic(how="verifier", max_tokens=4096)
+_VERIFIER = Critic(how="verifier", max_tokens=2048)
 _TANGO = ("SFT start", "GRPO", "GRPO +Tango", "Tango, 300 steps")
 _TANGO_WHERE = "Table 1 (Qwen2.5-Math-7B, 200 steps of the generator) and Table 2 (300 steps). Single greedy runs."
 
@@ -188,6 +188,8 @@ TANGO = Suite(
     ),
     notes=(
         "The paper writes its own prompt, without a chat template; here it is the model's template and --system.",
+        "A verification is at most 2048 tokens, half of Qwen2.5-Math's context; the other half is for what it reads. In the "
+        "paper's training it is 4096; the limit in ProcessBench is not known.",
         "An answer must be boxed. In the paper the checker of three sets also reads a reply without a box.",
     ),
 )

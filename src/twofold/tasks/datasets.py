@@ -12,7 +12,7 @@ import csv
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -35,12 +35,12 @@ Read = tuple[str, "Row | str"]
 class DataError(ValueError):
     """Rows that cannot be used. ``bad`` has one line for each: "file:12: no answer"."""
 
-    def __init__(self, source: str, bad: list[str]) -> None:
+    def __init__(self, source: str, bad: list[str], hint: str = "") -> None:
         self.bad = bad
         shown = "\n  ".join(bad[:SHOWN])
         more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        hint = "Repair the rows, or pass skip_bad=True to use the others."
-        super().__init__(f"{len(bad)} unusable row(s) in {source}:\n  {shown}{more}\n{hint}")
+        repair = "Repair the rows, or pass skip_bad=True to use the others."
+        super().__init__(f"{len(bad)} unusable row(s) in {source}:\n  {shown}{more}\n{repair}{hint}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +94,11 @@ def load(
 ) -> Dataset:
     """Load problems from ``source``: a .jsonl, .json, .csv or .parquet file, a name in ``NAMED``, or a hub repository.
 
-    A file whose name is in ``NAMED``, such as cruxeval.jsonl, is read as a copy of that set.
+    A file whose name is in ``NAMED``, such as cruxeval.jsonl, is read as a copy of that set, unless a column is given.
 
     Args:
         prompt_column, answer_column: the columns to take, where the usual names find the wrong ones. A dot enters a nested
-            field ("reward_model.ground_truth").
+            field ("reward_model.ground_truth"). With one of them a known set is posed and graded like any other.
         limit: use only the first ``limit`` rows.
         split: the split of a set on the hub. A file is one split already.
         skip_bad: keep the good rows and list the others in ``skipped``.
@@ -107,19 +107,8 @@ def load(
         DataError: rows are malformed, or there are none.
         ValueError: a column is missing, or the kind of file or the name is unknown.
     """
-    path = Path(source)
-    if path.suffix in READERS:
-        name, rows, named = path.stem, READERS[path.suffix](path), NAMED.get(path.stem, Named(""))
-    elif path.is_file():
-        raise ValueError(f"{path} is not one of {', '.join(READERS)}")
-    elif str(source) not in NAMED and "/" not in str(source):
-        known = ", ".join([*(p().name for p in PROCEDURAL), "gym:NAME", *NAMED])
-        raise ValueError(
-            f"{source}: no such task, set or file; there are {known}, files, and sets of a hub (OWNER/NAME)"
-        )
-    else:
-        named = NAMED.get(str(source), Named(str(source)))
-        name, rows = str(source).replace("/", "-"), read_hub(named, split)
+    name, rows, named = opened(source, split, own_columns=bool(prompt_column or answer_column))
+    hint = as_published(Path(source)) if named.pose else ""
     problems: list[Problem] = []
     bad: list[str] = []
     seen: dict[str, str] = {}
@@ -127,7 +116,7 @@ def load(
     for i, (where, row) in enumerate(islice(wanted(rows, named), limit)):
         if not isinstance(row, str):
             if columns is None:
-                columns = choose_columns(row, prompt_column, answer_column, named, where)
+                columns = choose_columns(row, prompt_column, answer_column, named, where, hint)
             try:
                 problem = to_problem(name, i, row, *columns, named.pose)
                 if problem.id in seen:
@@ -139,11 +128,43 @@ def load(
                 row = str(e)
         bad.append(f"{where}: {row}")
     if bad and not (skip_bad and problems):
-        raise DataError(str(source), bad)
+        raise DataError(str(source), bad, hint)
     if columns is None:
         raise DataError(str(source), [f"{source}: no rows"])
     taken = f"{name}: question from {columns[0]!r}, answer from {columns[1]!r}"
     return Dataset(name, tuple(problems), taken, tuple(bad), named.same)
+
+
+def opened(source: str | Path, split: str, *, own_columns: bool) -> tuple[str, Iterator[Read], Named]:
+    """Return a source's name, its rows, and what is known of the set. Raises ValueError if there is no such source.
+
+    With ``own_columns`` a file is an ordinary one, whatever its name, and a set of the hub is posed like any other.
+    """
+    path = Path(source)
+    if path.suffix in READERS:
+        named = Named("") if own_columns else NAMED.get(path.stem, Named(""))
+        return path.stem, READERS[path.suffix](path), named
+    if path.is_file():
+        raise ValueError(f"{path} is not one of {', '.join(READERS)}")
+    if str(source) not in NAMED and "/" not in str(source):
+        known = ", ".join([*(p().name for p in PROCEDURAL), "gym:NAME", *NAMED])
+        raise ValueError(
+            f"{source}: no such task, set or file; there are {known}, files, and sets of a hub (OWNER/NAME)"
+        )
+    named = NAMED.get(str(source), Named(str(source)))
+    if own_columns:
+        named = replace(named, pose=None, same=None)
+    return str(source).replace("/", "-"), read_hub(named, split), named
+
+
+def as_published(path: Path) -> str:
+    """Return what an error says about a file that is read as a published set; nothing for a set of the hub."""
+    if path.suffix not in READERS:
+        return ""
+    return (
+        f" {path.name} was read as the published set {path.stem}, because of its name. If it is a set of your own, rename it, "
+        "or name its columns with prompt_column and answer_column (--prompt-column, --answer-column)."
+    )
 
 
 # --- reading rows -----------------------------------------------------------------------------------------------------
@@ -241,10 +262,13 @@ IDS = ("id", "unique_id", "idx", "Record ID")
 WRONG_OPTIONS = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
 
-def choose_columns(row: Row, prompt: str | None, answer: str | None, named: Named, where: str) -> tuple[str, str]:
+def choose_columns(
+    row: Row, prompt: str | None, answer: str | None, named: Named, where: str, hint: str
+) -> tuple[str, str]:
     """Return the names of the question's and the answer's column: those asked for, or else what the first row has.
 
-    The columns of a known set come first; one that is posed from several columns has no others.
+    The columns of a known set come first; one that is posed from several columns has no others, and its error ends in
+    ``hint``.
     """
     found = []
     columns = ("prompt", prompt, named.prompt, PROMPTS), ("answer", answer, named.answer, ANSWERS)
@@ -254,8 +278,8 @@ def choose_columns(row: Row, prompt: str | None, answer: str | None, named: Name
         name = next((name for name in names if field(row, name) is not None), None)
         if name is None:
             missing = f"no {names[0]!r}" if len(names) == 1 else f"none of {', '.join(names)}"
-            hint = "" if named.pose else f" Name it with {kind}_column=..."
-            raise ValueError(f"{where} has {missing}; it has {', '.join(row)}.{hint}")
+            do = hint if named.pose else f" Name it with {kind}_column=..."
+            raise ValueError(f"{where} has {missing}; it has {', '.join(row)}.{do}")
         found.append(name)
     return found[0], found[1]
 

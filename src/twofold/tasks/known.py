@@ -110,13 +110,7 @@ def same_value(reference: str, answer: str) -> bool:
 def literal(written: str) -> Any:
     try:
         return ast.literal_eval(written)
-    except (
-        ValueError,
-        SyntaxError,
-        TypeError,
-        MemoryError,
-        RecursionError,
-    ):  # all that it raises for text that is none
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as documented, for text that is none
         return written
 
 
