@@ -85,7 +85,7 @@ def test_greedy_completions_are_the_models_own(remote: Model, model: Model) -> N
 
 
 def test_samples_come_with_the_log_probs_they_were_drawn_with(remote: Model, model: Model) -> None:
-    sampling = Sampling(3, 0.7, max_tokens=30, stop=model.chat.stop, seed=5)
+    sampling = Sampling(3, 1.5, max_tokens=30, stop=model.chat.stop, seed=5)
     groups = remote.engine.generate(prompts(model), sampling)
     reported: list[tuple[tuple[int, int], Completion]] = []
     again = remote.engine.generate(prompts(model), sampling, lambda i, j, c: reported.append(((i, j), c)))
@@ -95,7 +95,7 @@ def test_samples_come_with_the_log_probs_they_were_drawn_with(remote: Model, mod
     assert groups != remote.engine.generate(prompts(model), replace(sampling, seed=6))
     assert len({tuple(c.tokens) for c in groups[0]}) == 3
     for prompt, group in zip(prompts(model), groups, strict=True):
-        want = model.engine.session().logprobs([prompt] * 3, [c.tokens for c in group], 0.7)
+        want = model.engine.session().logprobs([prompt] * 3, [c.tokens for c in group], 1.5)
         for c, logprobs in zip(group, want, strict=True):
             assert c.logprobs == pytest.approx(logprobs, abs=1e-4) and c.sampled == [True] * len(c.tokens)
             assert (c.finish == "stop") == (c.tokens[-1] in model.chat.stop) and len(c.tokens) <= 30

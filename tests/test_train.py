@@ -21,7 +21,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from twofold import cli, run, toml, training
+from twofold.compute.judge import question
+from twofold.compute.rollout import draw
 from twofold.config import ALIASES, Config, Data, Rollouts, Train
+from twofold.maths.seeds import derive
 from twofold.models.head import attach
 from twofold.models.io import STATE, latest_checkpoint, load_model
 from twofold.recipes.pretrain import Pretrain
@@ -32,7 +35,7 @@ from twofold.tasks.stream import Problems
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner, Loss
 from twofold.trainer.optim import Optim
-from twofold.types import Sample
+from twofold.types import Sample, Sampling
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,7 +83,7 @@ def test_a_run_directory(finished, tiny_model):
     assert toml.load(Config, finished / "config.toml") == small(tiny_model)
 
 
-def test_metrics(finished):
+def test_metrics(finished, tiny_model):
     lines = metrics(finished)
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     promised = {
@@ -93,7 +96,16 @@ def test_metrics(finished):
         "verifier/auroc" in lines[0] and lines[0]["verifier/auroc"] is None
     )  # one class only: not a number, in JSON null
     assert all(line["mismatch"] < 1e-5 for line in lines)  # the engine samples from the weights of this step
-    assert lines[3]["target_loss"] < lines[0]["target_loss"]  # "No" is right every time
+    start, trained = run.load(tiny_model), run.load(finished)
+    questions = [small(tiny_model).task.problem("train", i).question for i in range(2)]  # those of the first step
+    sampling = Sampling(2, max_tokens=6, stop=start.chat.stop, seed=derive(0, 0))
+    solved = [r for group in draw(start.engine, start.chat, questions, sampling) for r in group]
+    before, after = (
+        [lp for (lp,) in m.engine.logprobs([question(m.chat, r) for r in solved], [[m.chat.yes_no_ids[1]]] * 4)]
+        for m in (start, trained)
+    )
+    assert lines[0]["target_loss"] == pytest.approx(-sum(before) / 4, rel=1e-4)
+    assert sum(after) > sum(before)  # "No" is right every time, and becomes likelier after the same solutions
 
 
 def test_there_is_no_pickle(finished):

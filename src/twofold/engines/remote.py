@@ -304,6 +304,11 @@ class RemoteEngine:
             self._now(self._request({"prompt": text, "max_tokens": 0, "echo": True}, [echoed]))
             if not echoed.tokens:
                 raise UpstreamError(502, f"the upstream {self.wire.url} returns no log-probs of a text")
+            if echoed.tokens[-len(ids) :] != ids:  # the server may put a BOS before them
+                raise ValueError(
+                    f"the upstream's tokenizer is another: {text!r} is {echoed.tokens} there, {ids} here. Give the "
+                    "directory or the name of the model it serves"
+                )
             values, _ = self._now(self._score(ids, [ids[0], ids[0]]))
             ((nucleus,),) = self._start([ids], Sampling(top_p=1e-6, max_tokens=8), stream=False).wait()
         except UpstreamError as error:
@@ -314,11 +319,6 @@ class RemoteEngine:
                 f"{error}. Its /completions needs prompts of token ids, logprobs with echo and max_tokens 0, "
                 "return_tokens_as_token_ids, ignore_eos and stop_token_ids (vLLM has all of them)",
             ) from error
-        if echoed.tokens[-len(ids) :] != ids:  # the server may put a BOS before them
-            raise ValueError(
-                f"the upstream's tokenizer is another: {text!r} is {echoed.tokens} there, {ids} here. Give the directory "
-                "or the name of the model it serves"
-            )
         # of a nucleus of one token each log-prob is 0, unless it is that of the whole distribution
         self.raw_logprobs = any(x < -1e-4 for x in nucleus.logprobs)
         if self.raw_logprobs:
