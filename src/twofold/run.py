@@ -218,9 +218,9 @@ def evaluate(
     if traced := [plan.traces for plan in parsed if plan.traced]:
         config = replace(config, trace_top=traced[0].top, trace_window=traced[0].window)
     problems = [chosen.problem(config.split, i) for i in range(config.problems)]
-    for judged_by in (model, verifier or model):
+    for reader in (model, verifier) if verifier else (model,):
         questions = [p.question for p in problems]
-        check_room(judged_by.engine.context, model.chat, questions, config.max_tokens, config.judge)
+        check_room(reader.engine.context, model.chat, questions, config.max_tokens, config.judge)
     directory = evaluate_task(
         model.engine,
         model.chat,
