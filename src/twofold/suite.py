@@ -148,9 +148,9 @@ def _job(name: str, how: Eval | Critic, source: Path | str, most: int) -> Job:
     return Solving(name, replace(how, problems=len(task)), task)
 
 
-def _check_size(problems: int) -> None:
+def _check_size(problems: int, option: str = "") -> None:
     if problems < 2:
-        raise ValueError(f"an interval over problems needs at least 2 of each set, got {problems}")
+        raise ValueError(f"an interval over problems needs at least 2 of each set, got {option}{problems}")
 
 
 def _changed(part: Part, settings: Sequence[str]) -> tuple[Eval | Critic, int]:
@@ -158,11 +158,10 @@ def _changed(part: Part, settings: Sequence[str]) -> tuple[Eval | Critic, int]:
     own = part.how
     usual = own if isinstance(own, Eval) else Eval(max_tokens=own.max_tokens, batch=own.batch, seed=own.seed)
     changed = toml.override(replace(usual, problems=ALL), settings, RENAMED)
-    if changed.problems < 2:
-        raise ValueError(f"an interval over problems needs at least 2 of each set, got problems={changed.problems}")
+    _check_size(changed.problems, "problems=")
     if isinstance(own, Critic):
-        own = replace(own, max_tokens=changed.max_tokens, batch=changed.batch, seed=changed.seed)
-        return own, changed.problems
+        changed_critic = replace(own, max_tokens=changed.max_tokens, batch=changed.batch, seed=changed.seed)
+        return changed_critic, changed.problems
     return changed, changed.problems
 
 

@@ -9,6 +9,7 @@ import math
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -134,17 +135,23 @@ def _metadata(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         import gguf  # noqa: F401
     except ImportError as error:
         raise ImportError(f"reading {path} needs an extra: pip install 'twofold[gguf]' ({error})") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    metadata, names = _parsed(path, path.stat().st_mtime_ns)
+    if (kind := metadata.get("general.architecture")) not in TYPES:
+        raise ValueError(f"{path} holds a model of type {kind}; of GGUF files only {', '.join(TYPES)} are read")
+    return metadata, names
+
+
+@lru_cache(maxsize=1)  # the model, the tokenizer and the stop tokens are read one after another
+def _parsed(path: Path, changed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what the file holds, as it is since ``changed``, its time of modification. It is not to be written to."""
     from transformers.integrations.gguf import read_gguf_metadata
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     with _reading(path):
-        metadata, names = read_gguf_metadata(str(path))
-    if (kind := metadata.get("general.architecture")) not in TYPES:
-        raise ValueError(f"{path} holds a model of type {kind}; of GGUF files only {', '.join(TYPES)} are read")
-    return metadata, names
+        return read_gguf_metadata(str(path))
 
 
 @contextmanager

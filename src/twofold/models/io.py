@@ -77,7 +77,7 @@ def _built(path: str | Path, device: str) -> Any:
 
 def _check_weights(path: str | Path, report: Mapping[str, Any]) -> None:
     """Raise ValueError if the weights in ``path`` are not exactly those of its config, by the loading report of ``transformers``."""
-    wrong = [(f"{name} is missing: it would be random") for name in sorted(report["missing_keys"])]
+    wrong = [f"{name} is missing: it would be random" for name in sorted(report["missing_keys"])]
     wrong += [
         f"{name} has the shape {list(there)}, not {list(here)}"
         for name, there, here in sorted(report["mismatched_keys"])

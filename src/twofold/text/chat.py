@@ -46,9 +46,7 @@ class Chat:
     * ``before``: (role, content) of earlier messages, with which every prompt begins. They are untrusted, ``system`` is
       trusted, and a system message among them replaces it.
     * ``stop``: more tokens that end a solution, beside those that the tokenizer and its template name.
-    * ``enable_thinking``: given to the template; None: the template's default.
-    * ``think_end``: what ends a thought; None: ``</think>`` if the template mentions it. Questions about a solution are asked
-      with all thoughts closed.
+    * ``enable_thinking``, ``think_end``: see ``ChatOptions``. Questions about a solution are asked with all thoughts closed.
 
     Raises ValueError if the tokenizer has no end token, or if the template does not read ``enable_thinking``.
     """
@@ -66,8 +64,7 @@ class Chat:
     ) -> None:
         self.tokenizer, self.codec = tokenizer, Codec(tokenizer)
         self.question, self.enable_thinking = question, enable_thinking
-        self.system = None if any(role == "system" for role, _ in before) else system
-        self.before = tuple(before)
+        self.system, self.before = system, tuple(before)
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no eos_token: set the token that ends a turn")
         template = text_of(tokenizer)
@@ -180,7 +177,6 @@ class Chat:
             return self
         other = copy(self)
         other.before = tuple(before)
-        other.system = None if any(role == "system" for role, _ in before) else self.system
         other.__dict__.pop("_skeleton", None)
         return other
 
@@ -192,7 +188,8 @@ class Chat:
 
     @cached_property
     def _skeleton(self) -> Skeleton:
-        return skeleton(self.codec, self.system, self.before, self.enable_thinking, self._thoughts)
+        system = None if any(role == "system" for role, _ in self.before) else self.system
+        return skeleton(self.codec, system, self.before, self.enable_thinking, self._thoughts)
 
     @property
     def _closing(self) -> int | None:
