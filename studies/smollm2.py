@@ -5,9 +5,9 @@
 
 The start learns to write worked solutions: for ``sums`` they are made here, and half of them begin with a wrong guess. No
 document says whether a solution is right. Then each seed trains RL^V as the config says, and plain RL with the same problems,
-seed and number of policy updates: it has no verdict to warm up. Every model is evaluated on each test, a split of the config's
-task or a data file. Another task is a config whose ``[task]`` is a data file, with ``--worked`` for worked solutions to start
-from: ``word_problems.py`` makes such files. What is done is not done again.
+seed and number of updates. Every model is evaluated on each test, a split of the config's task or a data file. Another task
+is a config whose ``[task]`` is a data file, with ``--worked`` for worked solutions to start from: ``word_problems.py`` makes
+such files. What is done is not done again.
 """
 
 from __future__ import annotations
@@ -70,16 +70,11 @@ def train(config: Config, out: Path, title: str) -> Path:
 
 
 def arms(config: Config, seed: int) -> dict[str, Config]:
-    """Return plain RL and RL^V with the same seed and as many policy updates."""
+    """Return plain RL and RL^V with the same seed and as many steps."""
     recipe = config.recipe
     assert isinstance(recipe, RLV)
     seeded = replace(config, train=replace(config.train, seed=seed))
-    plain = replace(
-        seeded,
-        recipe=replace(recipe, verify="none", verify_warmup=0),
-        train=replace(seeded.train, steps=config.train.steps - recipe.verify_warmup),
-    )
-    return {f"rl-{seed}": plain, f"rlv-{seed}": seeded}
+    return {f"rl-{seed}": replace(seeded, recipe=replace(recipe, verify="none")), f"rlv-{seed}": seeded}
 
 
 def evaluate(config: Config, models: dict[str, Path], test: str, problems: int, out: Path) -> None:

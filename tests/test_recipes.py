@@ -142,19 +142,6 @@ def test_lambda_warms_up(chat):
     assert weights == [0.5, 1.0, 2.0, 2.0, 2.0]
 
 
-def test_the_verdict_is_learnt_alone_until_the_warm_up_ends(chat):
-    before, after = (collect(chat, step=step, verify_warmup=3)[0]["policy"] for step in (2, 3))
-    assert not any(any(s.sampled) or any(s.advantages) for s in before)
-    assert [s.targets[-1] for s in before] == [1.0] * 8
-    assert any(any(s.advantages) for s in after) and all(any(s.sampled) for s in after)
-    assert verdicts(chat, before) == verdicts(chat, after)
-    held = collect(chat, step=2, verify_warmup=3, reference=Scripted(chat, GROUPS))[0]["policy"]
-    assert all(any(s.sampled) and not any(s.advantages) and s.reference is not None for s in held)  # the KL term alone
-    for wrong in ({"verify": "none"}, {"refills": 1}, {"verify_warmup": -1}):
-        with pytest.raises(ValueError, match="verify_warmup is a number of steps; it needs a verifier"):
-            RLV(**({"verify_warmup": 3} | wrong))
-
-
 def test_a_step_is_a_pure_function_of_its_number(chat):
     assert collect(chat, step=3, balance="balanced")[0] == collect(chat, step=3, balance="balanced")[0]
     seeds = [collect(chat, step=step)[2].generated[0][1].seed for step in range(10)]

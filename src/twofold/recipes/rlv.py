@@ -8,8 +8,7 @@ What the paper leaves open is an option here or one of these choices:
 
 * Only the verdict token is trained, not the token that ends the turn.
 * The verification loss is a mean over the judged rollouts. By default every rollout is judged once (``balance``).
-* lambda may warm up (``lam_warmup``), and the verdict may be learnt alone before the policy's term begins
-  (``verify_warmup``). One optimiser step serves both terms.
+* lambda may warm up (``lam_warmup``). One optimiser step serves both terms.
 * By default a truncated rollout counts as wrong (``truncated``).
 * ``refills`` is not in the paper: it is DAPO's dynamic sampling (arXiv:2503.14476).
 
@@ -56,9 +55,6 @@ class RLV:
     lam: float = 1.0
     lam_warmup: int = 0
     """Steps over which lambda rises linearly to ``lam``."""
-    verify_warmup: int = 0
-    """The first N steps train the verdict alone, on the model's own rollouts. The policy's term begins after them, but for its
-    KL term (``loss.beta``): nothing else keeps an unfamiliar verdict from changing the policy."""
     balance: Literal["all", "balanced"] = "all"
     """Judge every rollout, or as many correct as wrong ones: all of the rarer kind in a step."""
     truncated: Literal["wrong", "exclude"] = "wrong"
@@ -79,10 +75,6 @@ class RLV:
             raise ValueError(f"rollouts must be at least {least}: a group of one has no baseline, got {self.rollouts}")
         if not 0 <= self.refills < MAX_DRAWS:
             raise ValueError(f"refills must be in 0 .. {MAX_DRAWS - 1}, got {self.refills}")
-        if self.verify_warmup and (self.verify_warmup < 0 or self.refills or self.verify in ("none", "separate")):
-            raise ValueError(
-                "verify_warmup is a number of steps; it needs a verifier in the policy's model, and no refills"
-            )
         if self.refills and self.estimator == "vineppo":
             raise ValueError("refills replaces groups of equal rewards, which VinePPO learns from: set refills = 0")
 
@@ -117,12 +109,8 @@ class Recipe(common.Recipe):
         everyone = [r for g in usable for r in g]
         if self.config.score_every and step % self.config.score_every == 0:
             stats |= self._score(engine, everyone)
-        if step < self.config.verify_warmup:
-            credit = [None if self.reference is None else common.whole(0.0, r) for r in everyone]
-        elif self.config.estimator == "vineppo":
-            credit = self._vine(engine, usable, sampling)
-        else:
-            credit = self._outcome(usable)
+        vine = self.config.estimator == "vineppo"
+        credit = self._vine(engine, usable, sampling) if vine else self._outcome(usable)
         if self.config.refills:
             credit, stats["refills"] = self._informative(usable, credit, len(problems)), len(groups) / len(problems) - 1
         judged, lam = self._judged(everyone, step), self._lambda(step)
