@@ -4,8 +4,8 @@
     python studies/smollm2.py configs/rlv-smollm2.toml --seeds 5 --tests train --set recipe.lam=0.3 --out runs/try
 
 The start learns to write worked solutions: for ``sums`` they are made here, and half of them begin with a wrong guess. No
-document says whether a solution is right. Then each seed trains RL^V as the config says, and plain RL with the same problems,
-seed and number of updates. Every model is evaluated on each test, a split of the config's task or a data file. Another task
+document says whether a solution is right. Then each seed trains RL^V as the config says, and plain RL with the same seed
+and number of policy updates. Every model is evaluated on each test, a split of the config's task or a data file. Another task
 is a config whose ``[task]`` is a data file, with ``--worked`` for worked solutions to start from: ``word_problems.py`` makes
 such files. What is done is not done again.
 """
@@ -28,7 +28,7 @@ from twofold.recipes.rlv import RLV
 from twofold.recipes.sft import SFT
 from twofold.tasks.procedural import Sums
 from twofold.tasks.worked import attempt_sums
-from twofold.trainer.optim import Optim
+from twofold.trainer.optim import Optim, learning_rate
 
 UPDATES, BATCH, LR = 200, 32, 5e-5
 """Of the supervised start. A higher rate writes right steps sooner, and takes away what a verdict needs
@@ -70,11 +70,18 @@ def train(config: Config, out: Path, title: str) -> Path:
 
 
 def arms(config: Config, seed: int) -> dict[str, Config]:
-    """Return plain RL and RL^V with the same seed and as many steps."""
-    recipe = config.recipe
+    """Return plain RL and RL^V. Plain RL has the steps after the warm-up, at their learning rates."""
+    recipe, optim, steps = config.recipe, config.optim, config.train.steps
     assert isinstance(recipe, RLV)
-    seeded = replace(config, train=replace(config.train, seed=seed))
-    return {f"rl-{seed}": replace(seeded, recipe=replace(recipe, verify="none")), f"rlv-{seed}": seeded}
+    seeded, warm = replace(config, train=replace(config.train, seed=seed)), recipe.verify_warmup
+    first, last = (learning_rate(optim, step, steps) for step in (warm, steps))
+    plain = replace(
+        seeded,
+        recipe=replace(recipe, verify="none", verify_warmup=0),
+        optim=replace(optim, lr=first, final=last / first, warmup=0.0) if warm else optim,
+        train=replace(seeded.train, steps=steps - warm),
+    )
+    return {f"rl-{seed}": plain, f"rlv-{seed}": seeded}
 
 
 def evaluate(config: Config, models: dict[str, Path], test: str, problems: int, out: Path) -> None:

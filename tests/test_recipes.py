@@ -76,9 +76,11 @@ PROBLEMS = [Words().problem("train", 0), Words().problem("train", 1)]
 GROUPS = {"Q0": ["one yes", "two no", "three no", "four no"], "Q1": ["no one", "no", "maybe no", "so no"]}
 
 
-def recipe(chat: Chat, temperature: float = 1.0, reference: Any = None, **options: Any) -> rlv.Recipe:
-    config = RLV(**({"rollouts": 4} | options))
-    return rlv.Recipe(config, Words(), chat, Sampling(temperature=temperature, max_tokens=16, seed=5), reference)
+def recipe(
+    chat: Chat, temperature: float = 1.0, reference: Any = None, start: Any = None, **options: Any
+) -> rlv.Recipe:
+    config, sampling = RLV(**({"rollouts": 4} | options)), Sampling(temperature=temperature, max_tokens=16, seed=5)
+    return rlv.Recipe(config, Words(), chat, sampling, reference, start=start)
 
 
 def collect(
@@ -140,6 +142,23 @@ def test_lambda_warms_up(chat):
         collect(chat, step=step, lam=2.0, lam_warmup=4)[0]["policy"][0].targets[-1] for step in (0, 1, 3, 4, 100)
     ]
     assert weights == [0.5, 1.0, 2.0, 2.0, 2.0]
+
+
+def test_the_verdict_is_learnt_on_the_starting_models_rollouts_until_the_warm_up_ends(chat):
+    start, policy = Scripted(chat, GROUPS), Scripted(chat, GROUPS)
+    warm = recipe(chat, verify_warmup=3, lam=2.0, start=start)
+    samples = warm.collect(policy, PROBLEMS, 2).samples["policy"]
+    assert not policy.generated and start.generated
+    assert not any(any(s.sampled) for s in samples)  # no policy term, and no KL term
+    assert set(verdicts(chat, samples)) == {"Yes", "No"}
+    for s in samples:  # every token of the completion weighs 1, the verdict 2 for each of them
+        own = [t for t in s.targets[:-1] if t]
+        assert own == [1.0] * len(own) and s.targets[-1] == 2.0 * len(own)
+    after = warm.collect(policy, PROBLEMS, 3).samples["policy"]
+    assert policy.generated and all(any(s.sampled) for s in after) and verdicts(chat, after) == verdicts(chat, samples)
+    for verify in ("none", "separate"):
+        with pytest.raises(ValueError, match="verify_warmup teaches the policy's model the verdict"):
+            RLV(verify=verify, verify_warmup=3)
 
 
 def test_a_step_is_a_pure_function_of_its_number(chat):

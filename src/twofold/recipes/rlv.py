@@ -8,7 +8,8 @@ What the paper leaves open is an option here or one of these choices:
 
 * Only the verdict token is trained, not the token that ends the turn.
 * The verification loss is a mean over the judged rollouts. By default every rollout is judged once (``balance``).
-* lambda may warm up (``lam_warmup``). One optimiser step serves both terms.
+* lambda may warm up (``lam_warmup``), and the verdict may be learnt before the policy changes (``verify_warmup``). One
+  optimiser step serves both terms.
 * By default a truncated rollout counts as wrong (``truncated``).
 * ``refills`` is not in the paper: it is DAPO's dynamic sampling (arXiv:2503.14476).
 
@@ -55,6 +56,9 @@ class RLV:
     lam: float = 1.0
     lam_warmup: int = 0
     """Steps over which lambda rises linearly to ``lam``."""
+    verify_warmup: int = 0
+    """The first N steps learn the verdict on rollouts of the starting model, whose own tokens are targets too: they keep the
+    policy as it is, which an unfamiliar verdict would change."""
     balance: Literal["all", "balanced"] = "all"
     """Judge every rollout, or as many correct as wrong ones: all of the rarer kind in a step."""
     truncated: Literal["wrong", "exclude"] = "wrong"
@@ -75,6 +79,8 @@ class RLV:
             raise ValueError(f"rollouts must be at least {least}: a group of one has no baseline, got {self.rollouts}")
         if not 0 <= self.refills < MAX_DRAWS:
             raise ValueError(f"refills must be in 0 .. {MAX_DRAWS - 1}, got {self.refills}")
+        if self.verify_warmup and self.verify in ("none", "separate"):
+            raise ValueError("verify_warmup teaches the policy's model the verdict, but verify gives it none to learn")
         if self.refills and self.estimator == "vineppo":
             raise ValueError("refills replaces groups of equal rewards, which VinePPO learns from: set refills = 0")
 
@@ -83,11 +89,14 @@ class RLV:
             setup.second("verifier")
         if self.verify in ("bce", "regression"):
             setup.head(self.verify)
-        return Recipe(self, setup.task, setup.chat, setup.sampling, setup.reference(), setup.spare)
+        reference = setup.reference()
+        start = (reference or setup.frozen()) if self.verify_warmup else None
+        return Recipe(self, setup.task, setup.chat, setup.sampling, reference, setup.spare, start)
 
 
 class Recipe(common.Recipe):
-    """RL^V in one run. ``spare`` gives more problems for a step, as ``Setup.spare`` does, for ``refills``."""
+    """RL^V in one run. ``spare`` gives more problems for a step, as ``Setup.spare`` does, for ``refills``; ``start`` is an
+    engine of the starting model, for ``verify_warmup``."""
 
     def __init__(
         self,
@@ -97,12 +106,15 @@ class Recipe(common.Recipe):
         sampling: Sampling,
         reference: Engine | None = None,
         spare: Callable[[int, int], list[Problem]] = lambda step, draw: [],
+        start: Engine | None = None,
     ) -> None:
         super().__init__(task, chat, sampling, config.rollouts, reference)
-        self.config, self.spare = config, spare
+        self.config, self.spare, self.start = config, spare, start
 
     def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
         sampling = replace(self.sampling, seed=derive(self.sampling.seed, step))
+        if self.start is not None and step < self.config.verify_warmup:
+            return self._warm(rollouts(self.start, self.chat, self.task, problems, sampling), step)
         groups = self._groups(engine, problems, sampling, step)
         stats = common.describe(groups)
         usable = common.gradable(groups)
@@ -128,6 +140,15 @@ class Recipe(common.Recipe):
             common.refer(samples["policy"], self.reference, self.sampling.temperature)
         stats |= {} if self.config.verify == "none" else {"lambda": lam}
         return Collected(samples, stats, groups)
+
+    def _warm(self, groups: list[Group], step: int) -> Collected:
+        """Return samples of the starting model's rollouts: lambda times the verdict's mean NLL and that of the rollout's tokens."""
+        everyone, samples = [r for g in common.gradable(groups) for r in g], []
+        judged = self._judged(everyone, step)
+        for i, rollout in enumerate(everyone):
+            sample, weight = common.target_sample(rollout), self._lambda(step) * len(rollout.completion.tokens)
+            samples.append(self._with_verdict(sample, rollout, weight) if i in judged else sample)
+        return Collected({"policy": samples}, common.describe(groups), groups)
 
     def _groups(self, engine: Engine, problems: Sequence[Problem], sampling: Sampling, step: int) -> list[Group]:
         """Return the rollouts of the problems, and of spare problems while too few groups have different rewards."""
