@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from hashlib import blake2b
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.library import custom_op
 from torch.nn.functional import threshold
 
-from twofold.models.fused import chunk_sums
+from twofold.models.fused import on_cuda
 from twofold.models.logprobs import LEAST, shifted
 from twofold.types import Sampling
-
-CHUNK = 512
-"""Tokens that ``draw_by_chunks`` takes together: about the square root of a large vocabulary."""
 
 
 def uniforms(prompts: Sequence[Sequence[int]], sampling: Sampling) -> np.ndarray:
@@ -61,44 +60,14 @@ def draw(logits_A_V: Tensor, uniforms_A: Tensor, temperature: float, top_p: floa
     return tokens_A, logp_A_V.gather(1, tokens_A[:, None])[:, 0]
 
 
-def draw_by_chunks(logits_A_V: Tensor, uniforms_A: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Do ``draw`` without top-p, reading all logits only once.
-
-    First the chunk of ``CHUNK`` tokens is drawn, by the sums of all chunks, then the token within it. It is the token of
-    ``draw``, unless the random number is within a rounding of the token's bounds.
-    """
-    size, scale = logits_A_V.shape[1], temperature or 1.0
-    greatest_A_C, sums_A_C = chunk_sums(logits_A_V, scale, CHUNK)
-    top_A_1 = greatest_A_C.amax(1, keepdim=True)
-    weights_A_C = sums_A_C * _likely((greatest_A_C - top_A_1) / scale)
-    if temperature == 0:
-        chunk_A_1 = greatest_A_C.argmax(1, keepdim=True)
-    else:
-        chunk_A_1, shares_A_1 = _invert(weights_A_C, uniforms_A[:, None])
-    tokens_A_W = chunk_A_1 * CHUNK + torch.arange(CHUNK, device=logits_A_V.device)
-    x_A_W = (logits_A_V.gather(1, tokens_A_W.clamp(max=size - 1)).float() - top_A_1) / scale
-    x_A_W = x_A_W.masked_fill_(tokens_A_W >= size, float("-inf"))
-    place_A_1 = x_A_W.argmax(1, keepdim=True) if temperature == 0 else _invert(_likely(x_A_W), shares_A_1)[0]
-    logp_A_1 = x_A_W.gather(1, place_A_1) - weights_A_C.sum(1, keepdim=True, dtype=torch.float64).log()
-    return tokens_A_W.gather(1, place_A_1)[:, 0], logp_A_1[:, 0].float()
+@custom_op("twofold::draw_one", mutates_args=(), device_types="cpu")
+def draw_one(logits_A_V: Tensor, uniforms_A: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Do ``draw`` without top-p. On a CUDA device this reads the logits once, and draws the token of ``draw`` unless the random
+    number is within a rounding of the token's bounds."""
+    return draw(logits_A_V, uniforms_A, temperature, 1.0)
 
 
-def _likely(x: Tensor) -> Tensor:
-    """Return exp(x), and 0 below ``LEAST``."""
-    return threshold(x, LEAST, float("-inf")).exp()
-
-
-def _invert(weights_A_N: Tensor, shares_A_1: Tensor) -> tuple[Tensor, Tensor]:
-    """Return into which of N weights a share of their sum, in [0, 1), falls, and how far into it, as a share of it.
-
-    Example: 0.5 of the weights 1, 3 falls into the second, a third of it from its beginning.
-    """
-    weights = weights_A_N.double()
-    cumulative = weights.cumsum(1)
-    target = shares_A_1 * cumulative[:, -1:]  # less than the whole sum: rounding does not reach it
-    which = (cumulative <= target).sum(1, keepdim=True)
-    chosen = weights.gather(1, which)
-    return which, ((target - cumulative.gather(1, which) + chosen) / chosen).clamp(0, 1 - 2**-53)
+draw_one.register_kernel("cuda", partial(on_cuda, "draw_one"))
 
 
 def confidences(logits_A_V: Tensor, k: int) -> tuple[Tensor, Tensor]:

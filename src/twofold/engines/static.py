@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear, silu
+from torch.nn.functional import embedding, linear
 
 from twofold.engines.base import Finished
 from twofold.engines.decoding import Decoding
-from twofold.engines.sampling import confidences, draw, draw_by_chunks
+from twofold.engines.sampling import confidences, draw, draw_one
 from twofold.models.decoder import Affine, Decoder, Layer
-from twofold.models.fused import add_norm, attend_one
+from twofold.models.fused import add_norm, attend_one, gated
 from twofold.models.norm import rms_norm
 
 LOOK = 16
@@ -112,8 +112,7 @@ class Step:
                 self.source, self.shared.keys[i], self.shared.values[i], net.width**-0.5,
             )  # fmt: skip
             h = add_norm(x, linear(seen, *layer.out), layer.before_mlp, net.eps)
-            gate, up = linear(h, *self.gates[i]).chunk(2, 1)
-            h = add_norm(x, linear(silu(gate) * up, *layer.down), norm, net.eps)
+            h = add_norm(x, linear(gated(linear(h, *self.gates[i])), *layer.down), norm, net.eps)
         self.at += 1
         self.draw(linear(h, *net.output))
 
@@ -133,7 +132,7 @@ class Step:
         if s.top_p < 1 and s.temperature > 0:
             drawn = draw(logits_A_V, randoms_A, s.temperature, s.top_p)
         else:
-            drawn = draw_by_chunks(logits_A_V, randoms_A, s.temperature)
+            drawn = draw_one(logits_A_V, randoms_A, s.temperature)
         self.tokens[: self.rows] = drawn[0]
         more = confidences(logits_A_V, s.trace_top) if s.trace_top else ()
         for store_T_R, numbers_A in zip(self.found, (*drawn, *more), strict=True):

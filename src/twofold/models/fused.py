@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import custom_op
-from torch.nn.functional import pad
 from torch.nn.functional import scaled_dot_product_attention as sdpa
+from torch.nn.functional import silu
 
 from twofold.models.norm import rms_norm
 
@@ -60,25 +60,19 @@ def attend_one(
     return out.flatten(1).to(qkv_A_X.dtype)
 
 
-@custom_op("twofold::chunk_sums", mutates_args=(), device_types="cpu")
-def chunk_sums(logits_A_V: Tensor, temperature: float, width: int) -> tuple[Tensor, Tensor]:
-    """Return the greatest logit of every ``width`` logits and their sum of exp((logit - greatest) / temperature).
-
-    Both are [A, V / width, rounded up], in fp32. The logits are read once.
-    """
-    count = -(-logits_A_V.shape[1] // width)
-    x = pad(logits_A_V.float(), (0, count * width - logits_A_V.shape[1]), value=float("-inf")).unflatten(
-        1, (count, width)
-    )
-    greatest = x.amax(-1).clamp(min=torch.finfo(torch.float32).min)  # a chunk may hold impossible tokens only
-    return greatest, ((x - greatest[..., None]) / temperature).exp().sum(-1)
+@custom_op("twofold::gated", mutates_args=(), device_types="cpu")
+def gated(gate_and_up_A_F: Tensor) -> Tensor:
+    """Return silu(gate) * up, [A, F / 2]."""
+    gate, up = gate_and_up_A_F.chunk(2, 1)
+    return silu(gate) * up
 
 
-def _on_cuda(name: str, *arguments: Any) -> Any:
+def on_cuda(name: str, *arguments: Any) -> Any:
+    """Call a function of ``kernels``, which is imported no sooner: without a CUDA device there may be no Triton."""
     from twofold.models import kernels
 
     return getattr(kernels, name)(*arguments)
 
 
-for name, op in (("add_norm", add_norm), ("attend_one", attend_one), ("chunk_sums", chunk_sums)):
-    op.register_kernel("cuda", partial(_on_cuda, name))
+for name, op in (("add_norm", add_norm), ("attend_one", attend_one), ("gated", gated)):
+    op.register_kernel("cuda", partial(on_cuda, name))

@@ -12,6 +12,12 @@ import triton  # type: ignore[import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
+from twofold.models.logprobs import LEAST
+
+COLUMNS = 1024
+"""Columns of a program that works element by element."""
+CHUNK = 512
+"""Tokens whose weights are summed before one is drawn: about the square root of a large vocabulary."""
 KEYS, BYTES = 64, 2**14
 """The most keys that an attention program reads at a time, and the most bytes that they take."""
 
@@ -35,22 +41,20 @@ def add_norm(x_A_C: Tensor, change_A_C: Tensor, weight_C: Tensor, eps: float) ->
 
 
 @triton.jit
-def _chunk_sums(logits, greatest, sums, temperature, size, WIDTH: tl.constexpr):
-    row, chunk, chunks = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    token = chunk * WIDTH + tl.arange(0, WIDTH)
-    x = tl.load(logits + row * size + token, token < size, float("-inf")).to(tl.float32)
-    highest = tl.maximum(tl.max(x), -3.4028234663852886e38)  # a chunk may hold impossible tokens only
-    tl.store(greatest + row * chunks + chunk, highest)
-    tl.store(sums + row * chunks + chunk, tl.sum(tl.exp((x - highest) / temperature)))
+def _gated(both, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    gate = tl.load(both + 2 * row * WIDTH + column, column < WIDTH, 0.0).to(tl.float32)
+    up = tl.load(both + (2 * row + 1) * WIDTH + column, column < WIDTH, 0.0).to(tl.float32)
+    silu = (gate * tl.sigmoid(gate)).to(out.dtype.element_ty).to(tl.float32)  # rounded as the learner's
+    tl.store(out + row * WIDTH + column, silu * up, column < WIDTH)
 
 
-def chunk_sums(logits_A_V: Tensor, temperature: float, width: int) -> tuple[Tensor, Tensor]:
-    """Do ``fused.chunk_sums``. ``width`` is a power of two."""
-    rows, size = logits_A_V.shape
-    shape = rows, triton.cdiv(size, width)
-    greatest, sums = (torch.empty(shape, device=logits_A_V.device) for _ in range(2))
-    _chunk_sums[shape](logits_A_V, greatest, sums, temperature, size, width)
-    return greatest, sums
+def gated(gate_and_up_A_F: Tensor) -> Tensor:
+    """Do ``fused.gated``."""
+    rows, width = len(gate_and_up_A_F), gate_and_up_A_F.shape[1] // 2
+    out = gate_and_up_A_F.new_empty(rows, width)
+    _gated[(rows, triton.cdiv(width, COLUMNS))](gate_and_up_A_F, out, width, COLUMNS)
+    return out
 
 
 @triton.jit
@@ -149,3 +153,67 @@ def attend_one(
         max(16, min(KEYS, BYTES // (padded * keys_R_H_S_D.element_size()))),
     )  # fmt: skip
     return out
+
+
+@triton.jit
+def _likely(x, LEAST: tl.constexpr):
+    return tl.where(x > LEAST, tl.exp(x), 0.0)
+
+
+@triton.jit
+def _chunk_sums(logits, greatest, sums, temperature, size, CHUNK: tl.constexpr):
+    """Find the greatest logit of a chunk of the vocabulary, and the sum of exp((logit - greatest) / temperature)."""
+    row, chunk, chunks = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    token = chunk * CHUNK + tl.arange(0, CHUNK)
+    x = tl.load(logits + row * size + token, token < size, float("-inf")).to(tl.float32)
+    highest = tl.maximum(tl.max(x, 0), -3.4028234663852886e38)  # a chunk may hold impossible tokens only
+    tl.store(greatest + row * chunks + chunk, highest)
+    tl.store(sums + row * chunks + chunk, tl.sum(tl.exp((x - highest) / temperature), 0))
+
+
+@triton.jit
+def _invert(weights, share, COUNT: tl.constexpr):
+    """Return into which of the weights a share of their sum, in [0, 1), falls, how far into it, as a share of it, and the sum."""
+    place = tl.arange(0, COUNT)
+    cumulative = tl.cumsum(weights, 0)
+    total = tl.max(cumulative, 0)
+    target = share * total
+    which = tl.min(tl.where((weights > 0) & (cumulative > target), place, COUNT - 1), 0)
+    before = tl.max(tl.where(place < which, cumulative, 0.0), 0)
+    into = (target - before) / tl.sum(tl.where(place == which, weights, 0.0), 0)
+    return which, tl.minimum(tl.maximum(into, 0.0), 1 - 2**-53), total
+
+
+@triton.jit
+def _draw_one(
+    logits, greatest, sums, uniforms, tokens, logprobs, temperature, size, chunks,
+    GREEDY: tl.constexpr, LEAST: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """Draw a chunk of the vocabulary, then a token of it. One program is one row."""
+    row, chunk = tl.program_id(0).to(tl.int64), tl.arange(0, CHUNKS)
+    highest = tl.load(greatest + row * chunks + chunk, chunk < chunks, float("-inf"))
+    top = tl.max(highest, 0)
+    weights = tl.load(sums + row * chunks + chunk, chunk < chunks, 0.0) * _likely((highest - top) / temperature, LEAST)
+    which, share, total = _invert(weights.to(tl.float64), tl.load(uniforms + row), CHUNKS)
+    if GREEDY:
+        which = tl.argmax(highest, 0)
+    token = which * CHUNK + tl.arange(0, CHUNK)
+    x = (tl.load(logits + row * size + token, token < size, float("-inf")).to(tl.float32) - top) / temperature
+    place = tl.argmax(x, 0) if GREEDY else _invert(_likely(x, LEAST).to(tl.float64), share, CHUNK)[0]
+    chosen = tl.sum(tl.where(tl.arange(0, CHUNK) == place, x, 0.0), 0)
+    tl.store(tokens + row, (which * CHUNK + place).to(tl.int64))
+    tl.store(logprobs + row, chosen - tl.log(total.to(tl.float32)))
+
+
+def draw_one(logits_A_V: Tensor, uniforms_A: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Do ``sampling.draw_one``: the first kernel reads all logits, the second one those of one chunk."""
+    rows, size = logits_A_V.shape
+    chunks, scale = triton.cdiv(size, CHUNK), temperature or 1.0
+    greatest, sums = logits_A_V.new_empty(2, rows, chunks, dtype=torch.float32)
+    tokens, logprobs = torch.empty_like(uniforms_A, dtype=torch.long), torch.empty_like(uniforms_A, dtype=torch.float32)
+    _chunk_sums[(rows, chunks)](logits_A_V, greatest, sums, scale, size, CHUNK)
+    _draw_one[(rows,)](
+        logits_A_V, greatest, sums, uniforms_A, tokens, logprobs, scale, size, chunks,
+        temperature == 0, LEAST, CHUNK, triton.next_power_of_2(chunks),
+    )  # fmt: skip
+    return tokens, logprobs
