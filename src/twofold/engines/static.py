@@ -28,7 +28,7 @@ from twofold.models.norm import rms_norm
 LOOK = 16
 """Steps between two looks of the host."""
 FEWEST = 8
-"""Rows that a step has at least, if the call has so many."""
+"""No step has fewer rows, unless the call has."""
 ROOM = 256
 """Tokens per row that a cache first allocates memory for, or its ``room`` if that is less; then the memory doubles."""
 
@@ -142,7 +142,7 @@ class Step:
         """Halve the rows as often as the live samples allow; return whether there are fewer. Ended samples leave the cache's
         active rows then."""
         decoding, rows = self.decoding, self.rows
-        while rows > FEWEST and decoding.live <= rows // 2:
+        while rows // 2 >= max(FEWEST, decoding.live):
             rows //= 2
         if rows == self.rows:
             return False
