@@ -167,7 +167,7 @@ class NativeEngine:
         run = NativeRun(self, [])
         with self._autocast():
             for part, randoms in self._take(prompts, sampling, size):
-                decoding = self._begin(part, sampling, randoms)
+                decoding = self._begin(part, sampling, randoms, self.static)
                 if self.static:
                     self.usage.computed += self._static.decode(decoding, finished)
                 while not decoding.done:
@@ -295,16 +295,16 @@ class NativeEngine:
         for part in self._parts(prompts, kept, size):
             yield part, randoms[part.indices].flatten(0, 1).to(self.model.device)
 
-    def _begin(self, part: Part, sampling: Sampling, randoms_R_T: Tensor) -> Decoding:
-        """Run each prompt once and give every sample a row of the cache."""
+    def _begin(self, part: Part, sampling: Sampling, randoms_R_T: Tensor, static: bool = False) -> Decoding:
+        """Run each prompt once and give every sample a row of the cache. A static step reads one other cache, the prompts'."""
         n, prompts, pieces = sampling.n, part.prompts, part.pieces()
         longest = max(map(len, pieces))
-        even = n == 1 and longest == min(map(len, pieces)) and not self.static
+        even = n == 1 and longest == min(map(len, pieces)) and not static
         kv = part.begin(longest + (sampling.max_tokens if even else 0), self.model.device)
         logits = self._head(_last(self._extend(kv, pieces), pieces))
         if not even:
             prompt_of_R, lengths = torch.arange(len(prompts)).repeat_interleave(n), torch.tensor([*map(len, prompts)])
-            kv = kv.whole(lengths) if self.static else kv  # a step reads one shared cache
+            kv = kv.whole(lengths) if static else kv
             kv = kv.fork(prompt_of_R, lengths[prompt_of_R], sampling.max_tokens)
             logits = logits[prompt_of_R.to(logits.device)]
         return Decoding(part, sampling, kv, logits, randoms_R_T)
