@@ -2,6 +2,7 @@
 
     python bench/gpu.py [--shapes 0.5B 1.5B] [--batches 1 16 512] [--prompts 64] [--completions 16] [--length 512]
 
+* same: the tokens and log-probs of the static decode path against those of the ragged one;
 * decode, for batches of 1, 16 and 512 samples: milliseconds of a token step, without prefill but with the capture of CUDA
   graphs; the step's limit as a share of that (the larger of two times: to read the weights and the cache once, and to compute
   the products, at the speeds measured in the same run); and the speed over that of ``transformers.generate`` with the same
@@ -16,6 +17,7 @@ Without a device it runs on the CPU, which tests the program and measures nothin
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -72,6 +74,28 @@ def peak(side: Callable[[], Any]) -> float:
 
 def model_of(shape: str, length: int) -> Any:
     return with_lengths(qwen2(**SHAPES[shape]), length, length).to(DEVICE)
+
+
+def same(shape: str, length: int) -> None:
+    """Compare the static path with the ragged one in both precisions: the share of equal tokens, and the largest gap of the
+    log-probs of tokens up to the first that differs."""
+    chat, model = Chat(tokenizer()), install(qwen2(**SHAPES[shape]).to(DEVICE))
+    prompts = [chat.prompt(question(PROMPT - i, i)) for i in range(4)]
+    for precision in ("float32", "bfloat16"):
+        found = []
+        for static in (True, False):
+            engine = NativeEngine(model, precision=precision)
+            engine.static = static
+            groups = engine.generate(prompts, Sampling(n=16, max_tokens=length, stop=tuple(range(0, 10**6, 50))))
+            found.append([c for group in groups for c in group])
+        pairs = [
+            list(zip(a.tokens, b.tokens, a.logprobs, b.logprobs, strict=False)) for a, b in zip(*found, strict=True)
+        ]
+        alike = [[*itertools.takewhile(lambda x: x[0] == x[1], pair)] for pair in pairs]
+        record(
+            "gpu-same", shape=shape, precision=precision, tokens=sum(map(len, pairs)),
+            equal=sum(map(len, alike)) / sum(map(len, pairs)), gap=max(abs(a - b) for x in alike for _, _, a, b in x),
+        )  # fmt: skip
 
 
 def decode(shape: str, batches: list[int], most: int, length: int, repeats: int) -> None:
@@ -156,6 +180,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 512])
     args = parser.parse_args()
     for shape in args.shapes:
+        same(shape, min(args.length, 64))
         decode(shape, args.batches, args.completions, args.length, args.repeats)
         learn(shape, args.prompts, args.completions, args.length, args.repeats)
 

@@ -101,6 +101,8 @@ class NativeEngine:
     ``precision`` must be the learner's, so that what is sampled is what is scored: with ``bfloat16`` the model and its head
     run under autocast, or, where ``Decoder`` suits, as if they did. Call ``load`` after the weights have changed.
 
+    On a CUDA device ``generate`` decodes with ``StaticDecoder``, unless ``exact`` is set; if it cannot, the log says why.
+
     Raises ValueError for a model that ``install`` refuses.
     """
 

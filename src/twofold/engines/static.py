@@ -69,6 +69,7 @@ class StaticDecoder:
         with torch.autocast(decoding.logits.device.type, enabled=False):
             step = Step(self.network, self.gates, decoding)
             step.draw(decoding.logits)
+            decoding.logits = decoding.logits.new_empty(0)  # hundreds of megabytes that no later step reads
             run = Replayed(step)
             while True:
                 decoding.extend([x[decoding.steps :][:count, : decoding.kv.active].T.tolist() for x in step.found])
