@@ -25,6 +25,8 @@ from typing import Any, Literal
 import torch
 from against_trl import Odd
 from common import interleaved, question, qwen2, record, tokenizer, with_lengths
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from twofold.engines.native import NativeEngine
 from twofold.models.install import install
@@ -76,6 +78,24 @@ def model_of(shape: str, length: int) -> Any:
     return with_lengths(qwen2(**SHAPES[shape]), length, length).to(DEVICE)
 
 
+def work(side: Callable[[], Any]) -> dict[str, float]:
+    """Count what a call asks of the device: kernels, copies, waits of the host, and the device's busy milliseconds."""
+    side()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]
+    with profile(activities=activities) as profiler:
+        side()
+    events = profiler.key_averages()
+    device = [e for e in events if e.device_type == DeviceType.CUDA]
+    copies = sum(e.count for e in device if e.key.startswith(("Memcpy", "Memset")))
+    return {
+        "kernels": sum(e.count for e in device) - copies,
+        "copies": copies,
+        "launches": sum(e.count for e in events if "Launch" in e.key),
+        "waits": sum(e.count for e in events if e.key.endswith("Synchronize")),
+        "busy_ms": sum(e.self_device_time_total for e in device) / 1e3,
+    }
+
+
 def same(shape: str, length: int) -> None:
     """Compare the static path with the ragged one in both precisions: the share of equal tokens, and the largest gap of the
     log-probs of tokens up to the first that differs."""
@@ -125,10 +145,13 @@ def decode(shape: str, batches: list[int], most: int, length: int, repeats: int)
         reading = (2 * parameters + cache) / (block.numel() * 4) * took["read"]
         computing = 2 * parameters * batch / (2 * len(square) ** 3) * took["product"]
         step = (took["ours"] - took["few"]) / (length - 2)
+        more, less = (work(partial(ours, tokens)) for tokens in (66, 34))  # two looks apart, and no capture
+        per_step = {f"{name}_per_step": (more[name] - less[name]) / 32 for name in more}
         record(
             "gpu-decode", shape=shape, batch=batch, ms_per_step=1e3 * step, limit_ms=1e3 * max(reading, computing),
             fraction=max(reading, computing) / step, ratio=took["theirs"] / took["ours"],
             tokens_per_s=batch * length / took["ours"], prefill_ms=1e3 * took["few"], peak_gib=peak(sides["ours"]),
+            **per_step,
         )  # fmt: skip
 
 
