@@ -156,7 +156,7 @@ class NativeEngine:
 
     def session(self) -> NativeEngine:
         """Return an engine on the same module with its own caches and usage, for one of many callers served at once."""
-        assert self._network  # built once for all sessions
+        assert self._static if self.static else self._network  # built once for all sessions
         other = copy.copy(self)
         other.usage, other._kept = Usage(), []
         return other

@@ -74,5 +74,6 @@ def on_cuda(name: str, *arguments: Any) -> Any:
     return getattr(kernels, name)(*arguments)
 
 
-for name, op in (("add_norm", add_norm), ("attend_one", attend_one), ("gated", gated)):
-    op.register_kernel("cuda", partial(on_cuda, name))
+add_norm.register_kernel("cuda", partial(on_cuda, "add_norm"))
+attend_one.register_kernel("cuda", partial(on_cuda, "attend_one"))
+gated.register_kernel("cuda", partial(on_cuda, "gated"))
