@@ -1,9 +1,12 @@
 """Measure a CUDA device at Qwen2.5's shapes (random weights, bfloat16): decoding, learning and verification against their limits.
 
-    python bench/gpu.py [--shapes 0.5B 1.5B] [--prompts 64] [--completions 16] [--length 512]
+    python bench/gpu.py [--shapes 0.5B 1.5B] [--batches 1 16 512] [--prompts 64] [--completions 16] [--length 512]
 
-* decode: the speed as a share of what the memory's bandwidth allows (every step reads the weights and the cache once), and
-  tokens per second over those of ``transformers.generate`` with the same weights;
+* same: the tokens and log-probs of the static decode path against those of the ragged one;
+* decode, for batches of 1, 16 and 512 samples: milliseconds of a token step, without prefill but with the capture of CUDA
+  graphs; the step's limit as a share of that (the larger of two times: to read the weights and the cache once, and to compute
+  the products, at the speeds measured in the same run); and the speed over that of ``transformers.generate`` with the same
+  weights;
 * learner: model FLOPs (2 P forward and 4 P backward per token, and attention's products) per second over those of one large
   matrix product, and the seconds of a whole step of RL^V over a step without verification;
 * peak memory of each. TRL's step is in ``against_trl.py``, which needs an environment of its own.
@@ -14,6 +17,7 @@ Without a device it runs on the CPU, which tests the program and measures nothin
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -21,6 +25,8 @@ from typing import Any, Literal
 import torch
 from against_trl import Odd
 from common import interleaved, question, qwen2, record, tokenizer, with_lengths
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from twofold.engines.native import NativeEngine
 from twofold.models.install import install
@@ -72,31 +78,81 @@ def model_of(shape: str, length: int) -> Any:
     return with_lengths(qwen2(**SHAPES[shape]), length, length).to(DEVICE)
 
 
-def decode(shape: str, groups: int, n: int, length: int, repeats: int) -> None:
+def work(side: Callable[[], Any]) -> dict[str, float]:
+    """Count what a call asks of the device: kernels, copies, waits of the host, and the device's busy milliseconds."""
+    side()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]
+    with profile(activities=activities) as profiler:
+        side()
+    events = profiler.key_averages()
+    device = [e for e in events if e.device_type == DeviceType.CUDA]
+    copies = sum(e.count for e in device if e.key.startswith(("Memcpy", "Memset")))
+    return {
+        "kernels": sum(e.count for e in device) - copies,
+        "copies": copies,
+        "launches": sum(e.count for e in events if "Launch" in e.key),
+        "waits": sum(e.count for e in events if e.key.endswith("Synchronize")),
+        "busy_ms": sum(e.self_device_time_total for e in device) / 1e3,
+    }
+
+
+def same(shape: str, length: int) -> None:
+    """Compare the static path with the ragged one in both precisions: the share of equal tokens, and the largest gap of the
+    log-probs of tokens up to the first that differs."""
+    chat, model = Chat(tokenizer()), install(qwen2(**SHAPES[shape]).to(DEVICE))
+    prompts = [chat.prompt(question(PROMPT - i, i)) for i in range(4)]
+    for precision in ("float32", "bfloat16"):
+        found = []
+        for static in (True, False):
+            engine = NativeEngine(model, precision=precision)
+            engine.static = static
+            groups = engine.generate(prompts, Sampling(n=16, max_tokens=length, stop=tuple(range(0, 10**6, 50))))
+            found.append([c for group in groups for c in group])
+        pairs = [
+            list(zip(a.tokens, b.tokens, a.logprobs, b.logprobs, strict=False)) for a, b in zip(*found, strict=True)
+        ]
+        alike = [[*itertools.takewhile(lambda x: x[0] == x[1], pair)] for pair in pairs]
+        record(
+            "gpu-same", shape=shape, precision=precision, tokens=sum(map(len, pairs)),
+            equal=sum(map(len, alike)) / sum(map(len, pairs)), gap=max(abs(a - b) for x in alike for _, _, a, b in x),
+        )  # fmt: skip
+
+
+def decode(shape: str, batches: list[int], most: int, length: int, repeats: int) -> None:
+    """Measure each batch: so many samples, of as few prompts as possible with at most ``most`` samples each."""
     chat, model = Chat(tokenizer()), install(model_of(shape, length))
     engine, theirs = NativeEngine(model, precision="bfloat16"), model_of(shape, length).to(torch.bfloat16)
-    prompts = [chat.prompt(question(PROMPT, i)) for i in range(groups)]
-    ids = torch.tensor([p for p in prompts for _ in range(n)], device=DEVICE)
     block = torch.ones(2**28 if CUDA else 2**22, device=DEVICE)
-
-    def ours() -> None:
-        engine.load({})
-        engine.generate(prompts, Sampling(n=n, max_tokens=length, stop=chat.stop))
-
-    @torch.inference_mode()
-    def generate() -> None:
-        theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, max_new_tokens=length)
-
-    took = seconds({"ours": ours, "theirs": generate, "read": block.sum}, repeats)
-    config = model.config
+    square = torch.randn(8192 if CUDA else 512, 8192 if CUDA else 512, device=DEVICE, dtype=torch.bfloat16)
+    config, parameters = model.config, sum(p.numel() for p in model.parameters())
     token = 2 * 2 * config.num_key_value_heads * config.hidden_size // config.num_attention_heads  # bytes in a layer
-    cache = token * config.num_hidden_layers * (groups * PROMPT + groups * n * length / 2)
-    weights = 2 * sum(p.numel() for p in model.parameters())
-    floor = length * (weights + cache) / (block.numel() * 4) * took["read"]
-    record(
-        "gpu-decode", shape=shape, fraction=floor / took["ours"], ratio=took["theirs"] / took["ours"],
-        tokens_per_s=groups * n * length / took["ours"], peak_gib=peak(ours),
-    )  # fmt: skip
+    for batch in batches:
+        n = min(batch, most)
+        prompts = [chat.prompt(question(PROMPT, i)) for i in range(batch // n)]
+        ids = torch.tensor([p for p in prompts for _ in range(n)], device=DEVICE)
+
+        def ours(tokens: int, prompts: list[list[int]] = prompts, n: int = n) -> None:
+            engine.load({})
+            engine.generate(prompts, Sampling(n=n, max_tokens=tokens, stop=chat.stop))
+
+        @torch.inference_mode()
+        def generate(ids: torch.Tensor = ids) -> None:
+            theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, max_new_tokens=length)
+
+        sides = {"ours": partial(ours, length), "few": partial(ours, 2), "theirs": generate}
+        took = seconds(sides | {"read": block.sum, "product": lambda: square @ square}, repeats)
+        cache = token * config.num_hidden_layers * (len(prompts) * PROMPT + batch * length / 2)
+        reading = (2 * parameters + cache) / (block.numel() * 4) * took["read"]
+        computing = 2 * parameters * batch / (2 * len(square) ** 3) * took["product"]
+        step = (took["ours"] - took["few"]) / (length - 2)
+        more, less = (work(partial(ours, tokens)) for tokens in (66, 34))  # two looks apart, and no capture
+        per_step = {f"{name}_per_step": (more[name] - less[name]) / 32 for name in more}
+        record(
+            "gpu-decode", shape=shape, batch=batch, ms_per_step=1e3 * step, limit_ms=1e3 * max(reading, computing),
+            fraction=max(reading, computing) / step, ratio=took["theirs"] / took["ours"],
+            tokens_per_s=batch * length / took["ours"], prefill_ms=1e3 * took["few"], peak_gib=peak(sides["ours"]),
+            **per_step,
+        )  # fmt: skip
 
 
 def learn(shape: str, groups: int, n: int, length: int, repeats: int) -> None:
@@ -144,9 +200,11 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["0.5B", "1.5B"])
     for option, value in (("--prompts", 64), ("--completions", 16), ("--length", 512), ("--repeats", 3)):
         parser.add_argument(option, type=int, default=value)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 512])
     args = parser.parse_args()
     for shape in args.shapes:
-        decode(shape, args.prompts, args.completions, args.length, args.repeats)
+        same(shape, min(args.length, 64))
+        decode(shape, args.batches, args.completions, args.length, args.repeats)
         learn(shape, args.prompts, args.completions, args.length, args.repeats)
 
 

@@ -44,7 +44,9 @@ class Pair:
     def engine(self, kind: str) -> Engine:
         if kind == "oracle":
             return Oracle(copy.deepcopy(self.plain))
-        return NativeEngine(self.ours, exact=kind == "exact")
+        engine = NativeEngine(self.ours, exact=kind == "exact")
+        engine.static = kind == "static"  # else on CUDA devices alone
+        return engine
 
 
 @pytest.fixture(scope="module", params=["tiny_model", "tiny_qwen"])
@@ -54,14 +56,16 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return Pair(plain, load_model(folder, device="cpu")[0])
 
 
-@pytest.fixture(params=["native", "exact", "oracle"])
+@pytest.fixture(params=["native", "static", "exact", "oracle"])
 def engine(pair: Pair, request: pytest.FixtureRequest) -> Engine:
     return pair.engine(request.param)
 
 
-@pytest.fixture
-def native(pair: Pair) -> NativeEngine:
-    return NativeEngine(pair.ours)
+@pytest.fixture(params=["native", "static"])
+def native(pair: Pair, request: pytest.FixtureRequest) -> NativeEngine:
+    engine = pair.engine(request.param)
+    assert isinstance(engine, NativeEngine)
+    return engine
 
 
 @torch.inference_mode()
@@ -132,7 +136,7 @@ def test_logprobs_are_those_of_the_distribution_sampled_from(
 
 
 def test_engines_draw_the_same_tokens(pair: Pair) -> None:
-    first, *others = (pair.engine(kind).generate(PROMPTS, ROLLOUT) for kind in ("native", "exact", "oracle"))
+    first, *others = (pair.engine(kind).generate(PROMPTS, ROLLOUT) for kind in ("native", "static", "exact", "oracle"))
     for other in others:
         assert tokens_of(other) == tokens_of(first)
         assert logprobs_of(other) == near(logprobs_of(first))
@@ -180,8 +184,9 @@ def test_every_completion_is_reported_once(engine: Engine) -> None:
     assert dict(reported) == {(i, j): c for i, group in enumerate(groups) for j, c in enumerate(group)}
 
 
-def test_a_completion_is_reported_when_it_ends(pair: Pair, native: NativeEngine) -> None:
+def test_a_completion_is_reported_when_it_ends(pair: Pair) -> None:
     """When a completion of k tokens is reported, no sample has run more than k; a sample's last token is never run."""
+    native = NativeEngine(pair.ours)
     reported: list[tuple[int, int]] = []
     sampling = replace(ROLLOUT, n=8)
     (group,) = native.generate(

@@ -33,7 +33,7 @@ WHOLE = {"__init__", "__main__"}  # the package's front doors may name every par
 CONCRETE = {"native", "vllm", "fleet", "remote"}  # engines that only run.py and training.py name
 
 HEAVY = {"torch", "vllm", "ray", "datasets", "wandb", "matplotlib", "sklearn", "scipy", "transformers", "math_verify"}
-HEAVY |= {"trackio", "reasoning_gym", "fastapi", "uvicorn", "pydantic", "httpx2"}
+HEAVY |= {"trackio", "reasoning_gym", "fastapi", "uvicorn", "pydantic", "httpx2", "triton"}
 ONE_FILE = {
     "httpx2",
     "vllm",
@@ -46,6 +46,7 @@ ONE_FILE = {
     "fastapi",
     "uvicorn",
     "pydantic",
+    "triton",
 }
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
 UNSAFE_KEYWORDS = {("weights_only", False), ("allow_pickle", True), ("shell", True), ("trust_remote_code", True)}

@@ -8,23 +8,27 @@ computed from the end of that prefix.
 from __future__ import annotations
 
 import copy
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from twofold.engines.base import Finished, Run, Scored, check_prompts, ignore_finished
-from twofold.engines.sampling import confidences, draw, uniforms
+from twofold.engines.decoding import Decoding, Part, PrefixCache
+from twofold.engines.sampling import uniforms
+from twofold.engines.static import StaticDecoder, obstacle
 from twofold.models.context import context
 from twofold.models.decoder import Decoder, Module, network
 from twofold.models.install import install
 from twofold.models.kv import KV, JoinedKV
 from twofold.models.logprobs import LOGITS
-from twofold.types import Completion, Context, Finish, Sampling
+from twofold.types import Completion, Context, Sampling
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -33,119 +37,6 @@ class Usage:
 
     computed: int = 0
     reused: int = 0
-
-
-class PrefixCache:
-    """The cache that a call left: row i holds the keys and values of ``tokens[i]``, which begin with ``prompts[i]``."""
-
-    def __init__(self, kv: KV, prompts: list[tuple[int, ...]], tokens: list[list[int]]) -> None:
-        self.kv = kv
-        rows: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for row, prompt in enumerate(prompts):
-            rows[prompt].append(row)
-        self._by_prompt = {p: (r, _padded([tokens[i] for i in r])) for p, r in rows.items()}
-        self._prompt_lengths = {len(p) for p in rows}
-
-    def longest_prefix(self, tokens: Sequence[int]) -> tuple[int, int]:
-        """Return (row, length) of the longest kept prefix of ``tokens``, at least a prompt; length 0 if there is none."""
-        best = (0, 0)
-        for size in self._prompt_lengths:
-            if found := self._by_prompt.get(tuple(tokens[:size])):
-                rows, kept = found
-                width = min(kept.shape[1], len(tokens))
-                same = (kept[:, :width] == np.asarray(tokens[:width])).cumprod(1).sum(1)
-                if same.max() > best[1]:
-                    best = (rows[int(same.argmax())], int(same.max()))
-        return best
-
-
-def _padded(rows: list[list[int]]) -> np.ndarray:
-    """Return token lists as one array [rows, longest], padded with -1 on the right."""
-    out = np.full((len(rows), max(map(len, rows))), -1)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return out
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Prompts of a call that run together. Prompt i begins with the first ``starts[i]`` tokens of row ``rows[i]`` of ``kv``.
-
-    ``indices[i]`` is its place in the call. Without a ``kv`` every start is 0.
-    """
-
-    indices: list[int]
-    prompts: list[Sequence[int]]
-    kv: KV | None
-    rows: list[int]
-    starts: list[int]
-
-    def pieces(self) -> list[Sequence[int]]:
-        """Return what is left to run of each prompt."""
-        return [p[s:] for p, s in zip(self.prompts, self.starts, strict=True)]
-
-    def begin(self, room: int, device: torch.device) -> KV:
-        """Return a cache of the prompts' beginnings with ``room`` more tokens per row."""
-        starts = torch.tensor(self.starts)
-        return KV(starts, room, device) if self.kv is None else self.kv.fork(torch.tensor(self.rows), starts, room)
-
-
-class Decoding:
-    """The samples of a part while they are drawn: row r of R = prompts * n is sample r % n of prompt r // n."""
-
-    def __init__(self, part: Part, sampling: Sampling, kv: KV, logits_R_V: Tensor, randoms_R_T: Tensor) -> None:
-        self.part, self.sampling = part, sampling
-        self.kv, self.logits, self.randoms = kv, logits_R_V, randoms_R_T
-        rows = range(len(randoms_R_T))
-        self.order = list(rows)  # order[i] is the sample in row i of the cache
-        self.tokens: list[list[int]] = [[] for _ in rows]
-        self.logprobs: list[list[float]] = [[] for _ in rows]
-        self.confidence: list[list[float]] = [[] for _ in rows]
-        self.certainty: list[list[float]] = [[] for _ in rows]
-        self.steps = 0
-        self.unreported = len(rows)  # samples that ``report`` has not reported
-
-    @property
-    def done(self) -> bool:
-        return self.kv.active == 0 or self.steps == self.sampling.max_tokens
-
-    def draw(self) -> list[int]:
-        """Draw one more token for every active row, retire rows that end, and return the tokens to run next."""
-        kv, s = self.kv, self.sampling
-        drawn, logp = draw(self.logits, self.randoms[self.order[: kv.active], self.steps], s.temperature, s.top_p)
-        found: list[tuple[list[list[Any]], Tensor]] = [(self.tokens, drawn), (self.logprobs, logp)]
-        if s.trace_top:
-            found += zip((self.confidence, self.certainty), confidences(self.logits, s.trace_top), strict=True)
-        for lists, values in found:
-            for i, value in zip(self.order, values.tolist(), strict=False):
-                lists[i].append(value)
-        new = drawn.tolist()
-        if finished := [i for i in range(kv.active) if new[i] in s.stop]:
-            for i, j in zip(*kv.retire(finished), strict=True):
-                self.order[i], self.order[j], new[i] = self.order[j], self.order[i], new[j]
-        self.steps += 1
-        return [] if self.done else new[: kv.active]
-
-    def report(self, finished: Finished) -> None:
-        """Call ``finished`` for the samples that have ended since the last call."""
-        running = 0 if self.done else self.kv.active
-        for r in self.order[running : self.unreported]:
-            i, j = divmod(r, self.sampling.n)
-            finished(self.part.indices[i], j, self.completion(r))
-        self.unreported = running
-
-    def completion(self, r: int) -> Completion:
-        """Return sample r as far as it is drawn."""
-        tokens = [*self.tokens[r]]
-        finish: Finish = "stop" if tokens and tokens[-1] in self.sampling.stop else "length"
-        confidence = ([*self.confidence[r]], [*self.certainty[r]]) if self.sampling.trace_top else ()
-        return Completion(tokens, [*self.logprobs[r]], [True] * len(tokens), finish, *confidence)
-
-    def cache(self) -> PrefixCache:
-        """Return the cache with the texts in it, without each sample's last token, which was never run."""
-        prompts = [tuple(self.part.prompts[r // self.sampling.n]) for r in self.order]
-        texts = [[*p, *self.tokens[r][:-1]] for p, r in zip(prompts, self.order, strict=True)]
-        return PrefixCache(self.kv, prompts, texts)
 
 
 @dataclass(slots=True)
@@ -210,6 +101,8 @@ class NativeEngine:
     ``precision`` must be the learner's, so that what is sampled is what is scored: with ``bfloat16`` the model and its head
     run under autocast, or, where ``Decoder`` suits, as if they did. Call ``load`` after the weights have changed.
 
+    On a CUDA device ``generate`` decodes with ``StaticDecoder``, unless ``exact`` is set; if it cannot, the log says why.
+
     Raises ValueError for a model that ``install`` refuses.
     """
 
@@ -228,13 +121,18 @@ class NativeEngine:
         self.usage = Usage()
         self._kept: list[PrefixCache] = []
         self._built: Decoder | Module | None = None
+        self._built_static: StaticDecoder | None = None
+        hindrance = obstacle(self.model)
+        if hindrance and self.model.device.type == "cuda":
+            log.warning("decoding takes several times as long as it could on this device: %s", hindrance)
+        self.static = not exact and not hindrance  # whether ``generate`` decodes with ``StaticDecoder``
 
     def load(self, weights: Mapping[str, Any]) -> None:
         """Drop what was computed from the old weights. The new ones are the module's own and already in place."""
         self.rest()
 
     def rest(self) -> None:
-        self._kept, self._built = [], None
+        self._kept, self._built, self._built_static = [], None, None
 
     @property
     def context(self) -> Context:
@@ -248,9 +146,17 @@ class NativeEngine:
             self._built = network(self.model, getattr(torch, self.precision))
         return self._built
 
+    @property
+    @torch.inference_mode()
+    def _static(self) -> StaticDecoder:
+        if self._built_static is None:
+            assert isinstance(self._network, Decoder)
+            self._built_static = StaticDecoder(self._network)
+        return self._built_static
+
     def session(self) -> NativeEngine:
         """Return an engine on the same module with its own caches and usage, for one of many callers served at once."""
-        assert self._network  # built once for all sessions
+        assert self._static if self.static else self._network  # built once for all sessions
         other = copy.copy(self)
         other.usage, other._kept = Usage(), []
         return other
@@ -263,7 +169,9 @@ class NativeEngine:
         run = NativeRun(self, [])
         with self._autocast():
             for part, randoms in self._take(prompts, sampling, size):
-                decoding = self._begin(part, sampling, randoms)
+                decoding = self._begin(part, sampling, randoms, self.static)
+                if self.static:
+                    self.usage.computed += self._static.decode(decoding, finished)
                 while not decoding.done:
                     self._advance([decoding])
                     decoding.report(finished)
@@ -389,16 +297,17 @@ class NativeEngine:
         for part in self._parts(prompts, kept, size):
             yield part, randoms[part.indices].flatten(0, 1).to(self.model.device)
 
-    def _begin(self, part: Part, sampling: Sampling, randoms_R_T: Tensor) -> Decoding:
-        """Run each prompt once and give every sample a row of the cache."""
+    def _begin(self, part: Part, sampling: Sampling, randoms_R_T: Tensor, static: bool = False) -> Decoding:
+        """Run each prompt once and give every sample a row of the cache. A static step reads one other cache, the prompts'."""
         n, prompts, pieces = sampling.n, part.prompts, part.pieces()
         longest = max(map(len, pieces))
-        even = n == 1 and longest == min(map(len, pieces))
+        even = n == 1 and longest == min(map(len, pieces)) and not static
         kv = part.begin(longest + (sampling.max_tokens if even else 0), self.model.device)
         logits = self._head(_last(self._extend(kv, pieces), pieces))
         if not even:
-            prompt_of_R = torch.arange(len(prompts)).repeat_interleave(n)
-            kv = kv.fork(prompt_of_R, torch.tensor([len(p) for p in prompts])[prompt_of_R], sampling.max_tokens)
+            prompt_of_R, lengths = torch.arange(len(prompts)).repeat_interleave(n), torch.tensor([*map(len, prompts)])
+            kv = kv.whole(lengths) if static else kv
+            kv = kv.fork(prompt_of_R, lengths[prompt_of_R], sampling.max_tokens)
             logits = logits[prompt_of_R.to(logits.device)]
         return Decoding(part, sampling, kv, logits, randoms_R_T)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from hashlib import blake2b
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.library import custom_op
 from torch.nn.functional import threshold
 
+from twofold.models.fused import on_cuda
 from twofold.models.logprobs import LEAST, shifted
 from twofold.types import Sampling
 
@@ -55,6 +58,16 @@ def draw(logits_A_V: Tensor, uniforms_A: Tensor, temperature: float, top_p: floa
     target = uniforms_A.to(cumulative)[:, None] * cumulative[:, -1:]
     tokens_A = (cumulative <= target).sum(-1).clamp(max=logits_A_V.shape[1] - 1)
     return tokens_A, logp_A_V.gather(1, tokens_A[:, None])[:, 0]
+
+
+@custom_op("twofold::draw_one", mutates_args=(), device_types="cpu")
+def draw_one(logits_A_V: Tensor, uniforms_A: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Do ``draw`` without top-p. On a CUDA device this reads the logits once, and draws the token of ``draw`` unless the random
+    number is within a rounding of the token's bounds."""
+    return draw(logits_A_V, uniforms_A, temperature, 1.0)
+
+
+draw_one.register_kernel("cuda", partial(on_cuda, "draw_one"))
 
 
 def confidences(logits_A_V: Tensor, k: int) -> tuple[Tensor, Tensor]:

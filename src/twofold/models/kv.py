@@ -86,12 +86,20 @@ class KV:
             out, lse = merge(out, lse, *part.attend(layer, query, scale))
         return out.to(value.dtype).view(rows, heads, steps, -1).transpose(1, 2)
 
-    def _grow(self, layer: int, *like: Tensor) -> None:
+    def reserve(self, count: int, smallest: int) -> bool:
+        """Make place for ``count`` more tokens of every row of a fork, which the caller writes into ``keys`` and ``values``.
+        Return whether these have moved to more memory."""
+        assert self.parent is not None
+        self.filled += count
+        layers = enumerate(zip(self.parent.keys, self.parent.values, strict=True))
+        return any([self._grow(i, *like, smallest=smallest) for i, like in layers])
+
+    def _grow(self, layer: int, *like: Tensor, smallest: int = SMALLEST) -> bool:
         """Allocate memory for the tokens there are, not for ``room``: most samples end long before their limit."""
         have = self.keys[layer].shape[2] if layer < len(self.keys) else 0
         if self.filled <= have:
-            return
-        size = min(self.room, max(self.filled, 2 * have, SMALLEST))
+            return False
+        size = min(self.room, max(self.filled, 2 * have, smallest))
         for store, x in zip((self.keys, self.values), like, strict=True):
             new = x.new_zeros(len(self.start), x.shape[1], size, x.shape[3])
             if have:
@@ -99,6 +107,7 @@ class KV:
                 store[layer] = new
             else:
                 store.append(new)
+        return True
 
     def retire(self, finished: list[int]) -> tuple[list[int], list[int]]:
         """Swap finished rows to places after the active ones; return the row indices exchanged, pairwise."""
@@ -124,6 +133,10 @@ class KV:
             return KV(lengths.clone(), room, self.device, self, rows.clone())
         needed = lengths.new_zeros(len(used)).scatter_reduce(0, where, lengths, "amax")
         return KV(lengths.clone(), room, self.device, self._copy(used, needed), where)
+
+    def whole(self, lengths: Tensor) -> KV:
+        """Return a cache whose row i holds the first ``lengths[i]`` tokens of row i itself: this one, if it begins in no other."""
+        return self if self.parent is None else self._copy(torch.arange(len(lengths)), lengths)
 
     def _copy(self, rows: Tensor, lengths: Tensor) -> KV:
         """Return the first ``lengths[i]`` tokens of each ``rows[i]`` in a cache of their own."""
