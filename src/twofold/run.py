@@ -201,7 +201,8 @@ def evaluate(
     """
     config = config or Eval()
     chosen = make_task(task_named(task)) if isinstance(task, str) else guarded(task)
-    like = Plan(temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens, judge=config.judge)
+    alike = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "judge")
+    like = Plan(**{name: getattr(config, name) for name in alike})
     parsed = [parse(plan, like) if isinstance(plan, str) else plan for plan in plans]
     parsed = [replace(plan, judge=resolved(plan.judge, model.chat)) for plan in parsed]
     if unjudged := [plan for plan in parsed if plan.judged and plan.judge.name not in ASKED]:
