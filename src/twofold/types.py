@@ -38,9 +38,11 @@ class Sampling:
 
     ``temperature = 0`` is greedy. ``min_p`` leaves out tokens less likely than this share of the likeliest one's probability,
     ``top_k`` all but the k likeliest tokens (0: none), and ``top_p`` then all but the likeliest that together have at least
-    this share of what is left. A policy in training is sampled without these filters. Raises ValueError for a temperature between 0 and ``COLDEST``, or a ``top_p`` below the
-    square of ``COLDEST``: single precision cannot represent them. Every random draw is a pure function of (seed, prompt,
-    sample index, position), so the other rows of a batch cannot change it.
+    this share of what is left. A policy in training is sampled without these filters.
+
+    Raises ValueError for a temperature between 0 and ``COLDEST``, or a ``top_p`` below the square of ``COLDEST``: single
+    precision cannot represent them. Every random draw is a pure function of (seed, prompt, sample index, position), so the
+    other rows of a batch cannot change it.
     """
 
     n: int = 1
