@@ -163,12 +163,12 @@ def _headline(task: TaskReport, label: str) -> str:
     run = next(e for e in task.evaluations if e.label == label)
     text = (
         f"{label}: {percent(run.accuracy[f'{run.rule}@{task.at}'].mean)} of {run.problems} {task.task} problems by "
-        f"{RULE_NAMES[run.rule]} of {task.at} (of one: {percent(run.accuracy['pass@1'].mean)})."
+        f"{RULE_NAMES[run.rule]} of {task.at} (of one: {percent(run.accuracy['pass@1'].mean)})"
     )
     rows = {(row.against, row.against_rule): row for row in task.main if row.run == label}
     rivals = [rival for rival in task.rivals(label) if rival in rows]
     found = [_difference(rows[rival], _rival(task, label, rival), i == 0) for i, rival in enumerate(rivals)]
-    text += f" {', '.join(found)}." if found else ""
+    text += f": {', '.join(found)}." if found else "."
     return f"{text} AUROC {number(run.verifier.auroc)}." if run.verifier else text
 
 
