@@ -78,9 +78,7 @@ class Recipe(ABC):
 
     def __init__(self, task: Task, chat: Chat, sampling: Sampling, n: int = 1, reference: Engine | None = None) -> None:
         if sampling.filtered:
-            raise ValueError(
-                "top_p must be 1, top_k and min_p 0 while training: the learner scores the full distribution"
-            )
+            raise ValueError("top_p must be 1, top_k and min_p 0: the learner scores the full distribution")
         self.task, self.chat, self.reference = task, chat, reference
         self.sampling = replace(sampling, n=n, stop=chat.stop)
 
