@@ -50,7 +50,8 @@ class Oracle:
 
         def force(ids: Tensor, scores: Tensor) -> Tensor:
             """Draw a token with our own random number, and mask all others so that ``generate`` takes it."""
-            token, logp = draw(scores, uniforms_T[None, len(logprobs)], sampling.temperature, sampling.top_p)
+            s = sampling
+            token, logp = draw(scores, uniforms_T[None, len(logprobs)], s.temperature, s.top_p, s.top_k, s.min_p)
             logprobs.append(float(logp))
             if sampling.trace_top:
                 for values, value in zip(confidence, confidences(scores, sampling.trace_top), strict=True):

@@ -11,7 +11,7 @@ from small_tokenizers import FORMS, small
 
 from twofold.serve.detokenize import Detokenizer, StopStrings
 from twofold.text.chat import Chat
-from twofold.text.codec import Codec
+from twofold.text.codec import Codec, Part
 from twofold.text.segments import Episodes, attempts, episode_ends, sentence_ends
 
 SENTENCEPIECE = ("prepend", "metaspace", "first")
@@ -39,6 +39,39 @@ def test_pieces_join_to_the_text(form: str, text: str, data: st.DataObject) -> N
         pieces = codec.pieces(tokens)
         assert len(pieces) == len(tokens)
         assert "".join(pieces) == codec.decode(tokens)
+
+
+@each_form
+@settings(max_examples=30, deadline=None)
+@given(text=st.text(max_size=20), data=st.data())
+def test_text_that_continues_another_keeps_its_space(form: str, text: str, data: st.DataObject) -> None:
+    """Pieces join to it as well, and so do those of a stream that is read in parts."""
+    codec = Codec(small(form))
+    tokens = [*codec.plain(text), *data.draw(st.lists(st.integers(0, len(codec.tokenizer) - 1), max_size=9))]
+    whole = codec.continued(tokens)
+    assert "".join(codec.pieces(tokens, within=True)) == whole
+    tokens = codec.plain(text)
+    reader = Detokenizer(StopStrings((), codec.continued))
+    first = reader.read(tokens[: len(tokens) // 2])
+    assert first + reader.read(tokens, final=True) == codec.continued(tokens)
+
+
+@pytest.mark.parametrize("form", SENTENCEPIECE)
+def test_the_first_word_of_a_continuation(form: str) -> None:
+    codec = Codec(small(form))
+    tokens = codec.plain("So it is.")
+    assert (codec.decode(tokens), codec.continued(tokens)) == ("So it is.", " So it is.")
+
+
+@pytest.mark.parametrize("form", [*SENTENCEPIECE, "bytes"])
+def test_the_bytes_of_tokens_join_to_the_text(form: str) -> None:
+    codec = Codec(small(form))
+    text = "So € is\n漢 \x01 +~¡."
+    tokens = codec.encode([Part(text)])
+    assert b"".join(map(codec.token_bytes, tokens)) == text.encode()
+    euro = codec.encode([Part("€")])[-3:]
+    assert [codec.token_bytes(t) for t in euro] == [b"\xe2", b"\x82", b"\xac"]
+    assert codec.token_bytes(codec.tokenizer.eos_token_id) == b""
 
 
 @pytest.mark.parametrize("form", [*SENTENCEPIECE, "bytes"])

@@ -135,6 +135,15 @@ def test_logprobs_are_those_of_the_distribution_sampled_from(
             assert c.logprobs == near(full_forward(pair.plain, prompt, c.tokens, temperature, top_p))
 
 
+def test_filters_are_the_engines(pair: Pair, engine: Engine) -> None:
+    """With one token left there is one way to draw, and it has probability 1."""
+    greedy = engine.generate(PROMPTS, replace(SHORT, n=1, temperature=0))
+    for only in ({"top_k": 1}, {"min_p": 1.0}):
+        done = engine.generate(PROMPTS, replace(SHORT, n=1, **only))
+        assert tokens_of(done) == tokens_of(greedy)
+        assert set(logprobs_of(done)) == {0.0}
+
+
 def test_engines_draw_the_same_tokens(pair: Pair) -> None:
     first, *others = (pair.engine(kind).generate(PROMPTS, ROLLOUT) for kind in ("native", "static", "exact", "oracle"))
     for other in others:
@@ -577,10 +586,12 @@ P = [0.1, 0.4, 0.2, 0.3]
 GRID = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
 
 
-def counts(probabilities: list[float], temperature: float = 1.0, top_p: float = 1.0) -> tuple[list[int], torch.Tensor]:
+def counts(
+    probabilities: list[float], temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0
+) -> tuple[list[int], torch.Tensor]:
     """Draw with 1000 evenly spaced uniforms; return how often each token is drawn, and the draws' log-probs."""
     logits = torch.tensor(probabilities).log().expand(1000, -1)
-    tokens, logp = draw(logits, GRID, temperature, top_p)
+    tokens, logp = draw(logits, GRID, temperature, top_p, top_k, min_p)
     return torch.bincount(tokens, minlength=len(probabilities)).tolist(), logp
 
 
@@ -618,8 +629,39 @@ def test_top_p_by_hand(top_p: float, kept: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [{"temperature": 1e-40}, {"temperature": math.nan}, {"top_p": 1e-7}, {"top_p": math.nan}]
+    ("filters", "kept"),
+    [
+        ({"top_k": 1}, [1]),
+        ({"top_k": 2}, [1, 3]),
+        ({"top_k": 4}, [0, 1, 2, 3]),
+        ({"top_k": 9}, [0, 1, 2, 3]),  # more than the vocabulary has
+        ({"min_p": 0.25}, [0, 1, 2, 3]),  # 0.1 is a quarter of 0.4
+        ({"min_p": 0.26}, [1, 2, 3]),
+        ({"min_p": 0.51}, [1, 3]),
+        ({"min_p": 1.0}, [1]),
+        ({"top_k": 3, "min_p": 0.6}, [1, 3]),
+        ({"top_k": 2, "top_p": 0.58}, [1, 3]),  # 0.4 of 0.7 is 0.571: top_p is a share of what top_k left
+        ({"top_k": 2, "top_p": 0.57}, [1]),
+    ],
 )
+def test_top_k_and_min_p_by_hand(filters: dict[str, Any], kept: list[int]) -> None:
+    """The probabilities of those kept are renormalised, and the log-probs are theirs."""
+    mass = sum(P[i] for i in kept)
+    drawn, logp = counts(P, **filters)
+    assert drawn == pytest.approx([1000 * P[i] / mass if i in kept else 0 for i in range(4)], abs=1)
+    assert float(logp.exp().max()) == pytest.approx(0.4 / mass)
+
+
+def test_min_p_is_of_the_tempered_distribution() -> None:
+    """At temperature 1/2 the ratios to the likeliest are squares: 0.2 is a quarter of 0.4, and 0.3 nine sixteenths."""
+    assert counts(P, temperature=0.5, min_p=0.3)[0] == pytest.approx([0, 640, 0, 360], abs=1)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"temperature": 1e-40}, {"temperature": math.nan}, {"top_p": 1e-7}, {"top_p": math.nan}, {"top_k": -1},
+     {"min_p": math.nan}, {"min_p": 1.1}],
+)  # fmt: skip
 def test_what_single_precision_cannot_hold_is_refused(field: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(field))):
         Sampling(**field)  # type: ignore[arg-type]

@@ -104,6 +104,24 @@ def test_the_version_is_the_source_trees(model, tmp_path, monkeypatch):
     assert read_header(tmp_path).versions == {"twofold": twofold.__version__, **versions}
 
 
+def test_what_the_model_was_told_is_recorded(model, tiny_model, tmp_path):
+    """Another system prompt is another evaluation."""
+    told = replace(model, chat=run.load(tiny_model, system="Be brief.").chat)
+    pools(told, tmp_path, problems=1)
+    header = read_header(tmp_path)
+    assert (header.system, header.enable_thinking) == ("Be brief.", None)
+    with pytest.raises(ValueError, match="another evaluation"):
+        pools(model, tmp_path, problems=1)
+
+
+def test_an_evaluation_samples_from_the_likeliest_tokens(model, tmp_path):
+    """With one token left, every sample is the greedy one."""
+    greedy = pools(model, tmp_path / "greedy", temperature=0, problems=2, n=1)
+    for name, only in {"k": {"top_k": 1}, "p": {"min_p": 1.0}}.items():
+        found = pools(model, tmp_path / name, problems=2, n=1, **only)
+        assert [(p.answers, p.tokens) for p in found] == [(p.answers, p.tokens) for p in greedy]
+
+
 def test_without_a_judge_nothing_is_read(model, tmp_path):
     unjudged = pools(model, tmp_path / "none", judge=Judging("none"))
     assert all(pool.scores == [None] * 4 and pool.judge_tokens == [0] * 4 for pool in unjudged)
@@ -120,7 +138,16 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"n": 5}, {"temperature": 0.5}, {"seed": 1}, {"judge": Judging("none")}, {"split": "ood"}]
+    "change",
+    [
+        {"n": 5},
+        {"temperature": 0.5},
+        {"top_k": 5},
+        {"min_p": 0.1},
+        {"seed": 1},
+        {"judge": Judging("none")},
+        {"split": "ood"},
+    ],
 )
 def test_a_directory_of_other_settings_is_refused_and_kept(change, model, tmp_path):
     pools(model, tmp_path)

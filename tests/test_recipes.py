@@ -357,9 +357,10 @@ def test_a_step_may_have_one_problem(chat):
     assert stats["reward"] == 1 and "verifier/auroc" not in stats  # a single solution says nothing about a judge
 
 
-def test_top_p_is_refused(chat):
-    with pytest.raises(ValueError, match="top_p must be 1"):
-        rlv.Recipe(RLV(), Words(), chat, Sampling(top_p=0.9))
+@pytest.mark.parametrize("filtered", [{"top_p": 0.9}, {"top_k": 20}, {"min_p": 0.1}])
+def test_sampling_that_leaves_tokens_out_is_refused(chat, filtered):
+    with pytest.raises(ValueError, match="top_p must be 1, top_k and min_p 0"):
+        rlv.Recipe(RLV(), Words(), chat, Sampling(**filtered))
 
 
 def test_reference_logprobs_are_those_of_the_reference_model(model, chat):

@@ -9,6 +9,7 @@ import math
 import re
 import subprocess
 import sys
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from rich.console import Console
 
 from twofold.evals.calibrated import posterior_curve
 from twofold.evals.pools import Header, PoolError, finished_ids, read_header, read_pools, write_header, write_pool
-from twofold.evals.records import Report
+from twofold.evals.records import Report, TaskReport
 from twofold.evals.report import print_table, report, summarise
 from twofold.types import Grade, Pool, Problem
 
@@ -191,24 +192,83 @@ def test_runs_are_compared_with_the_baseline_on_the_same_problems(tmp_path: Path
     assert "rlv" in task.headline and "grpo's majority vote" in task.headline and "AUROC" in task.headline
 
 
-def test_the_headline_compares_the_best_run_with_the_best_rule_of_all_others(tmp_path: Path) -> None:
-    """``rl`` votes best by majority and ``base`` by its verdicts, which is more: that is what ``rlv`` has to beat."""
-    rl = save(tmp_path / "rl", synthetic(1, 40, 16, judge=0.0), "rl")
-    base = save(tmp_path / "base", synthetic(1, 40, 16, judge=0.03), "base")
-    good = save(tmp_path / "rlv", synthetic(2, 40, 16, judge=0.25), "rlv")
-    task = summarise([base, rl, good], baseline="rl").tasks[0]
-    of = {
-        e.label: {rule: e.accuracy[f"{rule}@16"].mean for rule in ("maj", "best", "weighted", "posterior")}
+def three(folder: Path, base: float, rl: float) -> list[Path]:
+    """Save three runs; the numbers are how much the verdicts of the first two are worth."""
+    worth = {"base": base, "rl": rl, "rlv": 0.25}
+    return [save(folder / name, synthetic(1, 40, 8, judge=worth[name]), name) for name in worth]
+
+
+@pytest.fixture(scope="module")
+def trio(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, str]:
+    """The report on three runs, and its page."""
+    folder = tmp_path_factory.mktemp("trio")
+    result = report(three(folder, base=0.03, rl=0.0), folder / "out", baseline="rl")
+    return result, (folder / "out" / "report.html").read_text()
+
+
+def check_headline(task: TaskReport, ahead: str) -> None:
+    """``ahead`` is the run with the best rule of all but rlv's."""
+    mean: dict[tuple[str, str], float] = {
+        (e.label, rule): e.accuracy[f"{rule}@8"].mean
         for e in task.evaluations
+        for rule in ("weighted", "maj", "best", "posterior")
     }
-    rivals = {(label, rule): mean for label in ("base", "rl") for rule, mean in of[label].items()}
-    label, rule = max(rivals, key=rivals.__getitem__)
-    assert (label, rule) == ("base", "weighted")
-    rows = [r for r in task.comparisons if r.run == "rlv" and (r.against, r.against_rule) == (label, rule)]
-    gain = next(r for r in rows if r.rule == "weighted").mean
-    assert gain == pytest.approx(of["rlv"]["weighted"] - of["base"]["weighted"])
-    assert f"{100 * gain:+.1f} points" in task.headline
-    assert f"base's weighted vote, the best rule of all other runs ({100 * rivals[label, rule]:.1f}%)" in task.headline
+    best = {name: max((key for key in mean if key[0] == name), key=mean.__getitem__) for name in ("base", "rl")}
+    assert max(best, key=lambda name: mean[best[name]]) == ahead
+    second = ("rl", "weighted") if ahead == "base" else best["base"]
+    assert task.rivals("rlv") == [best[ahead], second]
+    for label, rule in task.rivals("rlv"):
+        gain = re.escape(f"{100 * (mean['rlv', 'weighted'] - mean[label, rule]):+.1f}")
+        name = {"maj": "majority vote", "weighted": "weighted vote", "posterior": "posterior"}[rule]
+        assert re.search(rf"{gain} (points )?\[\S+, \S+\] over {label}'s {name}", task.headline)
+    (saved,) = [r for r in task.efficiency if r.run == "rlv" and r.is_best_rule]
+    assert (saved.baseline, saved.baseline_rule) == best[ahead]
+    assert f"the best other rule (equal with {saved.ratio:.1f}x fewer samples)" in task.headline
+    assert len(textwrap.wrap(task.headline, 80)) <= 3
+
+
+def test_the_headline_compares_with_what_one_would_choose(trio: tuple[Report, str], tmp_path: Path) -> None:
+    """The best rule of all other runs, and the baseline's weighted vote; if the baseline has that rule, the base's best one."""
+    check_headline(trio[0].tasks[0], "base")
+    check_headline(summarise(three(tmp_path, base=0.0, rl=0.03), baseline="rl").tasks[0], "rl")
+
+
+def test_only_the_rows_that_answer_a_question_are_printed(trio: tuple[Report, str]) -> None:
+    """What verdicts add to each run, and each run by its own rule against its rivals. All rows are in the page."""
+    result, page = trio
+    (task,) = result.tasks
+    own = [(run, "weighted", run, "maj") for run in ("base", "rl", "rlv")]
+    rivals = [("rlv", "weighted", *rival) for rival in task.rivals("rlv")]
+    assert len(rivals) == 2
+    wanted = {*own, ("base", "weighted", "rl", "weighted"), *rivals}
+    assert {(c.run, c.rule, c.against, c.against_rule) for c in task.main} == wanted
+    rest = len(task.comparisons) - 6
+    text = printed(result)
+    assert rest > 6 and f"{rest} more pairs" in page and f"{rest} more in report.html" in text
+    assert "seconds depend on the machine and its load" in text and "load at the time" in page
+
+
+@pytest.mark.parametrize("columns", [None, 80])
+def test_printed_tables_fit(trio: tuple[Report, str], columns: int | None) -> None:
+    """A pipe has 100 columns, a terminal its own. No interval in a table is broken."""
+    out = io.StringIO()
+    console = Console(file=out) if columns is None else Console(file=out, width=80, force_terminal=True, no_color=True)
+    print_table(trio[0], console)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).splitlines()
+    assert max(map(len, lines)) <= (columns or 100)
+    assert not any(re.search(r"\[[\d.+-]+,$", line.rstrip()) for line in lines[5:])
+
+
+def test_runs_that_were_not_sampled_alike_are_named(tmp_path: Path) -> None:
+    a = save(tmp_path / "a", synthetic(1, 12, 4, judge=None), "a", enable_thinking=False)
+    b = save(tmp_path / "b", synthetic(2, 12, 4, judge=None), "b", temperature=0.7, system="Be brief.")
+    result = report([a, b], tmp_path / "out")
+    assert result.tasks[0].unlike == [
+        "temperature 1.0 (a), 0.7 (b)", "system none (a), 'Be brief.' (b)", "enable_thinking False (a), none (b)"
+    ]  # fmt: skip
+    assert "Not sampled alike: temperature 1.0 (a), 0.7 (b);" in " ".join(printed(result).split())
+    assert "Not sampled alike" in (tmp_path / "out" / "report.html").read_text()
+    assert summarise([a]).tasks[0].unlike == []
 
 
 def test_a_problems_posterior_is_calibrated_on_the_other_half(tmp_path: Path) -> None:
@@ -267,7 +327,7 @@ def test_one_class_only_is_not_a_number_but_still_a_report(tmp_path: Path) -> No
     assert math.isnan(result.tasks[0].evaluations[0].verifier.auroc)
     saved = json.loads((tmp_path / "out" / "report.json").read_text())
     assert saved["tasks"][0]["evaluations"][0]["verifier"]["auroc"] is None
-    assert "AUROC is n/a" in result.headline
+    assert "AUROC n/a" in result.headline
     assert "n/a" in printed(result)
 
 

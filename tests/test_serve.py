@@ -14,6 +14,9 @@ from serving import PUZZLE, Served, chat_body, events, exact, serving
 from twofold.compute.plan import Plan, parse
 from twofold.compute.solve import solve
 from twofold.run import Model, same
+from twofold.serve.jobs import Choice
+from twofold.serve.render import ChatFormat
+from twofold.serve.schema import ChatRequest
 from twofold.text.extract import final_answer
 from twofold.text.prompts import JUDGE
 from twofold.types import Completion, Sampling
@@ -118,6 +121,55 @@ def test_a_conversation_goes_through_the_template(client: openai.OpenAI, model: 
     assert reply.usage is not None and reply.usage.prompt_tokens == len(prompt)
 
 
+@pytest.mark.parametrize("model_name", ["tiny", "tiny:weighted-4"])
+def test_a_reply_is_a_message_of_the_next_request(client: openai.OpenAI, model: Model, model_name: str) -> None:
+    """The most ordinary thing a client does: as the object that came back, as all of its fields, and as other servers have it."""
+    reply = client.chat.completions.create(model=model_name, messages=MESSAGES, seed=7, max_tokens=40)
+    said = reply.choices[0].message
+    more = {"type": "message", "tool_calls": [], "reasoning_content": None}
+    asked: list[Any] = []
+    for message in (said, said.model_dump(), {"role": "assistant", "content": said.content, **more}):
+        messages: Any = [*MESSAGES, message, {"role": "user", "content": "Are you sure?"}]
+        asked.append(client.chat.completions.create(model="tiny", messages=messages, seed=7, max_tokens=8))
+    prompt = model.chat.within([("user", PUZZLE), ("assistant", str(said.content))]).prompt("Are you sure?")
+    want = model.chat.decode(sampled(model, prompt, max_tokens=8)[0].tokens)
+    assert [again.choices[0].message.content for again in asked] == [want] * 3
+
+
+def test_a_reply_can_be_begun(client: openai.OpenAI, model: Model) -> None:
+    """The continuation of a greedy solution's beginning is its rest."""
+    whole = sampled(model, temperature=0, max_tokens=40)[0].tokens
+    text = model.chat.decode(whole)
+    begun = text[: text.index("\n") + 3]
+    messages: Any = [*MESSAGES, {"role": "assistant", "content": begun}]
+    extra = {"continue_final_message": True, "add_generation_prompt": False}
+    asked: dict[str, Any] = dict(model="tiny", messages=messages, temperature=0, max_tokens=40, extra_body=extra)
+    reply = client.chat.completions.create(**asked)
+    assert reply.choices[0].message.content == text.removeprefix(begun)
+    assert reply.usage is not None
+    assert reply.usage.prompt_tokens == len(model.chat.prompt(PUZZLE)) + len(model.chat.encode(begun))
+    chunks = [c.choices[0].delta.content or "" for c in client.chat.completions.create(**asked, stream=True)]
+    assert "".join(chunks) == text.removeprefix(begun)
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 3}, {"min_p": 0.2}, {"top_k": 5, "min_p": 0.1, "top_p": 0.8}])
+def test_filters_are_those_of_the_engine(client: openai.OpenAI, model: Model, filters: dict[str, Any]) -> None:
+    extra = {name: value for name, value in filters.items() if name != "top_p"}
+    reply = client.chat.completions.create(
+        model="tiny", messages=MESSAGES, n=3, seed=7, max_tokens=20, temperature=2, top_p=filters.get("top_p", 1),
+        logprobs=True, extra_body=extra,
+    )  # fmt: skip
+    want = sampled(model, n=3, temperature=2, max_tokens=20, **filters)
+    found = [[t.logprob for t in c.logprobs.content] for c in reply.choices if c.logprobs and c.logprobs.content]
+    assert found == [c.logprobs for c in want]
+    assert found != [c.logprobs for c in sampled(model, n=3, temperature=2, max_tokens=20)]
+    body = chat_body("tiny:majority-4", seed=3, max_tokens=20, temperature=2, **filters)
+    plan = replace(parse("majority-4"), seed=3, max_tokens=20, temperature=2.0, **filters)
+    assert client.post("/chat/completions", body=body, cast_to=object)["choices"][0]["candidates"] == [  # type: ignore[index]
+        {"answer": a, "score": None} for a in solve(model.engine.session(), model.chat, [PUZZLE], plan, same)[0].answers
+    ]
+
+
 # Text completions -----------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +241,41 @@ def test_the_likeliest_tokens_of_a_prompt(client: openai.OpenAI, model: Model) -
     assert found[1][:4] == [True, True, True, False]
 
 
+def test_offsets_count_characters_and_bytes_are_the_tokens_own(client: openai.OpenAI, model: Model) -> None:
+    """As OpenAI has it: the tokens of one character begin where it does, and their names are their bytes.
+
+    The shipped tokenizer writes "é" as two tokens and "🍎" as four.
+    """
+    text = "aé 🍎b"
+    assert len(model.chat.encode(text)) == 9
+    done = client.completions.create(model="tiny", prompt=text, max_tokens=0, echo=True, logprobs=1)
+    scored = done.choices[0].logprobs
+    assert scored is not None and scored.tokens is not None and scored.text_offset is not None
+    assert scored.text_offset == [0, 1, 1, 2, 3, 3, 3, 3, 4]
+    assert scored.tokens == ["a", r"bytes:\xc3", r"bytes:\xa9", " ", *(rf"bytes:\x{b:02x}" for b in "🍎".encode()), "b"]
+    asked: dict[str, Any] = dict(model="tiny", prompt=text, max_tokens=8, seed=7, logprobs=0, temperature=2)
+    plain, echoed = client.completions.create(**asked), client.completions.create(**asked, echo=True)
+    first, second = plain.choices[0], echoed.choices[0]
+    assert first.logprobs and second.logprobs and first.logprobs.text_offset and second.logprobs.text_offset
+    assert first.logprobs.text_offset == second.logprobs.text_offset[9:] and first.logprobs.text_offset[0] == len(text)
+    streamed: list[int] = []
+    for chunk in client.completions.create(**asked, stream=True):
+        streamed += (chunk.choices[0].logprobs and chunk.choices[0].logprobs.text_offset) or []
+    assert streamed == first.logprobs.text_offset
+
+
+def test_bytes_of_a_chats_tokens_join_to_its_text(model: Model) -> None:
+    """A part of a character is named by its bytes, as at OpenAI; a control token adds no bytes."""
+    chat = model.chat
+    tokens = [*chat.encode("é5"), chat.stop[0]]
+    body = ChatRequest.model_validate(chat_body(logprobs=True))
+    choice = Choice("é5", "stop", tokens, [-0.5] * 4, [{}] * 4)
+    scored = ChatFormat(body, chat, has_plan=False).logprobs(choice)
+    assert scored is not None
+    assert [entry["token"] for entry in scored["content"]] == [r"\xc3", r"\xa9", "5", "<|end|>"]
+    assert [entry["bytes"] for entry in scored["content"]] == [[0xC3], [0xA9], [0x35], []]
+
+
 def test_stop_tokens(client: openai.OpenAI, model: Model) -> None:
     """Completions end at ``stop_token_ids`` and, unless ``ignore_eos``, at the tokenizer's own end, as in vLLM."""
     tokens = model.chat.prompt(PUZZLE)
@@ -228,6 +315,18 @@ def test_every_kind_of_plan_is_what_solve_gives(served: Served, model: Model, sp
     assert [(c["answer"], c["score"]) for c in choice["candidates"]] == [*zip(want.answers, want.scores, strict=True)]
     cost = reply["twofold"]["cost"]
     assert {**cost, "seconds": 0} == {**asdict(want.cost), "seconds": 0}
+
+
+def test_a_plan_whose_samples_were_all_cut_ends_by_its_length(served: Served) -> None:
+    """No sample reaches an answer in 3 tokens. The text of the second plan was cut after its answer, the third's ended."""
+
+    def finish(plan: str, limit: int) -> Any:
+        status, reply, _ = served.ask("/v1/chat/completions", chat_body(plan, seed=3, max_tokens=limit))
+        assert status == 200
+        return reply["choices"][0]["answer"], reply["choices"][0]["finish_reason"]
+
+    assert finish("tiny:weighted-4", 3) == (None, "length")
+    assert finish("tiny:weighted-4", 48)[1] == "stop"
 
 
 def test_usage_counts_every_token(client: openai.OpenAI, model: Model) -> None:

@@ -69,6 +69,47 @@ REFUSED = {
     "temperature": (CHAT, chat_body(temperature=2.1), 400, "temperature"),
     "no messages": (CHAT, {"model": "tiny", "messages": []}, 400, "messages"),
     "the last message": (CHAT, {"model": "tiny", "messages": [{"role": "assistant", "content": "x"}]}, 400, "messages"),
+    "to continue a question": (CHAT, chat_body(continue_final_message=True), 400, "messages"),
+    "to continue and to begin": (
+        CHAT,
+        chat_body(continue_final_message=True, add_generation_prompt=True),
+        400,
+        "add_generation_prompt",
+    ),
+    "neither to continue nor to begin": (CHAT, chat_body(add_generation_prompt=False), 400, "add_generation_prompt"),
+    "to continue nothing": (
+        CHAT,
+        {"model": "tiny", "messages": [{"role": "assistant", "content": "x"}], "continue_final_message": True},
+        400,
+        "messages",
+    ),
+    "a plan that continues": (
+        CHAT,
+        {
+            **WITH_PLAN,
+            "messages": [*WITH_PLAN["messages"], {"role": "assistant", "content": "x"}],
+            "continue_final_message": True,
+        },
+        400,
+        "continue_final_message",
+    ),
+    "a plan's end": (CHAT, {**WITH_PLAN, "ignore_eos": True}, 400, "ignore_eos"),
+    "a repetition penalty": (TEXTS, {"model": "tiny", "prompt": "x", "repetition_penalty": 1.1}, 400, None),
+    "a message that calls": (
+        CHAT,
+        {"model": "tiny", "messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
+        400,
+        "messages.0.tool_calls",
+    ),
+    "an unknown field of a message": (
+        CHAT,
+        {"model": "tiny", "messages": [{"role": "user", "content": "x", "image": "y"}]},
+        400,
+        "messages.0.image",
+    ),
+    "min_p": (CHAT, chat_body(min_p=1.1), 400, "min_p"),
+    "top_k": (TEXTS, {"model": "tiny", "prompt": "x", "top_k": -2}, 400, "top_k"),
+    "top_logprobs of the likeliest": (CHAT, chat_body(logprobs=True, top_logprobs=3, top_k=5), 400, "top_k"),
     "an image": (
         CHAT,
         {"model": "tiny", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
@@ -119,6 +160,42 @@ def test_what_is_at_its_limit_is_served(served: Served) -> None:
     neutral = dict(presence_penalty=0, frequency_penalty=0.0, logit_bias={}, tools=[], user="me", store=False)
     neutral |= dict(extra_body={})
     assert served.ask(CHAT, chat_body(max_tokens=1, **neutral, response_format={"type": "text"}))[0] == 200
+
+
+NEUTRAL: dict[str, Any] = dict(
+    top_k=-1, min_p=0, top_p=1, repetition_penalty=1, length_penalty=1.0, best_of=1, n=1, min_tokens=0, ignore_eos=False,
+    stop=[], stop_token_ids=[], presence_penalty=0, frequency_penalty=0.0, logit_bias={}, use_beam_search=False,
+    include_stop_str_in_output=False, skip_special_tokens=True, spaces_between_special_tokens=True, echo=False,
+    return_tokens_as_token_ids=False, metadata={"run": "7"}, user="me", service_tier="auto", stream=False,
+    stream_options=None, guided_json=None, prompt_logprobs=None, tools=None, suffix=None, reasoning_effort=None,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [(CHAT, chat_body(seed=7)), (TEXTS, {"model": "tiny", "prompt": "x", "seed": 7})]
+)
+def test_neutral_values_change_nothing_on_either_route(served: Served, path: str, body: Any) -> None:
+    """Clients send what they know of OpenAI's and vLLM's fields; a field that is null is as if it were left out."""
+    status, plain, _ = served.ask(path, {**body, "max_tokens": 5})
+    status_too, reply, _ = served.ask(path, {**body, "max_tokens": 5, **NEUTRAL})
+    assert (status, status_too) == (200, 200), reply
+    assert reply["choices"] == plain["choices"]
+
+
+def test_a_model_is_found_by_its_name(served: Served) -> None:
+    status, one, _ = served.ask("/v1/models/tiny")
+    assert status == 200 and one == served.ask("/v1/models")[1]["data"][0]
+    assert (one["id"], one["object"], one["max_model_len"]) == ("tiny", "model", 2048)
+    assert "arithmetic" in one["description"]
+    assert served.ask("/v1/models/tiny:posterior-40:stop=posterior")[1]["id"] == "tiny:posterior-40:stop=posterior"
+    status, reply, _ = served.ask("/v1/models/gpt-4")
+    assert (status, reply["error"]["code"]) == (404, "model_not_found")
+    assert served.ask("/v1/models/tiny:wieghted-4")[0] == 400
+
+
+def test_a_body_that_is_no_json_has_no_field_to_name(served: Served) -> None:
+    status, reply, _ = served.ask(CHAT, b"{bad")
+    assert status == 400 and reply["error"]["param"] is None and "no JSON" in reply["error"]["message"]
 
 
 @pytest.mark.parametrize(

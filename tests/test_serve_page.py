@@ -50,6 +50,29 @@ def test_a_problem_is_solved_on_the_page(page: Any) -> None:
     assert all(word in cost for word in ("Prompt", "Generated", "To judge", "Time"))
 
 
+def test_the_page_says_what_the_server_knows(page: Any) -> None:
+    page.locator("#key-row").wait_for(state="visible")  # the page asks for the key when it is loaded
+    page.fill("#key", "open sesame")
+    page.press("#key", "Tab")
+    page.get_by_text("knows arithmetic puzzles").wait_for()
+    assert page.inner_text("#about").startswith("Model: tiny.") and "2048 tokens" in page.inner_text("#about")
+    assert page.get_attribute("#tokens", "max") == "2048"
+
+
+def test_the_posterior_is_no_share_of_votes_and_the_answer_is_announced(page: Any) -> None:
+    page.fill("#key", "open sesame")
+    page.fill("#problem", "Start with 47. Add 38. What is the result?")
+    page.select_option("#rule", "posterior")
+    page.select_option("#n", "4")
+    page.press("#problem", "Control+Enter")
+    page.get_by_text("Done.", exact=True).wait_for(timeout=20_000)
+    said = page.inner_text("#confidence")
+    assert said.startswith("Posterior probability ") and said.endswith("%") and "votes" not in said
+    assert page.inner_text("#votes-title") == "Posterior probabilities"
+    live = page.locator("[aria-live=polite]")
+    assert live.inner_text() == f"Done. The answer is 85. {said}."
+
+
 def test_what_is_typed_is_never_markup(page: Any) -> None:
     page.click("#go")
     page.fill("#key", "open sesame")

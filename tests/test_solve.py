@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -366,6 +367,14 @@ def test_solve_on_the_command_line(tmp_path: Path, capsys):
     assert cli.main(["solve", "tiny", QUESTIONS[0], "--n", "2", "--rule", "majority", "--abstain", "1.01"]) == 0
     text = capsys.readouterr().out
     assert "answer not sure" in text and "2 samples" in text and "0 to judge" in text
+
+
+def test_a_posterior_is_not_printed_as_shares_of_votes(capsys):
+    """The probabilities of the answers that were seen are below 1 in all: another answer may be right."""
+    assert cli.main(["solve", "tiny", QUESTIONS[0], "--n", "2", "--rule", "posterior", "--max_tokens", "48"]) == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
+    shares = [int(x) for x in re.findall(r": (\d+)%", lines["posterior"])]
+    assert sum(shares) < 100 and f"confidence {max(shares)}%" in " ".join(lines.values())
 
 
 def test_bad_files_of_problems_are_one_line(tmp_path: Path, capsys):

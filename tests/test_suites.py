@@ -279,6 +279,16 @@ def test_the_command_line(tiny_model: Path, tmp_path: Path, capsys: pytest.Captu
         cli.main([*words, "--task", "countdown"])
 
 
+def test_what_a_model_was_told_is_no_part_of_a_suite() -> None:
+    how = next(part.how for part in RLV.parts if part.name == "math500")
+    assert isinstance(how, Eval)
+    found = evaluation("math500", how)
+    assert beside(RLV, "m", {"math500": how}, {"math500": found}).changed == []
+    told = replace(found, header=replace(found.header, system="Be brief.", enable_thinking=False))
+    page = beside(RLV, "m", {"math500": how}, {"math500": told})
+    assert page.changed == ["system='Be brief.', enable_thinking=False in all sets"]
+
+
 def test_the_verifier_of_a_suite_is_prompted_as_the_command_line_says(
     tiny_qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,17 @@ def test_a_prompt_is_what_transformers_makes(family: str) -> None:
 
 
 @with_template
+def test_a_begun_reply_is_what_transformers_makes(family: str) -> None:
+    """With ``continue_final_message``. (Before a reply without a thought, its template writes Qwen3's and drops R1's.)"""
+    tokenizer = small(*FAMILIES[family])
+    chat = Chat(tokenizer)
+    turns = [{"role": "user", "content": "2?"}, {"role": "assistant", "content": "23+"}]
+    options: dict[str, Any] = dict(tokenize=True, return_dict=False, continue_final_message=True)
+    if family not in ("qwen3", "r1"):
+        assert [*chat.prompt("2?"), *chat.reply("23+")] == tokenizer.apply_chat_template(turns, **options)
+
+
+@with_template
 def test_a_conversation_is_what_transformers_makes(family: str) -> None:
     """The replies are the targets, with what closes them. (R1 renders no thought in a history; see test_thoughts.)"""
     tokenizer = small(*FAMILIES[family])

@@ -159,6 +159,15 @@ def test_replies_to_learn_continue_the_thought_that_the_prompt_opened() -> None:
     assert text(other, tokens).endswith(f"assistant\n<think>\n{ENDED}<|im_end|>")
 
 
+def test_a_reply_that_begins_with_its_thought_is_in_it() -> None:
+    """Where the prompt has opened the thought, it is not opened again."""
+    begun = f"<think>\n{THOUGHT}"
+    r1, qwen3 = chat("r1"), chat("qwen3")
+    assert text(r1, r1.reply(begun)) == THOUGHT
+    assert text(qwen3, qwen3.reply(begun)) == begun
+    assert text(r1, r1.reply("23+")) == "\n</think>\n\n23+"
+
+
 def test_a_model_whose_template_knows_no_thoughts() -> None:
     """The shipped model's prompts are unchanged, unless ``think_end`` says how its thoughts end."""
     tiny = load("tiny")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -151,7 +152,22 @@ def service(model: Model, limits: Limits | None = None) -> Service:
         raise ValueError(f"{model.name}: the context length is not known: {where}")
     _ = model.chat.yes_no_ids
     raw = not isinstance(engine, NativeEngine) and engine.raw_logprobs
-    return Service(Path(model.name).name, model.chat, Scheduler(engine), engine.context.tokens, same, limits, raw)
+    name, known = Path(model.name).name, what_it_knows(model.name)
+    return Service(name, model.chat, Scheduler(engine), engine.context.tokens, same, limits, raw, known)
+
+
+def what_it_knows(model: str) -> str:
+    """Return a sentence about what a model was made for: the shipped one, and a run's. Of other models nothing is known here."""
+    if model == SHIPPED:
+        return (
+            "It comes with twofold, is very small, and knows arithmetic puzzles like these examples and nothing else."
+        )
+    config = Path(model) / "config.toml"
+    if not config.is_file():
+        return ""
+    trained = tomllib.loads(config.read_text(encoding="utf-8"))
+    task = trained["task"]
+    return f"It is {trained['model']}, trained by {trained['recipe']['name']} on {task.get('source', task['name'])}."
 
 
 def make_task(config: TaskConfig) -> Task:
@@ -201,7 +217,8 @@ def evaluate(
     """
     config = config or Eval()
     chosen = make_task(task_named(task)) if isinstance(task, str) else guarded(task)
-    like = Plan(temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens, judge=config.judge)
+    alike = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "judge")
+    like = Plan(**{name: getattr(config, name) for name in alike})
     parsed = [parse(plan, like) if isinstance(plan, str) else plan for plan in plans]
     parsed = [replace(plan, judge=resolved(plan.judge, model.chat)) for plan in parsed]
     if unjudged := [plan for plan in parsed if plan.judged and plan.judge.name not in ASKED]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from twofold import run
 from twofold.compute.plan import Plan
+from twofold.compute.rules import rule_named
 from twofold.compute.solve import Solution
 
 AT_ONCE = 16
@@ -45,17 +46,20 @@ def solve_and_print(model: run.Model, problems: Sequence[str], plan: Plan, absta
                 found = asdict(solution) | {"samples": solution.samples, "abstained": not sure, "plan": str(plan)}
                 print(json.dumps({"problem": problem} | found | ({} if sure else {"answer": None})), flush=True)
             else:
-                _print_solution(solution, sure, problem if len(problems) > 1 else None)
+                _print_solution(solution, plan, sure, problem if len(problems) > 1 else None)
 
 
-def _print_solution(solution: Solution, sure: bool, problem: str | None) -> None:
+def _print_solution(solution: Solution, plan: Plan, sure: bool, problem: str | None) -> None:
     """Print the answer, its confidence, the votes and the cost, after the solution's text or (one of many) its problem."""
     print(solution.text.strip() if problem is None else f"{problem}", end="\n\n" if problem is None else "\n")
-    total = sum(solution.votes.values()) or 1.0
+    probabilities = (
+        rule_named(plan.rule).probabilities is not None
+    )  # else the numbers are votes, shown as shares of all
+    total = 1.0 if probabilities else sum(solution.votes.values()) or 1.0
     votes = "  ".join(f"{answer}: {weight / total:.0%}" for answer, weight in list(solution.votes.items())[:5])
     cost = solution.cost
     print(f"answer {solution.answer if sure else 'not sure'}  confidence {solution.confidence:.0%}")
-    print(f"votes  {votes or 'none: no sample gave an answer'}")
+    print(f"{'posterior' if probabilities else 'votes'}  {votes or 'none: no sample gave an answer'}")
     dropped = f" ({cost.discarded} of them dropped)" if cost.discarded else ""
     print(
         f"cost   {solution.samples} samples, {cost.generated} tokens generated{dropped}, {cost.verified} to judge, "

@@ -36,9 +36,13 @@ COLDEST = 1e-3
 class Sampling:
     """How to sample. ``stop`` holds token ids; the stop token is kept in the completion.
 
-    ``temperature = 0`` is greedy. Raises ValueError for a temperature between 0 and ``COLDEST``, or a ``top_p`` below the
-    square of ``COLDEST``: single precision cannot represent them. Every random draw is a pure function of (seed, prompt,
-    sample index, position), so the other rows of a batch cannot change it.
+    ``temperature = 0`` is greedy. ``min_p`` leaves out tokens less likely than this share of the likeliest one's probability,
+    ``top_k`` all but the k likeliest tokens (0: none), and ``top_p`` then all but the likeliest that together have at least
+    this share of what is left. A policy in training is sampled without these filters.
+
+    Raises ValueError for a temperature between 0 and ``COLDEST``, or a ``top_p`` below the square of ``COLDEST``: single
+    precision cannot represent them. Every random draw is a pure function of (seed, prompt, sample index, position), so the
+    other rows of a batch cannot change it.
     """
 
     n: int = 1
@@ -49,12 +53,23 @@ class Sampling:
     seed: int = 0
     trace_top: int = 0
     """Number k of most likely tokens that the per-token confidence is computed from; 0 records neither it nor the certainty."""
+    top_k: int = 0
+    min_p: float = 0.0
+
+    @property
+    def filtered(self) -> bool:
+        """Whether some tokens of the model's distribution cannot be drawn."""
+        return (self.top_p, self.top_k, self.min_p) != (1, 0, 0)
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.max_tokens < 1 or not self.temperature >= 0 or not 0 < self.top_p <= 1:
             raise ValueError(
                 "n and max_tokens must be at least 1, temperature at least 0, top_p in (0, 1]; got "
                 f"n={self.n}, max_tokens={self.max_tokens}, temperature={self.temperature}, top_p={self.top_p}"
+            )
+        if self.top_k < 0 or not 0 <= self.min_p <= 1:
+            raise ValueError(
+                f"top_k must be at least 0 and min_p in [0, 1]; got top_k={self.top_k}, min_p={self.min_p}"
             )
         if 0 < self.temperature < COLDEST or self.top_p < COLDEST**2:
             raise ValueError(

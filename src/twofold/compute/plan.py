@@ -73,10 +73,12 @@ class Plan:
     seed: int = 0
     calibration: Calibration = field(default_factory=Calibration)
     traces: Traces = field(default_factory=Traces)
+    top_k: int = 0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         check_name(self.rule)
-        Sampling(self.n, self.temperature, self.top_p, self.max_tokens)
+        Sampling(self.n, self.temperature, self.top_p, self.max_tokens, top_k=self.top_k, min_p=self.min_p)
         if not isinstance(self.make, Independent) and not isinstance(self.stop, Fixed):
             raise ValueError(f"stop={self.stop.name} draws independent samples, make={self.make.name} draws its own")
 
@@ -94,7 +96,8 @@ class Plan:
         """Return how all ``n`` samples are drawn at once."""
         cap = self.stop.caps[0] if isinstance(self.stop, Lengths) else self.max_tokens
         top = self.traces.top if self.traced else 0
-        return Sampling(self.n, self.temperature, self.top_p, cap, chat.stop, self.seed, top)
+        drawn = (self.n, self.temperature, self.top_p, cap, chat.stop, self.seed)
+        return Sampling(*drawn, trace_top=top, top_k=self.top_k, min_p=self.min_p)
 
     def __str__(self) -> str:
         """Return the short form, which ``parse`` reads back."""

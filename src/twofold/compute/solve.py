@@ -22,7 +22,7 @@ from twofold.maths.confidence import trace
 from twofold.maths.seeds import derive
 from twofold.maths.stopping import Lengths, Number, rounds
 from twofold.text.chat import Chat
-from twofold.types import Candidate
+from twofold.types import Candidate, Finish
 
 MAKERS: dict[str, Callable[..., list[Made]]] = {
     "prune": prune, "deepconf_online": deepconf_online, "forcing": forcing, "correction": correction,
@@ -41,7 +41,7 @@ class Solution:
     ``answer`` is None if no sample had one. ``confidence`` is the probability that it is right, as the rule sees it (see
     ``select``). ``text`` is the best-scored sample with that answer. ``answers`` (as voting classes) and ``scores`` are the
     candidates', in the order they came; a score is None where the model was not asked. ``length`` is the token cap that was
-    reached.
+    reached. ``finish`` is how the text ended or, without an answer, "length" if the token cap cut every candidate.
     """
 
     answer: str | None
@@ -52,6 +52,7 @@ class Solution:
     answers: list[str | None]
     scores: list[float | None]
     length: int
+    finish: Finish
 
     @property
     def samples(self) -> int:
@@ -180,4 +181,6 @@ def _solution(plan: Plan, work: _Work, same: Same | None) -> Solution:
     shown = [i for i, a in enumerate(seen.answers) if a is not None and a == answer]
     best = max(shown, key=lambda i: seen.scores[i] or 0.0, default=None)
     text = "" if best is None else work.group[best].text
-    return Solution(answer, confidence, votes, text, work.cost, seen.answers, work.scores, work.length)
+    cut = len(work.cut) == len(work.group) if best is None else best in work.cut
+    finish: Finish = "length" if cut else "stop"
+    return Solution(answer, confidence, votes, text, work.cost, seen.answers, work.scores, work.length, finish)

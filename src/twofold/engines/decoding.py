@@ -95,7 +95,8 @@ class Decoding:
     def draw(self) -> list[int]:
         """Draw one more token for every active row, retire rows that end, and return the tokens to run next."""
         kv, s = self.kv, self.sampling
-        drawn, logp = draw(self.logits, self.randoms[self.order[: kv.active], self.steps], s.temperature, s.top_p)
+        chances = self.randoms[self.order[: kv.active], self.steps]
+        drawn, logp = draw(self.logits, chances, s.temperature, s.top_p, s.top_k, s.min_p)
         found: list[tuple[list[list[Any]], Tensor]] = [(self.tokens, drawn), (self.logprobs, logp)]
         if s.trace_top:
             found += zip((self.confidence, self.certainty), confidences(self.logits, s.trace_top), strict=True)

@@ -236,6 +236,8 @@ class RemoteEngine:
             "n": sampling.n if sampling.temperature else 1,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
+            "top_k": sampling.top_k or -1,
+            "min_p": sampling.min_p,
             "seed": seed,
             "max_tokens": sampling.max_tokens,
             "stop_token_ids": [*sampling.stop],

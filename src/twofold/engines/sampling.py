@@ -38,17 +38,26 @@ def uniforms(prompts: Sequence[Sequence[int]], sampling: Sampling) -> np.ndarray
     return np.reshape(rows, (-1, sampling.max_tokens))
 
 
-def draw(logits_A_V: Tensor, uniforms_A: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+def draw(
+    logits_A_V: Tensor, uniforms_A: Tensor, temperature: float, top_p: float, top_k: int = 0, min_p: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Draw a token per row by inversion of the cumulative distribution; return tokens [A] and their log-probs [A].
 
-    ``temperature = 0`` takes the argmax and reports its log-prob at temperature 1. With ``top_p < 1`` the log-prob is that of
-    the truncated, renormalised distribution, the one sampled from. A token whose logit, divided by the temperature, is more
+    ``temperature = 0`` takes the argmax and reports its log-prob at temperature 1. The filters come in vLLM's
+    order: ``min_p`` (arXiv:2407.01082), ``top_k`` (ties with the k-th stay), ``top_p`` of what is left. The log-prob is that of
+    the filtered, renormalised distribution, the one sampled from. A token whose logit, divided by the temperature, is more
     than ``-LEAST`` below the row's greatest is never drawn.
     """
     logp_A_V = threshold(shifted(logits_A_V, temperature or 1.0), LEAST, float("-inf")).log_softmax(-1)
     if temperature == 0:
         tokens_A = logits_A_V.argmax(-1)
         return tokens_A, logp_A_V.gather(1, tokens_A[:, None])[:, 0]
+    if min_p > 0:
+        likeliest_A_1 = logp_A_V.amax(-1, keepdim=True)
+        logp_A_V = logp_A_V.masked_fill(logp_A_V < likeliest_A_1 + math.log(min_p), float("-inf")).log_softmax(-1)
+    if 0 < top_k < logp_A_V.shape[-1]:
+        least_A_1 = logp_A_V.topk(top_k).values[:, -1:]
+        logp_A_V = logp_A_V.masked_fill(logp_A_V < least_A_1, float("-inf")).log_softmax(-1)
     if top_p < 1:
         order = logp_A_V.argsort(-1, descending=True)
         sorted_p = logp_A_V.gather(1, order).exp()
@@ -62,7 +71,7 @@ def draw(logits_A_V: Tensor, uniforms_A: Tensor, temperature: float, top_p: floa
 
 @custom_op("twofold::draw_one", mutates_args=(), device_types="cpu")
 def draw_one(logits_A_V: Tensor, uniforms_A: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Do ``draw`` without top-p. On a CUDA device this reads the logits once, and draws the token of ``draw`` unless the random
+    """Do ``draw`` without a filter. On a CUDA device this reads the logits once, and draws the token of ``draw`` unless the random
     number is within a rounding of the token's bounds."""
     return draw(logits_A_V, uniforms_A, temperature, 1.0)
 

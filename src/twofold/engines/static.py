@@ -130,8 +130,8 @@ class Step:
     def draw(self, logits_A_V: Tensor) -> None:
         """Draw a token for every row."""
         s, randoms_A = self.decoding.sampling, self.randoms.index_select(0, self.at)[0, : self.rows]
-        if s.top_p < 1 and s.temperature > 0:
-            drawn = draw(logits_A_V, randoms_A, s.temperature, s.top_p)
+        if s.filtered and s.temperature > 0:
+            drawn = draw(logits_A_V, randoms_A, s.temperature, s.top_p, s.top_k, s.min_p)
         else:
             drawn = draw_one(logits_A_V, randoms_A, s.temperature)
         self.tokens[: self.rows] = drawn[0]

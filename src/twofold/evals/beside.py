@@ -92,7 +92,7 @@ def beside(suite: Suite, model: str, ran: Mapping[str, Eval | Critic], found: Ma
         paper=suite.paper,
         model=model,
         parts=[*parts],
-        changed=_all_changed({name: _changed(part.how, ran[name]) for name, part in parts.items()}),
+        changed=_all_changed({name: _changed(part.how, ran[name], found[name]) for name, part in parts.items()}),
         sections=[section for table in suite.tables if (section := _section(table, parts, found)).lines],
         rules=[_rules(name, e) for name, e in found.items() if isinstance(e, Evaluation) and e.samples > 1],
         notes=suite.notes,
@@ -106,11 +106,18 @@ def _rules(name: str, found: Evaluation) -> Rules:
     return Rules(name, k, known, found.verifier.auroc if found.verifier else None)
 
 
-def _changed(suite: Eval | Critic, ran: Eval | Critic) -> str:
-    """Return the options that differ from the suite's own; ``problems`` has its own column, ``batch`` changes nothing."""
+def _changed(suite: Eval | Critic, ran: Eval | Critic, found: Found) -> str:
+    """Return the options that differ from the suite's own; ``problems`` has its own column, ``batch`` changes nothing.
+
+    A suite has no system prompt and leaves thinking to the chat template.
+    """
     ours, theirs = dict(_leaves(asdict(suite))), dict(_leaves(asdict(ran)))
     names = [name for name in theirs if name not in ("problems", "batch") and theirs[name] != ours[name]]
-    return ", ".join(f"{name}={theirs[name]}" for name in names)
+    changed = [f"{name}={theirs[name]}" for name in names]
+    if isinstance(found, Evaluation):
+        told = {name: getattr(found.header, name) for name in ("system", "enable_thinking")}
+        changed += [f"{name}={value!r}" for name, value in told.items() if value is not None]
+    return ", ".join(changed)
 
 
 def _leaves(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -30,9 +30,9 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class SamplesSaved:
-    """Samples the baseline needs / samples this run needs (see ``stats.Efficiency``).
+    """Samples another run or rule needs / samples this run needs, for the other's accuracy (see ``stats.Efficiency``).
 
-    ``is_best_rule``: the baseline has no better rule. ``at_least``: this run is there with its first sample, so the ratio
+    ``is_best_rule``: it is the best rule of all other runs. ``at_least``: this run is there with its first sample, so the ratio
     is a lower bound. ``max_k`` is the largest number of samples measured.
     """
 
@@ -83,36 +83,19 @@ def comparisons(ordered: Sequence[Saved], at: int) -> list[Comparison]:
     return rows
 
 
-def against_best(e: Saved, others: Sequence[Saved], at: int) -> list[Comparison]:
-    """Return this run's rules, but for its majority vote, against the best rule of all ``others``, at ``at`` samples.
-
-    That rule is the one of highest accuracy on the problems that are measured, a choice after the fact that flatters it.
-    """
-    rivals = [
-        (other.curves_P_K[rule][:, other.ks.index(at)].mean(), other, rule)
-        for other in others
-        for rule in _rules(other, at)
-    ]
-    _, best, rule = max(rivals, key=lambda rival: rival[0])
-    ids = _common(best, e)
-    mine = [own for own in _rules(e, at) if own != "maj"] or ["maj"]
-    return [_compare(e, own, best, rule, at, ids) for own in mine] if len(ids) >= 2 else []
-
-
-def samples_saved(base: Saved, e: Saved) -> list[SamplesSaved]:
-    """Return samples the baseline needs / samples this run needs, against the baseline's majority and its best rule."""
-    ids, ks = _common(base, e), [k for k in e.ks if k in base.ks]
-    rules = [rule for rule in base.curves_P_K if rule != "pass"]
-    best = max(rules, key=lambda rule: base.curve(rule, ks, ids).mean(axis=0).max()) if len(ids) > 1 else "maj"
+def samples_saved(e: Saved, rivals: Sequence[tuple[Saved, str]], best: tuple[str, str]) -> list[SamplesSaved]:
+    """Return samples that each rival, a run by a rule, needs / samples this run needs. ``best`` names the best rule of all
+    other runs."""
     rows = []
-    for rule in dict.fromkeys(("maj", best)):
-        if len(ids) < 2 or (base is e and rule == e.rule):
+    for rival, rule in rivals:
+        ids, ks = _common(rival, e), [k for k in e.ks if k in rival.ks]
+        if len(ids) < 2 or (rival is e and rule == e.rule):
             continue
-        ratio = efficiency_ratio(base.curve(rule, ks, ids), e.curve(e.rule, ks, ids), ks)
-        if ratio.target > 0:  # else the baseline is right on next to nothing: there is no accuracy to reach sooner
+        ratio = efficiency_ratio(rival.curve(rule, ks, ids), e.curve(e.rule, ks, ids), ks)
+        if ratio.target > 0:  # else the rival is right on next to nothing: there is no accuracy to reach sooner
             at_least = ratio.ours_k == ks[0]
-            names = (e.label, e.rule, base.label, rule)
-            rows.append(SamplesSaved(*names, rule == best, at_least, ks[-1], **asdict(ratio)))
+            names = (e.label, e.rule, rival.label, rule)
+            rows.append(SamplesSaved(*names, (rival.label, rule) == best, at_least, ks[-1], **asdict(ratio)))
     return rows
 
 

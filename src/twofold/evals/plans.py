@@ -124,7 +124,7 @@ class Strategies:
 def replayable(plan: Plan, header: Header) -> bool:
     """Return whether the pool holds what the plan would draw."""
     drawn = isinstance(plan.make, Independent) and not isinstance(plan.stop, Lengths)
-    alike = ("temperature", "top_p", "max_tokens")
+    alike = ("temperature", "top_p", "top_k", "min_p", "max_tokens")
     judge = plan.judge
     asked = (judge.name, judge.votes, judge.question, judge.cut if judge.name == "steps" else None)
     was_asked = (header.judge, header.judge_votes, header.judge_question, header.judge_cut)

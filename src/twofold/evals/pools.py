@@ -37,7 +37,8 @@ class Header:
     critiques of each were written, if it writes; ``judge_question``: what was asked, if not the standard question of that
     judge; ``judge_cut``: where steps were cut, if it judges steps. ``seconds``: wall-clock time in all.
     ``trace_top``: of how many likeliest tokens the token confidences were recorded (0: not at all); ``trace_window``: tokens
-    of a group of DeepConf's scores. ``code``: the user's code that posed and graded the problems, pinned.
+    of a group of DeepConf's scores. ``code``: the user's code that posed and graded the problems, pinned. ``system``: the
+    system prompt, and ``enable_thinking`` what the chat template was told; None also in files that are older than these keys.
     """
 
     name: str
@@ -59,6 +60,10 @@ class Header:
     judge_question: str | None = None
     judge_cut: str | None = None
     code: str | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    system: str | None = None
+    enable_thinking: bool | None = None
 
 
 RENAMED = {"confidence": "trace_top", "window": "trace_window"}
@@ -84,8 +89,9 @@ def read_header(directory: Path) -> Header:
         raise PoolError(f"{path}: not JSON: {err}") from err
     if isinstance(values, dict):
         values = {RENAMED.get(key, key): value for key, value in values.items()}
-    optional = {"trace_top", "trace_window", "judge_votes", "judge_question", "judge_cut", "code"}
-    _same_keys(values, {f.name for f in dataclasses.fields(Header)}, str(path), optional)
+    keys = dataclasses.fields(Header)
+    optional = {f.name for f in keys if f.default is not dataclasses.MISSING}
+    _same_keys(values, {f.name for f in keys}, str(path), optional)
     return Header(**values)
 
 

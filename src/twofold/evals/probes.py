@@ -138,7 +138,8 @@ def run_probes(
     (out / SETTINGS).write_text(json.dumps(how, indent=2) + "\n")
     done = {row["id"] for row in read_lines(out / PROBES)}
     waiting = [p for p in problems if p.id not in done]
-    sampling = Sampling(config.thoughts, header.temperature, header.top_p, header.max_tokens, chat.stop, header.seed)
+    drawn = (config.thoughts, header.temperature, header.top_p, header.max_tokens, chat.stop, header.seed)
+    sampling = Sampling(*drawn, top_k=header.top_k, min_p=header.min_p)
     with (out / PROBES).open("a") as file:
         for i in range(0, len(waiting), batch):
             part = waiting[i : i + batch]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,11 @@ from twofold.evals.pools import Header
 from twofold.evals.scores import ROC, CalibrationBin, Changed, Histogram, MeanScore
 from twofold.evals.thinking import Thinking
 from twofold.maths.stats import Estimate, Quality
+
+RULES = ("weighted", "maj", "best", "posterior")
+"""The rules that answer; the oracle does not."""
+ALIKE = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "system", "enable_thinking", "judge")
+"""The settings of an evaluation in which runs should not differ if they are to be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,48 @@ class TaskReport:
     efficiency: list[SamplesSaved]
     tokens_saved: list[TokensSaved]
     headline: str
+
+    def rivals(self, label: str) -> list[tuple[str, str]]:
+        """Return (label, rule) of what one would choose beside a run, at ``at`` samples.
+
+        The first is the best rule of all other runs, a choice after the fact that flatters it. The second is the baseline by the
+        rule that it answers with or, if the first is the baseline's, the best rule of the others. A single run's rival is its own
+        majority vote.
+        """
+        others = [e for e in self.evaluations if e.label != label]
+        if not others:
+            return [(label, "maj")]
+        first = self._best(others)
+        base = [e for e in others if e.label == self.baseline]
+        rest = [e for e in others if e.label != self.baseline]
+        second = [self._best(rest)] if rest and first[0] == self.baseline else [(e.label, e.rule) for e in base]
+        return list(dict.fromkeys([first, *second]))
+
+    def _best(self, runs: Sequence[Evaluation]) -> tuple[str, str]:
+        """Return (label, rule) of the highest accuracy."""
+        pairs = [(e, rule) for e in runs for rule in RULES if f"{rule}@{self.at}" in e.accuracy]
+        best, rule = max(pairs, key=lambda pair: pair[0].accuracy[f"{pair[1]}@{self.at}"].mean)
+        return best.label, rule
+
+    @property
+    def main(self) -> list[Comparison]:
+        """The comparisons that a reader needs: what verdicts add to each run, and each run by its own rule against its rivals."""
+        rule = {e.label: e.rule for e in self.evaluations}
+        wanted = {run: [(run, "maj"), *self.rivals(run)] for run in rule}
+        return [c for c in self.comparisons if c.rule == rule[c.run] and (c.against, c.against_rule) in wanted[c.run]]
+
+    @property
+    def unlike(self) -> list[str]:
+        """What differs in how the runs were sampled and judged, as in "temperature 1.0 (base, rl), 0.7 (rlv)"."""
+        lines = []
+        for name in ALIKE:
+            values: dict[str, list[str]] = {}
+            for e in self.evaluations:
+                value = getattr(e.header, name)
+                values.setdefault("none" if value is None else repr(value), []).append(e.label)
+            if len(values) > 1:
+                lines.append(f"{name} " + ", ".join(f"{value} ({', '.join(runs)})" for value, runs in values.items()))
+        return lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,11 @@ RULE_NAMES = {
 }
 
 
+PIPE_WIDTH = 100
+"""Columns of printed tables where there is no terminal."""
+SECONDS = "seconds depend on the machine and its load"
+
+
 def templates() -> Environment:
     """Return the pages' templates, with the filters that they use."""
     environment = Environment(
@@ -91,12 +96,18 @@ def _figures(task: TaskReport, colour: Colours) -> dict[str, Markup]:
 
 
 def print_table(found: Report, console: Console | None = None) -> None:
-    """Print the report as tables: plain text, not wrapped to 80 columns, when the output is not a terminal."""
+    """Print the report as tables, in plain text and ``PIPE_WIDTH`` columns if the output is not a terminal.
+
+    The tables of accuracies, verifiers, differences, samples saved and costs fit 80 columns. ``report.html`` has more digits
+    and more rows.
+    """
     console = console or Console()
     if not console.is_terminal:
-        console.width = 160
+        console.width = PIPE_WIDTH
     for task in found.tasks:
         console.print(f"\n{escape(task.headline)}\n", highlight=False)
+        if task.unlike:
+            console.print(f"Not sampled alike: {escape('; '.join(task.unlike))}\n", style="bold", highlight=False)
         tables = [_accuracy(task), _verifiers(task), _comparisons(task), _efficiency(task), _cost(task)]
         tables += [_strategies(e.label, e.strategies) for e in task.evaluations if e.strategies]
         tables += [_grid(e.label, e.grid) for e in task.evaluations if e.grid]
@@ -111,50 +122,35 @@ def print_table(found: Report, console: Console | None = None) -> None:
 
 def _accuracy(task: TaskReport) -> Table:
     at = task.at
-    columns = [
-        "run",
-        "pass@1",
-        f"maj@{at}",
-        f"best@{at}",
-        f"weighted@{at}",
-        f"posterior@{at}",
-        "AUROC",
-        f"oracle pass@{at}",
-        "problems x n",
-    ]
-    table = _table(f"{task.task} {task.split}: accuracy, 95% intervals over problems", columns)
+    metrics = ["pass@1", f"maj@{at}", f"best@{at}", f"weighted@{at}", f"posterior@{at}"]
+    sizes = dict.fromkeys(f"{run.problems} problems x {run.samples} samples" for run in task.evaluations)
+    title = f"{task.task} {task.split}: {' or '.join(sizes)}, 95% intervals over problems"
+    heads = [metric.replace("@", "\n@") for metric in metrics]
+    table = _table(title, ["run", *heads, "AUROC", f"oracle\npass@{at}"])
     for run in task.evaluations:
-        columns = ["pass@1", f"maj@{at}", f"best@{at}", f"weighted@{at}", f"posterior@{at}"]
-        found = [run.accuracy.get(column) for column in columns]
-        cells = ["-" if point is None else _with_interval(point) for point in found]
-        cells += [number(run.verifier.auroc) if run.verifier else "-"]
-        cells += [percent(run.accuracy[f"pass@{at}"].mean), f"{run.problems} x {run.samples}"]
+        found = [run.accuracy.get(metric) for metric in metrics]
+        cells = ["-" if point is None else _with_interval(point, digits=0) for point in found]
+        cells += [number(run.verifier.auroc) if run.verifier else "-", percent(run.accuracy[f"pass@{at}"].mean)]
         table.add_row(escape(run.label), *cells)
     return table
 
 
 def _cost(task: TaskReport) -> Table:
-    columns = [
-        "run",
-        "tokens/sample",
-        "judge reads",
-        "s/sample",
-        "s in all",
-        *task.evaluations[0].labels,
-        "at limit",
-    ]
-    table = _table("cost, and labels of the samples", columns)
+    columns = ["tokens\n/sample", "judge\nreads", "s\n/sample", "s in\nall", "correct", "wrong", "no\nanswer"]
+    columns += ["not\ngraded", "at\nlimit"]
+    table = _table(f"cost, and labels of the samples ({SECONDS})", ["run", *columns])
     for run in task.evaluations:
         cells = [f"{run.tokens_per_sample:.1f}", f"{run.judge_tokens_per_sample:.1f}"]
         cells += [f"{run.seconds_per_sample:.3f}", f"{run.seconds:.0f}"]
-        cells += [percent(share) for share in run.labels.values()]
-        table.add_row(escape(run.label), *cells, percent(run.at_token_limit))
+        cells += [percent(run.labels[label]) for label in ("correct", "wrong", "no_answer")]
+        cells += [percent(run.labels["timeout"] + run.labels["error"]), percent(run.at_token_limit)]
+        table.add_row(escape(run.label), *cells)
     return table
 
 
 def _strategies(label: str, found: Strategies) -> Table:
-    columns = ["plan", "", "accuracy", "samples", "generated", "to judge", "tokens in all", "s/problem"]
-    table = _table(f"plans on {label}'s problems: means per problem", columns)
+    columns = ["plan", "", "accuracy", "samples", "generated", "to\njudge", "tokens\nin all", "s\n/problem"]
+    table = _table(f"plans on {label}'s problems: means per problem ({SECONDS})", columns)
     for row in found.plans:
         point = row.points[-1]
         spent = [point.samples, point.generated, point.verified, point.generated + point.verified]
@@ -164,16 +160,8 @@ def _strategies(label: str, found: Strategies) -> Table:
 
 
 def _grid(label: str, found: Grid) -> Table:
-    columns = [
-        "token cap",
-        "ended",
-        "samples",
-        "accuracy",
-        "generated",
-        "to judge",
-        "tokens in all",
-        "with shorter caps",
-    ]
+    columns = ["token\ncap", "ended", "samples", "accuracy", "generated", "to\njudge", "tokens\nin all"]
+    columns += ["with shorter\ncaps"]
     table = _table(f"{found.rule} vote on {label}'s problems, by token cap: means per problem", columns)
     ended = dict(zip(found.caps, found.ended, strict=True))
     for cell in found.cells:
@@ -184,13 +172,21 @@ def _grid(label: str, found: Grid) -> Table:
 
 
 def _optimal(label: str, found: OptimalTable) -> Table:
-    columns = ["samples", "best rule, hard to easy", "accuracy", "tokens", "best single", "its accuracy", "its tokens"]
+    columns = [
+        "samples",
+        "best rule,\nhard to easy",
+        "accuracy",
+        "tokens",
+        "best single",
+        "its\naccuracy",
+        "its\ntokens",
+    ]
     title = f"compute-optimal on {label}'s problems: a pilot of {found.pilot} samples chooses, cross-validated"
-    table = _table(title, [*columns, "difference, points"])
+    table = _table(title, [*columns, "difference,\npoints"])
     for row in found.rows:
         adaptive = [_with_interval(row.adaptive), f"{row.adaptive_tokens:.0f}"]
         single = [_with_interval(row.single), f"{row.single_tokens:.0f}"]
-        difference = f"{in_points(row.difference.mean)} {interval(row.difference, signed=True)}"
+        difference = f"{in_points(row.difference.mean)}\n{interval(row.difference, signed=True)}"
         best = escape(", ".join(row.best))
         table.add_row(str(row.budget), best, *adaptive, escape(row.best_single), *single, difference)
     return table
@@ -203,54 +199,38 @@ def at_budgets(found: Thinking) -> list[int]:
 
 
 def _thinking(task: TaskReport) -> Table:
-    columns = ["run", "no thought", "whole thought", "natural", "progress", "negative", "episodes", "regret at"]
+    columns = ["run", "no\nthought", "whole\nthought", "natural", "progress", "negative", "episodes", "regret at"]
     table = _table("thoughts stopped by force: means over problems, regret at half, one and two token limits", columns)
     for run in task.evaluations:
         if not (found := run.thinking):
             continue
         cells = [_with_interval(point) for point in (found.first, found.last, found.natural)]
         gained = found.progress
-        cells += [f"{in_points(gained.mean)} {interval(gained, signed=True)}", percent(gained.negative)]
+        cells += [f"{in_points(gained.mean)}\n{interval(gained, signed=True)}", percent(gained.negative)]
         cells += [f"{found.episodes:.1f}"]
-        cells += [" ".join(f"{found.budgets[i]}: {percent(found.regret[i].mean)}" for i in at_budgets(found))]
+        cells += ["\n".join(f"{found.budgets[i]}: {percent(found.regret[i].mean)}" for i in at_budgets(found))]
         table.add_row(escape(run.label), *cells)
     return table
 
 
 def _verifiers(task: TaskReport) -> Table:
-    columns = [
-        "run",
-        "AUROC",
-        "balanced accuracy",
-        "correct accepted",
-        "wrong rejected",
-        "ECE",
-        "Brier",
-        "says Yes",
-        "base rate",
-    ]
-    table = _table("verifier, on samples with an answer", columns)
+    columns = ["AUROC", "balanced\naccuracy", "correct\naccepted", "wrong\nrejected", "says\nYes", "base\nrate", "ECE"]
+    table = _table("verifier, on samples with an answer", ["run", *columns])
     for run in task.evaluations:
         if quality := run.verifier:
-            table.add_row(
-                run.label,
-                _bounds(quality.auroc, quality.auroc_interval),
-                _bounds(quality.balanced_accuracy, quality.balanced_accuracy_interval),
-                percent(quality.tpr),
-                percent(quality.tnr),
-                _bounds(quality.ece, quality.ece_interval),
-                _bounds(quality.brier, quality.brier_interval),
-                percent(quality.says_yes),
-                percent(quality.base_rate),
-            )
+            cells = [_bounds(quality.auroc, quality.auroc_interval)]
+            cells += [_bounds(quality.balanced_accuracy, quality.balanced_accuracy_interval)]
+            cells += [percent(x) for x in (quality.tpr, quality.tnr, quality.says_yes, quality.base_rate)]
+            table.add_row(escape(run.label), *cells, number(quality.ece))
     return table
 
 
 def _comparisons(task: TaskReport) -> Table:
-    table = _table(
-        "differences on the same problems (paired bootstrap)", ["this", "minus this", "points", "95%", "p", "problems"]
-    )
-    for row in task.comparisons:
+    rest = len(task.comparisons) - len(task.main)
+    more = f"; {rest} more in report.html" if rest else ""
+    title = f"differences on the same problems (paired bootstrap{more})"
+    table = _table(title, ["this", "minus this", "points", "95%", "p", "problems"])
+    for row in task.main:
         ours, theirs = f"{row.run} {row.rule}@{row.k}", f"{row.against} {row.against_rule}@{row.k}"
         table.add_row(ours, theirs, in_points(row.mean), interval(row, signed=True), p_value(row.p), str(row.problems))
     return table
@@ -258,28 +238,30 @@ def _comparisons(task: TaskReport) -> Table:
 
 def _efficiency(task: TaskReport) -> Table:
     table = _table(
-        "samples the baseline needs / samples this run needs", ["run", "baseline curve", "ratio", "95%", "at accuracy"]
+        "samples the other needs / samples this run needs, at equal accuracy",
+        ["this", "the other", "ratio", "95%", "at\naccuracy"],
     )
     for row in task.efficiency:
         names = [f"{row.run} {RULE_NAMES[row.rule]}", f"{row.baseline} {RULE_NAMES[row.baseline_rule]}"]
-        bounds = "-" if row.ratio is None else f"[{row.low:.1f}, {row.high:.1f}]"
-        table.add_row(*names, times(row), bounds, percent(row.target))
+        cells = ["not reached", "-"] if row.ratio is None else [times(row), f"[{row.low:.1f}, {row.high:.1f}]"]
+        table.add_row(*map(escape, names), *map(escape, cells), percent(row.target))
     return table
 
 
 def _table(title: str, columns: list[str]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     return table
 
 
-def _with_interval(point: Estimate) -> str:
-    return f"{percent(point.mean)} {interval(point)}"
+def _with_interval(point: Estimate, digits: int = 1) -> str:
+    """Return a table's cell of two lines."""
+    return f"{percent(point.mean)}\n{interval(point, digits=digits)}"
 
 
 def _bounds(value: float, bounds: tuple[float, float]) -> str:
-    return f"{number(value)} [{number(bounds[0])}, {number(bounds[1])}]"
+    return f"{number(value)}\n[{number(bounds[0])}, {number(bounds[1])}]"
 
 
 def lengths(row: PlanCurve) -> str:
@@ -304,10 +286,10 @@ def number(x: float) -> str:
     return "n/a" if math.isnan(x) else f"{x:.2f}"
 
 
-def interval(point: Estimate | Difference | Comparison, signed: bool = False) -> str:
+def interval(point: Estimate | Difference | Comparison, signed: bool = False, digits: int = 1) -> str:
     """Return ``[58.0, 66.3]``, in per cent; empty when there is no interval."""
-    sign = "+" if signed else ""
-    return "" if math.isnan(point.low) else f"[{100 * point.low:{sign}.1f}, {100 * point.high:{sign}.1f}]"
+    form = f"{'+' if signed else ''}.{digits}f"
+    return "" if math.isnan(point.low) else f"[{100 * point.low:{form}}, {100 * point.high:{form}}]"
 
 
 def times(row: SamplesSaved) -> str:

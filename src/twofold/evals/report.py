@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from twofold.evals.compare import Comparison, against_best, comparisons, samples_saved, tokens_saved
+from twofold.evals.compare import Comparison, comparisons, samples_saved, tokens_saved
 from twofold.evals.figures import TRAINING_METRICS
 from twofold.evals.grid import accuracy_grid
 from twofold.evals.optimal import candidates, optimal_table
@@ -90,11 +90,17 @@ def _task(section: list[Saved], baseline: str | None, caps: Sequence[int], optim
         at=at,
         evaluations=[_evaluation(e, at, caps, optimal) for e in section],
         comparisons=comparisons(ordered, at),
-        efficiency=[row for e in ordered for row in samples_saved(base, e)],
+        efficiency=[],
         tokens_saved=[row for e in ordered[1:] for row in tokens_saved(base, e)],
         headline="",
     )
-    return replace(task, headline=_headline(task, _shown(section, base, at)))
+    named = {e.label: e for e in section}
+    for e in ordered:
+        best = task.rivals(e.label)[0]
+        rivals = dict.fromkeys([(base.label, "maj"), *([] if e is base else [best])])
+        task.efficiency.extend(samples_saved(e, [(named[label], rule) for label, rule in rivals], best))
+    best_run = max((e for e in section if e is not base), key=lambda e: _mean(e, at), default=base)
+    return replace(task, headline=_headline(task, best_run.label))
 
 
 def _evaluation(e: Saved, at: int, caps: Sequence[int], optimal: bool) -> Evaluation:
@@ -148,62 +154,42 @@ def _levels(e: Saved, at: int) -> list[Level]:
     ]
 
 
-def _shown(section: list[Saved], base: Saved, at: int) -> list[Comparison]:
-    """Return what the headline reports: the best run but the baseline, against the best rule of all other runs.
-
-    A single run is compared with its own majority vote.
-    """
-    best = max((e for e in section if e is not base), key=lambda e: _mean(e, at), default=base)
-    others = [e for e in section if e is not best]
-    if others:
-        return against_best(best, others, at)
-    return [row for row in comparisons([best], at) if row.rule == best.rule]
-
-
 def _mean(e: Saved, at: int) -> float:
     return float(e.curves_P_K[e.rule][:, e.ks.index(at)].mean())
 
 
-def _headline(task: TaskReport, shown: Sequence[Comparison]) -> str:
-    """Say the result in a few sentences. ``shown`` are comparisons of one run by several rules, all against one rule."""
-    label = shown[0].run if shown else task.evaluations[0].label
+def _headline(task: TaskReport, label: str) -> str:
+    """Say what run ``label`` reaches by the rule that it answers with, and how it stands to its rivals: three lines of 80."""
     run = next(e for e in task.evaluations if e.label == label)
     text = (
-        f"{label} answers {_accuracy(run, run.rule, task.at)} of the {run.problems} {task.task} problems correctly "
-        f"by {RULE_NAMES[run.rule]} over {task.at} samples, {percent(run.accuracy['pass@1'].mean)} with one"
+        f"{label}: {percent(run.accuracy[f'{run.rule}@{task.at}'].mean)} of {run.problems} {task.task} problems by "
+        f"{RULE_NAMES[run.rule]} of {task.at} (of one: {percent(run.accuracy['pass@1'].mean)})"
     )
-    sentences = [text]
-    for i, row in enumerate(shown):
-        if i == 0:
-            sentences[0] += f": {_difference(row, _rival(task, row))}"
-        else:
-            means = _accuracy(run, row.rule, task.at)
-            sentences.append(f"By {RULE_NAMES[row.rule]} it is {means}: {_difference(row, 'that rule')}")
-    saved = next((r for r in task.efficiency if r.run == label and r.baseline_rule == "maj"), None)
-    if shown and shown[0].low > 0 and saved and saved.ratio is not None:
-        bounds = f"95% [{saved.low:.1f}, {saved.high:.1f}]"
-        whose = "its own" if saved.baseline == label else f"{saved.baseline}'s"
-        sentences.append(f"It is as accurate as {whose} majority vote with {times(saved)} fewer samples ({bounds})")
-    if run.verifier:
-        sentences.append(f"Its verifier's AUROC is {number(run.verifier.auroc)}")
-    return ". ".join(sentences) + "."
+    rows = {(row.against, row.against_rule): row for row in task.main if row.run == label}
+    rivals = [rival for rival in task.rivals(label) if rival in rows]
+    found = [_difference(rows[rival], _rival(task, label, rival), i == 0) for i, rival in enumerate(rivals)]
+    text += f": {', '.join(found)}." if found else "."
+    return f"{text} AUROC {number(run.verifier.auroc)}." if run.verifier else text
 
 
-def _accuracy(run: Evaluation, rule: str, at: int) -> str:
-    return percent(run.accuracy[f"{rule}@{at}"].mean)
+def _rival(task: TaskReport, label: str, rival: tuple[str, str]) -> str:
+    """Return a rival in words. Of the best rule of all other runs this also says how many samples are saved against it."""
+    against, rule = rival
+    if against == label:
+        return f"its own {RULE_NAMES[rule]}"
+    name = f"{against}'s {RULE_NAMES[rule]}"
+    if rival != task.rivals(label)[0]:
+        return name
+    saved = next((r for r in task.efficiency if r.run == label and r.is_best_rule), None)
+    clear = saved is not None and saved.ratio is not None and saved.low > 1
+    return f"{name}, the best other rule" + (f" (equal with {times(saved)} fewer samples)" if saved and clear else "")
 
 
-def _rival(task: TaskReport, row: Comparison) -> str:
-    if row.against == row.run:
-        return f"its own {RULE_NAMES[row.against_rule]}"
-    against = next(e for e in task.evaluations if e.label == row.against)
-    mean = _accuracy(against, row.against_rule, task.at)
-    return f"{row.against}'s {RULE_NAMES[row.against_rule]}, the best rule of all other runs ({mean})"
-
-
-def _difference(row: Comparison, rival: str) -> str:
-    size = f"{in_points(row.mean)} points (95% {interval(row, signed=True)})"
-    return f"{size} against {rival}" if row.low > 0 or row.high < 0 else f"no clear difference from {rival}: {size}"
+def _difference(row: Comparison, rival: str, first: bool) -> str:
+    size = f"{in_points(row.mean)} {'points ' if first else ''}{interval(row, signed=True)}"
+    if row.low > 0 or row.high < 0:
+        return f"{size} {'over' if row.low > 0 else 'against'} {rival}"
+    return f"no clear difference from {rival}: {size}"
 
 
 def _training(evaluations: Sequence[Saved]) -> list[TrainingCurves]:

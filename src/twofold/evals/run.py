@@ -32,6 +32,8 @@ class Eval:
     n: int = 64
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
     max_tokens: int = 256
     split: Literal["train", "test", "harder", "ood"] = "test"
     judge: Judging = field(default_factory=Judging)
@@ -71,7 +73,7 @@ def evaluate(
     tokenizer); ``verified_by`` is its name. Raises ValueError if ``out`` was begun with other settings.
     """
     problems = [task.problem(config.split, i) for i in range(config.problems)]
-    header = _header(engine, task, config, resolved(config.judge, chat), name, model, verified_by)
+    header = _header(engine, chat, task, config, name, model, verified_by)
     if (out / HEADER).exists():
         before = read_header(out)
         if replace(before, seconds=0.0) != header:
@@ -93,8 +95,9 @@ def evaluate(
 
 
 def _header(
-    engine: Engine, task: Task, config: Eval, judge: Judging, name: str, model: str, verified_by: str | None
+    engine: Engine, chat: Chat, task: Task, config: Eval, name: str, model: str, verified_by: str | None
 ) -> Header:
+    judge = resolved(config.judge, chat)
     return Header(
         name=name,
         model=model,
@@ -103,6 +106,8 @@ def _header(
         n=config.n,
         temperature=config.temperature,
         top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p,
         max_tokens=config.max_tokens,
         seed=config.seed,
         engine=type(engine).__name__,
@@ -115,6 +120,8 @@ def _header(
         judge_question=judge.question,
         judge_cut=judge.cut if judge.name == "steps" else None,
         code=(" + ".join(task.code) or None) if isinstance(task, Wrapper) else None,
+        system=chat.system,
+        enable_thinking=chat.enable_thinking,
     )
 
 
@@ -123,8 +130,9 @@ def _pools(
 ) -> list[Pool]:
     began = time.monotonic()
     sampling = Sampling(
-        config.n, config.temperature, config.top_p, config.max_tokens, chat.stop, config.seed, config.trace_top
-    )
+        config.n, config.temperature, config.top_p, config.max_tokens, chat.stop, config.seed, config.trace_top,
+        top_k=config.top_k, min_p=config.min_p,
+    )  # fmt: skip
     groups = rollouts(engine, chat, task, problems, sampling)
     scores, cost = _scores(verifier or engine, chat, [r for g in groups for r in g], config)
     share = (time.monotonic() - began) / len(problems)

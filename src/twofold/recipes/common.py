@@ -73,12 +73,12 @@ class Recipe(ABC):
     """One recipe in one run. A subclass must write ``collect`` only.
 
     ``n`` is the number of rollouts per problem. ``reference``, if given, is the engine that gives the log-probs for the KL
-    term. Raises ValueError if ``top_p`` is not 1, because the learner scores the full distribution.
+    term. Raises ValueError if ``sampling`` leaves tokens out, because the learner scores the full distribution.
     """
 
     def __init__(self, task: Task, chat: Chat, sampling: Sampling, n: int = 1, reference: Engine | None = None) -> None:
-        if sampling.top_p != 1:
-            raise ValueError("top_p must be 1 while training: the learner scores the full distribution")
+        if sampling.filtered:
+            raise ValueError("top_p must be 1, top_k and min_p 0: the learner scores the full distribution")
         self.task, self.chat, self.reference = task, chat, reference
         self.sampling = replace(sampling, n=n, stop=chat.stop)
 

@@ -54,9 +54,13 @@ def app(service: Service, key: str | None = None) -> Guard:
 
     @api.get("/v1/models", responses=ERRORS)
     async def models() -> dict[str, Any]:
-        one = {"object": "model", "created": service.created, "owned_by": "twofold", "max_model_len": service.context}
         names = [service.name, *(f"{service.name}:{plan}" for plan in ("majority-16", "best-16", "weighted-16"))]
-        return {"object": "list", "data": [{"id": name, **one} for name in names]}
+        return {"object": "list", "data": [_model(service, name) for name in names]}
+
+    @api.get("/v1/models/{name}", responses=ERRORS)
+    async def model(name: str) -> dict[str, Any]:
+        parse.plan_named(name, service.name)
+        return _model(service, name)
 
     @api.post("/v1/chat/completions", responses=STREAMED)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
@@ -74,6 +78,11 @@ def app(service: Service, key: str | None = None) -> Guard:
     return Guard(api, paths, service.metrics, key, service.limits.body)
 
 
+def _model(service: Service, name: str) -> dict[str, Any]:
+    about = {"owned_by": "twofold", "max_model_len": service.context, "description": service.description}
+    return {"id": name, "object": "model", "created": service.created, **about}
+
+
 async def _serve(service: Service, body: Body, job: Job, fmt: ReplyFormat, request: Request) -> Response:
     """Let a request in and reply to it, in full or as a stream. Cancels it when its client leaves."""
     parse.check_logprobs(body, service.raw_logprobs)
@@ -81,7 +90,7 @@ async def _serve(service: Service, body: Body, job: Job, fmt: ReplyFormat, reque
     active = service.begin(job, state)
     identity = {"id": f"{fmt.id_prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
     if body.stream:
-        return EventStream(active, ChunkWriter(fmt, identity, body, active.engine))
+        return EventStream(active, ChunkWriter(fmt, identity, body, active.engine, service.chat))
     client_left = asyncio.create_task(_disconnect(request.receive))
     either: list[asyncio.Future[Any]] = [active.future, client_left]
     try:
@@ -163,6 +172,9 @@ def _handle_errors(api: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         # if a field may have several forms, the error of the one that was most likely meant
         deepest = max(error.errors(), key=lambda e: len(e["loc"]))
+        if deepest["type"] == "json_invalid":
+            problem = f"{deepest['ctx']['error']} at character {deepest['loc'][-1]}"
+            return reply(Refused(400, f"the body is no JSON: {problem}"[:400], "invalid_request"))
         named = [str(x) for x in deepest["loc"][1:]]
         if deepest["type"] != "extra_forbidden":
             named = [x for x in named if _FIELD.fullmatch(x)]

@@ -29,6 +29,8 @@ class Choice:
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
     """The likeliest tokens of each place with their log-probs; empty if they were not asked for."""
     details: dict[str, Any] = field(default_factory=dict)
+    start: int = 0
+    """Where the first token's text begins, in characters from the beginning of the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +64,13 @@ def sample(
     else:
         scored = [(c.logprobs, [{} for _ in c.tokens]) for _, _, c in rows]
     for (prompt, head, c), tail in zip(rows, scored, strict=True):
-        before, tokens = (chat.decode(prompt), [*prompt, *c.tokens]) if echo else ("", c.tokens)
-        text = before + engine.state.stops.cut(chat.decode(tokens)[len(before) :])
-        choices.append(Choice(text, c.finish, tokens, [*head[0], *tail[0]], [*head[1], *tail[1]]))
+        before, stops = chat.decode(prompt), engine.state.stops
+        if echo:
+            tokens, text = [*prompt, *c.tokens], before + stops.cut(chat.decode([*prompt, *c.tokens])[len(before) :])
+        else:
+            tokens, text = c.tokens, stops.cut(stops.decode(c.tokens))
+        scores = ([*head[0], *tail[0]], [*head[1], *tail[1]])
+        choices.append(Choice(text, c.finish, tokens, *scores, start=0 if echo else len(before)))
     generated = sum(len(row) for progress in engine.progress for row in progress.tokens)
     cost = Cost(sum(map(len, prompts)), generated, 0, engine.discarded, time.monotonic() - began)
     return Answer(choices, cost, time.monotonic() >= engine.state.deadline)
@@ -89,7 +95,8 @@ def run_plan(engine: RequestEngine, chat: Chat, question: str, plan: Plan, same:
     late = time.monotonic() >= engine.state.deadline
     candidates = [{"answer": a, "score": x} for a, x in zip(s.answers, s.scores, strict=True)]
     details = {"answer": s.answer, "confidence": s.confidence, "votes": s.votes, "candidates": candidates}
-    return Answer([Choice(engine.state.stops.cut(s.text), "length" if late else "stop", details=details)], cost, late)
+    choice = Choice(engine.state.stops.cut(s.text), "length" if late else s.finish, details=details)
+    return Answer([choice], cost, late)
 
 
 def _score_prompts(

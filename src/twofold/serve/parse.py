@@ -31,26 +31,32 @@ Job = Callable[[RequestEngine], Answer]
 
 def chat_job(body: ChatRequest, name: str, chat: Chat, context: int, same: Same) -> tuple[Job, Plan | None]:
     """Return what to do for a chat request, and its plan if it has one. Raises Refused."""
-    if body.messages[-1].role != "user":
-        raise Refused(400, "the last message must have the role user", param="messages")
-    roles = {"developer": "system"}
-    before = [(roles.get(m.role, m.role), m.text) for m in body.messages[:-1]]
-    question = body.messages[-1].text
+    messages = [("system" if m.role == "developer" else m.role, m.text) for m in body.messages]
+    begun = messages.pop()[1] if _continues(body) else None
+    if not messages or messages[-1][0] != "user":
+        where = "last message" if begun is None else "message before the one to continue"
+        hint = ", or use continue_final_message" if begun is None else ""
+        raise Refused(400, f"the {where} must have the role user{hint}", param="messages")
+    question = messages.pop()[1]
     try:
-        chat = chat.within(before)
-        prompt = chat.prompt(question)
+        chat = chat.within(messages)
+        prompt = [*chat.prompt(question), *(chat.reply(begun) if begun is not None else [])]
     except ValueError as error:
         raise Refused(400, str(error), param="messages") from error
     plan = _plan(body, name)
     if plan is None:
         if body.top and not body.logprobs:
             raise Refused(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-        sampling = _sampling(body, chat.stop, [prompt], context)
+        sampling = _sampling(body, _stop(body, chat), [prompt], context)
         return partial(jobs.sample, chat=chat, prompts=[prompt], sampling=sampling, top=body.top), None
     if body.n not in (None, 1):
         raise Refused(400, "a plan returns one choice and sets its own number of samples: leave n out", param="n")
     if body.logprobs or body.top:
         raise Refused(400, "a plan's choice has no logprobs: leave them out, or the plan", param="logprobs")
+    for name in ("continue_final_message", "stop_token_ids", "ignore_eos"):
+        if getattr(body, name):
+            message = f"a plan begins and ends its solutions as the chat template does: leave {name} out, or the plan"
+            raise Refused(400, message, param=name)
     asked = len(chat.follow_up(plan.judge.asking(chat).question, cut=True))
     plan = _adjusted(body, plan, len(prompt), context - asked - 1)
     return partial(jobs.run_plan, chat=chat, question=question, plan=plan, same=same), plan
@@ -66,28 +72,51 @@ def text_job(body: TextRequest, name: str, chat: Chat, context: int) -> Job:
     if body.limit == 0:
         if not body.echo:
             raise Refused(400, "max_tokens 0 scores a prompt and needs echo: true", param="max_tokens")
-        _check_sampling(body.temperature or 0.0, 1.0)
+        _check_drawing(body)
         _check_length(max(map(len, prompts)), 0, context)
         _check_top(body, sum(map(len, prompts)))
         return partial(jobs.score, chat=chat, prompts=prompts, temperature=body.temperature or 1.0, top=body.top)
-    stop = () if body.ignore_eos else chat.stop
-    sampling = _sampling(body, (*stop, *(body.stop_token_ids or ())), prompts, context)
+    sampling = _sampling(body, _stop(body, chat), prompts, context)
     return partial(jobs.sample, chat=chat, prompts=prompts, sampling=sampling, echo=bool(body.echo), top=body.top)
 
 
 def request_state(body: Request, chat: Chat, context: int, seconds: float) -> RequestState:
     """Return what the request's calls have in common; its deadline is at most ``seconds`` from now."""
     deadline = time.monotonic() + min(seconds, body.timeout or seconds)
-    return RequestState(StopStrings(body.stops, chat.decode), chat.yes_no_ids[0], context, deadline)
+    continues = isinstance(body, TextRequest) or _continues(body)
+    decode = chat.codec.continued if continues else chat.decode
+    return RequestState(StopStrings(body.stops, decode), chat.yes_no_ids[0], context, deadline)
 
 
 def check_logprobs(body: Request, raw: bool) -> None:
     """Raise Refused if the request asks for the log-probs of a distribution that the engine, a ``raw`` one, does not report."""
     asked = body.logprobs if isinstance(body, ChatRequest) else isinstance(body, TextRequest) and body.logprobs == 0
-    untempered = body.temperature == 0 or (body.temperature in (None, 1) and body.top_p in (None, 1))
-    if asked and raw and not untempered:
-        message = "the upstream server reports logprobs only at temperature 1 and top_p 1, or at temperature 0"
+    if asked and raw and body.temperature != 0 and (body.temperature not in (None, 1) or _filters(body)):
+        message = "the upstream server reports logprobs only at temperature 1 without top_p, top_k and min_p, or at 0"
         raise Refused(400, message, param="logprobs")
+
+
+def _continues(body: Request) -> bool:
+    """Return whether the last message is to be continued. Raises Refused if it cannot be."""
+    if not isinstance(body, ChatRequest):
+        return False
+    if body.add_generation_prompt is not None and body.add_generation_prompt == bool(body.continue_final_message):
+        message = "of add_generation_prompt and continue_final_message, one must be true and the other false"
+        raise Refused(400, message, param="add_generation_prompt")
+    if body.continue_final_message and body.messages[-1].role != "assistant":
+        raise Refused(400, "continue_final_message needs a last message of the role assistant", param="messages")
+    return bool(body.continue_final_message)
+
+
+def _stop(body: Request, chat: Chat) -> list[int]:
+    """Return the tokens that end a completion."""
+    return [*(() if body.ignore_eos else chat.stop), *(body.stop_token_ids or ())]
+
+
+def _filters(body: Request) -> list[str]:
+    """Return the names of the options that leave tokens out of the distribution."""
+    everything = {"top_p": 1, "top_k": 0, "min_p": 0}
+    return [name for name, value in body.drawing.items() if name in everything and value != everything[name]]
 
 
 def _prompts(body: TextRequest, chat: Chat) -> list[list[int]]:
@@ -113,18 +142,23 @@ def _separate(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence
 
 def _plan(body: Request, name: str) -> Plan | None:
     """Return the plan that the request asks for in its body or after its model's name."""
-    base, _, alias = body.model.partition(":") if body.model != name else (name, "", "")
-    if base != name:
-        message = f"there is no model {body.model!r} here, only {name!r} and {name + ':PLAN'!r}"
-        raise Refused(404, message, "model_not_found", "model")
-    if alias and body.plan is not None:
+    named = plan_named(body.model, name)
+    if named and body.plan is not None:
         raise Refused(400, "there are two plans, one in the model's name and one in the body", param="plan")
     if isinstance(body.plan, dict):
         options = {"rule": "weighted", "n": 16, **body.plan}
         rest = ",".join(f"{k}={_value(v)}" for k, v in options.items() if k not in ("rule", "n"))
         return read_plan(f"{options['rule']}-{options['n']}" + (f":{rest}" if rest else ""))
-    spec = alias or body.plan
-    return read_plan(spec) if spec else None
+    return read_plan(body.plan) if body.plan else named
+
+
+def plan_named(model: str, name: str) -> Plan | None:
+    """Return the plan in a model's name, as in ``tiny:weighted-16``. Raises Refused if the model is not ``name``."""
+    base, _, alias = model.partition(":") if model != name else (name, "", "")
+    if base != name:
+        message = f"there is no model {model!r} here, only {name!r} and {name + ':PLAN'!r}"
+        raise Refused(404, message[:400], "model_not_found", "model")
+    return read_plan(alias) if alias else None
 
 
 def _value(value: Any) -> str:
@@ -154,14 +188,9 @@ def read_plan(spec: str) -> Plan:
 
 def _adjusted(body: Request, plan: Plan, prompt: int, context: int) -> Plan:
     """Return the plan with the request's own sampling options, and no more tokens than there is room for."""
-    given: dict[str, Any] = {
-        "temperature": body.temperature,
-        "top_p": body.top_p,
-        "max_tokens": body.limit,
-        "seed": body.seed,
-    }
-    _check_sampling(body.temperature or 0.0, body.top_p or 1.0)
-    plan = replace(plan, **{k: v for k, v in given.items() if v is not None})
+    given: dict[str, Any] = {"max_tokens": body.limit, "seed": body.seed}
+    _check_drawing(body)
+    plan = replace(plan, **body.drawing, **{k: v for k, v in given.items() if v is not None})
     limited = body.limit is not None or plan.max_tokens != Plan().max_tokens
     if plan.max_tokens < 1:
         raise Refused(400, "a plan needs max_tokens of at least 1", param="max_tokens")
@@ -171,7 +200,7 @@ def _adjusted(body: Request, plan: Plan, prompt: int, context: int) -> Plan:
 
 def _sampling(body: Request, stop: Sequence[int], prompts: Sequence[Sequence[int]], context: int) -> Sampling:
     longest = max(map(len, prompts))
-    _check_sampling(body.temperature or 0.0, body.top_p or 1.0)
+    _check_drawing(body)
     _check_length(longest, 1 if body.limit is None else body.limit, context)
     n = body.n or 1
     if n * len(prompts) > MAX_SAMPLES:
@@ -183,28 +212,28 @@ def _sampling(body: Request, stop: Sequence[int], prompts: Sequence[Sequence[int
         raise Refused(400, "progress needs a plan", param="progress")
     sampling = Sampling(
         n=n,
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
         max_tokens=min(context - longest, MAX_TOKENS) if body.limit is None else body.limit,
         stop=tuple(stop),
         seed=time.time_ns() if body.seed is None else body.seed,
+        **body.drawing,
     )
     _check_top(body, n * sum(len(p) + sampling.max_tokens for p in prompts))
     return sampling
 
 
-def _check_sampling(temperature: float, top_p: float) -> None:
-    if 0 < temperature < COLDEST or not COLDEST**2 <= top_p <= 1:
-        message = f"temperature must be 0 or at least {COLDEST}, and top_p between {COLDEST**2} and 1"
-        raise Refused(400, message, param="temperature")
+def _check_drawing(body: Request) -> None:
+    """Raise Refused for what the fields' own bounds allow and ``Sampling`` does not."""
+    if 0 < (body.temperature or 0.0) < COLDEST:
+        raise Refused(400, f"temperature must be 0 or at least {COLDEST}", param="temperature")
 
 
 def _check_top(body: Request, tokens: int) -> None:
     if body.top * tokens > MAX_TOP_LOGPROBS:
         message = f"{body.top} likeliest of up to {tokens} tokens are more than {MAX_TOP_LOGPROBS}: lower max_tokens"
         raise Refused(400, message, param="max_tokens")
-    if body.top and body.top_p not in (None, 1):
-        raise Refused(400, "the likeliest tokens are those of the whole distribution: leave top_p out", param="top_p")
+    if body.top and (filters := _filters(body)):
+        message = f"the likeliest tokens are those of the whole distribution: leave {filters[0]} out"
+        raise Refused(400, message, param=filters[0])
 
 
 def _check_length(prompt: int, tokens: int, context: int) -> None:

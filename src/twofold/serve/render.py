@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from twofold.serve.jobs import Answer, Choice
 from twofold.serve.scheduler import Progress, RequestEngine
 from twofold.serve.schema import ChatRequest, Request, TextRequest
 from twofold.text.chat import Chat
+from twofold.text.codec import Codec
 
 PAUSE = 0.05
 """Seconds between two reports of a plan's progress."""
@@ -34,8 +36,8 @@ class ReplyFormat(Protocol):
         """Return the fields of a chunk's choice that hold its text. ``first``: the chunk is the choice's first."""
         ...
 
-    def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any] | None:
-        """Return the log-probs of the choice's tokens, None if not wanted. Its text begins at character ``start``."""
+    def logprobs(self, choice: Choice) -> dict[str, Any] | None:
+        """Return the log-probs of the choice's tokens, None if not wanted."""
         ...
 
 
@@ -45,7 +47,8 @@ class ChatFormat:
     id_prefix, full_object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def __init__(self, body: ChatRequest, chat: Chat, has_plan: bool) -> None:
-        self.with_logprobs, self.has_plan, self._text = bool(body.logprobs), has_plan, chat.codec.token_text
+        self.with_logprobs, self.has_plan, self._codec = bool(body.logprobs), has_plan, chat.codec
+        self._by_id = bool(body.return_tokens_as_token_ids)
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
@@ -53,7 +56,7 @@ class ChatFormat:
     def delta(self, text: str | None, first: bool = False) -> dict[str, Any]:
         return {"delta": ({"role": "assistant"} if first else {}) | ({} if text is None else {"content": text})}
 
-    def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any] | None:
+    def logprobs(self, choice: Choice) -> dict[str, Any] | None:
         if not self.with_logprobs:
             return None
         content = [
@@ -63,8 +66,8 @@ class ChatFormat:
         return {"content": content, "refusal": None}
 
     def _entry(self, token: int, logprob: float | None) -> dict[str, Any]:
-        text = self._text(token)
-        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+        name = f"token_id:{token}" if self._by_id else _name(self._codec, token)
+        return {"token": name, "logprob": _finite(logprob), "bytes": [*self._codec.token_bytes(token)]}
 
 
 class TextFormat:
@@ -73,8 +76,9 @@ class TextFormat:
     id_prefix, full_object, chunk_object, has_plan = "cmpl", "text_completion", "text_completion", False
 
     def __init__(self, body: TextRequest, chat: Chat) -> None:
-        self.with_logprobs, self._text = body.logprobs is not None, chat.codec.token_text
-        self._name = "token_id:{}".format if body.return_tokens_as_token_ids else self._text
+        self.with_logprobs, self._codec, self._echo = body.logprobs is not None, chat.codec, bool(body.echo)
+        of_bytes = partial(_name, chat.codec, part="bytes:")
+        self._name = "token_id:{}".format if body.return_tokens_as_token_ids else of_bytes
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         return {"text": choice.text}
@@ -82,21 +86,23 @@ class TextFormat:
     def delta(self, text: str | None, first: bool = False) -> dict[str, Any]:
         return {"text": text or ""}
 
-    def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any] | None:
+    def logprobs(self, choice: Choice) -> dict[str, Any] | None:
+        """Offsets count characters from the beginning of the prompt, which is echoed or not; the tokens of one character begin
+        where it does."""
         if not self.with_logprobs:
             return None
+        pieces = self._codec.pieces(choice.tokens, within=not self._echo)
         places = zip(choice.tokens, choice.logprobs, choice.top_logprobs, strict=True)
         likeliest = [self._by_name({**top, t: x}) if top and x is not None else None for t, x, top in places]
         return {
             "tokens": [self._name(t) for t in choice.tokens],
             "token_logprobs": [_finite(x) for x in choice.logprobs],
             "top_logprobs": likeliest if any(likeliest) else None,
-            "text_offset": list(accumulate((len(self._text(t)) for t in choice.tokens), initial=start))[:-1],
+            "text_offset": list(accumulate(map(len, pieces), initial=choice.start))[:-1],
         }
 
     def _by_name(self, logprobs: dict[int, float]) -> dict[str, float | None]:
-        """Return log-probs by the tokens' names, likeliest first. If tokens share a name (halves of characters), the likeliest
-        gets it."""
+        """Return log-probs by the tokens' names, likeliest first. If tokens share a name, the likeliest gets it."""
         named: dict[str, float | None] = {}
         for token in sorted(logprobs, key=logprobs.__getitem__, reverse=True):
             named.setdefault(self._name(token), _finite(logprobs[token]))
@@ -121,8 +127,11 @@ def full_reply(fmt: ReplyFormat, identity: dict[str, Any], answer: Answer) -> di
 class ChunkWriter:
     """Writes the chunks of a stream: text as it arrives or, for a plan, reports of its progress and then its answer."""
 
-    def __init__(self, fmt: ReplyFormat, identity: dict[str, Any], body: Request, engine: RequestEngine) -> None:
-        self.format, self.identity, self.engine = fmt, {**identity, "object": fmt.chunk_object}, engine
+    def __init__(
+        self, fmt: ReplyFormat, identity: dict[str, Any], body: Request, engine: RequestEngine, chat: Chat
+    ) -> None:
+        self.format, self.identity = fmt, {**identity, "object": fmt.chunk_object}
+        self.engine, self.chat = engine, chat
         self.logprobs_last = bool(body.top)  # the likeliest tokens, and log-probs with them, are known at the end
         self.with_usage = bool(body.stream_options and body.stream_options.include_usage)
         self.with_samples = body.progress == "samples"
@@ -131,7 +140,7 @@ class ChunkWriter:
         self._begun: set[tuple[int, int]] = set()
         self._verdicts: dict[tuple[int, int], float] = {}  # the last ones sent
         self._tokens: dict[int, int] = {}  # choice -> tokens whose log-probs were sent
-        self._characters: dict[int, int] = {}  # choice -> characters of its text that were sent
+        self._characters: dict[int, int] = {}  # choice -> characters of its prompt and of these tokens
 
     def first(self) -> list[dict[str, Any]]:
         """Return the chunks to send before anything is known."""
@@ -147,7 +156,7 @@ class ChunkWriter:
             for r, row in enumerate(progress.tokens):
                 tokens = row[: progress.ready[r]]
                 text = self._new_text(0, r, tokens)
-                logprobs = None if self.logprobs_last else self._logprobs(r, tokens, progress.logprobs[r], text)
+                logprobs = None if self.logprobs_last else self._logprobs(r, tokens, progress.logprobs[r])
                 if text or logprobs:
                     delta = self.format.delta(text, first=(0, r) not in self._begun)
                     found.append(self._chunk(r, delta, None, logprobs))
@@ -159,7 +168,7 @@ class ChunkWriter:
         found = [self._progress(tuple(self.engine.progress))] if self.format.has_plan else []
         for i, c in enumerate(answer.choices):
             text = c.text if self.format.has_plan else self._new_text(0, i, c.tokens, final=True)
-            logprobs = self._logprobs(i, c.tokens, c.logprobs, text, c.top_logprobs)
+            logprobs = self._logprobs(i, c.tokens, c.logprobs, c.top_logprobs)
             if text or logprobs:
                 found.append(self._chunk(i, self.format.delta(text), None, logprobs))
         for i, c in enumerate(answer.choices):
@@ -181,18 +190,25 @@ class ChunkWriter:
         i: int,
         tokens: list[int],
         logprobs: Sequence[float | None],
-        text: str,
-        top_logprobs: Sequence[dict[int, float]] = (),
+        top_logprobs: Sequence[dict[int, float]] | None = None,
     ) -> dict[str, Any] | None:
-        """Return the log-probs of choice i's tokens since the last call, which ``text`` belongs to, None if not wanted."""
-        before, start = self._tokens.get(i, 0), self._characters.get(i, 0)
-        self._characters[i] = start + len(text)
-        if not self.format.with_logprobs or before == len(tokens):
+        """Return the log-probs of choice i's tokens since the last call, None if not wanted.
+
+        Without ``top_logprobs``, more may come: then the tokens of half a character are held back, like its text.
+        """
+        before = self._tokens.get(i, 0)
+        if not self.format.with_logprobs or self.format.has_plan or before == len(tokens):
             return None
-        self._tokens[i] = len(tokens)
-        likeliest = list(top_logprobs[before:]) if top_logprobs else [{} for _ in tokens[before:]]
-        new = Choice("", "length", tokens[before:], list(logprobs[before : len(tokens)]), likeliest)
-        return self.format.logprobs(new, start)
+        text = self.chat.codec.continued(tokens[before:])
+        if top_logprobs is None and text.endswith("\ufffd"):
+            return None
+        start = self._characters.get(i)
+        if start is None:
+            start = len(self.chat.decode(self.engine.progress[0].prompts[i]))
+        self._tokens[i], self._characters[i] = len(tokens), start + len(text)
+        likeliest = list((top_logprobs or [])[before:]) or [{} for _ in tokens[before:]]
+        scores = (list(logprobs[before : len(tokens)]), likeliest)
+        return self.format.logprobs(Choice("", "length", tokens[before:], *scores, start=start))
 
     def _progress(self, calls: Sequence[Progress]) -> dict[str, Any]:
         report: dict[str, Any] = {
@@ -224,6 +240,12 @@ class ChunkWriter:
     ) -> dict[str, Any]:
         choice = {"index": index, **delta, "logprobs": logprobs, "finish_reason": finish}
         return {**self.identity, "choices": [choice]} | ({"usage": None} if self.with_usage else {})
+
+
+def _name(codec: Codec, token: int, part: str = "") -> str:
+    """Return a token's text or, for part of a character, OpenAI's name: ``part`` and its bytes, as in \\xf0\\x9f."""
+    text, data = codec.token_text(token), codec.token_bytes(token)
+    return part + repr(data)[2:-1] if "\ufffd" in text and text.encode() != data else text
 
 
 def _usage(answer: Answer) -> dict[str, Any]:

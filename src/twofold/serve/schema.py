@@ -1,11 +1,15 @@
-"""The fields of requests, each typed and bounded, and the shape of errors. The names are OpenAI's unless marked as ours."""
+"""The fields of requests, each typed and bounded, and the shape of errors.
+
+The names are OpenAI's, or vLLM's where OpenAI has none, unless marked as ours. Both kinds of completion share all fields that
+make sense for both. A field that is not supported accepts only the value that changes nothing, and null is always such a value.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MAX_TEXT = 131_072
 """The most characters of one text, and the most tokens of one prompt."""
@@ -17,9 +21,16 @@ MAX_TOP = 20
 
 
 class Strict(BaseModel):
-    """A model that takes no unknown fields and converts nothing: ``"5"`` is not 5."""
+    """A model that takes no unknown fields, unless they are null, and converts nothing: ``"5"`` is not 5."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_unknown_nulls(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None or name in cls.model_fields}
 
 
 def _false(value: bool) -> bool:
@@ -29,12 +40,24 @@ def _false(value: bool) -> bool:
     return value
 
 
+def _true(value: bool) -> bool:
+    """Accept only true."""
+    if not value:
+        raise ValueError("false is not supported")
+    return value
+
+
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Stop = Annotated[str, Field(min_length=1, max_length=64)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Tokens = Annotated[list[Token], Field(min_length=1, max_length=MAX_TEXT)]
+Label = Annotated[str, Field(max_length=256)]
 Zero = Annotated[float, Field(ge=0, le=0)]
+One = Annotated[float, Field(ge=1, le=1)]
+Nothing = Annotated[dict[str, Any], Field(max_length=0)]
+NoItems = Annotated[list[Any], Field(max_length=0)]
 AlwaysFalse = Annotated[bool, AfterValidator(_false), Field(json_schema_extra={"const": False})]
+AlwaysTrue = Annotated[bool, AfterValidator(_true), Field(json_schema_extra={"const": True})]
 
 
 class TextPart(Strict):
@@ -43,9 +66,14 @@ class TextPart(Strict):
 
 
 class Message(Strict):
+    """A message as clients write it, or as a reply has it: appended to ``messages``, ours and other servers' are accepted."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=64)]
     name: Annotated[str, Field(max_length=64)] | None = None
+    type: Literal["text", "message"] | None = None
+    tool_calls: NoItems | None = None
+    annotations: NoItems | None = None
 
     @property
     def text(self) -> str:
@@ -55,6 +83,7 @@ class Message(Strict):
 class StreamOptions(Strict):
     include_usage: bool | None = None
     include_obfuscation: AlwaysFalse | None = None
+    continuous_usage_stats: AlwaysFalse | None = None
 
 
 class ResponseFormat(Strict):
@@ -72,7 +101,7 @@ PlanOptions = Annotated[
 
 
 class Request(Strict):
-    """The fields of both kinds of completion. A field that is not supported accepts only the value that changes nothing."""
+    """The fields of both kinds of completion."""
 
     model: Annotated[str, Field(min_length=1, max_length=1256)]
     plan: Annotated[str, Field(min_length=1, max_length=1000)] | PlanOptions | None = Field(
@@ -88,16 +117,39 @@ class Request(Strict):
     n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=1e-6, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = Field(
+        None, description="Sample from the k likeliest tokens only, as in vLLM; -1 or 0: from all."
+    )
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="Leave out tokens less likely than this share of the likeliest one, as in vLLM."
+    )
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop_token_ids: Annotated[list[Token], Field(max_length=64)] | None = Field(
+        None, description="Tokens that end a completion, as in vLLM. The token that ends it is its last."
+    )
+    ignore_eos: bool | None = Field(None, description="End at stop_token_ids and stop only, as in vLLM.")
+    return_tokens_as_token_ids: bool | None = Field(
+        None, description="Name the tokens in logprobs token_id:7, as in vLLM."
+    )
     seed: Annotated[int, Field(ge=0, le=2**62)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     frequency_penalty: Zero | None = None
     presence_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-    user: Annotated[str, Field(max_length=256)] | None = None
-    extra_body: Annotated[dict[str, Any], Field(max_length=0)] | None = None  # its_hub sends an empty one
+    repetition_penalty: One | None = None
+    length_penalty: One | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=0)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+    use_beam_search: AlwaysFalse | None = None
+    include_stop_str_in_output: AlwaysFalse | None = None
+    skip_special_tokens: AlwaysTrue | None = None
+    spaces_between_special_tokens: AlwaysTrue | None = None
+    logit_bias: Nothing | None = None
+    metadata: Annotated[dict[str, Label], Field(max_length=16)] | None = None
+    user: Label | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    extra_body: Nothing | None = None  # its_hub sends an empty one
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -108,6 +160,13 @@ class Request(Strict):
     def limit(self) -> int | None:
         """The most tokens of a completion."""
         return self.max_tokens
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """How to draw tokens, as far as the request says it, named as in ``Sampling`` and ``Plan``."""
+        top_k = None if self.top_k is None else max(self.top_k, 0)
+        given = {"temperature": self.temperature, "top_p": self.top_p, "top_k": top_k, "min_p": self.min_p}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     @abstractmethod
@@ -121,9 +180,20 @@ class ChatRequest(Request):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    continue_final_message: bool | None = Field(
+        None, description="Continue the last message, an assistant's, as in vLLM. The reply's text is what follows it."
+    )
+    add_generation_prompt: bool | None = Field(None, description="As in vLLM: not continue_final_message.")
+    chat_template_kwargs: Nothing | None = None
+    echo: AlwaysFalse | None = None
+    modalities: list[Literal["text"]] | None = None
+    tools: NoItems | None = None
     tool_choice: Literal["none", "auto"] | None = None
+    functions: NoItems | None = None
+    function_call: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
     store: AlwaysFalse | None = None
 
     @property
@@ -147,19 +217,6 @@ class TextRequest(Request):
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     echo: bool | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
-    stop_token_ids: Annotated[list[Token], Field(max_length=64)] | None = Field(
-        None, description="Tokens that end a completion, as in vLLM. The token that ends it is its last."
-    )
-    top_k: Annotated[int, Field(ge=-1, le=0)] | None = Field(
-        None, description="Not supported: only values that mean all tokens are accepted."
-    )
-    min_p: Zero | None = None
-    repetition_penalty: Annotated[float, Field(ge=1, le=1)] | None = None
-    ignore_eos: bool | None = Field(None, description="End at stop_token_ids and stop only, as in vLLM.")
-    return_tokens_as_token_ids: bool | None = Field(
-        None, description="Name the tokens in logprobs token_id:7, as in vLLM."
-    )
 
     @property
     def top(self) -> int:

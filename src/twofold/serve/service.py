@@ -51,7 +51,8 @@ class Service:
     """The model as the routes see it.
 
     ``context`` is the most tokens of a prompt with its solution and judgement. ``same`` decides whether two answers are equal.
-    ``raw_logprobs``: the engine reports log-probs at temperature 1, whatever is sampled from.
+    ``raw_logprobs``: the engine reports log-probs at temperature 1, whatever is sampled from. ``description`` says in a
+    sentence what the model knows, if that is known.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class Service:
         same: Same,
         limits: Limits | None = None,
         raw_logprobs: bool = False,
+        description: str = "",
     ) -> None:
         self.name, self.chat, self.scheduler, self.context, self.same = name, chat, scheduler, context, same
-        self.limits, self.raw_logprobs = limits or Limits(), raw_logprobs
+        self.limits, self.raw_logprobs, self.description = limits or Limits(), raw_logprobs, description
         self.metrics = Metrics()
         self.created = int(time.time())
         self.draining = False

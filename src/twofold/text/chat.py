@@ -141,8 +141,8 @@ class Chat:
     def reply(self, text: str) -> list[int]:
         """Return the tokens of a solution that is given, after ``prompt``.
 
-        Where the prompt opens a thought, the text is what follows: the rest of a thought with its end, or an answer, before
-        which the thought is closed.
+        Where the prompt opens a thought, the text is what follows: the rest of a thought, begun or with its end, or an answer,
+        before which the thought is closed.
         """
         return self._reply(self._skeleton.solve, self._completing(text))
 
@@ -209,7 +209,9 @@ class Chat:
         thoughts = self._thoughts
         if thoughts is None or not thoughts.open(self._skeleton.solve):
             return text
-        return text.removeprefix(thoughts.start).lstrip("\n") if thoughts.end in text else thoughts.closing + text
+        if thoughts.end in text or text.startswith(thoughts.start):
+            return text.removeprefix(thoughts.start).lstrip("\n")
+        return thoughts.closing + text
 
     def _in_thought(self, tokens: Sequence[int]) -> bool:
         """Return whether a thought is open at the end of a prompt with its solution."""

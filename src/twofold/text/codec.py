@@ -16,8 +16,20 @@ from typing import Any, Literal, NamedTuple
 _ANCHORS = ("\n", ".", "a")
 """Texts to put before another one. The first that shares no token with it serves."""
 _BROKEN = "\ufffd"
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _LONG = 8
 """A character has at most 4 bytes. Longer runs of tokens without a text of their own are broken; they are rarely looked at."""
+
+
+def _byte_level() -> dict[str, int]:
+    """Return the byte that each character of a byte-level BPE piece stands for: printable ones for themselves, the others, in
+    order, for the characters from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_LEVEL = _byte_level()
 
 
 class Part(NamedTuple):
@@ -98,22 +110,41 @@ class Codec:
         skip = not control
         return self.tokenizer.decode(list(tokens), skip_special_tokens=skip, clean_up_tokenization_spaces=False)
 
+    def continued(self, tokens: Sequence[int]) -> str:
+        """Return the text of ``tokens`` that continue another text: the space before their first word is kept."""
+        anchor, length = self._anchor
+        return self.decode([anchor, *tokens])[length:]
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes that a token adds to a text: none for a control token, no UTF-8 alone for a part of a character.
+
+        SentencePiece writes a byte as ``<0xE2>``, byte-level BPE (GPT-2) each byte as a printable character.
+        """
+        text = "" if token in self._skipped else self.token_text(token)
+        if _BROKEN not in text:
+            return text.encode()
+        piece: str = self.tokenizer.convert_ids_to_tokens(token)
+        if found := _BYTE_PIECE.fullmatch(piece):
+            return bytes([int(found[1], 16)])
+        return bytes(_BYTE_LEVEL[c] for c in piece) if set(piece) <= _BYTE_LEVEL.keys() else text.encode()
+
     def token_text(self, token: int) -> str:
         """Return the text of one token as it is within a text: with its space, and a control token by its literal."""
         if token not in self._texts:
             self._texts[token] = self._text([token], within=True)
         return self._texts[token]
 
-    def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """Return the text of each token. Joined, they are ``decode(tokens)``; the time is linear in the number of tokens.
+    def pieces(self, tokens: Sequence[int], *, within: bool = False) -> list[str]:
+        """Return the text of each token. Joined, they are ``decode(tokens)``, or ``continued(tokens)`` of those ``within`` a
+        text; the time is linear in the number of tokens.
 
         A character of several tokens is the piece of the last of them; the others have none, nor has a control token. Bytes
         that make no character count as one character.
         """
-        whole = self.decode(tokens)
+        whole = self.continued(tokens) if within else self.decode(tokens)
         found = [""] * len(tokens)
         held: list[int] = []  # the places of tokens whose text is not known yet
-        said, within = 0, False
+        said = 0
         for i, token in enumerate(tokens):
             if token in self._skipped:
                 continue
