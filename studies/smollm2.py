@@ -4,10 +4,10 @@
     python studies/smollm2.py configs/rlv-smollm2.toml --seeds 5 --tests train --set recipe.lam=0.3 --out runs/try
 
 The start learns to write worked solutions: for ``sums`` they are made here, and half of them begin with a wrong guess. No
-document says whether a solution is right. Then each seed trains RL^V as the config says, and plain RL with the same seed
-and number of policy updates. Every model is evaluated on each test, a split of the config's task or a data file. Another task
-is a config whose ``[task]`` is a data file, with ``--worked`` for worked solutions to start from: ``word_problems.py`` makes
-such files. What is done is not done again.
+document says whether a solution is right. Then each seed trains plain RL as the config says, and RL^V after a warm-up that teaches
+the start the verdict on its own rollouts. Every model is evaluated on each test, a split of the config's task or a data file.
+Another task is a config whose ``[task]`` is a data file, with ``--worked`` for worked solutions to start from:
+``word_problems.py`` makes such files. What is done is not done again.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from twofold.recipes.rlv import RLV
 from twofold.recipes.sft import SFT
 from twofold.tasks.procedural import Sums
 from twofold.tasks.worked import attempt_sums
-from twofold.trainer.optim import Optim, learning_rate
+from twofold.trainer.optim import Optim
 
 UPDATES, BATCH, LR = 200, 32, 5e-5
 """Of the supervised start. A higher rate writes right steps sooner, and takes away what a verdict needs
 (docs/results/smollm2.md)."""
+WARM, WARM_LR = 16, 1e-4
+"""Of the verdict's warm-up: steps, and a learning rate at which RL would ruin the solver."""
 SPLITS = ("train", "test", "harder", "ood")
 
 
@@ -69,19 +71,24 @@ def train(config: Config, out: Path, title: str) -> Path:
     return training.train(config, out, resume=(out / "config.toml").exists(), title=title)
 
 
-def arms(config: Config, seed: int) -> dict[str, Config]:
-    """Return plain RL and RL^V. Plain RL has the steps after the warm-up, at their learning rates."""
-    recipe, optim, steps = config.recipe, config.optim, config.train.steps
+def warm(config: Config, seed: int) -> Config:
+    """Return the training that teaches the start the verdict, on its own rollouts, and keeps its policy."""
+    recipe = config.recipe
     assert isinstance(recipe, RLV)
-    seeded, warm = replace(config, train=replace(config.train, seed=seed)), recipe.verify_warmup
-    first, last = (learning_rate(optim, step, steps) for step in (warm, steps))
-    plain = replace(
-        seeded,
-        recipe=replace(recipe, verify="none", verify_warmup=0),
-        optim=replace(optim, lr=first, final=last / first, warmup=0.0) if warm else optim,
-        train=replace(seeded.train, steps=steps - warm),
+    return replace(
+        config,
+        recipe=replace(recipe, verify_warmup=WARM),
+        optim=Optim(lr=WARM_LR, schedule="cosine", warmup=0.25, final=0.1),
+        train=replace(config.train, seed=seed, steps=WARM),
     )
-    return {f"rl-{seed}": plain, f"rlv-{seed}": seeded}
+
+
+def arms(config: Config, seed: int) -> tuple[Config, Config]:
+    """Return plain RL and RL^V."""
+    recipe = config.recipe
+    assert isinstance(recipe, RLV)
+    seeded = replace(config, train=replace(config.train, seed=seed))
+    return replace(seeded, recipe=replace(recipe, verify="none")), seeded
 
 
 def evaluate(config: Config, models: dict[str, Path], test: str, problems: int, out: Path) -> None:
@@ -114,8 +121,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = replace(config, model=str(begin))
     models = {"start": begin}
     for seed in args.seeds:
-        for name, arm in arms(config, seed).items():
-            models[name] = train(arm, args.out / name, name)
+        plain, ours = arms(config, seed)
+        models[f"rl-{seed}"] = train(plain, args.out / f"rl-{seed}", f"rl-{seed}")
+        judge = train(warm(config, seed), args.out / f"warm-{seed}", f"warm-{seed}")
+        models[f"rlv-{seed}"] = train(replace(ours, model=str(judge)), args.out / f"rlv-{seed}", f"rlv-{seed}")
     for test in args.tests:
         evaluate(config, models, test, args.problems, args.out)
 
