@@ -27,7 +27,7 @@ recipes evals -> tasks -> text -> types
 compute -> text
 cli demo suite training run config compute -> toml
 training config evals compute tasks -> source
-recipes evals serve compute trainer tasks models -> maths -> types
+recipes evals serve compute trainer tasks models -> maths -> types -> ranges
 """
 WHOLE = {"__init__", "__main__"}  # the package's front doors may name every part, lazily
 CONCRETE = {"native", "vllm", "fleet", "remote"}  # engines that only run.py and training.py name
@@ -120,12 +120,12 @@ ALLOWED = allowed()
 
 
 def test_the_order_says_what_the_house_says() -> None:
-    assert ALLOWED["maths"] == {"maths", "types"}
-    assert ALLOWED["text"] == {"text", "types"}
-    assert ALLOWED["models"] == {"models", "maths", "types"}
-    assert ALLOWED["trainer"] == {"trainer", "models", "engines.base", "maths", "types"}
-    assert ALLOWED["engines"] == {"engines", "models", "engines.base", "maths", "types"}
-    assert ALLOWED["compute"] == {"compute", "toml", "source", "engines.base", "text", "maths", "types"}
+    assert ALLOWED["maths"] == {"maths", "types", "ranges"}
+    assert ALLOWED["text"] == {"text", "types", "ranges"}
+    assert ALLOWED["models"] == {"models", "maths", "types", "ranges"}
+    assert ALLOWED["trainer"] == {"trainer", "models", "engines.base", "maths", "types", "ranges"}
+    assert ALLOWED["engines"] == {"engines", "models", "engines.base", "maths", "types", "ranges"}
+    assert ALLOWED["compute"] == {"compute", "toml", "source", "engines.base", "text", "maths", "types", "ranges"}
     assert not ALLOWED["recipes"] & {"trainer", "models", "evals", "serve", "run", "cli", "engines"}
     assert not ALLOWED["trainer"] & {"recipes", "tasks", "text"}
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from twofold.compute.verify import asked, verify
 from twofold.engines.base import Engine
 from twofold.evals.pools import read_lines
 from twofold.maths.processbench import ProcessScore, best_threshold, first_error, process_score
+from twofold.ranges import Count, NonNegative, Seed, Share, checked
 from twofold.tasks.processbench import Case
 from twofold.text.chat import Chat
 from twofold.text.extract import last_boxed
@@ -24,7 +25,7 @@ from twofold.text.steps import Critique, Cut, solution_text
 from twofold.types import Candidate, Context, Sampling
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Critic:
     """``how`` a model finds the first wrong step:
 
@@ -38,20 +39,16 @@ class Critic:
     """
 
     how: Literal["verifier", "prompted", "p_yes"] = "verifier"
-    votes: int = 1
-    temperature: float = 1.0
-    max_tokens: int = 1024
+    votes: Count = 1
+    temperature: NonNegative = 1.0
+    max_tokens: Count = 1024
     cut: Cut = "tags"
     question: str = VERIFY
     whole: bool = False
-    threshold: float = 0.5
-    batch: int = 32
+    threshold: Share = 0.5
+    batch: Count = 32
     """Cases per engine call."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.votes < 1 or self.batch < 1:
-            raise ValueError(f"votes and batch must be at least 1, got {self}")
+    seed: Seed = 0
 
 
 def score(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> ProcessScore:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from twofold.engines.base import Engine
+from twofold.ranges import checked
 from twofold.recipes import common
 from twofold.recipes.common import Setup
 from twofold.text.chat import Chat, Turn
 from twofold.types import Collected, Problem, Sample
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class SFT:
     """Learn the texts in the ``solution`` column of a data set."""
 
