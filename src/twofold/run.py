@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twofold import hub
 from twofold.compute.judge import ASKED, Judging, resolved
 from twofold.compute.plan import Independent, Plan, parse
 from twofold.compute.room import check_room
@@ -104,14 +105,16 @@ def find_model(model: str | Path) -> Path:
     """Return the directory of the shipped model, of a run's newest checkpoint, or of a model, or ``model`` itself if it is a
     GGUF file or a hub name.
 
-    Raises FileNotFoundError if ``model`` is none of these.
+    Raises FileNotFoundError if ``model`` is none of these, and another OSError if the hub does not answer.
     """
     path = shipped() if str(model) == SHIPPED else latest_checkpoint(Path(model)) or Path(model)
     if path.suffix == GGUF and path.is_file():
         return path
-    if not path.is_dir() and (len(path.parts) != 2 or Path(path.parts[0]).is_dir()):
+    if path.is_dir():
+        return path
+    if len(path.parts) != 2 or Path(path.parts[0]).is_dir():
         raise FileNotFoundError(f"{model}: no such model directory, and not a name on a hub (OWNER/NAME)")
-    return path
+    return hub.model(str(model))
 
 
 def solve(model: Model, problem: str, plan: Plan | str | None = None) -> Solution:

@@ -145,9 +145,10 @@ def train(
     ``task``, ``recipe`` (called with the run's ``Setup``) and ``engine`` (called with the module that trains, for each role)
     take the place of the config's: see docs/extending.md. The run's ``config.toml`` records them with their file's hash.
 
-    ``resume`` continues from the newest checkpoint. Raises FileExistsError if ``out`` already holds a run and ``resume`` is
-    not set, ValueError if it is set and the run there was made with another config or other code, and Stopped if Ctrl-C or
-    SIGTERM ended it before its last step (everything is saved).
+    ``resume`` continues from the newest checkpoint, perhaps to more steps than the run was to have (its schedules then run
+    over all of them). Raises FileExistsError if ``out`` already holds a run and ``resume`` is not set. If it is set, raises
+    FileNotFoundError if there is no run, and ValueError if it was made with another config or other code. Raises Stopped if
+    Ctrl-C or SIGTERM ended the run before its last step (everything is saved).
     """
     run = Path(out)
     make = engine or partial(make_engine, config)
@@ -255,11 +256,16 @@ def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str
 def _refuse_to_mix(run: Path, config: Config, resume: bool) -> None:
     """Raise FileExistsError or ValueError if ``run`` already holds a run and this one does not continue it."""
     path = run / "config.toml"
+    if not path.exists() and resume:
+        raise FileNotFoundError(f"{run} holds no run that could be resumed: leave out --resume, or name its --out")
     if not path.exists():
         return
     if not resume:
         raise FileExistsError(f"{run} already holds a run: continue it with --resume, or choose another --out")
-    old, new = (flat(asdict(c)) for c in (toml.load(Config, path, ALIASES), config))
+    before = toml.load(Config, path, ALIASES)
+    if config.train.steps > before.train.steps:  # a run may be made longer
+        before = replace(before, train=replace(before.train, steps=config.train.steps))
+    old, new = (flat(asdict(c)) for c in (before, config))
     changed = [f"{k} = {new.get(k)!r}, was {old.get(k)!r}" for k in {**old, **new} if new.get(k) != old.get(k)]
     if changed:
         raise ValueError(f"{run} was made with another config ({'; '.join(changed[:5])}); resume with its own, {path}")

@@ -1,4 +1,4 @@
-"""The hundred procedural tasks of reasoning-gym, by name, with their own scorers (``pip install twofold[envs]``).
+"""The hundred procedural tasks of reasoning-gym, by name, with their own scorers (``pip install -e '.[envs]'``).
 
 It uses ``create_dataset(name, seed=, size=)`` and ``data.score_answer(answer=, entry=)`` of reasoning-gym.
 """
@@ -46,7 +46,7 @@ class GymTask:
         try:
             from reasoning_gym.factory import DATASETS, create_dataset
         except ImportError as e:
-            raise ImportError(f"the task {self.name!r} comes from reasoning-gym: pip install twofold[envs]") from e
+            raise ImportError(f"the task {self.name!r} comes from reasoning-gym: pip install -e '.[envs]'") from e
         if self.name not in DATASETS:
             raise ValueError(f"reasoning-gym has no task {self.name!r}; it has {', '.join(sorted(DATASETS))}")
         return create_dataset(self.name, seed=seed, size=1, **self.options)

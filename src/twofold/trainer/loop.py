@@ -58,7 +58,7 @@ def run_steps(
     It is less than ``schedule.steps`` if the run was asked to stop: the first Ctrl-C or SIGTERM finishes the step, saves and
     returns. A second one stops at once.
     """
-    with _Stop() as stop:
+    with _Stop(log) as stop:
         for step in range(schedule.start, schedule.steps):
             began = time.monotonic()
             collected = recipe.collect(engines["policy"], problems(step), step)
@@ -92,12 +92,13 @@ def run_steps(
 class _Stop:
     """Sets ``asked`` at the first SIGINT or SIGTERM, and restores the previous handlers for the second."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, log: Log) -> None:
+        self.log, self.asked = log, False
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         self._restore()
+        self.log.say("finishing the step, then saving; a second Ctrl-C leaves now and loses what was not saved")
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
