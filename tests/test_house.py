@@ -20,7 +20,8 @@ PACKAGE = ROOT / "src" / "twofold"
 # A part may import what stands to the right of it on any line, and itself. `engines` is a concrete engine and its
 # helpers, `engines.base` the protocols. A new part needs a place here.
 ORDER = """
-cli -> runtime demo suite solving evaluating -> training -> run -> config -> recipes evals serve -> compute -> engines.base -> types
+cli -> runtime arguments demo suite solving evaluating -> training -> run -> config -> recipes
+config -> recipes evals serve -> compute -> engines.base -> types
 cli training run config -> trainer -> models engines.base
 training run -> engines -> models engines.base
 recipes evals -> tasks -> text -> types
@@ -28,6 +29,7 @@ compute -> text
 cli demo suite evaluating training run config compute -> toml
 demo suite evaluating trainer -> progress
 run tasks -> hub
+arguments -> evals compute
 training config evals compute tasks -> source
 recipes evals serve compute trainer tasks models -> maths -> types -> ranges
 """

@@ -574,7 +574,7 @@ def test_plans_and_evaluations_by_written_verdicts(tmp_path: Path) -> None:
     for change in ({"cut": "tags"}, {"question": "Right?"}):
         assert not replayable(replace(like, judge=replace(like.judge, **change)), header)
     assert len((out / "plans.jsonl").read_text().splitlines()) == 2  # a line per problem of the plan that was run
-    with pytest.raises(ValueError, match="judge.votes must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"judge\.votes must be at least 1, got 0"):
         parse("weighted-2:judge=steps,votes=0")
 
 

@@ -29,7 +29,6 @@ def test_an_item_is_a_pure_function_of_its_place(task):
     forwards = [task.problem(s, i) for s in SPLITS for i in range(20)]
     backwards = [replace(task).problem(s, i) for s in reversed(SPLITS) for i in reversed(range(20))]
     assert forwards == backwards[::-1]
-    assert len({p.id for p in forwards}) == len(forwards)
     assert task.problem("train", 3) != replace(task, seed=1).problem("train", 3)
 
 

@@ -96,14 +96,7 @@ def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
         "has are not sampled again",
     )
     sub.add_argument("--name", help="name in reports (default: the model's)")
-    sub.add_argument("--prompt-column", metavar="NAME", help="for a data set: the column with the question")
-    sub.add_argument("--answer-column", metavar="NAME", help="for a data set: the column with the answer")
-    sub.add_argument("--skip-bad", action="store_true", help="for a data set: leave out malformed rows, and say which")
-    sub.add_argument(
-        "--skip-long",
-        action="store_true",
-        help="for a data set: leave out problems that are too long for the model's context, and say how many",
-    )
+    _add_data(sub)
     sub.add_argument(
         "--reward",
         metavar="SOURCE",
@@ -147,6 +140,17 @@ def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("calibrate", "Fit and print the six numbers of rule=posterior and stop=posterior.")
     sub.add_argument(
         "runs", nargs="+", type=Path, help="evaluation or run directories whose problems are used for nothing else"
+    )
+
+
+def _add_data(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--prompt-column", metavar="NAME", help="for a data set: the column with the question")
+    sub.add_argument("--answer-column", metavar="NAME", help="for a data set: the column with the answer")
+    sub.add_argument("--skip-bad", action="store_true", help="for a data set: leave out malformed rows, and say which")
+    sub.add_argument(
+        "--skip-long",
+        action="store_true",
+        help="for a data set: leave out problems that are too long for the model's context, and say how many",
     )
 
 

@@ -110,6 +110,7 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
         plans=args.plan,
         caps=args.caps,
         optimal=args.optimal,
+        skip_long=args.skip_long,
     )
     return 0
 
@@ -195,8 +196,6 @@ def _solve(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold.compute.plan import RENAMED
     from twofold.solving import questions, solve_and_print
 
-    if not args.problem.strip():
-        raise ValueError("there is no problem to solve: its text is empty")
     plan = toml.override(run.parse(args.plan) if args.plan else run.Plan(), rest, RENAMED)
     is_file = os.path.isfile(args.problem) or args.problem.endswith((".jsonl", ".txt"))
     problems = questions(Path(args.problem)) if is_file else [args.problem]

@@ -33,6 +33,12 @@ class Data:
     split: str = "train"
     prompt_column: str | None = None
     answer_column: str | None = None
+    solution_column: str | None = None
+    """The worked solutions that SFT learns, where they are not recognised."""
+    skip_bad: bool = False
+    """Leave out malformed rows, and say which. They are an error otherwise."""
+    skip_long: bool = False
+    """Leave out problems that are too long for the model's context, and say how many. They are an error otherwise."""
 
 
 @checked

@@ -27,20 +27,25 @@ def evaluate_and_print(
     rewards: Sequence[str],
     caps: Sequence[int],
     optimal: bool,
+    skip_long: bool,
+    verifier: run.Model | None,
     **options: Any,
 ) -> None:
     """Evaluate as ``run.evaluate`` does, graded by ``rewards`` if there are any. A set smaller than ``problems`` is used whole.
 
+    With ``skip_long`` the problems of a data set that are too long for the context are left out.
+
     Raises Stopped, which says what is saved, at Ctrl-C.
     """
     if isinstance(task, Dataset):
-        task = run.fitting(task, model, config)
-        print("\n".join([f"{title}: {len(task)} problems; {task.columns}", *task.left_out()]))
+        task = run.fitting(task, [model, verifier] if verifier else [model], config) if skip_long else task
+        print(f"{title}: {len(task)} problems; {task.columns}")
     config = replace(config, problems=min(config.problems, length(task) or config.problems))
     try:
         with Progress("problem") as progress:
             tell = partial(progress.update, "evaluating")
-            run.evaluate(model, run.rewarded(task, rewards), config, out=out, progress=tell, **options)
+            graded = run.rewarded(task, rewards)
+            run.evaluate(model, graded, config, out=out, verifier=verifier, progress=tell, **options)
     except KeyboardInterrupt:
         done = len(finished_ids(out / POOLS))
         raise Stopped(f"stopped; {done} of {config.problems} problems are saved in {out}") from None

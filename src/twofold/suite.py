@@ -19,8 +19,9 @@ from twofold.evals.report import report
 from twofold.evals.run import RENAMED, Eval
 from twofold.evals.suites import CRITIC, SUITES, Part, Suite
 from twofold.progress import Progress
-from twofold.tasks.datasets import READERS, Dataset, load
+from twofold.tasks.datasets import Dataset, load
 from twofold.tasks.processbench import Case, load_cases
+from twofold.tasks.reading import READERS
 
 ALL = 10**9
 """As many problems as a set has."""
@@ -183,7 +184,7 @@ def _check_room(model: run.Model, verifier: run.Model | None, jobs: Sequence[Job
         for who in _readers(model, verifier, job):
             try:
                 if isinstance(job, Solving):
-                    questions = (problem.question for problem in job.task.problems)
+                    questions = ((problem.id, problem.question) for problem in job.task.problems)
                     check_room(who.engine.context, model.chat, questions, job.how.max_tokens, job.how.judge)
                 else:
                     check_cases(who.engine.context, who.chat, job.cases, job.how)

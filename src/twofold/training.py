@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from twofold import source, toml
 from twofold.compute.judge import Judging, judge_all
-from twofold.compute.room import check_room
+from twofold.compute.room import check_room, too_long
 from twofold.config import ALIASES, Config, Native, PythonEngine, PythonRecipe, PythonTask, task_named
 from twofold.engines.base import Engine, PolicyEngine
 from twofold.engines.native import NativeEngine
@@ -23,7 +23,7 @@ from twofold.models.io import latest_checkpoint, load_model, stop_tokens
 from twofold.recipes.common import Recipe, Setup
 from twofold.run import find_model, guarded, make_task, rewarded
 from twofold.tasks.procedural import PROCEDURAL
-from twofold.tasks.stream import Problems, length
+from twofold.tasks.stream import Problems, first, length
 from twofold.tasks.user import CORRECT
 from twofold.text.chat import Chat
 from twofold.trainer import checkpoint
@@ -120,10 +120,23 @@ class _Setup:
             checkpointing=config.train.checkpointing,
         )  # fmt: skip
 
-    def check_room(self, questions: Sequence[str]) -> None:
+    def check_room(self, questions: Sequence[tuple[str, str]]) -> None:
         """Raise ValueError if a rollout for one of these, with its verdict, could be longer than a model's context."""
         for model in self.models.values():
             check_room(context(model.config), self.chat, questions, self.config.rollout.max_tokens, self.judging)
+
+    def fit(self, recipe: Recipe) -> None:
+        """Leave out the problems that are too long for a model's context or, unless the config says so, raise ValueError."""
+        texts = [(p.id, recipe.text(p)) for p in self.problems.known()]
+        drawn, judging = (
+            (self.config.rollout.max_tokens, self.judging) if hasattr(recipe, "sampling") else (0, Judging("none"))
+        )
+        for limit in [context(model.config) for model in self.models.values()]:
+            if getattr(self.config.task, "skip_long", False):
+                long = too_long(limit, self.chat, texts, drawn, judging)
+                self.problems.leave_out(long, "too long for the model's context")
+            else:
+                check_room(limit, self.chat, texts, drawn, judging)
 
     def _add(self, role: str, model: Any) -> None:
         self.models[role] = model
@@ -170,8 +183,7 @@ def train(
             start = checkpoint.restore(found if role == "policy" else found.with_name(f"{found.name}-{role}"), learner)
         built.restore(checkpoint.recipe_state(found))
     check = _check(config, setup, run)
-    if hasattr(built, "sampling"):  # it draws rollouts
-        setup.check_room([p.question for p in setup.problems.known()])
+    setup.fit(built)
     run.mkdir(parents=True, exist_ok=True)
     trackers = open_trackers(config.log.to, run, flat(asdict(config)), start)
     (run / "config.toml").write_text(toml.to_toml(config))
@@ -247,7 +259,7 @@ def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str
         seed=config.train.seed,
         judge=setup.judging,
     )
-    setup.check_room([task.problem(settings.split, i).question for i in range(settings.problems)])
+    setup.check_room([(p.id, p.question) for p in first(task, settings.split, settings.problems)])
     return lambda step: evaluate_step(
         setup.engines["policy"], setup.verifier, setup.chat, task, settings, run, step, model=config.model
     )

@@ -19,6 +19,7 @@ from twofold.evals.pools import HEADER, POOLS, Header, finished_ids, read_header
 from twofold.evals.probes import Probing
 from twofold.maths.confidence import Trace, trace
 from twofold.ranges import Count, NonNegative, PositiveShare, Seed, Whole, checked
+from twofold.tasks.stream import first
 from twofold.tasks.user import Wrapper
 from twofold.text.chat import Chat
 from twofold.text.extract import canonical
@@ -74,7 +75,7 @@ def evaluate(
     Problems that are already there are not done again. ``verifier`` scores in the model's place (another engine, the same
     tokenizer); ``verified_by`` is its name. Raises ValueError if ``out`` was begun with other settings.
     """
-    problems = [task.problem(config.split, i) for i in range(config.problems)]
+    problems = first(task, config.split, config.problems)
     header = _header(engine, task, config, resolved(config.judge, chat), name, model, verified_by)
     if (out / HEADER).exists():
         before = read_header(out)

@@ -1,6 +1,7 @@
 """The procedural tasks ``sums``, ``countdown`` and ``letters``: no download, no end of problems, and exact grades.
 
-Item ``i`` of a split is a pure function of (seed, split, i). A hash of its content puts each question on the train or on
+Item ``i`` of a split is a pure function of (seed, split, i). Its id stands for its content: a small task repeats problems,
+and ``stream.first`` leaves repetitions out. A hash of its content puts each question on the train or on
 the test side, so no test question can be drawn for training, whatever the seeds. ``harder`` (one level up) and ``ood``
 (numbers or words outside the trained range) are drawn from the test side, too.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ast
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from hashlib import blake2b
 from typing import Annotated, Literal, get_args
@@ -29,7 +31,7 @@ def _draw(name: str, seed: int, split: Split, i: int, make: Callable[[random.Ran
     """Draw problems until one is on the split's side, and return it.
 
     ``make`` puts into ``id`` what is hashed: a normal form of the problem, so that the same numbers in another order are on
-    the same side.
+    the same side. The id that is returned stands for it too: equal problems have equal ids, wherever they are drawn.
     """
     if split not in get_args(Split):
         raise ValueError(f"split {split!r} is not one of {', '.join(get_args(Split))}")
@@ -37,7 +39,7 @@ def _draw(name: str, seed: int, split: Split, i: int, make: Callable[[random.Ran
     while True:
         problem = make(rng)
         if _is_test(problem.id) == (split != "train"):
-            return Problem(f"{name}-{split}-{seed}-{i}", problem.question, problem.answer, problem.meta)
+            return replace(problem, id=f"{name}-{blake2b(problem.id.encode(), digest_size=8).hexdigest()}")
 
 
 def apply(value: int, op: str, operand: int) -> int:
