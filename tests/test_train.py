@@ -349,10 +349,10 @@ def test_dry_run_prints_a_config_that_reads_back(small_toml, tiny_model, tmp_pat
 @pytest.mark.parametrize(
     ("option", "hint"),
     [
-        ("--optim.warmpu=0.1", "did you mean optim.warmup"),
-        ("--learning_rate=1e-6", "twofold calls it optim.lr"),
-        ("--recipe.hidden=3", "option of another recipe.name"),
-        ("--train.steps=many", "train.steps must be a whole number"),
+        ("--optim.warmpu=0.1", "did you mean --optim.warmup"),
+        ("--learning_rate=1e-6", "twofold calls it --optim.lr"),
+        ("--recipe.hidden=3", "option of another --recipe.name"),
+        ("--train.steps=many", "--train.steps must be a whole number"),
     ],
 )
 def test_a_wrong_option_is_named_with_its_remedy(small_toml, option, hint, capsys):
