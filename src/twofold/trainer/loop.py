@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from types import FrameType
 from typing import Protocol
 
@@ -15,6 +16,8 @@ from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner
 from twofold.trainer.log import Log, Score
 from twofold.types import Collected, Problem
+
+FINISHING = "finishing the step, then saving; a second Ctrl-C leaves now and loses what was not saved"
 
 
 class Recipe(Protocol):
@@ -98,7 +101,8 @@ class _Stop:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         self._restore()
-        self.log.say("finishing the step, then saving; a second Ctrl-C leaves now and loses what was not saved")
+        # in a thread, because the signal may have come in the middle of another print
+        Thread(target=self.log.say, args=(FINISHING,)).start()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
