@@ -27,6 +27,8 @@ from twofold.types import Grade, Problem
 
 log = logging.getLogger(__name__)
 
+SKIP_BAD = "Repair the rows, or use the others: --skip-bad (in a config task.skip_bad, in Python skip_bad=True)."
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -121,7 +123,7 @@ def load(
                 row = str(e)
         bad.append(f"{where}: {row}")
     if bad and not (skip_bad and problems):
-        raise DataError(str(source), bad, hint)
+        raise DataError(str(source), bad, SKIP_BAD + hint)
     if columns is None:
         raise DataError(str(source), [f"{source}: no rows"])
     if bad:
