@@ -104,6 +104,8 @@ def print_table(found: Report, console: Console | None = None) -> None:
     console = console or Console()
     if not console.is_terminal:
         console.width = PIPE_WIDTH
+    if not found.tasks:
+        console.print(found.headline, highlight=False)
     for task in found.tasks:
         console.print(f"\n{escape(task.headline)}\n", highlight=False)
         if task.unlike:
