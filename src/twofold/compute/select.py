@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 from twofold.compute.plan import Plan
 from twofold.compute.rules import Seen, rule_named
 from twofold.maths.stopping import Lengths, should_stop
 from twofold.maths.votes import Vote, choose, tally
-from twofold.text.extract import canonical
+from twofold.text.notation import canonical
 
 Same = Callable[[str, str], bool]
 """Whether two answers in normal form are mathematically equal."""
 
 
-_canonical = lru_cache(100_000)(canonical)  # the same few answers come thousands of times
-
-
 def classes(answers: Sequence[str | None], same: Same | None = None) -> list[str | None]:
     """Return the answers as voting classes: answers of one normal form are one class, and so are those that are the ``same``."""
-    forms = [None if a is None else _canonical(a) for a in answers]
+    forms = [None if a is None else canonical(a) for a in answers]
     if same is None:
         return forms
     first: dict[str | None, str] = {}

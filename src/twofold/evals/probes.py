@@ -22,7 +22,7 @@ from twofold.evals.pools import read_header, read_lines
 from twofold.maths.credit import mean
 from twofold.maths.seeds import derive
 from twofold.text.chat import Chat
-from twofold.text.extract import canonical
+from twofold.text.notation import canonical
 from twofold.text.prompts import EXTRAPOLATION
 from twofold.text.segments import Episodes
 from twofold.types import Problem, Sampling, Task

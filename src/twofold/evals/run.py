@@ -20,7 +20,7 @@ from twofold.evals.probes import Probing
 from twofold.maths.confidence import Trace, trace
 from twofold.tasks.user import Wrapper
 from twofold.text.chat import Chat
-from twofold.text.extract import canonical
+from twofold.text.notation import canonical
 from twofold.types import Group, Pool, Problem, Rollout, Sampling, Task
 
 

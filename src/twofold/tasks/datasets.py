@@ -20,7 +20,8 @@ from typing import Any, Literal
 from twofold.tasks.grading import as_grade, grade, grade_choice
 from twofold.tasks.known import NAMED, Named, Row
 from twofold.tasks.procedural import PROCEDURAL
-from twofold.text.extract import MAX_ANSWER, choice_letter, final_answer, last_boxed
+from twofold.text.extract import choice_letter, final_answer, last_boxed
+from twofold.text.notation import MAX_ANSWER
 from twofold.types import Grade, Problem
 
 MAX_ROW = 1 << 20

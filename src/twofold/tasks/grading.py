@@ -42,8 +42,8 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
-from twofold.text.exact import exact
-from twofold.text.extract import MAX_ANSWER, canonical, choice_letter, final_answer
+from twofold.text.extract import choice_letter, final_answer
+from twofold.text.notation import MAX_ANSWER, canonical, for_parser, number, same_time, words
 from twofold.types import Grade, Label
 
 WORKERS = min(8, max(2, os.cpu_count() or 2))
@@ -123,10 +123,15 @@ def equal_exactly(gold: str, answer: str) -> Label | None:
         return "wrong"
     if len(gold) > MAX_ANSWER:
         return "error"
-    gold_value, value = exact(gold_form), exact(form)
+    gold_value, value = number(gold), number(answer)
     if gold_value is not None and value is not None:
         close = stands_for(answer, gold_value) or stands_for(gold, value)
         return "correct" if gold_value == value or close else "wrong"
+    if (same := same_time(gold_form, form)) is not None:
+        return "correct" if same else "wrong"
+    gold_words, answer_words = words(gold), words(answer)
+    if gold_words is not None and answer_words is not None:
+        return "correct" if gold_words == answer_words else "wrong"
     if _ELLIPSIS.search(gold) or _ELLIPSIS.search(answer):
         return "wrong"
     return None
@@ -145,17 +150,6 @@ def stands_for(text: str, value: Fraction) -> bool:
     if decimal is None or rest == 1 or len((decimal[1] + decimal[2]).lstrip("0")) < 6:
         return False
     return abs(Fraction(decimal[0]) - value) < Fraction(1, 10 ** len(decimal[2]))
-
-
-_ROMAN = re.compile(r"\\(?:mathrm|text|rm)\s*\{\s*([A-Za-z])\s*\}")
-
-
-def for_worker(answer: str) -> str:
-    r"""Return the answer without what math-verify cannot read: dollar signs, and ``\mathrm`` around one letter.
-
-    Words keep their ``\text{}``, by which math-verify knows units.
-    """
-    return _ROMAN.sub(r" \1 ", answer.replace("\\$", "").replace("$", ""))
 
 
 # --- in the workers ---------------------------------------------------------------------------------------------------
@@ -257,7 +251,7 @@ def ask_worker(gold: str, answer: str, deadline: float) -> Label:
     if workers is None:  # shut down by another thread since
         return "error"
     try:
-        return workers.ask(for_worker(gold), for_worker(answer), deadline)
+        return workers.ask(for_parser(gold), for_parser(answer), deadline)
     except OSError:  # killed, or silent long after the deadline: the next grade starts new workers
         shutdown()
         return "error"

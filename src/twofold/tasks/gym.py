@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from twofold.text.extract import MAX_ANSWER, final_answer
+from twofold.text.extract import final_answer
+from twofold.text.notation import MAX_ANSWER
 from twofold.types import Grade, Problem
 
 SPLIT_ITEMS = 1_000_000_000

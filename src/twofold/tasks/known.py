@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twofold.tasks.grading import equal_exactly
-from twofold.text.extract import canonical
+from twofold.text.notation import canonical
 
 Row = Mapping[str, Any]
 
