@@ -125,7 +125,9 @@ def equal_exactly(gold: str, answer: str) -> Label | None:
         return "error"
     gold_value, value = number(gold), number(answer)
     if gold_value is not None and value is not None:
-        close = stands_for(answer, gold_value) or stands_for(gold, value)
+        percent = form.endswith("%") - gold_form.endswith("%")  # 50% is 50, and also 0.5
+        hundredth = percent != 0 and gold_value * Fraction(100) ** percent == value
+        close = hundredth or stands_for(answer, gold_value) or stands_for(gold, value)
         return "correct" if gold_value == value or close else "wrong"
     if (same := same_time(gold_form, form)) is not None:
         return "correct" if same else "wrong"

@@ -56,7 +56,7 @@ def last_boxed(text: str) -> str | None:
 
 
 _SEPARATOR = re.compile(
-    r"[ $.]*(?:(?:,|;|&|\\[,; ]|\\q?quad|\\(?:text|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|and|or)[\s$]*)*", re.DOTALL
+    r"(?:[ $.]|\\[()])*(?:(?:,|;|&|\\[,; ]|\\q?quad|\\(?:text|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|and|or)(?:[\s$]|\\[(\[])*)*"
 )
 
 
@@ -112,23 +112,24 @@ def answers_of(worked: str) -> list[str]:
 
 
 _TAGS = re.compile(r"<answer>\s*([^<]{1,2000}?)\s*</answer>")
-_SAYS = re.compile(r"(?i:\banswer\b\**(?:\s*:|\s+is\b\s*:?))[ \t*]{0,9}([^\n]{1,2000})")
-_MATHS = re.compile(r"\$+([^$]+)\$+|\\\((.+?)\\\)|\\\[(.+?)\\\]")
-_SENTENCE = re.compile(r"\.(?=\s|$)|\*\*")
+_SAYS = re.compile(r"(?i:\banswer\b\**(?:\s*:|\s+is\b\s*:?))[ \t*]*")
+_MATHS = re.compile(r"\$+([^$]+)\$+|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_SENTENCE = re.compile(r"\.(?=\s|$)|\*\*|\n")
 _LAST_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
 
 
 def _stated(text: str) -> str | None:
-    """Return what stands in the last ``<answer>`` tags, or else behind the last "answer:" or "answer is": the formula there
-    if there is one, or else the rest of the sentence."""
+    """Return what stands in the last ``<answer>`` tags, or else what stands behind the last "answer:" or "answer is": the
+    formula that begins there, or else the rest of the sentence, from its last "is"."""
     if tagged := _TAGS.findall(text):
         return tagged[-1]
-    said = [line.strip() for line in _SAYS.findall(text)]
-    if not said or not said[-1]:
+    said = list(_SAYS.finditer(text))
+    if not said:
         return None
-    if formula := _MATHS.match(said[-1]):
+    rest = text[said[-1].end() :][:MAX_ANSWER].lstrip()
+    if formula := _MATHS.match(rest):
         return next(filter(None, formula.groups())).strip()
-    return _SENTENCE.split(said[-1], maxsplit=1)[0].strip() or None
+    return _SENTENCE.split(rest, maxsplit=1)[0].rpartition(" is ")[2].strip().removeprefix(": ") or None
 
 
 # An A or I before a small letter is a word ("A large number"), unless a reason follows.

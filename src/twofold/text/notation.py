@@ -11,6 +11,7 @@ import re
 import unicodedata
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 from twofold.text.exact import THOUSANDS, exact
 
@@ -59,33 +60,37 @@ def _ascii(text: str) -> str:
 _UPRIGHT = r"\\(?:text|textnormal|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|operatorname)"
 _NONE = r"(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)(?: exists?)?|(?:the )?empty set"
 _POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_REWRITES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        (r"\\\$|\$|\\(?:euro|pounds)(?![A-Za-z])|(?<!\\)\\[()\[\]]", " "),
-        (r"\\(?:left|right)\s*\.|\\(?:left|right|[bB]igg?[lr]?|(?:display|text)style|limits)(?![A-Za-z])", " "),
-        (r"\\![ ]*", "\\\\!"),
-        (r"(?<=\d)(?:\{,\}|\\[,; :!]|~|,\\!)[ ]*(?=\d{3}(?!\d))", ","),  # thousands
-        (r"\\[,;:! ]|\\q?quad(?![A-Za-z])|\\hspace\{[^{}]*\}|~", " "),
-        (r"\{,\}", ","),
-        (r"(?<!\\)\{(\d{1,3}(?:,\d{3})+)\}", lambda m: m[0].replace(",", "")),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\leqslant(?![A-Za-z])|<=", r"\\leq "),
-        (r"\\geqslant(?![A-Za-z])|>=", r"\\geq "),
-        (r"\\langle(?![A-Za-z])", "("),
-        (r"\\rangle(?![A-Za-z])", ")"),
-        (r"\\%", "%"),
-        (r"\^\s*\{\s*\\(?:circ|degree)\s*\}|\\degree(?![A-Za-z])|\^\s*\\circ(?![A-Za-z])", r"^\\circ "),
-        (r"([\^_])\{(\w)\}(?!\w)", r"\1\2"),
-        (rf"_\s*\{{\s*(?:{_UPRIGHT}\s*\{{\s*(\w+)\s*\}}|\\(max|min|odot))\s*\}}", r"_{\1\2}"),  # m_{\max}
-        (r"\{\s*\\rm\s+([^{}]*)\}|\\(?:mathrm|rm)\s+([A-Za-z])(?![A-Za-z])", r"\\mathrm{\1\2}"),
-        (rf"\s*(?:{_UPRIGHT}\s*\{{\s*(?:per ?cent|percentage|pct)\s*\}}|\b(?:per ?cent|percentage|pct)\b)", "%"),
-        (r"(?<![\d./^_}{])(\d+)\s+(\d+)/(\d+)(?![\d./])", r"\1\\frac{\2}{\3}"),  # 2 3/4
-        (rf"(?i){_UPRIGHT}\s*\{{\s*(?:{_NONE})\.?\s*\}}|\b(?:{_NONE})\b|\\\{{\s*\\\}}|\\varnothing(?![A-Za-z])", r"\\emptyset "),
-        (r"(?<![A-Za-z\\])infinity(?![A-Za-z])", r"\\infty "),
-    ]
-]  # fmt: skip
-_POWER = re.compile(rf"(?<=\d)\s*({_UPRIGHT}\s*\{{)?\s*\b({'|'.join(_POWERS)})\b")
+
+
+def _compiled(*rules: tuple[str, Any]) -> list[tuple[re.Pattern[str], Any]]:
+    return [(re.compile(pattern), replacement) for pattern, replacement in rules]
+
+
+_SPACING = _compiled(
+    (r"\\\$|\$|\\(?:euro|pounds)(?![A-Za-z])|(?<!\\)\\[()\[\]]", " "),
+    (r"\\(?:left|right)\s*\.|\\(?:left|right|[bB]igg?[lr]?|(?:display|text)style|limits)(?![A-Za-z])", " "),
+    (r"(?<=\d)(?:\{,\}|\\[,; :!]|~|,\\!) ?(?=\d{3}(?!\d))", ","),  # thousands
+    (r"(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|\\hspace\{[^{}]*\}|~", " "),
+)
+_NOTATION = _compiled(
+    (r"\{,\}", ","),
+    (r"(?<!\\)\{(\d{1,3}(?:,\d{3})+)\}", lambda m: m[0].replace(",", "")),
+    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+    (r"\\leqslant(?![A-Za-z])|<=", r"\\leq "),
+    (r"\\geqslant(?![A-Za-z])|>=", r"\\geq "),
+    (r"\\langle(?![A-Za-z])", "("),
+    (r"\\rangle(?![A-Za-z])", ")"),
+    (r"\\%", "%"),
+    (r"\^ ?\{ ?\\(?:circ|degree) ?\}|\\degree(?![A-Za-z])|\^ ?\\circ(?![A-Za-z])", r"^\\circ "),
+    (r"([\^_])\{(\w)\}(?!\w)", r"\1\2"),
+    (rf"_ ?\{{ ?(?:{_UPRIGHT} ?\{{ ?(\w+) ?\}}|\\(max|min|odot)) ?\}}", r"_{\1\2}"),  # m_{\max}
+    (r"\{ ?\\rm ([^{}]*)\}|\\(?:mathrm|rm) ([A-Za-z])(?![A-Za-z])", r"\\mathrm{\1\2}"),
+    (rf" ?(?:{_UPRIGHT} ?\{{ ?(?:per ?cent|percentage|pct) ?\}}|\b(?:per ?cent|percentage|pct)\b)", "%"),
+    (r"(?<![\d./^_}{])(\d+) (\d+)/(\d+)(?![\d./])", r"\1\\frac{\2}{\3}"),  # 2 3/4
+    (rf"(?i){_UPRIGHT} ?\{{ ?(?:{_NONE})\.? ?\}}|\b(?:{_NONE})\b|\\\{{ ?\\\}}|\\varnothing(?![A-Za-z])", r"\\emptyset "),
+    (r"(?<![A-Za-z\\])infinity(?![A-Za-z])", r"\\infty "),
+)
+_POWER = re.compile(rf"(?<=\d) ?({_UPRIGHT} ?\{{)? ?\b({'|'.join(_POWERS)})\b")
 _REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s*\{?(\d+)\}?|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?)")
 _GROUPED = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
@@ -98,8 +103,10 @@ def latex(answer: str) -> str:
     ['-\\frac{1}{2}\\sqrt{2}', '(1, 2)', '70^\\circ', '10,000 \\mathrm{m}', '2\\frac{3}{4}', '\\frac{15}{90}', '29']
     """
     text = answer if answer.isascii() else _ascii(answer)
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
+    for rules in (_SPACING, _NOTATION):
+        text = " ".join(text.split())
+        for pattern, replacement in rules:
+            text = pattern.sub(replacement, text)
     text = _POWER.sub(lambda m: rf"\cdot 10^{_POWERS[m[2]]} " + (m[1] or ""), text)
     text = _REPEATING.sub(_repeating, text)
     text = " ".join(text.split())
@@ -210,9 +217,12 @@ _MICRO = re.compile(r"(?<=[\d} ])\\mu$")
 _NUMERAL = re.compile(r"(?:[\d)}!%\]]|\\(?:pi|circ|mu))$")
 _NUMBER = re.compile(r"((?:[\d.,{}()^/*+ -]|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))*[\d)}])(\s*)(\S.*)", re.DOTALL)
 _ONE_LETTER = re.compile(rf"{_UPRIGHT}\s*\{{\s*([A-Za-z])\s*\}}")
-_EULER_INDEX = re.compile(r"(?<![A-Za-z\\{])([Ee])\s*(?=_)")
+_EULER_INDEX = re.compile(r"(?<![A-Za-z\\])([Ee])\s*(?=_)")
 _BUILDER = re.compile(
     r"(?:[A-Za-z]\s*(?:=|\\in\b)\s*)?\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?\s*R\s*\}?\s*)?(?:\\mid|\\vert|\||:)\s*(.*\S)\s*\\\}"
+)
+_CONDITION = re.compile(
+    rf"^[a-z]\s*\\in\s*\\mathbb\s*\{{?[ZNQR]\}}?\s*[,;]\s*|,?\s*(?:{_UPRIGHT}\s*\{{\s*,?\s*)?\b(?:where|with|for)\b.*|(?:,|\(|\s)\s*[a-z]\s*\\in\s*\\mathbb\s*\{{?[ZNQR]\}}?\)?$", re.DOTALL
 )
 _WORD = re.compile(r"[A-Za-z][A-Za-z .,'!?-]*")
 _LONG = re.compile(r"[A-Za-z]{3}")
@@ -260,6 +270,8 @@ def without_unit(text: str) -> str:
     return text
 
 
+_OPEN = re.compile(r"^[^(]*\)|\([^)]*$|^[^\[]*\]|\[[^\]]*$|^[^{]*\}|\{[^}]*$")
+"""A bracket without its partner: part of a pair or of a set."""
 _GREATER = re.compile(r"(>|\\geq?(?![A-Za-z])|\\gt(?![A-Za-z]))")
 _LESS = re.compile(r"<|\\leq?(?![A-Za-z])|\\lt(?![A-Za-z])")
 
@@ -274,8 +286,8 @@ def _ascending(chain: str) -> str:
 
 
 def number(answer: str) -> Fraction | None:
-    """Return the value of an answer that is plain arithmetic, perhaps with a unit, exactly; None for any other."""
-    value = exact(canonical(answer))
+    """Return the value of an answer that is plain arithmetic, without its unit or per cent sign, exactly; None for any other."""
+    value = exact(canonical(answer).removesuffix("%"))
     return exact(without_unit(latex(answer))) if value is None else value
 
 
@@ -287,7 +299,9 @@ def for_parser(answer: str) -> str:
     """
     if (word := words(answer)) is not None:
         return rf"\text{{{word}}}"
-    text = without_unit(latex(answer))
+    text = latex(answer)
+    text = _CONDITION.sub("", text) or text
+    text = ", ".join(part if _OPEN.search(part) else without_unit(part) for part in text.split(", "))
     text = " ".join(_EULER_INDEX.sub(r"\\mathrm{\1}", _ONE_LETTER.sub(r" \1 ", text)).split())
     if found := _BUILDER.fullmatch(text):
         text = found[2]
