@@ -134,8 +134,11 @@ def solve_many(model: Model, problems: Sequence[str], plan: Plan | str | None = 
 
 @lru_cache(maxsize=100_000)  # a server sees answers for ever
 def same(a: str, b: str) -> bool:
-    """Return whether the grader finds two answers mathematically equal. If it cannot decide in time, they are not."""
-    return equal(a, b) == "correct"
+    """Return whether the grader finds two answers mathematically equal. If it cannot decide in time, they are not.
+
+    Two texts of letters are not, unless they are one: whether they are words or products is not known here.
+    """
+    return a == b or (not (a.isalpha() and b.isalpha()) and equal(a, b) == "correct")
 
 
 def service(model: Model, limits: Limits | None = None) -> Service:

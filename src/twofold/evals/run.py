@@ -18,7 +18,7 @@ from twofold.engines.base import Engine
 from twofold.evals.pools import HEADER, POOLS, Header, finished_ids, read_header, write_header, write_pool
 from twofold.evals.probes import Probing
 from twofold.maths.confidence import Trace, trace
-from twofold.tasks.user import Wrapper
+from twofold.tasks.user import Wrapper, form_of
 from twofold.text.chat import Chat
 from twofold.text.notation import canonical
 from twofold.types import Group, Pool, Problem, Rollout, Sampling, Task
@@ -128,13 +128,13 @@ def _pools(
     groups = rollouts(engine, chat, task, problems, sampling)
     scores, cost = _scores(verifier or engine, chat, [r for g in groups for r in g], config)
     share = (time.monotonic() - began) / len(problems)
-    pools = []
+    pools, form = [], form_of(task) or canonical
     for i, group in enumerate(groups):
         mine = slice(i * config.n, (i + 1) * config.n)
         pools.append(
             Pool(
                 problem=group[0].problem,
-                answers=[None if r.answer is None else canonical(r.answer) for r in group],
+                answers=[None if r.answer is None else form(r.answer) for r in group],
                 grades=[r.grade for r in group],
                 scores=scores[mine],
                 tokens=[len(r.completion.tokens) for r in group],

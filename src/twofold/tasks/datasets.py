@@ -21,7 +21,7 @@ from twofold.tasks.grading import as_grade, grade, grade_choice
 from twofold.tasks.known import NAMED, Named, Row
 from twofold.tasks.procedural import PROCEDURAL
 from twofold.text.extract import choice_letter, final_answer, last_boxed
-from twofold.text.notation import MAX_ANSWER
+from twofold.text.notation import MAX_ANSWER, canonical
 from twofold.types import Grade, Problem
 
 MAX_ROW = 1 << 20
@@ -48,7 +48,7 @@ class DataError(ValueError):
 class Dataset:
     """A list of problems. ``columns`` says in a line which columns were taken; ``skipped`` lists the rows left out by ``skip_bad``.
 
-    ``same`` compares (reference, answer) where answers are not mathematics.
+    ``same`` compares (reference, answer) where answers are not mathematics, and ``form`` tells such answers apart in a vote.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Dataset:
     columns: str
     skipped: tuple[str, ...] = ()
     same: Callable[[str, str], bool] | None = None
+    form: Callable[[str], str] | None = None
 
     def __len__(self) -> int:
         return len(self.problems)
@@ -133,7 +134,7 @@ def load(
     if columns is None:
         raise DataError(str(source), [f"{source}: no rows"])
     taken = f"{name}: question from {columns[0]!r}, answer from {columns[1]!r}"
-    return Dataset(name, tuple(problems), taken, tuple(bad), named.same)
+    return Dataset(name, tuple(problems), taken, tuple(bad), named.same, named.form or (named.same and canonical))
 
 
 def opened(source: str | Path, split: str, *, own_columns: bool) -> tuple[str, Iterator[Read], Named]:

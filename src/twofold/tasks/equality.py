@@ -24,9 +24,9 @@ import re
 import resource
 import signal
 import sys
+from dataclasses import replace
 from typing import Any
 
-from latex2sympy2_extended.math_normalization import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
 from sympy import Eq, Expr, Intersection, Rational, Set, Symbol, Union, simplify
 
@@ -34,11 +34,19 @@ MEMORY = 1 << 30  # bytes of address space a worker may have
 LIFETIME = 1_000  # requests that a worker answers before a new one replaces it, because sympy's caches grow
 RECYCLE = 10  # exit status of a worker that reached its LIFETIME
 # Units are gone (``text.notation``): those of math-verify take the h of a cylinder's volume for one.
-NORMAL = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
+NORMAL = replace(LatexExtractionConfig().normalization_config, units=False)
 CONFIG = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=NORMAL)]  # plain text would be run by eval
 JOINED = (
-    (re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\(?:lor|vee)\b"), Union),
-    (re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\(?:land|wedge)\b"), Intersection),
+    (
+        re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\(?:lor|vee)\b"),
+        Union,
+    ),
+    (
+        re.compile(
+            r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\(?:land|wedge)\b"
+        ),
+        Intersection,
+    ),
 )
 INEQUALITY = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|lt|gt)(?![A-Za-z])|!=")
 

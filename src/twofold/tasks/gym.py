@@ -63,6 +63,10 @@ class GymTask:
             f"{self.name}-{split}-{self.seed}-{i}", entry["question"], str(entry["answer"] or ""), {"entry": entry}
         )
 
+    def form(self, answer: str) -> str:
+        """Return what tells answers apart in a vote: the scorer may call answers of equal value different."""
+        return answer.strip()
+
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
         """Return the final answer and its grade. If the scorer raises, the grade is an ``error``, never a silent 0."""
         answer = final_answer(text)

@@ -108,7 +108,9 @@ def final_answer(text: str, how: Extract = "boxed") -> str | None:
 
 def answers_of(worked: str) -> list[str]:
     """Return the different answers that a worked solution puts into boxes, as one text for each place, and for each once."""
-    return list({canonical(answer): answer for answer in (", ".join(group) for group in _boxed_answers(worked))}.values())
+    return list(
+        {canonical(answer): answer for answer in (", ".join(group) for group in _boxed_answers(worked))}.values()
+    )
 
 
 _TAGS = re.compile(r"<answer>\s*([^<]{1,2000}?)\s*</answer>")
@@ -135,7 +137,8 @@ def _stated(text: str) -> str | None:
 # An A or I before a small letter is a word ("A large number"), unless a reason follows.
 _NOT_A_WORD = r"(?!(?<=[AI])\s+(?!(?:because|since|as|which|by|from|so|and|or)\b)[a-z])"
 _LETTER = re.compile(
-    rf"(?:(?i:option|choice|answer)\s*:?\s*)?\(?([A-J])\b{_NOT_A_WORD}\)?[.:]?(?:\s(?!\s*(?:or|and|[A-J])\b).*)?", re.DOTALL
+    rf"(?:(?i:option|choice|answer)\s*:?\s*)?\(?([A-J])\b{_NOT_A_WORD}\)?[.:]?(?:\s(?!\s*(?:or|and|[A-J])\b).*)?",
+    re.DOTALL,
 )
 _SMALL_LETTER = re.compile(r"(?:(?i:option|choice|answer)\s*:?\s*)?\(?([a-j])\)?[.:]?")
 _ANSWER_IS = re.compile(
@@ -163,5 +166,7 @@ def choice_letter(text: str) -> str | None:
     text = text[-MAX_TAIL:]
     if letters := _ANSWER_IS.findall(text):
         return letters[-1]
-    bare = _BARE.fullmatch(unwrap(text.strip().rpartition("\n")[2][:100].strip("*").replace("<answer>", "").replace("</answer>", "")))
+    bare = _BARE.fullmatch(
+        unwrap(text.strip().rpartition("\n")[2][:100].strip("*").replace("<answer>", "").replace("</answer>", ""))
+    )
     return bare[1] if bare else None

@@ -22,16 +22,11 @@ MAX_DIGITS = 100
 
 # --- plain LaTeX ------------------------------------------------------------------------------------------------------
 
-_GREEK = zip(
-    "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ",
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega "
-    "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split(),
-    strict=True,
-)
-_SYMBOLS = {
+_GREEK = {c: unicodedata.name(c).split()[-1].replace("LAMDA", "LAMBDA") for c in "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ"}
+_SYMBOLS = {c: name.title() if c.isupper() else name.lower() for c, name in _GREEK.items()} | {
     "∞": "infty", "×": "times", "·": "cdot", "⋅": "cdot", "÷": "div", "±": "pm", "≤": "leq", "⩽": "leq", "≥": "geq",
     "⩾": "geq", "≠": "neq", "∪": "cup", "∩": "cap", "∈": "in", "∅": "emptyset", "∖": "setminus", "≈": "approx",
-    "ℝ": "mathbb{R}", "ℤ": "mathbb{Z}", "ℕ": "mathbb{N}", "ℚ": "mathbb{Q}", "ℂ": "mathbb{C}", **dict(_GREEK),
+    "ℝ": "mathbb{R}", "ℤ": "mathbb{Z}", "ℕ": "mathbb{N}", "ℚ": "mathbb{Q}", "ℂ": "mathbb{C}",
 }  # fmt: skip
 _UNICODE = str.maketrans(
     {c: f"\\{name} " for c, name in _SYMBOLS.items()}
@@ -48,8 +43,8 @@ _ROOT = re.compile(r"([√∛])\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|\\
 
 def _ascii(text: str) -> str:
     r"""Write Unicode mathematics as LaTeX: ``√2`` is ``\sqrt{2}``, ``x²`` is ``x^{2}``, ``½`` is ``\frac{1}{2}``."""
-    for pattern, opening in ((_SUPERSCRIPTS, "^{"), (_SUBSCRIPTS, "_{")):
-        text = pattern.sub(lambda m, opening=opening: opening + unicodedata.normalize("NFKC", m[0]) + "}", text)
+    text = _SUPERSCRIPTS.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}", text)
+    text = _SUBSCRIPTS.sub(lambda m: f"_{{{unicodedata.normalize('NFKC', m[0])}}}", text)
     text = _VULGAR.sub(lambda m: "\\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", m[0]).split("⁄")), text)
     text = text.translate(_UNICODE)
     text = "".join(" " if unicodedata.category(c) in ("Sc", "Zs", "Cf") and c != "$" else c for c in text)  # 29 €
@@ -87,11 +82,16 @@ _NOTATION = _compiled(
     (r"\{ ?\\rm ([^{}]*)\}|\\(?:mathrm|rm) ([A-Za-z])(?![A-Za-z])", r"\\mathrm{\1\2}"),
     (rf" ?(?:{_UPRIGHT} ?\{{ ?(?:per ?cent|percentage|pct) ?\}}|\b(?:per ?cent|percentage|pct)\b)", "%"),
     (r"(?<![\d./^_}{])(\d+) (\d+)/(\d+)(?![\d./])", r"\1\\frac{\2}{\3}"),  # 2 3/4
-    (rf"(?i){_UPRIGHT} ?\{{ ?(?:{_NONE})\.? ?\}}|\b(?:{_NONE})\b|\\\{{ ?\\\}}|\\varnothing(?![A-Za-z])", r"\\emptyset "),
+    (
+        rf"(?i){_UPRIGHT} ?\{{ ?(?:{_NONE})\.? ?\}}|\b(?:{_NONE})\b|\\\{{ ?\\\}}|\\varnothing(?![A-Za-z])",
+        r"\\emptyset ",
+    ),
     (r"(?<![A-Za-z\\])infinity(?![A-Za-z])", r"\\infty "),
 )
 _POWER = re.compile(rf"(?<=\d) ?({_UPRIGHT} ?\{{)? ?\b({'|'.join(_POWERS)})\b")
-_REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s*\{?(\d+)\}?|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?)")
+_REPEATING = re.compile(
+    r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s*\{?(\d+)\}?|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?)"
+)
 _GROUPED = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 
@@ -209,7 +209,9 @@ _MATH = re.compile(
     r"(?<![A-Za-z])(?:and|or|mod|pi|sqrt|sin|cos|tan|cot|sec|csc|arc\w+|log|ln|exp|if|where|for|is|to|base|dozen|pairs?|e|i)(?![A-Za-z])"
 )
 _UPRIGHT_UNIT = re.compile(r"(?:[A-Za-z \d.,/*^{}()'°-]|\\(?:cdot|mu|Omega|circ|times)(?![A-Za-z]))+")
-_QUOTIENT = re.compile(rf"\\frac\s*\{{\s*({_UPRIGHT}\s*\{{[^{{}}]*\}})\s*\}}\s*\{{\s*({_UPRIGHT}\s*\{{[^{{}}]*\}}(?:\^\S+)?)\s*\}}")
+_QUOTIENT = re.compile(
+    rf"\\frac\s*\{{\s*({_UPRIGHT}\s*\{{[^{{}}]*\}})\s*\}}\s*\{{\s*({_UPRIGHT}\s*\{{[^{{}}]*\}}(?:\^\S+)?)\s*\}}"
+)
 _OPERATOR = re.compile(
     r"(?:[-+*/=<>,;:^_(\[{&]|\\(?:cdot|times|div|in|cup|cap|pm|leq?|geq?|neq?|to|approx)(?![A-Za-z]))\s*$"
 )
@@ -222,7 +224,8 @@ _BUILDER = re.compile(
     r"(?:[A-Za-z]\s*(?:=|\\in\b)\s*)?\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?\s*R\s*\}?\s*)?(?:\\mid|\\vert|\||:)\s*(.*\S)\s*\\\}"
 )
 _CONDITION = re.compile(
-    rf"^[a-z]\s*\\in\s*\\mathbb\s*\{{?[ZNQR]\}}?\s*[,;]\s*|,?\s*(?:{_UPRIGHT}\s*\{{\s*,?\s*)?\b(?:where|with|for)\b.*|(?:,|\(|\s)\s*[a-z]\s*\\in\s*\\mathbb\s*\{{?[ZNQR]\}}?\)?$", re.DOTALL
+    rf"^[a-z]\s*\\in\s*\\mathbb\s*\{{?[ZNQR]\}}?\s*[,;]\s*|,?\s*(?:{_UPRIGHT}\s*\{{\s*,?\s*)?\b(?:where|with|for)\b.*|(?:,|\(|\s)\s*[a-z]\s*\\in\s*\\mathbb\s*\{{?[ZNQR]\}}?\)?$",
+    re.DOTALL,
 )
 _WORD = re.compile(r"[A-Za-z][A-Za-z .,'!?-]*")
 _LONG = re.compile(r"[A-Za-z]{3}")
