@@ -457,7 +457,7 @@ OPTIONS = [
     "recipe.mix.letters", "recipe.mix.choice", "recipe.mix.think", "recipe.mix.critique", "recipe.mix.facts",
     "recipe.mix.words", "recipe.mix.late", "recipe.mix.wrong_guess", "recipe.mix.slip", "recipe.mix.planted_guess",
     "recipe.mix.planted_slip", "task.level", "task.choice", "task.choices", "task.operations", "task.top", "task.seed",
-    "task.name", "task.source", "task.split", "task.prompt_column", "task.answer_column", "task.task", "rollout.problems",
+    "task.name", "task.source", "task.split", "task.prompt_column", "task.answer_column", "task.extract", "task.task", "rollout.problems",
     "rollout.temperature", "rollout.max_tokens", "chat.enable_thinking", "chat.think_end", "judge.question",
     "engine.name", "engine.exact", "engine.max_rows", "engine.source", "optim.name", "optim.lr", "optim.schedule", "optim.warmup",
     "optim.hold", "optim.final", "optim.beta1", "optim.beta2", "optim.weight_decay", "optim.clip", "loss.kind", "loss.clip_low",

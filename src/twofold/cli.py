@@ -110,6 +110,8 @@ def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--name", help="name in reports (default: the model's)")
     sub.add_argument("--prompt-column", metavar="NAME", help="for a file: the column with the question")
     sub.add_argument("--answer-column", metavar="NAME", help="for a file: the column with the answer")
+    where = "for a data set: where an answer may stand: in a box, also stated in words, or also the last number"
+    sub.add_argument("--extract", choices=("boxed", "stated", "number"), default="boxed", help=where)
     sub.add_argument(
         "--reward",
         metavar="SOURCE",
@@ -287,7 +289,8 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
 
     chosen = task_named(args.task)
     if isinstance(chosen, Data):
-        chosen = replace(chosen, prompt_column=args.prompt_column, answer_column=args.answer_column)
+        columns = {"prompt_column": args.prompt_column, "answer_column": args.answer_column}
+        chosen = replace(chosen, extract=args.extract, **columns)
     config, caps = toml.override(run.Eval(), rest, RENAMED), _caps(args.caps)
     if caps:
         check_caps(caps, config.max_tokens)
@@ -320,10 +323,10 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
 def _suite(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import run, suite
 
-    if args.reward or args.caps or args.optimal or args.prompt_column or args.answer_column:
-        raise ValueError(
-            "a suite has its own: leave out --reward, --caps, --optimal, --prompt-column and --answer-column"
-        )
+    columns = args.prompt_column or args.answer_column or args.extract != "boxed"
+    if args.reward or args.caps or args.optimal or columns:
+        names = "--reward, --caps, --optimal, --prompt-column, --answer-column and --extract"
+        raise ValueError(f"a suite has its own: leave out {names}")
     suite.run_and_print(
         _model(args),
         args.suite,

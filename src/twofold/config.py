@@ -13,6 +13,7 @@ from twofold.recipes.common import Recipe, Setup
 from twofold.tasks.procedural import PROCEDURAL, Countdown, Letters, Sums
 from twofold.tasks.user import check_weights
 from twofold.text.chat import ChatOptions
+from twofold.text.extract import Extract
 from twofold.text.prompts import JUDGE
 from twofold.trainer.learner import Loss
 from twofold.trainer.log import LogTo
@@ -31,6 +32,9 @@ class Data:
     split: str = "train"
     prompt_column: str | None = None
     answer_column: str | None = None
+    extract: Extract = "boxed"
+    r"""Where a solution's answer may stand: "boxed" in a ``\boxed{}`` or on a ``####`` line, "stated" there or behind
+    "Answer:", "the answer is" or in ``<answer>`` tags, "number" there or else it is the last number."""
 
 
 @dataclass(frozen=True, slots=True)

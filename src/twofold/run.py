@@ -163,8 +163,9 @@ def make_task(config: TaskConfig) -> Task:
         from twofold.tasks.datasets import load as load_dataset
 
         return load_dataset(
-            config.source, prompt_column=config.prompt_column, answer_column=config.answer_column, split=config.split
-        )
+            config.source, prompt_column=config.prompt_column, answer_column=config.answer_column, split=config.split,
+            extract=config.extract,
+        )  # fmt: skip
     if isinstance(config, Gym):
         from twofold.tasks.gym import GymTask
 

@@ -36,6 +36,7 @@ from twofold.evals.saved import VOTING_RULE, Saved, load_evaluations
 from twofold.evals.scores import judged_scores
 from twofold.evals.thinking import thinking
 from twofold.maths.stats import estimate, estimates
+from twofold.tasks.doubts import doubts
 
 __all__ = ["print_table", "report", "summarise"]
 
@@ -94,7 +95,8 @@ def _task(section: list[Saved], baseline: str | None, caps: Sequence[int], optim
         tokens_saved=[row for e in ordered[1:] for row in tokens_saved(base, e)],
         headline="",
     )
-    return replace(task, headline=_headline(task, _shown(section, base, at)))
+    warnings = [f"{e.label}: {doubt}. " for e in section for doubt in doubts(e.pools)]
+    return replace(task, headline="".join(warnings) + _headline(task, _shown(section, base, at)))
 
 
 def _evaluation(e: Saved, at: int, caps: Sequence[int], optimal: bool) -> Evaluation:

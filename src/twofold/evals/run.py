@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,10 +19,13 @@ from twofold.engines.base import Engine
 from twofold.evals.pools import HEADER, POOLS, Header, finished_ids, read_header, write_header, write_pool
 from twofold.evals.probes import Probing
 from twofold.maths.confidence import Trace, trace
+from twofold.tasks.doubts import doubts
 from twofold.tasks.user import Wrapper, form_of
 from twofold.text.chat import Chat
 from twofold.text.notation import canonical
 from twofold.types import Group, Pool, Problem, Rollout, Sampling, Task
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +88,11 @@ def evaluate(
     with (out / POOLS).open("a") as file:
         for i in range(0, len(waiting), config.batch):
             began = time.monotonic()
-            for pool in _pools(engine, chat, task, waiting[i : i + config.batch], config, verifier):
+            pools = _pools(engine, chat, task, waiting[i : i + config.batch], config, verifier)
+            for pool in pools:
                 write_pool(file, pool)
+            for doubt in doubts(pools) if i == 0 else []:
+                log.warning("of the first problems, %s", doubt)
             header = replace(header, seconds=header.seconds + time.monotonic() - began)
             write_header(out, header)
             progress(len(problems) - len(waiting) + min(i + config.batch, len(waiting)), len(problems))

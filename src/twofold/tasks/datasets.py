@@ -17,10 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from twofold.tasks.grading import as_grade, grade, grade_choice
+from twofold.tasks.doubts import warn_of_references
+from twofold.tasks.grading import as_grade, equal, grade_choice
 from twofold.tasks.known import NAMED, Named, Row
 from twofold.tasks.procedural import PROCEDURAL
-from twofold.text.extract import choice_letter, final_answer, last_boxed
+from twofold.text.extract import Extract, choice_letter, final_answer, last_boxed, only_answer
 from twofold.text.notation import MAX_ANSWER, canonical
 from twofold.types import Grade, Problem
 
@@ -57,6 +58,7 @@ class Dataset:
     skipped: tuple[str, ...] = ()
     same: Callable[[str, str], bool] | None = None
     form: Callable[[str], str] | None = None
+    extract: Extract = "boxed"
 
     def __len__(self) -> int:
         return len(self.problems)
@@ -76,13 +78,13 @@ class Dataset:
         """Return the extracted answer and its grade. Multiple choice is graded by letter."""
         if "options" in problem.meta:
             return choice_letter(text), grade_choice(problem.answer, text)
+        answer = final_answer(text, self.extract)
+        if answer is None:
+            return None, as_grade("no_answer")
         if self.same is not None:
-            answer = final_answer(text)
-            if answer is None:
-                return None, as_grade("no_answer")
             right = len(answer) <= MAX_ANSWER and self.same(problem.answer, answer)
             return answer, as_grade("correct" if right else "wrong")
-        return final_answer(text), grade(problem.answer, text)
+        return answer, as_grade(equal(problem.answer, answer))
 
 
 def load(
@@ -93,6 +95,7 @@ def load(
     limit: int | None = None,
     split: str = "test",
     skip_bad: bool = False,
+    extract: Extract = "boxed",
 ) -> Dataset:
     """Load problems from ``source``: a .jsonl, .json, .csv or .parquet file, a name in ``NAMED``, or a hub repository.
 
@@ -104,6 +107,7 @@ def load(
         limit: use only the first ``limit`` rows.
         split: the split of a set on the hub. A file is one split already.
         skip_bad: keep the good rows and list the others in ``skipped``.
+        extract: where a solution's answer may stand (see ``text.extract.Extract``).
 
     Raises:
         DataError: rows are malformed, or there are none.
@@ -133,8 +137,12 @@ def load(
         raise DataError(str(source), bad, hint)
     if columns is None:
         raise DataError(str(source), [f"{source}: no rows"])
+    if named.same is None:
+        warn_of_references({seen[p.id]: p.answer for p in problems if "options" not in p.meta})
     taken = f"{name}: question from {columns[0]!r}, answer from {columns[1]!r}"
-    return Dataset(name, tuple(problems), taken, tuple(bad), named.same, named.form or (named.same and canonical))
+    return Dataset(
+        name, tuple(problems), taken, tuple(bad), named.same, named.form or (named.same and canonical), extract
+    )
 
 
 def opened(source: str | Path, split: str, *, own_columns: bool) -> tuple[str, Iterator[Read], Named]:
@@ -340,7 +348,7 @@ def as_question(value: Any) -> str:
 def as_answer(value: Any) -> str:
     r"""Return the reference in a cell: 27.0 -> "27", ["2", "3"] -> "2, 3", a worked solution -> its ``####`` or ``\boxed{}``.
 
-    Raises ValueError for a worked solution that has neither.
+    Raises ValueError for a worked solution that has neither, or boxes with different answers in several places.
     """
     if isinstance(value, list):
         return ", ".join(as_answer(v) for v in value)
@@ -354,7 +362,7 @@ def as_answer(value: Any) -> str:
         if "\n" in value.strip() or len(value) > 500:
             raise ValueError("the answer is a worked solution without \\boxed{} or ####")
         return value
-    return final_answer(value) or ""
+    return only_answer(value)
 
 
 LETTERS = "ABCD"

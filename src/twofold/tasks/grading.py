@@ -37,7 +37,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -93,6 +93,16 @@ def grade_choice(gold: str, text: str) -> Grade:
     """
     letter = choice_letter(text)
     return as_grade("no_answer" if letter is None else "correct" if letter == gold else "wrong")
+
+
+def unreadable(references: Iterable[str], *, deadline: float = 1.0) -> set[str]:
+    """Return the references that cannot be read, so that no other text than they themselves can be graded."""
+    asked = [r for r in dict.fromkeys(references) if equal_exactly(r, "0") is None]
+    if not asked:
+        return set()
+    with ThreadPoolExecutor(WORKERS) as threads:
+        labels = threads.map(lambda r: ask_worker(r, "0", deadline), asked)
+        return {r for r, label in zip(asked, labels, strict=True) if label == "error"}
 
 
 def as_grade(label: Label) -> Grade:

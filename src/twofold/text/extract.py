@@ -106,11 +106,15 @@ def final_answer(text: str, how: Extract = "boxed") -> str | None:
     return answer
 
 
-def answers_of(worked: str) -> list[str]:
-    """Return the different answers that a worked solution puts into boxes, as one text for each place, and for each once."""
-    return list(
-        {canonical(answer): answer for answer in (", ".join(group) for group in _boxed_answers(worked))}.values()
-    )
+def only_answer(worked: str) -> str:
+    r"""Return the answer of a worked solution, its ``\boxed{}`` or ``####``; "" if it has none.
+
+    Raises ValueError if its boxes have different answers in several places: which one is the answer is not known.
+    """
+    answers = {canonical(answer): answer for answer in (", ".join(group) for group in _boxed_answers(worked))}
+    if len(answers) > 1:
+        raise ValueError(f"{len(answers)} different boxed answers: {'; '.join(answers.values())[:200]}")
+    return final_answer(worked) or ""
 
 
 _TAGS = re.compile(r"<answer>\s*([^<]{1,2000}?)\s*</answer>")
