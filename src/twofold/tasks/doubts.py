@@ -19,8 +19,8 @@ ERRORS = 0.05
 """Share of grades that may be errors."""
 UNANSWERED = 0.5
 """Share of solutions that may have no answer."""
-SPARED = 2
-"""Groups of rollouts beyond that share that may be errors: a small step that meets an unreadable reference is no reason to stop."""
+SPARED = 4
+"""Groups of rollouts beyond that share that may be errors: steps that meet an unreadable reference are no reason to stop."""
 
 MEND = (
     'An answer stands in \\boxed{} or on a #### line. If the questions ask for another form, set extract = "stated" '
@@ -65,11 +65,13 @@ class Watch:
     def __init__(self, say: Callable[[str], object]) -> None:
         self.say = say
         self.grades = self.errors = 0
+        self.excess = 0.0
 
     def __call__(self, groups: Sequence[Group]) -> None:
-        """Say if most solutions of the first step have no answer. Raises ValueError if too many grades so far are errors.
+        """Say if most solutions of the first step have no answer. Raises ValueError if too many grades are errors.
 
-        Too many are more than ``ERRORS`` of them and ``SPARED`` groups, or all.
+        Too many are all of the first step, or ``SPARED`` groups more than the share ``ERRORS`` of the grades since some step:
+        a cumulative-sum (CUSUM) test, which an error now and then does not trip and a reward that fails later on does.
         """
         rollouts = [r for group in groups for r in group]
         if not rollouts:
@@ -79,14 +81,14 @@ class Watch:
             self.say(_unanswered(rollouts))
         self.grades += len(rollouts)
         self.errors += labels["error"]
-        most = ERRORS * self.grades + SPARED * max(map(len, groups))
-        bad = next((r for r in rollouts if r.grade.label == "error"), None)
-        if bad and (self.errors > most or self.errors == self.grades):
+        self.excess = max(0.0, self.excess + labels["error"] - ERRORS * len(rollouts))
+        if self.excess > SPARED * max(map(len, groups)) or self.errors == self.grades:
+            bad = next(r for r in rollouts if r.grade.label == "error")
             raise ValueError(
-                f"{self.errors} of the {self.grades} grades so far are errors, of which nothing can be learnt. The last is of "
-                f"problem {bad.problem.id!r} with the reference {bad.problem.answer[:100]!r}, for the answer "
-                f"{(bad.answer or '')[:100]!r}. Repair or leave out the rows whose reference cannot be read, or the reward that "
-                "fails"
+                f"{labels['error']} of the {len(rollouts)} grades of this step are errors, of which nothing can be learnt, and "
+                f"{self.errors} of {self.grades} so far. One is of problem {bad.problem.id!r} with the reference "
+                f"{bad.problem.answer[:100]!r}, for the answer {(bad.answer or '')[:100]!r}. Repair or leave out the rows whose "
+                "reference cannot be read, or repair the reward that fails"
             )
 
 
