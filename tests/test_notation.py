@@ -82,6 +82,11 @@ KINDS: dict[str, tuple[Pairs, Pairs]] = {
         [("17.5%", "17.5"), ("17.5%", "0.175"), ("0.5", r"50\%"), ("50", "50%"), ("50%", "50.0 %")],
         [("50%", "0.5%"), ("5000", "50%"), ("50%", "5000")],
     ),
+    "functions in plain text": (
+        [("sin x", r"\sin x"), (r"\frac{\pi}{2}", "pi/2"), ("2*pi", r"2\pi"), ("np.arcsin(10/13)", r"\arcsin(10/13)"), ("x**2", "x^2"),
+         ("sqrt(x+1)", r"\sqrt{x+1}"), (r"x^{\mathrm{T}} y", "x^T y"), (r"\text{10 cm}", "10"), (r"\text{5 or 6}", "5, 6")],
+        [("sin x", "cos x"), ("pi/2", "ip/2")],
+    ),
     "letters of options": (
         [("C", r"\text{(C)}"), ("C", r"\text{Option C}"), ("(C)", "C"), (r"\textbf{(C)}", "C.")],
         [("C", "D"), ("(A)", r"\text{Option B}"), ("C", "A or B or C")],

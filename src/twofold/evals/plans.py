@@ -28,7 +28,7 @@ from twofold.evals.pools import Header, PoolError, read_lines
 from twofold.maths import votes
 from twofold.maths.stats import Estimate, estimates
 from twofold.maths.stopping import Lengths, rounds
-from twofold.tasks.user import form_of
+from twofold.tasks.user import form_of, inner
 from twofold.text.chat import Chat
 from twofold.text.notation import canonical
 from twofold.types import Label, Pool, Problem, Task
@@ -210,7 +210,8 @@ def run_plans(
 ) -> None:
     """Note the plans in ``out`` and run those that cannot be replayed. Problems that are done are not done again.
 
-    ``same`` decides which answers are equal, where the task compares them as mathematics.
+    ``same`` decides which answers are equal, where the task compares them as mathematics. Raises ValueError for a data set
+    whose answers may stand elsewhere than in a box, because these plans read boxed answers only.
     """
     form = form_of(task)
     plans = [_pinned(plan) for plan in plans]
@@ -220,6 +221,10 @@ def run_plans(
     todo = [
         (plan, p) for plan in plans if not replayable(plan, header) for p in problems if (str(plan), p.id) not in done
     ]
+    if todo and getattr(inner(task), "extract", "boxed") != "boxed":
+        raise ValueError(
+            f"plan {todo[0][0]} draws its own samples, and reads boxed answers only: leave out the plan or extract"
+        )
     with (out / RUNS).open("a") as file:
         for plan in dict.fromkeys(plan for plan, _ in todo):
             mine = [p for other, p in todo if other == plan]

@@ -23,8 +23,8 @@ SPARED = 4
 """Groups of rollouts beyond that share that may be errors: steps that meet an unreadable reference are no reason to stop."""
 
 MEND = (
-    'An answer stands in \\boxed{} or on a #### line. If the questions ask for another form, set extract = "stated" '
-    '("Answer: 5", <answer>5</answer>) or "number" (the last number) in [task], or --extract for an evaluation'
+    "An answer stands in \\boxed{} or on a #### line. If the questions of a data set ask for another form, set extract = "
+    '"stated" ("Answer: 5", <answer>5</answer>) or "number" (the last number) in [task], or --extract for an evaluation'
 )
 
 

@@ -1,7 +1,8 @@
 r"""Grade an answer against a reference: ``grade``, ``grade_many``, ``grade_choice``.
 
 There are three steps, cheapest first. (1) Extract the final answer; a text without one gets ``no_answer``. (2) Compare
-exactly, in this process: equal normal forms, and numbers as fractions. This settles most answers in microseconds.
+exactly, in this process: equal normal forms, numbers as fractions, times and words. This settles most answers in
+microseconds.
 (3) Ask math-verify, in a worker process that the kernel kills at the deadline (see ``equality``). Only a label comes
 back. A parsed expression never enters this process, where merely printing it could evaluate it and never end.
 
@@ -17,9 +18,10 @@ decimal (0.333333 for 1/3). ``42_5`` is the number 22. An answer with an ellipsi
 reference is. Unevaluated arithmetic counts (``3+4`` for 7), as in every public grader. Where writing down the sum must
 not earn the point, compare the numeral as well.
 
-Known limits, kept from math-verify: units are dropped (10 cm equals 10 m and 10), 50% equals 50 and 0.5, ``(1,2)``
-equals ``\{1,2\}`` and the open interval, 90 degrees is not pi/2, ``i^2`` is not -1, words are compared as products of
-letters (anagrams are equal).
+50% equals 50 and 0.5. A word of three or more letters is a text, no product of letters.
+
+Known limits: units are dropped (10 cm equals 10 m and 10); and, kept from math-verify, ``(1,2)`` equals ``\{1,2\}`` and the
+open interval, 90 degrees is not pi/2, ``i^2`` is not -1, capital and small letters are one variable.
 
 Every function may be called from any thread; nothing touches this process's signals.
 """

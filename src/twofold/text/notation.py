@@ -53,7 +53,10 @@ def _ascii(text: str) -> str:
 
 
 _UPRIGHT = r"\\(?:text|textnormal|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|operatorname)"
+_FUNCTIONS = "arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log|exp|pi"
 _NONE = r"(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)(?: exists?)?|(?:the )?empty set"
+_WRAPPER = re.compile(rf"{_UPRIGHT} ?\{{([^{{}}]*)\}}")
+_DIGIT = re.compile(r"\d")
 _POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 
@@ -87,6 +90,9 @@ _NOTATION = _compiled(
         r"\\emptyset ",
     ),
     (r"(?<![A-Za-z\\])infinity(?![A-Za-z])", r"\\infty "),
+    (rf"(?:(?<![A-Za-z\\])(?:np|math)\.)?(?<![A-Za-z\\])({_FUNCTIONS})(?![A-Za-z])", r"\\\1 "),
+    (r"(?<![A-Za-z\\])sqrt ?\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"\*\*", "^"),
 )
 _POWER = re.compile(rf"(?<=\d) ?({_UPRIGHT} ?\{{)? ?\b({'|'.join(_POWERS)})\b")
 _REPEATING = re.compile(
@@ -112,6 +118,8 @@ def latex(answer: str) -> str:
     text = " ".join(text.split())
     if not text.endswith(".."):
         text = text.removesuffix(".").strip()
+    if (whole := _WRAPPER.fullmatch(text)) and _DIGIT.search(text):  # \text{10 cm}
+        text = whole[1].strip()
     if _SPACED.fullmatch(text):
         return text.replace(" ", "")
     if ", " in text and not any(c in text for c in "([{"):  # the commas without a space join thousands
@@ -129,7 +137,6 @@ def _repeating(found: re.Match[str]) -> str:
 
 # --- the normal form --------------------------------------------------------------------------------------------------
 
-_WRAPPER = re.compile(rf"{_UPRIGHT}\s*\{{([^{{}}]*)\}}")
 _EULER = re.compile(rf"(?<=\d)\s*{_UPRIGHT}\s*\{{\s*e\s*\}}(?=\s*[-+]?\s*\d)")
 _OPTION = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s*:?\s*)?\(?([A-J])\)?[.:]?")
 _CLOCK = re.compile(r"(\d{1,2})(?::(\d\d))?(:\d\d)? ?([aApP])\.? ?[mM]\.?")
@@ -219,6 +226,7 @@ _MICRO = re.compile(r"(?<=[\d} ])\\mu$")
 _NUMERAL = re.compile(r"(?:[\d)}!%\]]|\\(?:pi|circ|mu))$")
 _NUMBER = re.compile(r"((?:[\d.,{}()^/*+ -]|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))*[\d)}])(\s*)(\S.*)", re.DOTALL)
 _ONE_LETTER = re.compile(rf"{_UPRIGHT}\s*\{{\s*([A-Za-z])\s*\}}")
+_SCRIPT = re.compile(r"([\^_])\{ (\w) \}(?!\w)")
 _EULER_INDEX = re.compile(r"(?<![A-Za-z\\])([Ee])\s*(?=_)")
 _BUILDER = re.compile(
     r"(?:[A-Za-z]\s*(?:=|\\in\b)\s*)?\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?\s*R\s*\}?\s*)?(?:\\mid|\\vert|\||:)\s*(.*\S)\s*\\\}"
@@ -305,7 +313,8 @@ def for_parser(answer: str) -> str:
     text = latex(answer)
     text = _CONDITION.sub("", text) or text
     text = ", ".join(part if _OPEN.search(part) else without_unit(part) for part in text.split(", "))
-    text = " ".join(_EULER_INDEX.sub(r"\\mathrm{\1}", _ONE_LETTER.sub(r" \1 ", text)).split())
+    text = _SCRIPT.sub(r"\1\2", _ONE_LETTER.sub(r" \1 ", text))
+    text = " ".join(_EULER_INDEX.sub(r"\\mathrm{\1}", text).split())
     if found := _BUILDER.fullmatch(text):
         text = found[2]
     return ", ".join(_ascending(part.strip()) for part in text.split(", "))
