@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twofold.text.exact import exact
-from twofold.text.extract import canonical, choice_letter, final_answer, last_boxed
+from twofold.text.extract import choice_letter, final_answer, last_boxed, only_answer
+from twofold.text.notation import canonical
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,12 @@ from twofold.text.extract import canonical, choice_letter, final_answer, last_bo
         ("#### 8\n#### 9", "9"),
         (r"#### 8 but \boxed{10}", "10"),
         (r"\boxed{}", None),
+        (r"\boxed{2}, \boxed{3} and $\boxed{5}$", "2, 3, 5"),  # side by side: a list
+        (r"\(\boxed{1}\) or \(\boxed{-2}\).", "1, -2"),
+        (r"\boxed{1}\boxed{2}", "1, 2"),
+        (r"$x = \boxed{\frac12}$, $\boxed{0.5}$", r"\frac12"),  # one answer in two notations
+        ("\\boxed{4}\n\nNo, wait.\n\n\\boxed{5}", "5"),
+        ("\\boxed{4}\n\\boxed{5}", "5"),
         ("The answer is 42. Final answer: 42", None),  # naming it is not answering
         ("####", None),
         ("", None),
@@ -76,11 +83,53 @@ def test_a_megabyte_takes_no_time(text: str) -> None:
         ("the answer is A or B", None),
         ("the answer is a number", None),
         (r"the answer is B, that is \boxed{14}", None),  # a box is the commitment, and this one holds no letter
-        ("A", None),
+        ("A", "A"),
+        ("Answer: $C$", "C"),
+        (r"Answer: $\text{C}$", "C"),
+        ("<answer>C</answer>", "C"),
+        ("(C)", "C"),
+        ("It is the third.\n\n**C**", "C"),
+        (r"\boxed{\text{Option C}}", "C"),
+        (r"\boxed{c}", "C"),
+        ("The answer is A large number, so D", None),
+        (r"\boxed{A large number}", None),
+        ("The answer is A because it is prime", "A"),
+        ("The answer is I think D", None),
+        ("There are 5 cats", None),
     ],
 )
 def test_choice_letter(text: str, letter: str | None) -> None:
     assert choice_letter(text) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "stated", "number"),
+    [
+        ("Answer: 5", "5", "5"),
+        ("so <answer>5</answer>", "5", "5"),
+        ("**Answer:** $\\frac{1}{2}$ of it", r"\frac{1}{2}", r"\frac{1}{2}"),
+        ("The answer is 1,042. Checked.", "1,042", "1,042"),
+        ("Final Answer: The final answer is $10,455$. I hope it is correct.", "10,455", "10,455"),
+        ("Final Answer: The largest $n$ is 34.", "34", "34"),
+        ("Answer: 4\nNo.\nAnswer: \\(5\\)", "5", "5"),
+        ("That makes 7 and then -3/4 in all", None, "-3/4"),
+        ("#### 8 apples, the answer is 9", "8 apples, the answer is 9", "8 apples, the answer is 9"),
+        (r"\boxed{1}. The answer is 2", "1", "1"),  # a box is the commitment
+        ("I do not know", None, None),
+    ],
+)
+def test_other_places_of_an_answer_are_an_option(text: str, stated: str | None, number: str | None) -> None:
+    assert final_answer(text, "stated") == stated
+    assert final_answer(text, "number") == number
+    assert final_answer(text) in (None, stated)
+
+
+def test_a_reference_has_one_answer() -> None:
+    assert only_answer(r"first \boxed{\textbf{(113) }}. Again \boxed{113}") == "113"
+    assert only_answer(r"$\boxed{2}$ and $\boxed{3}$ solve it") == "2, 3"
+    assert only_answer("6*7=42\n#### 42") == "42"
+    with pytest.raises(ValueError, match="2 different boxed answers: 4; 5"):
+        only_answer(r"\boxed{4} apples, for which \boxed{5} are paid")
 
 
 SAME = [
@@ -159,9 +208,7 @@ def test_exact_keeps_the_precedence_of_arithmetic(text: str, value: Fraction | i
     assert exact(text) == value
 
 
-@pytest.mark.parametrize(
-    "text", ["9^{9^9}", "((9!)!)!", "1/0", "2\\frac12", "49_5", "1 2", "--1", "x", "", "()", "(" * 200, "1,23"]
-)
+@pytest.mark.parametrize("text", ["9^{9^9}", "((9!)!)!", "1/0", "49_5", "1 2", "--1", "x", "", "()", "(" * 200, "1,23"])
 def test_exact_gives_up_on_what_it_does_not_know(text: str) -> None:
     assert exact(text) is None
 

@@ -11,7 +11,7 @@ import pytest
 from twofold.tasks import datasets
 from twofold.tasks.datasets import DataError, Dataset, load
 from twofold.tasks.known import NAMED, literal, same_text, same_value
-from twofold.text.extract import MAX_ANSWER
+from twofold.text.notation import MAX_ANSWER
 
 TABLE = {"columns": ["town", "people"], "data": [["Abbeyfield", 1250], ["New Cross", 980]]}
 ROWS: dict[str, dict[str, Any]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -134,7 +135,21 @@ def test_a_mistake_in_a_plan_is_named(text, complaint):
 def test_answers_are_grouped_by_normal_form_and_by_equality():
     answers = ["1/2", "0.50", "x+1", "1+x", None, "3"]
     assert classes(answers) == ["1/2", "1/2", "x+1", "1+x", None, "3"]
-    assert classes(answers, run.same) == ["1/2", "1/2", "x+1", "x+1", None, "3"]
+    assert classes(answers, run.same) == ["1/2", "1/2", "1+x", "1+x", None, "3"]
+
+
+def test_classes_do_not_depend_on_the_order_of_the_samples_and_never_merge_what_differs():
+    """50% is 50, and it is 0.5; 50 is not 0.5. A word and its anagram, and two words, are different."""
+    answers = ["50%", "50", "0.5", "kdr", "drk", "x=5", "5", "3, 104", "3104", None]
+    found = {}
+    for order in itertools.permutations(range(0, 10, 3)):
+        for rest in ([1, 2, 4, 5, 7, 8], [8, 7, 5, 4, 2, 1]):
+            places = [*order, *rest]
+            named = dict(zip(places, classes([answers[i] for i in places], run.same), strict=True))
+            found = found or named
+            assert named == found
+    assert found[1] != found[2] and found[3] != found[4] and found[7] != found[8]
+    assert found[0] == found[1] and found[5] == found[6] == "5" and found[9] is None
 
 
 def test_every_rule_chooses_by_its_own_numbers():

@@ -146,6 +146,7 @@ def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _add_data(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--prompt-column", metavar="NAME", help="for a data set: the column with the question")
     sub.add_argument("--answer-column", metavar="NAME", help="for a data set: the column with the answer")
+    sub.add_argument("--extract", choices=("boxed", "stated", "number"), help="where answers may stand")
     sub.add_argument("--skip-bad", action="store_true", help="for a data set: leave out malformed rows, and say which")
     sub.add_argument(
         "--skip-long",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -59,6 +59,18 @@ def _model(args: argparse.Namespace) -> Model:
     return run.load(args.model, **_prompts(args))
 
 
+OF_DATA = ("prompt_column", "answer_column", "extract", "skip_bad", "skip_long")
+"""Arguments that are about a data set."""
+
+
+def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(args, name))}
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import toml, training
     from twofold.config import ALIASES, Config
@@ -88,11 +100,11 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold.tasks.stream import length
 
     chosen = task_named(args.task)
-    of_data = {name: getattr(args, name) for name in ("prompt_column", "answer_column", "skip_bad", "skip_long")}
+    of_data = _given(args, OF_DATA)
     if isinstance(chosen, Data):
         chosen = replace(chosen, **of_data)
-    elif given := [f"--{name.replace('_', '-')}" for name, value in of_data.items() if value]:
-        raise ValueError(f"{', '.join(given)}: for a data set, and {args.task} is none")
+    elif of_data:
+        raise ValueError(f"{_flags(of_data)}: for a data set, and {args.task} is none")
     config = toml.override(run.Eval(), rest, RENAMED)
     if args.caps:
         check_caps(args.caps, config.max_tokens)
@@ -123,9 +135,8 @@ def _named_after(model: str, task: str) -> str:
 def _suite(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import run, suite
 
-    own = ("reward", "caps", "optimal", "prompt_column", "answer_column", "skip_bad", "skip_long")
-    if given := [f"--{name.replace('_', '-')}" for name in own if getattr(args, name)]:
-        raise ValueError(f"a suite has its own: leave out {', '.join(given)}")
+    if given := _given(args, ("reward", "caps", "optimal", *OF_DATA)):
+        raise ValueError(f"a suite has its own: leave out {_flags(given)}")
     suite.run_and_print(
         _model(args),
         args.suite,

@@ -14,6 +14,7 @@ from twofold.recipes.common import Recipe, Setup
 from twofold.tasks.procedural import PROCEDURAL, Countdown, Letters, Sums
 from twofold.tasks.user import check_weights
 from twofold.text.chat import ChatOptions
+from twofold.text.extract import Extract
 from twofold.text.prompts import JUDGE
 from twofold.trainer.learner import Loss
 from twofold.trainer.log import LogTo
@@ -35,6 +36,9 @@ class Data:
     answer_column: str | None = None
     solution_column: str | None = None
     """The worked solutions that SFT learns, where they are not recognised."""
+    extract: Extract = "boxed"
+    r"""Where a solution's answer may stand: "boxed" in a ``\boxed{}`` or on a ``####`` line, "stated" there or behind
+    "Answer:", "the answer is" or in ``<answer>`` tags, "number" there or else it is the last number."""
     skip_bad: bool = False
     """Leave out malformed rows, and say which. They are an error otherwise."""
     skip_long: bool = False

@@ -144,8 +144,11 @@ def solve_many(model: Model, problems: Sequence[str], plan: Plan | str | None = 
 
 @lru_cache(maxsize=100_000)  # a server sees answers for ever
 def same(a: str, b: str) -> bool:
-    """Return whether the grader finds two answers mathematically equal. If it cannot decide in time, they are not."""
-    return equal(a, b) == "correct"
+    """Return whether the grader finds two answers mathematically equal. If it cannot decide in time, they are not.
+
+    Two texts of letters are not, unless they are one: whether they are words or products is not known here.
+    """
+    return a == b or (not (a.isalpha() and b.isalpha()) and equal(a, b) == "correct")
 
 
 def service(model: Model, limits: Limits | None = None) -> Service:
@@ -186,7 +189,7 @@ def make_task(config: TaskConfig) -> Task:
 
         return load_dataset(
             config.source, prompt_column=config.prompt_column, answer_column=config.answer_column,
-            solution_column=config.solution_column, split=config.split, skip_bad=config.skip_bad,
+            solution_column=config.solution_column, split=config.split, skip_bad=config.skip_bad, extract=config.extract,
         )  # fmt: skip
     if isinstance(config, Gym):
         from twofold.tasks.gym import GymTask

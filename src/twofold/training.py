@@ -22,6 +22,7 @@ from twofold.models.context import context
 from twofold.models.io import latest_checkpoint, load_model, stop_tokens
 from twofold.recipes.common import Recipe, Setup
 from twofold.run import find_model, guarded, make_task, rewarded
+from twofold.tasks.doubts import Watch
 from twofold.tasks.procedural import PROCEDURAL
 from twofold.tasks.stream import Problems, check_gradable, first, length
 from twofold.tasks.user import CORRECT
@@ -198,7 +199,7 @@ def train(
             save=lambda step, role, learner: checkpoint.save(
                 run, step, learner, setup.tokenizer, role, state=built.state(), chat=setup.prompts
             ),
-            evaluate=check, score=partial(_scores, setup), log=log, run=run,
+            evaluate=check, score=partial(_scores, setup), watch=Watch(log.say), log=log, run=run,
         )  # fmt: skip
     if reached < config.train.steps:
         raise Stopped(f"stopped after step {reached}; saved in {run}")

@@ -175,7 +175,10 @@ class Task(Protocol):
     def problem(self, split: Any, i: int) -> Problem: ...
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
-        """Return (extracted answer, grade) of a solution's text. Called from several threads at once."""
+        """Return (extracted answer, grade) of a solution's text. Called from several threads at once.
+
+        A task that calls answers of equal value different has a method ``form(answer)`` too (see ``tasks.user.form_of``).
+        """
         ...
 
 
@@ -228,7 +231,7 @@ class Collected:
 class Pool:
     """All samples of one problem in an evaluation. Every voting rule and every k is computed from it.
 
-    * ``answers[i]``: the answer of sample i, None if it has none.
+    * ``answers[i]``: the answer of sample i in its task's normal form, None if it has none. Equal forms are one class of votes.
     * ``scores[i]``: its P(Yes), None if nothing judged it.
     * ``tokens[i]``: number of its generated tokens; ``judge_tokens[i]``: number of tokens read in addition to judge it.
     * ``seconds``: this problem's share of the batch's wall-clock time.

@@ -22,7 +22,7 @@ from twofold.maths.seeds import derive
 from twofold.maths.votes import tally
 from twofold.ranges import Count, PositiveShare, Share, checked
 from twofold.text.chat import Chat
-from twofold.text.extract import canonical
+from twofold.text.notation import canonical
 from twofold.types import Candidate, Sampling
 
 

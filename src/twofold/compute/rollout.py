@@ -28,12 +28,7 @@ def rollouts(
 
 
 def continue_graded(
-    engine: Engine,
-    chat: Chat,
-    task: Task,
-    rollouts: Sequence[Rollout],
-    ends: Sequence[Sequence[int]],
-    sampling: Sampling,
+    engine: Engine, chat: Chat, task: Task, drawn: Sequence[Rollout], ends: Sequence[Sequence[int]], sampling: Sampling
 ) -> list[list[Group]]:
     """Draw ``sampling.n`` continuations from each end of each rollout, graded as whole solutions, in one engine call.
 
@@ -41,7 +36,7 @@ def continue_graded(
     is VinePPO's estimate of the value of that prefix (arXiv:2410.01679).
     """
     starts = [
-        (r.problem, r.prompt, split(r.completion, end)[0]) for r, own in zip(rollouts, ends, strict=True) for end in own
+        (r.problem, r.prompt, split(r.completion, end)[0]) for r, own in zip(drawn, ends, strict=True) for end in own
     ]
     groups = iter(_sample_graded(engine, chat, task, starts, sampling))
     return [[next(groups) for _ in own] for own in ends]

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 from twofold.compute.plan import Plan
 from twofold.compute.rules import Seen, rule_named
 from twofold.maths.stopping import Lengths, should_stop
 from twofold.maths.votes import Vote, choose, tally
-from twofold.text.extract import canonical
+from twofold.text.notation import canonical
 
 Same = Callable[[str, str], bool]
 """Whether two answers in normal form are mathematically equal."""
 
 
-_canonical = lru_cache(100_000)(canonical)  # the same few answers come thousands of times
+def classes(
+    answers: Sequence[str | None], same: Same | None = None, form: Callable[[str], str] = canonical
+) -> list[str | None]:
+    """Return the answers as voting classes: those of one normal ``form`` are one class, and so are those that are the ``same``.
 
+    A form joins the first class whose members are all the same as it; shorter forms come first, and the first names its class.
+    So the classes do not depend on the order of the samples, and two answers of one class are never different.
 
-def classes(answers: Sequence[str | None], same: Same | None = None) -> list[str | None]:
-    """Return the answers as voting classes: answers of one normal form are one class, and so are those that are the ``same``."""
-    forms = [None if a is None else _canonical(a) for a in answers]
+    >>> classes(["x=5", "0.5", "5", "1/2", None], same=lambda a, b: {a, b} == {"5", "x=5"})
+    ['5', '1/2', '5', '1/2', None]
+    """
+    forms = [None if a is None else form(a) for a in answers]
     if same is None:
         return forms
-    first: dict[str | None, str] = {}
-    for form in dict.fromkeys(f for f in forms if f is not None):
-        first[form] = next((kept for kept in dict.fromkeys(first.values()) if same(kept, form)), form)
-    return [None if f is None else first[f] for f in forms]
+    groups: list[list[str]] = []
+    for new in sorted({f for f in forms if f is not None}, key=lambda f: (len(f), f)):
+        for group in groups:
+            if all(same(member, new) for member in group):
+                group.append(new)
+                break
+        else:
+            groups.append([new])
+    name = {member: group[0] for group in groups for member in group}
+    return [None if f is None else name[f] for f in forms]
 
 
 def settled(plan: Plan, seen: Seen) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from twofold.compute.backtrack import backtracking
 from twofold.compute.cost import Cost, Made
@@ -22,6 +23,7 @@ from twofold.maths.confidence import trace
 from twofold.maths.seeds import derive
 from twofold.maths.stopping import Lengths, Number, rounds
 from twofold.text.chat import Chat
+from twofold.text.notation import canonical
 from twofold.types import Candidate, Finish
 
 MAKERS: dict[str, Callable[..., list[Made]]] = {
@@ -67,6 +69,7 @@ class _Work:
     question: str
     cost: Cost
     length: int
+    classes: Callable[[Sequence[str | None]], list[str | None]]
     group: list[Candidate] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
 
@@ -79,29 +82,41 @@ class _Work:
         self.group += group
         self.scores += [None] * len(group) if scores is None else scores
 
-    def seen(self, plan: Plan, same: Same | None) -> Seen:
+    def seen(self, plan: Plan) -> Seen:
         certainty, traces = [], []
         if plan.traced:
             for c in (r.completion for r in self.group):
                 assert c.token_certainty is not None and c.token_confidence is not None
                 certainty.append(sum(c.token_certainty) / len(c.token_certainty))
                 traces.append(trace(c.token_confidence, plan.traces.kind, plan.traces.window))
-        return Seen(classes([r.answer for r in self.group], same), self.scores, certainty, traces)
+        return Seen(self.classes([r.answer for r in self.group]), self.scores, certainty, traces)
 
 
-def solve(engine: Engine, chat: Chat, problems: Sequence[str], plan: Plan, same: Same | None = None) -> list[Solution]:
-    """Return one solution per problem text. ``same`` says whether answers of different normal forms are equal (default: no).
+def solve(
+    engine: Engine,
+    chat: Chat,
+    problems: Sequence[str],
+    plan: Plan,
+    same: Same | None = None,
+    form: Callable[[str], str] = canonical,
+) -> list[Solution]:
+    """Return one solution per problem text.
+
+    Answers of one normal ``form`` are one class of votes; ``same`` says whether other answers are equal too (default: no).
 
     All problems advance together: a round is one ``generate`` and at most one judging call for those that have not stopped.
     A problem's ``cost.seconds`` are its shares of the rounds it took part in.
     """
     chat = plan.judge.asking(chat)  # makers may ask for verdicts too
     sampling = plan.sampling(chat)
-    works = [_Work(p, Cost(prompt=len(chat.prompt(p))), sampling.max_tokens) for p in problems]
+    works = [
+        _Work(p, Cost(prompt=len(chat.prompt(p))), sampling.max_tokens, partial(classes, same=same, form=form))
+        for p in problems
+    ]
     if isinstance(plan.stop, Lengths):
-        _lengthen(engine, chat, works, plan, plan.stop, same)
+        _lengthen(engine, chat, works, plan, plan.stop)
     elif isinstance(plan.make, Independent):
-        _draw(engine, chat, works, plan, plan.stop, same)
+        _draw(engine, chat, works, plan, plan.stop)
     else:
         began = time.monotonic()
         also = {"traces": plan.traces} if isinstance(plan.make, DeepConfOnline) else {}
@@ -110,10 +125,10 @@ def solve(engine: Engine, chat: Chat, problems: Sequence[str], plan: Plan, same:
             work.add(m.candidates, m.scores)
             work.cost = replace(m.cost, seconds=0.0)
         _judge(engine, chat, works, plan, began)
-    return [_solution(plan, work, same) for work in works]
+    return [_solution(plan, work) for work in works]
 
 
-def _draw(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: Number, same: Same | None) -> None:
+def _draw(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: Number) -> None:
     """Draw independent samples in rounds, until the stopping rule ends it or there are n."""
     drawn = 0
     for i, total in enumerate(rounds(stop, plan.n)):
@@ -124,13 +139,13 @@ def _draw(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: Numb
             work.add(group, None)
             work.cost += Cost(generated=sum(len(r.completion.tokens) for r in group))
         _judge(engine, chat, works, plan, began)
-        works = [w for w in works if settled(plan, w.seen(plan, same)) is None]
+        works = [w for w in works if settled(plan, w.seen(plan)) is None]
         drawn = total
         if not works:
             return
 
 
-def _lengthen(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: Lengths, same: Same | None) -> None:
+def _lengthen(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: Lengths) -> None:
     """Draw n samples up to the first cap; continue the cut ones to the next while votes are too few. A cut one has no answer."""
     for before, cap in zip((0, *stop.caps), stop.caps, strict=False):
         began = time.monotonic()
@@ -149,14 +164,14 @@ def _lengthen(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: 
                 for j in work.cut:
                     work.group[j] = replace(work.group[j], answer=None)
         _judge(engine, chat, works, plan, began)
-        works = [w for w in works if w.cut and _share(plan, w, same) < stop.threshold]
+        works = [w for w in works if w.cut and _share(plan, w) < stop.threshold]
         if not works:
             return
 
 
-def _share(plan: Plan, work: _Work, same: Same | None) -> float:
+def _share(plan: Plan, work: _Work) -> float:
     """Return the leader's votes over n if the rule's weights are bounded, else the confidence."""
-    answer, confidence, votes = select(plan, work.seen(plan, same))
+    answer, confidence, votes = select(plan, work.seen(plan))
     if answer is None:
         return 0.0
     return votes[answer] / plan.n if rule_named(plan.rule).bounded else confidence
@@ -175,8 +190,8 @@ def _judge(engine: Engine, chat: Chat, works: Sequence[_Work], plan: Plan, began
         work.cost += Cost(seconds=(time.monotonic() - began) / len(works))
 
 
-def _solution(plan: Plan, work: _Work, same: Same | None) -> Solution:
-    seen = work.seen(plan, same)
+def _solution(plan: Plan, work: _Work) -> Solution:
+    seen = work.seen(plan)
     answer, confidence, votes = select(plan, seen)
     shown = [i for i, a in enumerate(seen.answers) if a is not None and a == answer]
     best = max(shown, key=lambda i: seen.scores[i] or 0.0, default=None)

@@ -15,7 +15,7 @@ from twofold.compute.rollout import candidate, forced, join
 from twofold.compute.verify import Of, verification_scores
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
-from twofold.text.extract import canonical
+from twofold.text.notation import canonical
 from twofold.text.prompts import ANSWER, CRITIQUE, VERIFY
 from twofold.text.steps import Cut
 from twofold.types import Candidate, Sampling

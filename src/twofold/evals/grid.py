@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from twofold.compute.select import classes
 from twofold.evals.pools import Header
 from twofold.maths import votes
 from twofold.maths.stats import Estimate, estimates
@@ -87,7 +86,7 @@ def under_cap(pools: Sequence[Pool], cap: int, rule: str, ks: Sequence[int]) -> 
     rows, generated, verified = [], [], []
     for pool in pools:
         within = [t <= cap for t in pool.tokens]
-        answers = [a if w else None for a, w in zip(classes(pool.answers), within, strict=True)]
+        answers = [a if w else None for a, w in zip(pool.answers, within, strict=True)]
         correct = [w and g.label == "correct" for w, g in zip(within, pool.grades, strict=True)]
         rows.append(votes.curves(answers, correct, [s or 0.0 for s in pool.scores], ks)[rule])
         generated += [min(t, cap) for t in pool.tokens]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twofold.compute.plan import Plan
-from twofold.compute.select import classes, select
+from twofold.compute.select import select
 from twofold.evals.plans import check_pool, noted, replayable, seen
 from twofold.evals.pools import Header
 from twofold.maths import votes
@@ -184,16 +184,17 @@ def _outcomes(
 
     A sample without an answer is not judged, and counts 0. The outcomes are (right, tokens) of every plan at every budget.
     """
-    forms = classes(pool.answers)
-    right = {a for a, g in zip(forms, pool.grades, strict=True) if g.label == "correct"}
+    right = {a for a, g in zip(pool.answers, pool.grades, strict=True) if g.label == "correct"}
     rng = np.random.default_rng(seed)
     for _ in range(orders):
-        order = rng.permutation(len(forms)).tolist()
-        asked = [(pool.scores[i] or 0.0, pool.judge_tokens[i]) if forms[i] is not None else (0.0, 0) for i in order]
+        order = rng.permutation(len(pool.answers)).tolist()
+        asked = [
+            (pool.scores[i] or 0.0, pool.judge_tokens[i]) if pool.answers[i] is not None else (0.0, 0) for i in order
+        ]
         drawn = [0, *accumulate(pool.tokens[i] for i in order)]
         read = [0, *accumulate(tokens for _, tokens in asked)]
         outcomes = []
         for plan in plans:
-            won = [select(replace(plan, n=n), seen(pool, forms, plan, order[:n]))[0] in right for n in budgets]
+            won = [select(replace(plan, n=n), seen(pool, plan, order[:n]))[0] in right for n in budgets]
             outcomes.append([(w, drawn[n] + plan.judged * read[n]) for w, n in zip(won, budgets, strict=True)])
         yield float(np.mean([score for score, _ in asked[:pilot]])), read[pilot], outcomes

@@ -21,14 +21,16 @@ from twofold import source
 from twofold.compute.cost import Cost
 from twofold.compute.plan import Independent, Plan, parse
 from twofold.compute.rules import RULES, Seen
-from twofold.compute.select import Same, classes, select, settled
+from twofold.compute.select import Same, select, settled
 from twofold.compute.solve import solve
 from twofold.engines.base import Engine
 from twofold.evals.pools import Header, PoolError, read_lines
 from twofold.maths import votes
 from twofold.maths.stats import Estimate, estimates
 from twofold.maths.stopping import Lengths, rounds
+from twofold.tasks.user import form_of, inner
 from twofold.text.chat import Chat
+from twofold.text.notation import canonical
 from twofold.types import Label, Pool, Problem, Task
 
 Floats = NDArray[np.float64]
@@ -161,18 +163,18 @@ def check_pool(pool: Pool, plan: Plan) -> None:
 def _replay(pool: Pool, plan: Plan, ks: list[int], orders: int, seed: int) -> list[list[float]]:
     """Return (correct, samples, generated, verified, seconds) per k, for one pool."""
     check_pool(pool, plan)
-    size, forms = len(pool.answers), classes(pool.answers)
-    right = {a for a, g in zip(forms, pool.grades, strict=True) if g.label == "correct"}
+    size = len(pool.answers)
+    right = {a for a, g in zip(pool.answers, pool.grades, strict=True) if g.label == "correct"}
     assert not isinstance(plan.stop, Lengths)
     totals = np.zeros((len(ks), 5))
     rng = np.random.default_rng(seed)
     for _ in range(orders):
         order = rng.permutation(size)[: plan.n].tolist()
-        at = next((t for t in rounds(plan.stop, plan.n) if settled(plan, seen(pool, forms, plan, order[:t]))), plan.n)
+        at = next((t for t in rounds(plan.stop, plan.n) if settled(plan, seen(pool, plan, order[:t]))), plan.n)
         for row, k in zip(totals, ks, strict=True):
             used = order[: min(at, k)]
-            answer = select(plan, seen(pool, forms, plan, used))[0]
-            read = sum(pool.judge_tokens[i] for i in used if forms[i] is not None) if plan.judged else 0
+            answer = select(plan, seen(pool, plan, used))[0]
+            read = sum(pool.judge_tokens[i] for i in used if pool.answers[i] is not None) if plan.judged else 0
             row += (
                 answer in right,
                 len(used),
@@ -183,14 +185,14 @@ def _replay(pool: Pool, plan: Plan, ks: list[int], orders: int, seed: int) -> li
     return (totals / orders).tolist()
 
 
-def seen(pool: Pool, forms: Sequence[str | None], plan: Plan, order: Sequence[int]) -> Seen:
-    """Return what the plan reads of these samples of a pool, in this order. ``forms``: the pool's answers as voting classes."""
+def seen(pool: Pool, plan: Plan, order: Sequence[int]) -> Seen:
+    """Return what the plan reads of these samples of a pool, in this order."""
     certainty, traces = [], []
     if plan.traced:
         assert pool.certainty is not None and pool.traces is not None
         certainty = [pool.certainty[i] for i in order]
         traces = [pool.traces[plan.traces.kind][i] for i in order]
-    return Seen([forms[i] for i in order], [pool.scores[i] for i in order], certainty, traces)
+    return Seen([pool.answers[i] for i in order], [pool.scores[i] for i in order], certainty, traces)
 
 
 def run_plans(
@@ -206,7 +208,12 @@ def run_plans(
     same: Same | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Note the plans in ``out`` and run those that cannot be replayed. Problems that are done are not done again."""
+    """Note the plans in ``out`` and run those that cannot be replayed. Problems that are done are not done again.
+
+    ``same`` decides which answers are equal, where the task compares them as mathematics. Raises ValueError for a data set
+    whose answers may stand elsewhere than in a box, because these plans read boxed answers only.
+    """
+    form = form_of(task)
     plans = [_pinned(plan) for plan in plans]
     names = json.loads((out / NAMES).read_text()) if (out / NAMES).exists() else []
     (out / NAMES).write_text(json.dumps(list(dict.fromkeys([*names, *map(str, plans)]))) + "\n")
@@ -214,12 +221,19 @@ def run_plans(
     todo = [
         (plan, p) for plan in plans if not replayable(plan, header) for p in problems if (str(plan), p.id) not in done
     ]
+    if todo and getattr(inner(task), "extract", "boxed") != "boxed":
+        raise ValueError(
+            f"plan {todo[0][0]} draws its own samples, and reads boxed answers only: leave out the plan or extract"
+        )
     with (out / RUNS).open("a") as file:
         for plan in dict.fromkeys(plan for plan, _ in todo):
             mine = [p for other, p in todo if other == plan]
             for i in range(0, len(mine), batch):
                 part = mine[i : i + batch]
-                for p, s in zip(part, solve(engine, chat, [p.question for p in part], plan, same), strict=True):
+                solved = solve(
+                    engine, chat, [p.question for p in part], plan, None if form else same, form or canonical
+                )
+                for p, s in zip(part, solved, strict=True):
                     label = task.grade(p, s.text)[1].label
                     row = PlanRun(str(plan), p.id, s.answer, s.confidence, label, s.samples, s.length, s.cost)
                     file.write(json.dumps(asdict(row)) + "\n")

@@ -22,8 +22,9 @@ from twofold.evals.pools import read_header, read_lines
 from twofold.maths.credit import mean
 from twofold.maths.seeds import derive
 from twofold.ranges import Count, Whole, checked
+from twofold.tasks.user import form_of
 from twofold.text.chat import Chat
-from twofold.text.extract import canonical
+from twofold.text.notation import canonical
 from twofold.text.prompts import EXTRAPOLATION
 from twofold.text.segments import Episodes
 from twofold.types import Problem, Sampling, Task
@@ -154,6 +155,7 @@ def probed(
     engine: Engine, chat: Chat, task: Task, problems: Sequence[Problem], config: Probing, sampling: Sampling
 ) -> list[Thought]:
     """Return ``sampling.n`` thoughts of every problem, with their probes: two engine calls, and two more for each wait."""
+    form = form_of(task) or canonical
     groups = rollouts(engine, chat, task, problems, sampling, config.prover.opening)
     thoughts = [r for g in groups for r in g]
     forced = replace(sampling, n=config.answers, seed=derive(sampling.seed, "answers"))
@@ -161,7 +163,7 @@ def probed(
     ends = [sorted([*m, *(b for b in {*config.budgets} - {*m} if b < m[-1])]) for m in marks]
     rows = probe(engine, chat, task, thoughts, ends, config.prover, forced)
     found = [
-        [_prefix(p, len(r.prompt), 0, p.end not in m) for p in row]
+        [_prefix(p, form, len(r.prompt), 0, p.end not in m) for p in row]
         for r, row, m in zip(thoughts, rows, marks, strict=True)
     ]
     going = [
@@ -177,20 +179,20 @@ def probed(
         for r, prefixes, (p,) in zip(
             going, found, probe(engine, chat, task, going, whole, config.prover, forced), strict=True
         ):
-            prefixes.append(_prefix(p, len(r.prompt), w))
+            prefixes.append(_prefix(p, form, len(r.prompt), w))
     return [
         Thought(prefixes, r.grade.label, len(r.prompt) + len(r.completion.tokens), len(r.prompt))
         for r, prefixes in zip(thoughts, found, strict=True)
     ]
 
 
-def _prefix(found: Probe, prompt: int, waits: int, within: bool = False) -> Prefix:
+def _prefix(found: Probe, form: Callable[[str], str], prompt: int, waits: int, within: bool = False) -> Prefix:
     drawn = [r.completion.sampled[::-1].index(False) for r in found.answers]  # tokens after the closing
     return Prefix(
         end=found.end,
         tokens=prompt + len(found.answers[0].completion.tokens) - drawn[0],
         waits=waits,
-        answers=[None if r.answer is None else canonical(r.answer) for r in found.answers],
+        answers=[None if r.answer is None else form(r.answer) for r in found.answers],
         labels=[r.grade.label for r in found.answers],
         logprobs=[sum(r.completion.logprobs[-n:]) / n for r, n in zip(found.answers, drawn, strict=True)],
         lengths=drawn,

@@ -36,6 +36,7 @@ from twofold.evals.saved import VOTING_RULE, Saved, holds_evaluations, load_eval
 from twofold.evals.scores import judged_scores
 from twofold.evals.thinking import thinking
 from twofold.maths.stats import estimate, estimates
+from twofold.tasks.doubts import doubts
 
 __all__ = ["print_table", "report", "summarise"]
 
@@ -115,7 +116,8 @@ def _task(section: list[Saved], baseline: str | None, caps: Sequence[int], optim
         rivals = dict.fromkeys([(base.label, "maj"), *([] if e is base else [best])])
         task.efficiency.extend(samples_saved(e, [(named[label], rule) for label, rule in rivals], best))
     best_run = max((e for e in section if e is not base), key=lambda e: _mean(e, at), default=base)
-    return replace(task, headline=_headline(task, best_run.label))
+    warnings = [f"{e.label}: {doubt}. " for e in section for doubt in doubts(e.pools)]
+    return replace(task, headline="".join(warnings) + _headline(task, best_run.label))
 
 
 def _evaluation(e: Saved, at: int, caps: Sequence[int], optimal: bool) -> Evaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import field, replace
@@ -19,11 +20,14 @@ from twofold.evals.pools import HEADER, POOLS, Header, finished_ids, read_header
 from twofold.evals.probes import Probing
 from twofold.maths.confidence import Trace, trace
 from twofold.ranges import Count, NonNegative, PositiveShare, Seed, Share, Whole, checked
+from twofold.tasks.doubts import doubts
 from twofold.tasks.stream import first
-from twofold.tasks.user import Wrapper
+from twofold.tasks.user import Wrapper, form_of
 from twofold.text.chat import Chat
-from twofold.text.extract import canonical
+from twofold.text.notation import canonical
 from twofold.types import Group, Pool, Problem, Rollout, Sampling, Task
+
+log = logging.getLogger(__name__)
 
 
 @checked
@@ -91,8 +95,11 @@ def evaluate(
     with (out / POOLS).open("a") as file:
         for i in range(0, len(waiting), config.batch):
             began = time.monotonic()
-            for pool in _pools(engine, chat, task, waiting[i : i + config.batch], config, verifier):
+            pools = _pools(engine, chat, task, waiting[i : i + config.batch], config, verifier)
+            for pool in pools:
                 write_pool(file, pool)
+            for doubt in doubts(pools) if i == 0 else []:
+                log.warning("of the first problems, %s", doubt)
             header = replace(header, seconds=header.seconds + time.monotonic() - began)
             write_header(out, header)
             progress(len(problems) - len(waiting) + min(i + config.batch, len(waiting)), len(problems))
@@ -141,13 +148,13 @@ def _pools(
     groups = rollouts(engine, chat, task, problems, sampling)
     scores, cost = _scores(verifier or engine, chat, [r for g in groups for r in g], config)
     share = (time.monotonic() - began) / len(problems)
-    pools = []
+    pools, form = [], form_of(task) or canonical
     for i, group in enumerate(groups):
         mine = slice(i * config.n, (i + 1) * config.n)
         pools.append(
             Pool(
                 problem=group[0].problem,
-                answers=[None if r.answer is None else canonical(r.answer) for r in group],
+                answers=[None if r.answer is None else form(r.answer) for r in group],
                 grades=[r.grade for r in group],
                 scores=scores[mine],
                 tokens=[len(r.completion.tokens) for r in group],

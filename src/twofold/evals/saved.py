@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from twofold.compute.select import classes
 from twofold.evals.calibrated import posterior_curve
 from twofold.evals.pools import HEADER, POOLS, Header, PoolError, read_header, read_pools
 from twofold.evals.thinking import ThoughtCurves, read_curves
@@ -102,7 +101,7 @@ def _read(label: str, run: Path, directory: Path, header: Header) -> Saved:
         if judged and any(s is None and a is not None for s, a in zip(pool.scores, pool.answers, strict=True)):
             raise PoolError(f"{where} has an answer without a score, though others were judged: judge all or none")
         scores = [0.0 if score is None else score for score in pool.scores] if judged else None
-        rows.append(votes.curves(classes(pool.answers), [g.label == "correct" for g in pool.grades], scores, ks))
+        rows.append(votes.curves(pool.answers, [g.label == "correct" for g in pool.grades], scores, ks))
     curves = {rule: np.array([row[name] for row in rows]) for rule, name in VOTING_RULE.items() if name in rows[0]}
     if judged and (calibrated := posterior_curve(pools)) is not None:
         curves["posterior"] = calibrated

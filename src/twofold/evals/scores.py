@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from twofold.compute.select import classes
 from twofold.maths import votes
 from twofold.maths.stats import Quality, calibration_bins, verifier_quality
 from twofold.types import Pool
@@ -141,10 +140,12 @@ def _mean_score(pools: Sequence[Pool], label: str) -> float:
 def _changed(pools: Sequence[Pool]) -> Changed:
     examples: dict[str, list[ChangedVote]] = {"fixed": [], "broken": []}
     for pool in pools:
-        forms = classes(pool.answers)
-        right = {a for a, g in zip(forms, pool.grades, strict=True) if g.label == "correct"}
+        right = {a for a, g in zip(pool.answers, pool.grades, strict=True) if g.label == "correct"}
         scores = [score or 0.0 for score in pool.scores]
-        majority, weighted = votes.choose(forms, None, "majority"), votes.choose(forms, scores, "weighted")
+        majority, weighted = (
+            votes.choose(pool.answers, None, "majority"),
+            votes.choose(pool.answers, scores, "weighted"),
+        )
         if (majority in right) != (weighted in right):
             solved = sum(grade.label == "correct" for grade in pool.grades) / len(pool.grades)
             p = pool.problem

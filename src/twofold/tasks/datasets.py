@@ -16,13 +16,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from twofold.tasks.grading import as_grade, grade, grade_choice
+from twofold.tasks.doubts import warn_of_references
+from twofold.tasks.grading import as_grade, equal, grade_choice
 from twofold.tasks.known import NAMED, Named
 from twofold.tasks.procedural import PROCEDURAL
 from twofold.tasks.reading import READERS, DataError, Read, listed, read_hub
 from twofold.tasks.rows import Columns, choose_columns, described, to_problem
 from twofold.tasks.stream import tell_left_out
-from twofold.text.extract import MAX_ANSWER, choice_letter, final_answer
+from twofold.text.extract import Extract, choice_letter, final_answer
+from twofold.text.notation import MAX_ANSWER, canonical
 from twofold.types import Grade, Problem
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ SKIP_BAD = "Repair the rows, or use the others: --skip-bad (in a config task.ski
 class Dataset:
     """A list of problems. ``columns`` says in a line which columns were taken; ``skipped`` lists the rows left out by ``skip_bad``.
 
-    ``same`` compares (reference, answer) where answers are not mathematics.
+    ``same`` compares (reference, answer) where answers are not mathematics, and ``form`` tells such answers apart in a vote.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Dataset:
     columns: str
     skipped: tuple[str, ...] = ()
     same: Callable[[str, str], bool] | None = None
+    form: Callable[[str], str] | None = None
+    extract: Extract = "boxed"
 
     def __len__(self) -> int:
         return len(self.problems)
@@ -67,13 +71,13 @@ class Dataset:
         """Return the extracted answer and its grade. Multiple choice is graded by letter."""
         if "options" in problem.meta:
             return choice_letter(text), grade_choice(problem.answer, text)
+        answer = final_answer(text, self.extract)
+        if answer is None:
+            return None, as_grade("no_answer")
         if self.same is not None:
-            answer = final_answer(text)
-            if answer is None:
-                return None, as_grade("no_answer")
             right = len(answer) <= MAX_ANSWER and self.same(problem.answer, answer)
             return answer, as_grade("correct" if right else "wrong")
-        return final_answer(text), grade(problem.answer, text)
+        return answer, as_grade(equal(problem.answer, answer))
 
 
 def load(
@@ -85,6 +89,7 @@ def load(
     limit: int | None = None,
     split: str = "test",
     skip_bad: bool = False,
+    extract: Extract = "boxed",
 ) -> Dataset:
     """Load problems from ``source``: a .jsonl, .json, .csv or .parquet file, a name in ``NAMED``, or a hub repository.
 
@@ -97,6 +102,7 @@ def load(
         limit: use only the first ``limit`` rows.
         split: the split of a set on the hub. A file is one split already.
         skip_bad: keep the good rows, list the others in ``skipped``, and log a warning with their places.
+        extract: where a solution's answer may stand (see ``text.extract.Extract``).
 
     Raises:
         DataError: rows are malformed, or there are none.
@@ -128,8 +134,11 @@ def load(
         raise DataError(str(source), [f"{source}: no rows"])
     if bad:
         log.warning("%d of %d rows of %s are left out:\n%s", len(bad), len(rows), source, listed(bad))
+    if named.same is None:
+        warn_of_references({seen[p.id]: p.answer for p in problems if p.answer and "options" not in p.meta})
     first = next(row for _, row in rows if not isinstance(row, str))
-    return Dataset(name, tuple(problems), described(name, columns, first), tuple(bad), named.same)
+    form = named.form or (named.same and canonical)
+    return Dataset(name, tuple(problems), described(name, columns, first), tuple(bad), named.same, form, extract)
 
 
 def columns_of(

@@ -20,24 +20,57 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
+from dataclasses import replace
 from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Eq, Expr, Rational, Symbol, simplify
+from sympy import Eq, Expr, Intersection, Rational, Set, Symbol, Union, simplify
 
 MEMORY = 1 << 30  # bytes of address space a worker may have
 LIFETIME = 1_000  # requests that a worker answers before a new one replaces it, because sympy's caches grow
 RECYCLE = 10  # exit status of a worker that reached its LIFETIME
-CONFIG = [LatexExtractionConfig(boxed_match_priority=0)]  # LaTeX only, because the plain-text extractor would call eval
+# Units are gone (``text.notation``): those of math-verify take the h of a cylinder's volume for one.
+NORMAL = replace(LatexExtractionConfig().normalization_config, units=False)
+CONFIG = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=NORMAL)]  # plain text would be run by eval
+JOINED = (
+    (
+        re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\(?:lor|vee)\b"),
+        Union,
+    ),
+    (
+        re.compile(
+            r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\(?:land|wedge)\b"
+        ),
+        Intersection,
+    ),
+)
+INEQUALITY = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|lt|gt)(?![A-Za-z])|!=")
 
 
 def read(answer: str) -> list[Any]:
-    """Return the parsed answer, or [] if it cannot be read."""
+    """Return the parsed answer, or [] if it cannot be read. Inequalities that "or" or "and" joins are read as one set."""
+    for word, join in JOINED:
+        parts = word.split(answer)
+        if len(parts) > 1 and INEQUALITY.search(answer):
+            sets = [as_set(found[0]) if (found := read(part.strip(" ,"))) else None for part in parts]
+            if None not in sets:
+                return [join(*sets)]
     boxed = "\\boxed{" + answer + "}"
     return parse(boxed, extraction_config=CONFIG, fallback_mode="no_fallback", parsing_timeout=None)
+
+
+def as_set(found: Any) -> Any:
+    """Return the numbers that a relation in one unknown admits, as a set, or a set as it is; None if it is neither."""
+    if isinstance(found, Eq) and isinstance(found.rhs, Set):
+        found = found.rhs
+    try:
+        return found if isinstance(found, Set) else found.as_set()
+    except (AttributeError, NotImplementedError, TypeError, ValueError):  # no relation, or one that sympy cannot solve
+        return None
 
 
 def judge(gold: str, answer: str) -> str:

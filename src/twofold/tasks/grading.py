@@ -1,7 +1,8 @@
 r"""Grade an answer against a reference: ``grade``, ``grade_many``, ``grade_choice``.
 
 There are three steps, cheapest first. (1) Extract the final answer; a text without one gets ``no_answer``. (2) Compare
-exactly, in this process: equal normal forms, and numbers as fractions. This settles most answers in microseconds.
+exactly, in this process: equal normal forms, numbers as fractions, times and words. This settles most answers in
+microseconds.
 (3) Ask math-verify, in a worker process that the kernel kills at the deadline (see ``equality``). Only a label comes
 back. A parsed expression never enters this process, where merely printing it could evaluate it and never end.
 
@@ -17,9 +18,10 @@ decimal (0.333333 for 1/3). ``42_5`` is the number 22. An answer with an ellipsi
 reference is. Unevaluated arithmetic counts (``3+4`` for 7), as in every public grader. Where writing down the sum must
 not earn the point, compare the numeral as well.
 
-Known limits, kept from math-verify: units are dropped (10 cm equals 10 m and 10), 50% equals 50 and 0.5, ``(1,2)``
-equals ``\{1,2\}`` and the open interval, 90 degrees is not pi/2, ``i^2`` is not -1, words are compared as products of
-letters (anagrams are equal).
+50% equals 50 and 0.5. A word of three or more letters is a text, no product of letters.
+
+Known limits: units are dropped (10 cm equals 10 m and 10); and, kept from math-verify, ``(1,2)`` equals ``\{1,2\}`` and the
+open interval, 90 degrees is not pi/2, ``i^2`` is not -1, capital and small letters are one variable.
 
 Every function may be called from any thread; nothing touches this process's signals.
 """
@@ -37,13 +39,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
-from twofold.text.exact import exact
-from twofold.text.extract import MAX_ANSWER, canonical, choice_letter, final_answer
+from twofold.text.extract import choice_letter, final_answer
+from twofold.text.notation import MAX_ANSWER, canonical, for_parser, number, same_time, words
 from twofold.types import Grade, Label
 
 WORKERS = min(8, max(2, os.cpu_count() or 2))
@@ -95,6 +97,16 @@ def grade_choice(gold: str, text: str) -> Grade:
     return as_grade("no_answer" if letter is None else "correct" if letter == gold else "wrong")
 
 
+def unreadable(references: Iterable[str], *, deadline: float = 1.0) -> set[str]:
+    """Return the references that cannot be read, so that no other text than they themselves can be graded."""
+    asked = [r for r in dict.fromkeys(references) if equal_exactly(r, "0") is None]
+    if not asked:
+        return set()
+    with ThreadPoolExecutor(WORKERS) as threads:
+        labels = threads.map(lambda r: ask_worker(r, "0", deadline), asked)
+        return {r for r, label in zip(asked, labels, strict=True) if label == "error"}
+
+
 def as_grade(label: Label) -> Grade:
     return Grade({"correct": 1.0, "wrong": 0.0, "no_answer": 0.0}.get(label), label)
 
@@ -123,10 +135,17 @@ def equal_exactly(gold: str, answer: str) -> Label | None:
         return "wrong"
     if len(gold) > MAX_ANSWER:
         return "error"
-    gold_value, value = exact(gold_form), exact(form)
+    gold_value, value = number(gold), number(answer)
     if gold_value is not None and value is not None:
-        close = stands_for(answer, gold_value) or stands_for(gold, value)
+        percent = form.endswith("%") - gold_form.endswith("%")  # 50% is 50, and also 0.5
+        hundredth = percent != 0 and gold_value * Fraction(100) ** percent == value
+        close = hundredth or stands_for(answer, gold_value) or stands_for(gold, value)
         return "correct" if gold_value == value or close else "wrong"
+    if (same := same_time(gold_form, form)) is not None:
+        return "correct" if same else "wrong"
+    gold_words, answer_words = words(gold), words(answer)
+    if gold_words is not None and answer_words is not None:
+        return "correct" if gold_words == answer_words else "wrong"
     if _ELLIPSIS.search(gold) or _ELLIPSIS.search(answer):
         return "wrong"
     return None
@@ -145,17 +164,6 @@ def stands_for(text: str, value: Fraction) -> bool:
     if decimal is None or rest == 1 or len((decimal[1] + decimal[2]).lstrip("0")) < 6:
         return False
     return abs(Fraction(decimal[0]) - value) < Fraction(1, 10 ** len(decimal[2]))
-
-
-_ROMAN = re.compile(r"\\(?:mathrm|text|rm)\s*\{\s*([A-Za-z])\s*\}")
-
-
-def for_worker(answer: str) -> str:
-    r"""Return the answer without what math-verify cannot read: dollar signs, and ``\mathrm`` around one letter.
-
-    Words keep their ``\text{}``, by which math-verify knows units.
-    """
-    return _ROMAN.sub(r" \1 ", answer.replace("\\$", "").replace("$", ""))
 
 
 # --- in the workers ---------------------------------------------------------------------------------------------------
@@ -257,7 +265,7 @@ def ask_worker(gold: str, answer: str, deadline: float) -> Label:
     if workers is None:  # shut down by another thread since
         return "error"
     try:
-        return workers.ask(for_worker(gold), for_worker(answer), deadline)
+        return workers.ask(for_parser(gold), for_parser(answer), deadline)
     except OSError:  # killed, or silent long after the deadline: the next grade starts new workers
         shutdown()
         return "error"

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
 
-from twofold.text.extract import MAX_ANSWER, final_answer
+from twofold.text.extract import final_answer
+from twofold.text.notation import MAX_ANSWER
 from twofold.types import Grade, Problem
 
 SPLIT_ITEMS = 1_000_000_000
@@ -61,6 +62,10 @@ class GymTask:
         entry = self._create((2 * self.seed + (split == "train")) * SPLIT_ITEMS + i)[0]
         content = blake2b(entry["question"].encode(), digest_size=8).hexdigest()
         return Problem(f"{self.name}-{content}", entry["question"], str(entry["answer"] or ""), {"entry": entry})
+
+    def form(self, answer: str) -> str:
+        """Return what tells answers apart in a vote: the scorer may call answers of equal value different."""
+        return answer.strip()
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
         """Return the final answer and its grade. If the scorer raises, the grade is an ``error``, never a silent 0."""

@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from twofold.tasks.grading import equal_exactly
-from twofold.text.extract import canonical
+from twofold.text.notation import canonical
 
 Row = Mapping[str, Any]
 
@@ -26,7 +25,7 @@ class Named:
     ``split`` is the name of the split of a set that has only one. ``file`` is read by itself where the repository holds
     files that do not belong together. ``only`` = (column, values) keeps the rows with one of these values. ``pose`` makes
     (question, answer) of a row whose question stands in several columns. ``same`` compares (reference, answer) where answers
-    are not mathematics.
+    are not mathematics, and ``form`` (default: ``canonical``) is the normal form of these by which votes are counted.
     """
 
     repo: str
@@ -38,6 +37,7 @@ class Named:
     only: tuple[str, tuple[str, ...]] | None = None
     pose: Callable[[Row], tuple[str, str]] | None = None
     same: Callable[[str, str], bool] | None = None
+    form: Callable[[str], str] | None = None
 
 
 # --- questions in several columns -------------------------------------------------------------------------------------
@@ -107,6 +107,11 @@ def same_value(reference: str, answer: str) -> bool:
     return bool(literal(reference) == literal(answer))
 
 
+def literal_form(written: str) -> str:
+    """Return a Python literal as Python writes it: literals of one form are equal."""
+    return repr(literal(written))
+
+
 def literal(written: str) -> Any:
     try:
         return ast.literal_eval(written)
@@ -127,7 +132,7 @@ def same_text(reference: str, answer: str) -> bool:
     >>> same_text("True", "False"), same_text("listen", "silent")
     (False, False)
     """
-    return equal_exactly(reference, answer) == "correct" or _bare(reference) == _bare(answer)
+    return _bare(reference) == _bare(answer)
 
 
 def _bare(answer: str) -> str:
@@ -158,7 +163,10 @@ NAMED: dict[str, Named] = {
     "boardgameqa": Named(
         "tasksource/Boardgame-QA", None, "example", "label", split="test", pose=boardgameqa, same=same_text
     ),
-    "cruxeval": Named("cruxeval-org/cruxeval", None, "code", "output", split="test", pose=cruxeval, same=same_value),
+    "cruxeval": Named(
+        "cruxeval-org/cruxeval", None, "code", "output", split="test", pose=cruxeval, same=same_value,
+        form=literal_form,
+    ),
     "strategyqa": Named(
         "tasksource/strategy-qa", None, "question", "answer", file="strategyQA_train.json", pose=strategyqa, same=same_text
     ),

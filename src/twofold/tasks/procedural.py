@@ -118,6 +118,10 @@ class Sums:
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
         return grade_literally(problem, text)
 
+    def form(self, answer: str) -> str:
+        """Return what tells answers apart in a vote: here a sum is not its value, and an anagram not the word."""
+        return answer.strip()
+
 
 @checked
 class Countdown:
@@ -147,6 +151,10 @@ class Countdown:
         return Problem(
             f"{value} {sorted(numbers)}", question, text, {"numbers": shown, "target": value, "level": level}
         )
+
+    def form(self, answer: str) -> str:
+        """Return what tells answers apart in a vote: two expressions of one value may use other numbers."""
+        return "".join(answer.split())
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
         answer = final_answer(text)
@@ -220,6 +228,10 @@ class Letters:
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
         return grade_literally(problem, text)
+
+    def form(self, answer: str) -> str:
+        """Return what tells answers apart in a vote: here a sum is not its value, and an anagram not the word."""
+        return answer.strip()
 
 
 def grade_literally(problem: Problem, text: str) -> tuple[str | None, Grade]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from twofold.tasks.known import Named, Row
 from twofold.tasks.reading import MAX_ROW
-from twofold.text.extract import final_answer, last_boxed
+from twofold.text.extract import last_boxed, only_answer
 from twofold.types import Problem
 
 PROMPTS = ("problem", "question", "prompt", "messages")
@@ -117,7 +117,7 @@ def to_problem(
             options, labels = found
             reference = letter_of(reference, options, labels)
         elif columns.answer is None:
-            reference = final_answer(solution or "") or ""
+            reference = only_answer(solution or "")
         else:
             reference = clean(columns.answer, as_answer(reference))
         if all(isinstance(row.get(key), str) for key in WRONG_OPTIONS):
@@ -265,7 +265,8 @@ def with_options(question: str, options: list[str]) -> str:
 def as_answer(value: Any) -> str:
     r"""Return the reference in a cell: 27.0 -> "27", ["2", "3"] -> "2, 3", a worked solution -> its ``####`` or ``\boxed{}``.
 
-    Raises ValueError for a worked solution that has neither, and for a number that is not finite.
+    Raises ValueError for a worked solution that has neither, or boxes with different answers in several places, and for a
+    number that is not finite.
     """
     if isinstance(value, list):
         return ", ".join(clean("answer", as_answer(v)) for v in value)
@@ -283,7 +284,7 @@ def as_answer(value: Any) -> str:
         if "\n" in value.strip() or len(value) > 500:
             raise ValueError("the answer is a worked solution without \\boxed{} or ####")
         return value
-    return final_answer(value) or ""
+    return only_answer(value)
 
 
 def is_worked(text: str) -> bool:

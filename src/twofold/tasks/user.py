@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from numbers import Real
 from typing import Any, get_args
@@ -19,6 +19,7 @@ from twofold import source as sources
 from twofold.tasks import grading
 from twofold.tasks.workers import Failed, Workers, described, in_time
 from twofold.text.extract import final_answer
+from twofold.text.notation import canonical
 from twofold.types import Grade, Label, Problem
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,15 @@ class Wrapper:
 def inner(task: Any) -> Any:
     """Return the task itself, without the wrappers of its ``grade``."""
     return inner(task.task) if isinstance(task, Wrapper) else task
+
+
+def form_of(task: Any) -> Callable[[str], str] | None:
+    """Return the normal form that tells a task's answers apart in a vote; None where they are compared as mathematics.
+
+    It is the task's own ``form``, if it has one. A user's task with a grader of its own and no ``form`` has ``canonical``.
+    """
+    found = inner(task)
+    return getattr(found, "form", canonical if hasattr(found, "grade") else None)
 
 
 class Guarded(Wrapper):

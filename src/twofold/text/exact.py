@@ -1,6 +1,6 @@
 r"""Exact arithmetic on short written numbers: a string in, a Fraction or None out; nothing is ever executed.
 
-It reads what most answers consist of (``-1,234``, ``0.50``, ``\frac12``, ``1.2e-8``, ``3\cdot 10^{5}``,
+It reads what most answers consist of (``-1,234``, ``0.50``, ``\frac12``, ``2\frac34``, ``1.2e-8``, ``3\cdot 10^{5}``,
 ``(2^{2005}+1)/3``, ``8!/4!``, ``\binom{5}{2}``, ``42_5``) and gives up on everything else. Every intermediate number stays
 below ``MAX_BITS`` bits, so hostile towers of powers cost microseconds.
 """
@@ -15,9 +15,9 @@ MAX_LENGTH = 300
 MAX_BITS = 32_768
 MAX_DEPTH = 20
 
-_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _NUMERAL = re.compile(r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3}(?!\d))?")
-_BASE = re.compile(r"([0-9A-Za-z]+)_(?:\{(\d{1,2})\}|(\d))")
+_BASE = re.compile(r"([0-9A-Z]*[0-9][0-9A-Za-z]*)_(?:\{(\d{1,2})\}|(\d))")
 _TIMES = re.compile(r"\\(?:cdot|times)(?![A-Za-z])|\*(?!\*)|×|·")
 _DIVIDE = re.compile(r"\\div(?![A-Za-z])|/|÷")
 _POWER = re.compile(r"\*\*|\^")
@@ -33,7 +33,7 @@ def exact(text: str) -> Fraction | None:
     if len(text) > MAX_LENGTH:
         return None
     text = text.strip()
-    if _THOUSANDS.fullmatch(text):
+    if THOUSANDS.fullmatch(text):
         text = text.replace(",", "")
     try:
         if base := _BASE.fullmatch(text):
@@ -125,7 +125,13 @@ class _Reader:
         numeral = self.take(_NUMERAL)
         if numeral is None:
             raise ValueError("not a number")
-        return _bounded(Fraction(numeral))
+        value = _bounded(Fraction(numeral))
+        if self.rest().startswith("\\frac"):  # a mixed number
+            part = self.atom()
+            if not numeral.isdecimal() or not 0 < part < 1:
+                raise ValueError("a product, or a mixed number")
+            value += part
+        return value
 
     def argument(self) -> Fraction:
         r"""Read a command's argument: a group or, as in ``\frac12``, one digit."""

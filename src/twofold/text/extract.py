@@ -1,24 +1,44 @@
-r"""Find the final answer in a text and bring it to a normal form: strings in, strings out, linear time.
+r"""Find the answer that a text commits to: strings in, strings out, linear time.
 
-All of this runs on model output, which may be anything: a megabyte of ``\boxed{`` is read in one pass, and no number of more
-than ``MAX_DIGITS`` digits is ever written out.
+This runs on model output, which may be anything: a megabyte of ``\boxed{`` is read in one pass.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Literal
 
-from twofold.text.exact import exact
-
-MAX_ANSWER = 2_000
-"""The most characters of an answer. No reference answer is longer; ``grading`` refuses longer ones by name."""
-MAX_DIGITS = 100
+from twofold.text.notation import MAX_ANSWER, canonical, unwrap
 
 MAX_TAIL = 200_000
 """Characters from the end of a text that are searched for an answer."""
 
+Extract = Literal["boxed", "stated", "number"]
+r"""Where a solution's answer may stand: ``boxed`` in a ``\boxed{}`` or on a ``####`` line; ``stated`` there, or else in
+``<answer>`` tags or behind "Answer:" or "the answer is"; ``number`` there, or else it is the last number of the text."""
+
 _BOX = re.compile(r"\\boxed\s*\{")
 _BRACES = re.compile(r"\\{1,3}boxed\s*\{|\\.|[{}]", re.DOTALL)  # the {1,3} forgives escaped backslashes
+
+
+def _boxes(text: str) -> list[tuple[int, int, int]]:
+    r"""Return (start, start of the content, its end) of each complete ``\boxed{...}``, in the order in which they end."""
+    first = _BOX.search(text)
+    if first is None:
+        return []
+    found: list[tuple[int, int, int]] = []
+    open_braces: list[tuple[int, int]] = []  # where each open box and its content start, (-1, -1) for a plain brace
+    for token in _BRACES.finditer(text, max(first.start() - 2, 0)):
+        match token[0]:
+            case "{":
+                open_braces.append((-1, -1))
+            case "}":
+                start, content = open_braces.pop() if open_braces else (-1, -1)
+                if start >= 0:
+                    found.append((start, content, token.start()))
+            case box if len(box) > 2:
+                open_braces.append((token.start(), token.end()))
+    return found
 
 
 def last_boxed(text: str) -> str | None:
@@ -28,91 +48,129 @@ def last_boxed(text: str) -> str | None:
     '\\frac{1}{2}'
     """
     text = text[-MAX_TAIL:]
-    first = _BOX.search(text)
-    if first is None:
+    boxes = _boxes(text)
+    if not boxes:
         return None
-    best_start = best_end = -1
-    open_braces: list[int] = []  # where the content of each open box starts, -1 for a plain brace
-    for token in _BRACES.finditer(text, max(first.start() - 2, 0)):
-        match token[0]:
-            case "{":
-                open_braces.append(-1)
-            case "}":
-                start = open_braces.pop() if open_braces else -1
-                if start > best_start:
-                    best_start, best_end = start, token.start()
-            case box if len(box) > 2:
-                open_braces.append(token.end())
-    return None if best_start < 0 else text[best_start:best_end].strip()
+    _, content, end = max(boxes)
+    return text[content:end].strip()
 
 
-def final_answer(text: str) -> str | None:
-    r"""Return the answer that a solution commits to: its last ``\boxed{}``, else its last ``####`` line, else None.
-
-    A number named somewhere in the prose is not an answer.
-
-    >>> final_answer("6*7=42\n#### 42"), final_answer("The answer is 42.")
-    ('42', None)
-    """
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed or None
-    _, marker, rest = text[-MAX_TAIL:].rpartition("####")
-    return rest.split("\n", 1)[0].strip() or None if marker else None
-
-
-_LETTER = re.compile(r"\(?([A-J])\)?[.:]?(?:\s(?!\s*(?:or|and|[A-J])\b).*)?", re.DOTALL)
-_ANSWER_IS = re.compile(
-    r"(?i:\banswer(?: is)?)[:\s*]{0,5}(?i:option |choice )?\(?([A-J])\b(?!\)?[\s,]{1,3}(?:or|and|[A-J])\b)"
+_SEPARATOR = re.compile(
+    r"(?:[ $.]|\\[()])*(?:(?:,|;|&|\\[,; ]|\\q?quad|\\(?:text|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|and|or)(?:[\s$]|\\[(\[])*)*"
 )
 
 
-def choice_letter(text: str) -> str | None:
-    r"""Return the option that a multiple-choice solution commits to: its last ``\boxed{}``, else its last "answer is (C)".
+def _boxed_answers(text: str) -> list[list[str]]:
+    r"""Return the answers in boxes; boxes that stand side by side, with at most a comma, "and" or "or" between, are one list.
 
-    >>> choice_letter(r"\boxed{\text{(C)}}"), choice_letter("**Answer: B**"), choice_letter(r"\boxed{A or B}")
+    An answer that is repeated in its list stands there once. Of boxes within one another, the inner one counts.
+    """
+    text = text[-MAX_TAIL:]
+    groups: list[list[str]] = []
+    last = inner = -1
+    for start, content, end in sorted(_boxes(text), key=lambda box: box[2]):
+        if start < inner:  # it holds the one before it
+            last = end
+            continue
+        answer = text[content:end].strip()
+        if groups and start - last < 50 and _SEPARATOR.fullmatch(text, last + 1, start):
+            if canonical(answer) not in map(canonical, groups[-1]):
+                groups[-1].append(answer)
+        else:
+            groups.append([answer])
+        last, inner = end, content
+    return groups
+
+
+def final_answer(text: str, how: Extract = "boxed") -> str | None:
+    r"""Return the answer that a solution commits to: its last ``\boxed{}``, else its last ``####`` line, else None.
+
+    Boxes side by side are one answer, a list. A number named somewhere in the prose is not an answer, unless ``how`` says so.
+
+    >>> final_answer("6*7=42\n#### 42"), final_answer(r"$x=\boxed{2}$ or $\boxed{3}$"), final_answer("The answer is 42.")
+    ('42', '2, 3', None)
+    >>> final_answer("The answer is 42.", "stated"), final_answer("That makes 1,042 in all.", "number")
+    ('42', '1,042')
+    """
+    boxed = _boxed_answers(text)
+    if boxed:
+        return ", ".join(filter(None, boxed[-1])) or None
+    text = text[-MAX_TAIL:]
+    _, marker, rest = text.rpartition("####")
+    if marker:
+        return rest.split("\n", 1)[0].strip() or None
+    answer = _stated(text) if how != "boxed" else None
+    if answer is None and how == "number":
+        numbers = _LAST_NUMBER.findall(text)
+        answer = numbers[-1] if numbers else None
+    return answer
+
+
+def only_answer(worked: str) -> str:
+    r"""Return the answer of a worked solution, its ``\boxed{}`` or ``####``; "" if it has none.
+
+    Raises ValueError if its boxes have different answers in several places: which one is the answer is not known.
+    """
+    answers = {canonical(answer): answer for answer in (", ".join(group) for group in _boxed_answers(worked))}
+    if len(answers) > 1:
+        raise ValueError(f"{len(answers)} different boxed answers: {'; '.join(answers.values())[:200]}")
+    return final_answer(worked) or ""
+
+
+_TAGS = re.compile(r"<answer>\s*([^<]{1,2000}?)\s*</answer>")
+_SAYS = re.compile(r"(?i:\banswer\b\**(?:\s*:|\s+is\b\s*:?))[ \t*]*")
+_MATHS = re.compile(r"\$+([^$]+)\$+|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_SENTENCE = re.compile(r"\.(?=\s|$)|\*\*|\n")
+_LAST_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
+
+
+def _stated(text: str) -> str | None:
+    """Return what stands in the last ``<answer>`` tags, or else what stands behind the last "answer:" or "answer is": the
+    formula that begins there, or else the rest of the sentence, from its last "is"."""
+    if tagged := _TAGS.findall(text):
+        return tagged[-1]
+    said = list(_SAYS.finditer(text))
+    if not said:
+        return None
+    rest = text[said[-1].end() :][:MAX_ANSWER].lstrip()
+    if formula := _MATHS.match(rest):
+        return next(filter(None, formula.groups())).strip()
+    return _SENTENCE.split(rest, maxsplit=1)[0].rpartition(" is ")[2].strip().removeprefix(": ") or None
+
+
+# An A or I before a small letter is a word ("A large number"), unless a reason follows.
+_NOT_A_WORD = r"(?!(?<=[AI])\s+(?!(?:because|since|as|which|by|from|so|and|or)\b)[a-z])"
+_LETTER = re.compile(
+    rf"(?:(?i:option|choice|answer)\s*:?\s*)?\(?([A-J])\b{_NOT_A_WORD}\)?[.:]?(?:\s(?!\s*(?:or|and|[A-J])\b).*)?",
+    re.DOTALL,
+)
+_SMALL_LETTER = re.compile(r"(?:(?i:option|choice|answer)\s*:?\s*)?\(?([a-j])\)?[.:]?")
+_ANSWER_IS = re.compile(
+    r"(?i:\banswer(?: is)?)[:\s*]{0,5}(?i:option |choice )?(?:[$({\\]|text|mathrm|textbf|boxed){0,6}([A-J])\b"
+    + _NOT_A_WORD
+    + r"(?!\)?[\s,]{1,3}(?:or|and|[A-J])\b)"
+)
+_BARE = re.compile(r"(?:(?i:option|choice)\s+)?\(?([A-J])\)?\.?")
+
+
+def choice_letter(text: str) -> str | None:
+    r"""Return the option that a multiple-choice solution commits to: its last ``\boxed{}``, else its last "answer is (C)", else
+    a last line that is nothing but an option.
+
+    >>> choice_letter(r"\boxed{\text{(C)}}"), choice_letter("**Answer: $B$**"), choice_letter(r"\boxed{A or B}")
     ('C', 'B', None)
+    >>> choice_letter("It is the third.\n\n(C)"), choice_letter("The answer is A large number")
+    ('C', None)
     """
     boxed = last_boxed(text)
     if boxed is not None:
-        found = _LETTER.fullmatch(_unwrap(boxed[:MAX_ANSWER]))
-        return found[1] if found else None
-    letters = _ANSWER_IS.findall(text[-MAX_TAIL:])
-    return letters[-1] if letters else None
-
-
-_DELIMITERS = (("\\(", "\\)"), ("\\[", "\\]"))
-_WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox)\s*\{([^{}]*)\}")
-_SPACING = re.compile(r"\\[,;:! ]|\\q?quad(?![A-Za-z])|\\(?:left|right|displaystyle)(?![A-Za-z])|~")
-_PLAIN = str.maketrans({"−": "-", "–": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " "})
-_INNER_SPACE = re.compile(r"\s+")
-_LOOSE_SPACE = re.compile(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])")
-
-
-def _unwrap(answer: str) -> str:
-    r"""Remove mathematics delimiters, ``\text{}``, spacing commands, currency signs and a trailing full stop."""
-    answer = answer.translate(_PLAIN).replace("\\$", "").replace("$", "").strip()
-    for opening, closing in _DELIMITERS:
-        answer = answer.removeprefix(opening).removesuffix(closing)
-    answer = answer.replace("{,}", ",").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\%", "%")
-    answer = _WRAPPER.sub(r"\1", _SPACING.sub(" ", answer))
-    return answer.strip().removesuffix(".").strip()
-
-
-def canonical(answer: str) -> str:
-    r"""Return a cheap normal form: equal strings mean equal answers, but unequal ones may still be equal.
-
-    Numbers become reduced fractions, however they were written; other text keeps its case and loses its decoration. The
-    form groups answers in a vote and is the fast path of grading. Different things stay different: "50%" is not "50",
-    "10 cm" is not "10 m". Answers over ``MAX_ANSWER`` characters are returned as they are.
-
-    >>> [canonical(a) for a in ("0.50", r"$\frac12$", "1,234.", r"\text{ Evelyn }", "( 1 , 2 )", "50\\%")]
-    ['1/2', '1/2', '1234', 'Evelyn', '(1,2)', '50%']
-    """
-    if len(answer) > MAX_ANSWER:
-        return answer.strip()
-    text = _unwrap(answer)
-    value = exact(text)
-    if value is not None and max(abs(value.numerator), value.denominator) < 10**MAX_DIGITS:
-        return str(value)
-    return _LOOSE_SPACE.sub("", _INNER_SPACE.sub(" ", text))
+        answer = unwrap(boxed[:MAX_ANSWER])
+        found = _LETTER.fullmatch(answer) or _SMALL_LETTER.fullmatch(answer)
+        return found[1].upper() if found else None
+    text = text[-MAX_TAIL:]
+    if letters := _ANSWER_IS.findall(text):
+        return letters[-1]
+    bare = _BARE.fullmatch(
+        unwrap(text.strip().rpartition("\n")[2][:100].strip("*").replace("<answer>", "").replace("</answer>", ""))
+    )
+    return bare[1] if bare else None

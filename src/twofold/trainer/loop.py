@@ -15,7 +15,7 @@ from twofold.engines.base import Engine, PolicyEngine
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner
 from twofold.trainer.log import Log, Score
-from twofold.types import Collected, Problem
+from twofold.types import Collected, Group, Problem
 
 FINISHING = "finishing the step, then saving; a second Ctrl-C leaves now and loses what was not saved"
 
@@ -53,18 +53,20 @@ def run_steps(
     save: Callable[[int, str, Learner], object],
     evaluate: Callable[[int], Mapping[str, float]],
     score: Score,
+    watch: Callable[[Sequence[Group]], None],
     log: Log,
     run: Path,
 ) -> int:
     """Train with an engine and a learner per role. Return the number of steps that are done.
 
     It is less than ``schedule.steps`` if the run was asked to stop: the first Ctrl-C or SIGTERM finishes the step, saves and
-    returns. A second one stops at once.
+    returns. A second one stops at once. ``watch`` sees all rollouts of a step before it is learnt from, and may raise.
     """
     with _Stop(log) as stop:
         for step in range(schedule.start, schedule.steps):
             began = time.monotonic()
             collected = recipe.collect(engines["policy"], problems(step), step)
+            watch(collected.groups)
             log.rollouts(step, collected.groups[: schedule.rollouts], score)
             sampled = time.monotonic()
             stats = dict(collected.stats)
