@@ -1,8 +1,27 @@
-"""What the process asks of the system, before it computes anything."""
+"""What the process asks of the system before it computes anything: memory that stays, and threads that share a busy machine."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
+import os
+import resource
+import threading
+import time
+from functools import cache
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+"""The variables by which a user decides how OpenMP's threads wait."""
+INTERVAL = 0.25
+"""Seconds between two looks at the load."""
+SWITCHES = 20
+"""Involuntary context switches per second of processor time: more of them mean that another process wants the same core.
+Threads that share a core are switched 80 to 400 times a second, alone on a quiet machine less than 5 times."""
+CALM = 8
+"""Looks without load after which threads spin again."""
 
 
 def keep_memory() -> None:
@@ -18,3 +37,66 @@ def keep_memory() -> None:
     trim_threshold, mmap_threshold = -1, -3
     mallopt(mmap_threshold, 1 << 30)
     mallopt(trim_threshold, 2**31 - 1)
+
+
+@cache  # one thread for a process
+def share_cores() -> None:
+    """Let OpenMP's threads sleep while they wait, whenever other processes want the cores.
+
+    A thread that has done its part of a matrix product spins until the others have done theirs. On a quiet machine that is
+    the fastest way to wait. On a busy one it burns the time that the others need, and a training stands still. So a thread
+    looks at the load four times a second. How threads wait changes no result; another number of threads would.
+
+    Call it after torch is imported. Only GNU's OpenMP, which PyTorch's packages for Linux have, can be told while it runs;
+    with another one nothing happens, nor with a single thread, nor if the user has set one of the variables ``CHOSEN``.
+    """
+    openmp = ctypes.CDLL(None)
+    gnu = hasattr(openmp, "GOMP_parallel") and not hasattr(openmp, "kmp_set_blocktime")  # Intel's and LLVM's have both
+    if gnu and openmp.omp_get_max_threads() > 1 and not any(name in os.environ for name in CHOSEN):
+        threading.Thread(target=_watch, args=(openmp,), name="twofold-load", daemon=True).start()
+
+
+class Load:
+    """Whether other processes want the cores, by what the system has counted for this one."""
+
+    def __init__(self) -> None:
+        self.busy = False
+        self._switches, self._seconds, self._calm = 0, 0.0, 0
+
+    def look(self, switches: int, seconds: float) -> bool:
+        """Set ``busy`` by all involuntary context switches and all seconds of processor time so far, and return it."""
+        disturbed = switches - self._switches > SWITCHES * max(seconds - self._seconds, INTERVAL / 2)
+        self._switches, self._seconds = switches, seconds
+        self._calm = 0 if disturbed else self._calm + 1
+        self.busy = disturbed or (self.busy and self._calm < CALM)
+        return self.busy
+
+
+def _watch(openmp: Any) -> None:
+    load, quiet = Load(), threading.Event()
+    quiet.set()
+    said = False
+    while True:
+        time.sleep(INTERVAL)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        busy = load.look(used.ru_nivcsw, used.ru_utime + used.ru_stime)
+        if busy and quiet.is_set():
+            quiet.clear()
+            threading.Thread(target=oversubscribe, args=(openmp, quiet), daemon=True).start()
+            if not said:
+                log.warning("other processes want the cores: threads sleep while they wait, as long as that lasts")
+            said = True
+        elif not busy:
+            quiet.set()
+
+
+def oversubscribe(openmp: Any, quiet: threading.Event) -> None:
+    """Keep one more OpenMP thread than there are cores, all asleep, until it is quiet.
+
+    Where a process has more of them than cores, libgomp spins only 100 times before a thread sleeps (see GOMP_SPINCOUNT in
+    its manual), in place of 300,000 times. Threads of another team count, too. They end with the thread that began them.
+    """
+    threads = openmp.omp_get_num_procs() + 1
+    nothing = ctypes.cast(openmp.omp_get_thread_num, ctypes.c_void_p)  # what each of them runs
+    openmp.GOMP_parallel(nothing, None, ctypes.c_uint(threads), ctypes.c_uint(0))
+    quiet.wait()

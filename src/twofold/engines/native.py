@@ -11,7 +11,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from twofold.models.decoder import Decoder, Module, network
 from twofold.models.install import install
 from twofold.models.kv import KV, JoinedKV
 from twofold.models.logprobs import LOGITS
-from twofold.types import Completion, Context, Finish, Sampling
+from twofold.types import Completion, Context, Finish, Precision, Sampling
 
 
 @dataclass(slots=True)
@@ -219,7 +219,7 @@ class NativeEngine:
         *,
         exact: bool = False,
         max_rows: int = 1024,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Precision = "float32",
     ) -> None:
         self.model = install(model)
         self.exact = exact

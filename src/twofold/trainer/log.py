@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -27,7 +27,6 @@ SHOWN = {
 
 Score = Callable[[Sequence[Rollout]], Sequence[float | None]]
 """Function that returns P(Yes) for each of these rollouts, None where the model cannot be asked."""
-LogTo = Literal["wandb", "tensorboard", "trackio"]
 
 
 class Tracker(Protocol):
