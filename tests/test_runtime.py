@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from test_train import small
 from twofold import run, toml, training
 from twofold.config import Config, Train
 from twofold.models.precision import choose_precision, product_seconds
-from twofold.runtime import CALM, INTERVAL, SWITCHES, Load
+from twofold.runtime import CALM, Load, thread_seconds
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,18 +33,26 @@ def said(code: str, **environment: str) -> str:
 
 
 def test_load_is_seen_at_once_and_forgotten_after_a_while():
+    """Two threads of a quiet machine, then beside one process: the thread on its core runs for half of the time."""
     load = Load()
-    seconds, switches = 2 * INTERVAL, round(2 * INTERVAL * SWITCHES)  # two threads that compute, between two looks
-    assert not load.look(switches, seconds)
-    assert load.look(2 * switches + 1, 2 * seconds)  # one switch too many
-    assert [load.look(2 * switches + 1, (3 + i) * seconds) for i in range(CALM)] == [True] * (CALM - 1) + [False]
-    assert load.look(3 * switches + 2, (3 + CALM) * seconds)
+    assert not load.look(ran=0.5, waited=0.0)
+    assert not load.look(ran=0.99, waited=0.01)
+    assert load.look(ran=1.365, waited=0.135)
+    calm = [load.look(ran=1.365 + 0.5 * i, waited=0.135 + 0.01 * i) for i in range(1, CALM + 1)]
+    assert calm == [True] * (CALM - 1) + [False]
+    assert load.look(ran=5.5, waited=0.5)
 
 
-def test_a_process_that_waits_sees_no_load():
-    """A few switches of a process that hardly computes mean nothing."""
+def test_a_process_that_hardly_computes_sees_no_load():
     load = Load()
-    assert not any(load.look(i // 2, i * 1e-4) for i in range(20))
+    assert not any(load.look(ran=i * 1e-4, waited=i * 1e-4) for i in range(20))
+
+
+def test_the_seconds_of_threads_are_counted():
+    (ran, waited), began = thread_seconds(), time.process_time()
+    while time.process_time() < began + 0.2:
+        pass
+    assert 0.15 < thread_seconds()[0] - ran < 2 and thread_seconds()[1] >= waited
 
 
 BURNT = """

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import resource
 import threading
 import time
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -17,9 +18,9 @@ CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """The variables by which a user decides how OpenMP's threads wait."""
 INTERVAL = 0.25
 """Seconds between two looks at the load."""
-SWITCHES = 20
-"""Involuntary context switches per second of processor time: more of them mean that another process wants the same core.
-Threads that share a core are switched 80 to 400 times a second, alone on a quiet machine less than 5 times."""
+CROWDED = 0.05
+"""Share of the time that threads wait for a core, of all time in which they could run. Two threads on two cores beside one
+process that computes wait for 0.25 of it."""
 CALM = 8
 """Looks without load after which threads spin again."""
 
@@ -57,19 +58,30 @@ def share_cores() -> None:
 
 
 class Load:
-    """Whether other processes want the cores, by what the system has counted for this one."""
+    """Whether other processes want the cores, by how long this one's threads have run and have waited for a core."""
 
     def __init__(self) -> None:
         self.busy = False
-        self._switches, self._seconds, self._calm = 0, 0.0, 0
+        self._ran, self._waited, self._calm = 0.0, 0.0, 0
 
-    def look(self, switches: int, seconds: float) -> bool:
-        """Set ``busy`` by all involuntary context switches and all seconds of processor time so far, and return it."""
-        disturbed = switches - self._switches > SWITCHES * max(seconds - self._seconds, INTERVAL / 2)
-        self._switches, self._seconds = switches, seconds
-        self._calm = 0 if disturbed else self._calm + 1
-        self.busy = disturbed or (self.busy and self._calm < CALM)
+    def look(self, ran: float, waited: float) -> bool:
+        """Set ``busy`` by the seconds of all threads so far, and return it."""
+        more_run, more_waited = ran - self._ran, waited - self._waited
+        self._ran, self._waited = ran, waited
+        crowded = more_waited > max(CROWDED * (more_run + more_waited), CROWDED * INTERVAL)
+        self._calm = 0 if crowded else self._calm + 1
+        self.busy = crowded or (self.busy and self._calm < CALM)
         return self.busy
+
+
+def thread_seconds() -> tuple[float, float]:
+    """Return how long this process's threads have run and have waited for a core. Linux counts both for every thread."""
+    ran = waited = 0
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it has ended
+            nanoseconds = (thread / "schedstat").read_text().split()
+            ran, waited = ran + int(nanoseconds[0]), waited + int(nanoseconds[1])
+    return ran / 1e9, waited / 1e9
 
 
 def _watch(openmp: Any) -> None:
@@ -78,8 +90,7 @@ def _watch(openmp: Any) -> None:
     said = False
     while True:
         time.sleep(INTERVAL)
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        busy = load.look(used.ru_nivcsw, used.ru_utime + used.ru_stime)
+        busy = load.look(*thread_seconds())
         if busy and quiet.is_set():
             quiet.clear()
             threading.Thread(target=oversubscribe, args=(openmp, quiet), daemon=True).start()
