@@ -15,7 +15,7 @@ from test_train import small
 from twofold import run, toml, training
 from twofold.config import Config, Train
 from twofold.models.precision import choose_precision, product_seconds
-from twofold.runtime import CALM, Load, thread_seconds
+from twofold.runtime import CALM, Load, thread_times
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,24 +35,32 @@ def said(code: str, **environment: str) -> str:
 def test_load_is_seen_at_once_and_forgotten_after_a_while():
     """Two threads of a quiet machine, then beside one process: the thread on its core runs for half of the time."""
     load = Load()
-    assert not load.look(ran=0.5, waited=0.0)
-    assert not load.look(ran=0.99, waited=0.01)
-    assert load.look(ran=1.365, waited=0.135)
-    calm = [load.look(ran=1.365 + 0.5 * i, waited=0.135 + 0.01 * i) for i in range(1, CALM + 1)]
+    assert not load.look(ran=0.5, waited=0.0, turns=10)
+    assert not load.look(ran=0.99, waited=0.01, turns=20)
+    assert load.look(ran=1.365, waited=0.135, turns=60)
+    calm = [load.look(ran=1.365 + 0.5 * i, waited=0.135 + 0.01 * i, turns=60) for i in range(1, CALM + 1)]
     assert calm == [True] * (CALM - 1) + [False]
-    assert load.look(ran=5.5, waited=0.5)
+    assert load.look(ran=5.5, waited=0.5, turns=100)
+
+
+def test_waking_up_often_is_no_load():
+    """Threads that sleep while they wait are woken thousands of times a second, which takes some 30 microseconds each."""
+    load = Load()
+    assert not load.look(ran=0.4, waited=0.03, turns=1000)
+    assert load.look(ran=0.7, waited=0.23, turns=1400)
 
 
 def test_a_process_that_hardly_computes_sees_no_load():
     load = Load()
-    assert not any(load.look(ran=i * 1e-4, waited=i * 1e-4) for i in range(20))
+    assert not any(load.look(ran=i * 1e-3, waited=i * 1e-3, turns=i) for i in range(20))
 
 
-def test_the_seconds_of_threads_are_counted():
-    (ran, waited), began = thread_seconds(), time.process_time()
+def test_the_times_of_threads_are_counted():
+    (ran, waited, turns), began = thread_times(), time.process_time()
     while time.process_time() < began + 0.2:
         pass
-    assert 0.15 < thread_seconds()[0] - ran < 2 and thread_seconds()[1] >= waited
+    more_ran, more_waited, more_turns = thread_times()
+    assert 0.15 < more_ran - ran < 2 and more_waited >= waited and more_turns >= turns > 0
 
 
 BURNT = """

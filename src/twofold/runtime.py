@@ -21,6 +21,8 @@ INTERVAL = 0.25
 CROWDED = 0.05
 """Share of the time that threads wait for a core, of all time in which they could run. Two threads on two cores beside one
 process that computes wait for 0.25 of it."""
+WAKING = 1e-4
+"""Seconds that a thread may take from being woken to running on a core that is free."""
 CALM = 8
 """Looks without load after which threads spin again."""
 
@@ -62,26 +64,29 @@ class Load:
 
     def __init__(self) -> None:
         self.busy = False
-        self._ran, self._waited, self._calm = 0.0, 0.0, 0
+        self._before, self._calm = (0.0, 0.0, 0), 0
 
-    def look(self, ran: float, waited: float) -> bool:
-        """Set ``busy`` by the seconds of all threads so far, and return it."""
-        more_run, more_waited = ran - self._ran, waited - self._waited
-        self._ran, self._waited = ran, waited
-        crowded = more_waited > max(CROWDED * (more_run + more_waited), CROWDED * INTERVAL)
+    def look(self, ran: float, waited: float, turns: int) -> bool:
+        """Set ``busy`` by all that was counted so far (see ``thread_times``), and return it."""
+        more_run, more_waited, more_turns = (a - b for a, b in zip((ran, waited, turns), self._before, strict=True))
+        self._before = ran, waited, turns
+        crowded = more_waited - WAKING * more_turns > CROWDED * max(more_run + more_waited, INTERVAL)
         self._calm = 0 if crowded else self._calm + 1
         self.busy = crowded or (self.busy and self._calm < CALM)
         return self.busy
 
 
-def thread_seconds() -> tuple[float, float]:
-    """Return how long this process's threads have run and have waited for a core. Linux counts both for every thread."""
-    ran = waited = 0
+def thread_times() -> tuple[float, float, int]:
+    """Return the seconds that this process's threads have run, those that they have waited for a core, and how many turns they had.
+
+    Linux counts this for every thread (``schedstat``).
+    """
+    ran = waited = turns = 0
     for thread in Path("/proc/self/task").iterdir():
         with suppress(OSError):  # it has ended
-            nanoseconds = (thread / "schedstat").read_text().split()
-            ran, waited = ran + int(nanoseconds[0]), waited + int(nanoseconds[1])
-    return ran / 1e9, waited / 1e9
+            counted = [int(number) for number in (thread / "schedstat").read_text().split()]
+            ran, waited, turns = ran + counted[0], waited + counted[1], turns + counted[2]
+    return ran / 1e9, waited / 1e9, turns
 
 
 def _watch(openmp: Any) -> None:
@@ -90,7 +95,7 @@ def _watch(openmp: Any) -> None:
     said = False
     while True:
         time.sleep(INTERVAL)
-        busy = load.look(*thread_seconds())
+        busy = load.look(*thread_times())
         if busy and quiet.is_set():
             quiet.clear()
             threading.Thread(target=oversubscribe, args=(openmp, quiet), daemon=True).start()
