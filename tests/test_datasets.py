@@ -13,6 +13,7 @@ import pytest
 
 from twofold.tasks.datasets import NAMED, DataError, Dataset, load
 from twofold.tasks.gym import GymTask
+from twofold.tasks.stream import check_gradable
 from twofold.types import Grade
 
 REAL = Path(os.environ.get("TWOFOLD_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -128,8 +129,8 @@ def test_bad_rows_of_other_formats(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load(tmp_path / "set.csv")
     assert [bad.split(" ")[0] for bad in caught.value.bad] == ["set.csv:3:", "set.csv:4:", "set.csv:5:"]
-    (tmp_path / "set.json").write_text('{"question": "q"}')
-    with pytest.raises(ValueError, match="a list of objects is needed"):
+    (tmp_path / "set.json").write_text('{\n"question": "q"}')
+    with pytest.raises(ValueError, match="a list of objects, or one per line, is needed"):
         load(tmp_path / "set.json")
     (tmp_path / "empty.jsonl").write_text("\n\n")
     with pytest.raises(DataError, match="no rows"):
@@ -137,7 +138,9 @@ def test_bad_rows_of_other_formats(tmp_path: Path) -> None:
     (tmp_path / "set.txt").write_text("")
     with pytest.raises(ValueError, match=r"not one of .jsonl"):
         load(tmp_path / "set.txt")
-    with pytest.raises(ValueError, match=r"sum: no such task, set or file; there are sums, .*gsm8k"):
+    with pytest.raises(
+        ValueError, match=r"sum: no such task, set or file; did you mean sums\? There are sums, .*gsm8k"
+    ):
         load("sum")  # and no hub is asked
 
 
@@ -188,7 +191,7 @@ def test_the_named_sets_are_hub_repositories() -> None:
 
 def test_gym() -> None:
     if importlib.util.find_spec("reasoning_gym") is None:
-        with pytest.raises(ImportError, match=r"twofold\[envs\]"):
+        with pytest.raises(ImportError, match=r"\.\[envs\]"):
             GymTask("chain_sum")
         pytest.skip("reasoning-gym is not installed: only its absence was tested")
     task = GymTask("chain_sum", seed=1, options={"min_terms": 3})
@@ -202,3 +205,176 @@ def test_gym() -> None:
         GymTask("countdown")
     with pytest.raises(ValueError, match="has no task 'nope'"):
         GymTask("nope")
+
+
+# ---------------------------------------------------------------- the whole question is posed, or the row refused
+
+FOUR = ["4", "6", "7", "9"]
+POSED = "Which is prime?\n\n(A) 4\n(B) 6\n(C) 7\n(D) 9"
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"choices": FOUR, "answer": 2}, "C"),  # MMLU: a number from 0, not the option "2"
+        ({"choices": FOUR, "answer": 2.0}, "C"),
+        ({"choices": FOUR, "answer": "C"}, "C"),
+        ({"choices": FOUR, "answer": "(c)".upper()}, "C"),
+        ({"choices": FOUR, "answer": "7"}, "C"),  # a text is an option's text
+        ({"options": FOUR, "answer": "C", "answer_index": 2}, "C"),  # MMLU-Pro
+        ({"options": ["(A)4", "(B)6", "(C)7", "(D)9"], "label": "C", "answer": None, "passage": None}, "C"),  # AGIEval
+        ({"options": ["A) 4", "B) 6", "C) 7", "D) 9"], "answer": "C) 7"}, "C"),
+        ({"options": {"A": "4", "B": "6", "C": "7", "D": "9"}, "answer": "7", "answer_idx": "C"}, "C"),  # MedQA
+        ({"choices": {"text": FOUR, "label": ["A", "B", "C", "D"]}, "answerKey": "C"}, "C"),  # ARC
+        ({"choices": {"text": FOUR, "label": ["1", "2", "3", "4"]}, "answerKey": "3"}, "C"),
+        ({"A": "4", "B": "6", "C": "7", "D": "9", "answer": "C"}, "C"),  # C-Eval
+        ({"A": 4, "B": 6, "C": 7, "D": 9, "answer": "C"}, "C"),
+    ],
+)
+def test_options_are_posed_and_the_answer_is_a_letter(tmp_path: Path, row: dict[str, Any], answer: str) -> None:
+    data = load(write(tmp_path / "set.jsonl", {"question": "Which is prime?"} | row))
+    problem = data.problem("test", 0)
+    assert (problem.question, problem.answer) == (POSED, answer)
+    assert data.grade(problem, r"\boxed{C}")[1].label == "correct"
+    assert data.grade(problem, r"\boxed{B}")[1].label == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"choices": FOUR, "answer": 4}, "the answer 4 is none of the 4 options"),
+        ({"choices": FOUR, "answer": -1}, "the answer -1 is none"),
+        ({"choices": FOUR, "answer": "2"}, "the answer '2' is none"),
+        ({"choices": FOUR, "answer": "E"}, "the answer 'E' is none"),
+        ({"choices": ["4", "4"], "answer": "4"}, "is none of the 2 options"),  # which of them?
+        ({"choices": "4 or 6", "answer": "4"}, "'choices' holds no list of options"),
+        ({"choices": ["4"], "answer": 0}, "1 options"),
+        ({"choices": [str(i) for i in range(11)], "answer": 0}, "11 options; a question has 2 to 10"),
+        ({"choices": ["4", ""], "answer": 0}, "empty 'an option'"),
+        ({"image": "x.png", "answer": 1}, "'image' is a part of the question that cannot be posed"),
+        ({"context": {"a": 1}, "answer": 1}, "'context' comes before the question and is no text"),
+        ({"prompt": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "answer": 1}, None),
+    ],
+)
+def test_a_question_that_cannot_be_posed_whole_is_refused(
+    tmp_path: Path, row: dict[str, Any], said: str | None
+) -> None:
+    question = {} if "prompt" in row else {"question": "Which?"}
+    with pytest.raises(DataError, match=said or "a conversation of 2 user turns"):
+        load(write(tmp_path / "set.jsonl", question | row))
+
+
+@pytest.mark.parametrize(
+    ("row", "question", "columns"),
+    [
+        (
+            {"Body": "There are 3.", "Question": "How many?", "Answer": 3.0},
+            "There are 3.\nHow many?",
+            "'Body' and 'Question'",
+        ),
+        (
+            {"body": "There are 3.", "question": "How many?", "answer": "3"},
+            "There are 3.\nHow many?",
+            "'body' and 'question'",
+        ),
+        (
+            {"context": "Let x = 3.", "question": "x?", "final_answer": ["3"]},
+            "Let x = 3.\nx?",
+            "'context' and 'question'",
+        ),
+        ({"context": None, "question": "3?", "answer": 3}, "3?", "question from 'question'"),
+        (
+            {"context": "", "image": None, "choices": [], "question": "3?", "answer": 3},
+            "3?",
+            "question from 'question'",
+        ),
+        ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "3?"}]}], "answer": 3}, "3?", "'prompt'"),
+    ],
+)
+def test_what_comes_before_a_question_is_posed(
+    tmp_path: Path, row: dict[str, Any], question: str, columns: str
+) -> None:
+    data = load(write(tmp_path / "set.jsonl", row))
+    assert (data.problem("test", 0).question, data.problem("test", 0).answer) == (question, "3")
+    assert columns in data.columns
+
+
+def test_system_turns_are_left_out_in_words(tmp_path: Path) -> None:
+    assert "system turns are left out" in load(write(tmp_path / "set.jsonl", {"prompt": CHAT, "answer": "2"})).columns
+
+
+# ---------------------------------------------------------------- files as people have them
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "BOM"])
+@pytest.mark.parametrize("name", ["set.json", "set.jsonl"])
+def test_json_is_read_as_it_is_not_as_it_is_called(tmp_path: Path, name: str, mark: bytes) -> None:
+    rows = [{"question": "q", "answer": "1"}, {"question": "r", "answer": "2"}]
+    path = tmp_path / name
+    lines = "\n".join(map(json.dumps, rows)).encode()
+    for text in (lines, b"\n" + lines, json.dumps(rows).encode(), json.dumps(rows, indent=1).encode()):
+        path.write_bytes(mark + text)
+        assert [p.question for p in load(path).problems] == ["q", "r"]
+
+
+def test_a_csv_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "set.csv").write_bytes(b"\xef\xbb\xbfquestion,answer\nq,1\n")
+    assert load(tmp_path / "set.csv").problem("test", 0).answer == "1"
+
+
+def test_answers_that_are_none_are_bad_rows_and_one_of_them_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = [float("nan"), float("inf"), "NaN", "", " ", [], ["2", ""], None, "#### ", r"so \boxed{}"]
+    rows = [{"question": f"q{i}", "answer": answer, "level": float("nan")} for i, answer in enumerate([*bad, 5])]
+    path = write(tmp_path / "set.jsonl", *rows)
+    with pytest.raises(DataError, match=r"(?s)10 unusable row.*--skip-bad.*task\.skip_bad.*skip_bad=True") as caught:
+        load(path)
+    assert [line.split(" ")[0] for line in caught.value.bad] == [f"set.jsonl:{i}:" for i in range(1, 11)]
+    data = load(path, skip_bad=True)  # the first row has no answer, and does not decide the columns
+    assert [p.question for p in data.problems] == ["q10"]
+    assert "10 of 11 rows" in caplog.text and "set.jsonl:3: the answer is NaN" in caplog.text
+    assert data.problems[0].meta == {}  # NaN is no JSON: the pool of an evaluation could not be saved
+    with pytest.raises(DataError):
+        load(write(tmp_path / "none.jsonl", *rows[:3]), skip_bad=True)  # nothing is left
+
+
+# ---------------------------------------------------------------- worked solutions
+
+ASKED = [{"role": "user", "content": "1+1?"}]
+REPLY = {"role": "assistant", "content": "It is \\boxed{2}."}
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "solution", "answer"),
+    [
+        ({"question": "1+1?", "answer": "1+1=2\n#### 2"}, {}, "1+1=2\n#### 2", "2"),  # GSM8K
+        ({"problem": "1+1?", "solution": "so $\\boxed{2}$."}, {}, "so $\\boxed{2}$.", "2"),  # MATH
+        ({"problem": "1+1?", "solution": "It is two.", "answer": "2"}, {}, "It is two.", "2"),
+        ({"messages": [*ASKED, REPLY]}, {}, "It is \\boxed{2}.", "2"),
+        ({"messages": [*ASKED, {"role": "assistant", "content": "Two."}]}, {}, "Two.", ""),
+        ({"question": "1+1?", "text": "Two."}, {"solution_column": "text"}, "Two.", ""),
+        ({"question": "1+1?", "solution": "Two."}, {"solution_column": "solution"}, "Two.", ""),
+        ({"prompt": "1+1?", "done": [REPLY], "answer": "2"}, {"solution_column": "done"}, "It is \\boxed{2}.", "2"),
+        ({"question": "1+1?", "answer": "2"}, {}, None, "2"),
+    ],
+)
+def test_worked_solutions_of_every_form(
+    tmp_path: Path, row: dict[str, Any], options: dict[str, str], solution: str | None, answer: str
+) -> None:
+    data = load(write(tmp_path / "set.jsonl", row), **options)
+    problem = data.problem("train", 0)
+    assert (problem.question, problem.answer, problem.meta.get("solution")) == ("1+1?", answer, solution)
+    if answer:
+        check_gradable([problem])
+    else:
+        with pytest.raises(ValueError, match=f"problem {problem.id} has no answer to grade by: .* SFT only"):
+            check_gradable([problem])
+
+
+def test_a_solution_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.jsonl", {"question": "q", "answer": "1", "why": "w"}, {"question": "r", "answer": "1"})
+    with pytest.raises(ValueError, match=r"set.jsonl:1 has no 'nope'; .*task\.solution_column"):
+        load(path, solution_column="nope")
+    with pytest.raises(DataError, match=r"set\.jsonl:2: no worked solution"):
+        load(path, solution_column="why")

@@ -196,9 +196,9 @@ def test_room_is_left_for_the_judgement(short, judging, after):
     chat = tf.load(short).chat
     asked = 0 if judging.name == "none" else len(chat.follow_up(judging.words(chat)))
     size = len(chat.prompt("What is 1 + 1?")) + 20 + asked + after
-    check_room(Context(size, "x"), chat, ["What is 1 + 1?"], 20, judging)
+    check_room(Context(size, "x"), chat, [("sum", "What is 1 + 1?")], 20, judging)
     with pytest.raises(ValueError, match=f"context is {size - 1} tokens"):
-        check_room(Context(size - 1, "x"), chat, ["What is 1 + 1?"], 20, judging)
+        check_room(Context(size - 1, "x"), chat, [("sum", "What is 1 + 1?")], 20, judging)
 
 
 # ---------------------------------------------------------------- weights that are not those of the config

@@ -150,8 +150,8 @@ def test_the_verdict_is_learnt_alone_until_the_warm_up_ends(chat):
     assert verdicts(chat, before) == verdicts(chat, after)
     held = collect(chat, step=2, verify_warmup=3, reference=Scripted(chat, GROUPS))[0]["policy"]
     assert all(any(s.sampled) and not any(s.advantages) and s.reference is not None for s in held)  # the KL term alone
-    for wrong in ({"verify": "none"}, {"refills": 1}, {"verify_warmup": -1}):
-        with pytest.raises(ValueError, match="verify_warmup is a number of steps; it needs a verifier"):
+    for wrong in ({"verify": "none"}, {"refills": 1}):
+        with pytest.raises(ValueError, match="verify_warmup needs a verifier"):
             RLV(**({"verify_warmup": 3} | wrong))
 
 
@@ -622,7 +622,7 @@ def test_spare_problems_are_no_steps_own():
         for p in Problems(Sums(), 4, seed).spare(step, d)
     ]
     assert len(seen) == 1200 and len(set(spare)) == len(spare) == 480 and not seen & {*spare}
-    with pytest.raises(ValueError, match=r"refills must be in 0 \.\. 15"):
+    with pytest.raises(ValueError, match="refills must be at least 0 and less than 16"):
         RLV(refills=16)
     with pytest.raises(ValueError, match="set refills = 0"):
         RLV(refills=1, estimator="vineppo")

@@ -309,7 +309,7 @@ def test_errors_of_the_command_line_are_one_line(
             (["tiny", "--host", "0.0.0.0"], "need a key"),
             (["tiny", "--port", str(taken.getsockname()[1])], "Address already in use"),
             (["nothing-here"], "no such model"),
-            (["tiny", "--concurrent", "0"], "--concurrent must be at least 1"),
+            (["tiny", "--concurrent", "0"], "--concurrent: must be at least 1, got 0"),
         ):
             assert main(["serve", *options]) == 2
             said = capsys.readouterr().err

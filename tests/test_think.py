@@ -185,7 +185,7 @@ def test_what_cannot_be_is_refused(model, questions):
         Forcing(times=1, waits=())
     with pytest.raises(ValueError, match="at least 0"):
         Forcing(times=-1)
-    with pytest.raises(ValueError, match=r"accept in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"accept must be from 0 to 1"):
         Correction(accept=1.5)
 
 

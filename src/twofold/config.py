@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
 from twofold import source, toml
 from twofold.engines.base import PolicyEngine
 from twofold.maths.losses import Loss
 from twofold.maths.schedule import Optim
+from twofold.ranges import Count, Finite, Range, Seed, Whole, checked
 from twofold.recipes import backtrack, mrt, pretrain, rlv, sft, tango
 from twofold.recipes.common import Recipe, Setup
 from twofold.tasks.procedural import PROCEDURAL, Countdown, Letters, Sums
 from twofold.tasks.user import check_weights
 from twofold.text.chat import ChatOptions
 from twofold.text.prompts import JUDGE
-from twofold.types import LogTo, Precision
+from twofold.types import COLDEST, LogTo, Precision
 
 SHIPPED = "tiny"
 """Name of the base model that comes with the package."""
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Data:
     """A data set: a local file, a name such as ``gsm8k``, or a Hugging Face data set."""
 
@@ -30,15 +31,21 @@ class Data:
     split: str = "train"
     prompt_column: str | None = None
     answer_column: str | None = None
+    solution_column: str | None = None
+    """The worked solutions that SFT learns, where they are not recognised."""
+    skip_bad: bool = False
+    """Leave out malformed rows, and say which. They are an error otherwise."""
+    skip_long: bool = False
+    """Leave out problems that are too long for the model's context, and say how many. They are an error otherwise."""
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Gym:
     """A reasoning-gym task by its name (extra ``envs``)."""
 
     name: Literal["gym"] = "gym"
     task: str = "chain_sum"
-    seed: int = 0
+    seed: Seed = 0
 
 
 def _required(value: str, example: str) -> None:
@@ -46,7 +53,7 @@ def _required(value: str, example: str) -> None:
         raise ValueError(f'source is required: the file and the name in it, such as source = "{example}"')
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class PythonTask:
     """Your own task: ``mine.py:Task`` with ``name``, ``problem(split, i)`` and, if it has its own grader, ``grade``."""
 
@@ -57,7 +64,7 @@ class PythonTask:
         _required(self.source, "mine.py:Task")
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class PythonRecipe:
     """Your own recipe: ``mine.py:Recipe``, called with the run's ``Setup``."""
 
@@ -71,18 +78,18 @@ class PythonRecipe:
         return source.load(self.source)(setup)
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Native:
     """The engine that samples from the same module that trains."""
 
     name: Literal["native"] = "native"
     exact: bool = False
     """Run each prompt as a batch of its own, so that no other prompt can change its result by a rounding. This is slower."""
-    max_rows: int = 1024
+    max_rows: Count = 1024
     """Number of rows that are decoded at once; the samples of one prompt stay together."""
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class PythonEngine:
     """Your own engine: ``mine.py:Engine``. It is called with the module that trains, once for each role."""
 
@@ -100,82 +107,70 @@ TaskConfig = Sums | Countdown | Letters | Data | Gym | PythonTask
 RecipeConfig = rlv.RLV | mrt.MRT | backtrack.MRTB | tango.Tango | sft.SFT | pretrain.Pretrain | PythonRecipe
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Rollouts:
     """How the policy is sampled while training."""
 
-    problems: int = 16
+    problems: Count = 16
     """Problems per step."""
-    temperature: float = 1.0
-    max_tokens: int = 1024
+    temperature: Annotated[float, Range(ge=COLDEST)] = 1.0
+    max_tokens: Count = 1024
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class JudgeOptions:
     """The question about the model's own solution. Checkpoints save it, so that a loaded model is asked the same question."""
 
     question: str = JUDGE
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Train:
     """How long the run trains, how each step uses its samples, and what is saved."""
 
-    steps: int = 100
-    seed: int = 0
-    epochs: int = 1
+    steps: Count = 100
+    seed: Seed = 0
+    epochs: Count = 1
     """Passes over the samples of each step."""
-    minibatches: int = 1
+    minibatches: Count = 1
     """Optimiser steps per pass."""
-    micro_tokens: int | None = None
+    micro_tokens: Count | None = None
     """Most tokens in one forward pass. It bounds memory and changes nothing else. None: 4096 on a CPU, where more is no
     faster, and 16384 on a GPU."""
     precision: Literal["auto", Precision] = "float32"
     """``auto``: the faster one of this machine (see ``models.precision``). The run's ``config.toml`` says which it is."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    save_every: int = 50
+    save_every: Whole = 50
     """Save a checkpoint every N steps (0: only after the last one)."""
-    keep: int = 0
+    keep: Whole = 0
     """Number of checkpoints that stay on disk, the newest ones (0: all)."""
 
-    def __post_init__(self) -> None:
-        if self.save_every < 0 or self.keep < 0:
-            raise ValueError(f"save_every and keep must be at least 0, got {self.save_every}, {self.keep}")
 
-
-@dataclass(frozen=True, slots=True)
+@checked
 class EvalOptions:
     """A short evaluation while training, saved in ``evals/step-N`` of the run. It samples as training does."""
 
-    every: int = 0
+    every: Whole = 0
     """Evaluate every N steps (0: never)."""
     task: str = ""
     """A task as for ``twofold eval --task``. Empty: the test split of the training task, which a data set does not have."""
-    problems: int = 64
-    n: int = 4
+    problems: Count = 64
+    n: Count = 4
     """Samples per problem."""
 
-    def __post_init__(self) -> None:
-        if self.every < 0 or self.problems < 1 or self.n < 1:
-            raise ValueError(f"every must be at least 0, problems and n at least 1, got {self}")
 
-
-@dataclass(frozen=True, slots=True)
+@checked
 class LogOptions:
     """What a run writes in addition to ``metrics.jsonl``."""
 
     to: tuple[LogTo, ...] = ()
     """Trackers that get the same numbers."""
-    rollouts: int = 2
+    rollouts: Whole = 2
     """Number of groups of each step that are written to ``rollouts.jsonl``, which ``twofold show`` reads."""
 
-    def __post_init__(self) -> None:
-        if self.rollouts < 0:
-            raise ValueError(f"rollouts must be at least 0, got {self.rollouts}")
 
-
-@dataclass(frozen=True, slots=True)
+@checked
 class Config:
     """Everything that a training run depends on.
 
@@ -187,7 +182,7 @@ class Config:
     model: str = SHIPPED
     system: str | None = None
     reward: tuple[str, ...] = ()
-    reward_weights: tuple[float, ...] = ()
+    reward_weights: tuple[Finite, ...] = ()
     recipe: RecipeConfig = field(default_factory=rlv.RLV)
     task: TaskConfig = field(default_factory=Sums)
     rollout: Rollouts = field(default_factory=Rollouts)
@@ -232,5 +227,5 @@ def task_named(name: str) -> TaskConfig:
         return Gym(task=options)
     for procedural in PROCEDURAL:
         if kind == procedural().name:
-            return toml.override(procedural(), options.split(",") if options else [])
+            return toml.override(procedural(), options.split(",") if options else [], where=f"task {name!r}")
     return Data(source=name, split="test")

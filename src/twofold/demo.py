@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
 
 from twofold import run, training
 from twofold.config import Config, Rollouts, Train
 from twofold.evals.report import print_table, report
 from twofold.maths.losses import Loss
 from twofold.maths.schedule import Optim
+from twofold.progress import Progress
 from twofold.recipes.rlv import RLV
 from twofold.tasks.procedural import Sums
 
@@ -50,26 +50,21 @@ def demo(out: Path, seed: int = 0, config: Config = CONFIG, evaluation: run.Eval
         )
         amount = f"{config.train.steps} steps of {config.rollout.problems} problems x {recipe.rollouts} rollouts"
         console.print(f"[bold]{i}/3[/] {what}: {amount}", soft_wrap=True)
-        models[name] = training.train(variant, out / name, resume=(out / name).exists(), title=name)
+        models[name] = training.train(variant, out / name, resume=(out / name / "config.toml").exists(), title=name)
     amount = f"{evaluation.problems} held-out problems x {evaluation.n} samples"
     console.print(f"[bold]3/3[/] evaluate base, rl and rlv: {amount}", soft_wrap=True)
     task = run.make_task(config.task)
-    with Progress(console=console) as bar:
+    with Progress("problem", console) as progress:
         for name, path in models.items():
-            line = bar.add_task(name, total=evaluation.problems)
             run.evaluate(
                 run.load(path),
                 task,
                 replace(evaluation, seed=seed),
                 out=out / name / "evals" / "test",
                 name=name,
-                progress=partial(_advance, bar, line),
+                progress=partial(progress.update, name),
             )
     print_table(report([out / name for name in models], out, baseline="rl"))
     page = out / "report.html"
     console.print(f"\nreport: [bold]{page}[/]  ({time.monotonic() - began:.0f} s)", soft_wrap=True)
     return page
-
-
-def _advance(bar: Progress, line: TaskID, done: int, total: int) -> None:
-    bar.update(line, completed=done, total=total)

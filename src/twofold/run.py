@@ -9,9 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from twofold import hub
 from twofold.compute.judge import ASKED, Judging, resolved
 from twofold.compute.plan import Independent, Plan, parse
-from twofold.compute.room import check_room
+from twofold.compute.room import check_room, too_long
 from twofold.compute.solve import Solution
 from twofold.compute.solve import solve as solve_all
 from twofold.config import SHIPPED, Data, Gym, PythonTask, TaskConfig, task_named
@@ -27,6 +28,7 @@ from twofold.models.io import chat_options, latest_checkpoint, load_model, load_
 from twofold.models.precision import choose_precision
 from twofold.runtime import share_cores
 from twofold.tasks.grading import equal
+from twofold.tasks.stream import check_gradable, first
 from twofold.tasks.user import FromSource, Guarded, Rewarded
 from twofold.text.chat import Chat
 from twofold.text.prompts import CRITIQUE
@@ -35,6 +37,7 @@ from twofold.types import Precision, Task
 if TYPE_CHECKING:
     from twofold.engines.remote import RemoteEngine
     from twofold.serve.service import Limits, Service
+    from twofold.tasks.datasets import Dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +110,16 @@ def find_model(model: str | Path) -> Path:
     """Return the directory of the shipped model, of a run's newest checkpoint, or of a model, or ``model`` itself if it is a
     GGUF file or a hub name.
 
-    Raises FileNotFoundError if ``model`` is none of these.
+    Raises FileNotFoundError if ``model`` is none of these, and another OSError if the hub does not answer.
     """
     path = shipped() if str(model) == SHIPPED else latest_checkpoint(Path(model)) or Path(model)
     if path.suffix == GGUF and path.is_file():
         return path
-    if not path.is_dir() and (len(path.parts) != 2 or Path(path.parts[0]).is_dir()):
+    if path.is_dir():
+        return path
+    if len(path.parts) != 2 or Path(path.parts[0]).is_dir():
         raise FileNotFoundError(f"{model}: no such model directory, and not a name on a hub (OWNER/NAME)")
-    return path
+    return hub.model(str(model))
 
 
 def solve(model: Model, problem: str, plan: Plan | str | None = None) -> Solution:
@@ -128,10 +133,14 @@ def solve(model: Model, problem: str, plan: Plan | str | None = None) -> Solutio
 def solve_many(model: Model, problems: Sequence[str], plan: Plan | str | None = None) -> list[Solution]:
     """Return ``solve`` of every problem, all in the same engine calls. Answers are grouped by mathematical equality."""
     plan = parse(plan) if isinstance(plan, str) else plan or Plan()
+    judging, longest = Judging("none"), 1  # what else a strategy writes is checked by the engine
     if isinstance(plan.make, Independent):
-        judging = plan.judge if plan.judged else Judging("none")
+        judging = plan.judge if plan.judged else judging
         longest = max(plan.stop.caps) if isinstance(plan.stop, Lengths) else plan.max_tokens
-        check_room(model.engine.context, model.chat, problems, longest, judging)
+    if not all(problem.strip() for problem in problems):
+        raise ValueError("there is no problem to solve: its text is empty")
+    named = ((f"problem {i}" if len(problems) > 1 else "the problem", text) for i, text in enumerate(problems, 1))
+    check_room(model.engine.context, model.chat, named, longest, judging, hint="")
     return solve_all(model.engine, model.chat, problems, plan, same)
 
 
@@ -163,8 +172,9 @@ def make_task(config: TaskConfig) -> Task:
         from twofold.tasks.datasets import load as load_dataset
 
         return load_dataset(
-            config.source, prompt_column=config.prompt_column, answer_column=config.answer_column, split=config.split
-        )
+            config.source, prompt_column=config.prompt_column, answer_column=config.answer_column,
+            solution_column=config.solution_column, split=config.split, skip_bad=config.skip_bad,
+        )  # fmt: skip
     if isinstance(config, Gym):
         from twofold.tasks.gym import GymTask
 
@@ -172,6 +182,19 @@ def make_task(config: TaskConfig) -> Task:
     if isinstance(config, PythonTask):
         return FromSource(config.source)
     return config
+
+
+def fitting(task: Dataset, readers: Sequence[Model], config: Eval) -> Dataset:
+    """Return the data set without the problems that are too long for a model's context, and log how many these are.
+
+    ``readers`` are the models that read the prompts, the first of which writes the solutions. Raises ValueError if nothing
+    is left.
+    """
+    questions = [(problem.id, problem.question) for problem in task.problems]
+    long: set[str] = set()
+    for reader in readers:
+        long |= too_long(reader.engine.context, readers[0].chat, questions, config.max_tokens, config.judge).keys()
+    return task.without(long)
 
 
 def guarded(task: Task) -> Task:
@@ -220,9 +243,10 @@ def evaluate(
         raise ValueError("judge=head reads a scalar head that was trained here; an upstream has none")
     if traced := [plan.traces for plan in parsed if plan.traced]:
         config = replace(config, trace_top=traced[0].top, trace_window=traced[0].window)
-    problems = [chosen.problem(config.split, i) for i in range(config.problems)]
+    problems = first(chosen, config.split, config.problems)
+    check_gradable(problems)
     for reader in (model, verifier) if verifier else (model,):
-        questions = [p.question for p in problems]
+        questions = [(p.id, p.question) for p in problems]
         check_room(reader.engine.context, model.chat, questions, config.max_tokens, config.judge)
     directory = evaluate_task(
         model.engine,

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress, TaskID
-
 from twofold import run, toml
 from twofold.compute.plan import Plan
 from twofold.compute.probe import thought_length
@@ -20,8 +18,10 @@ from twofold.evals.critic import Critic, check_cases, saved_score
 from twofold.evals.report import report
 from twofold.evals.run import RENAMED, Eval
 from twofold.evals.suites import CRITIC, SUITES, Part, Suite
-from twofold.tasks.datasets import READERS, Dataset, load
+from twofold.progress import Progress
+from twofold.tasks.datasets import Dataset, load
 from twofold.tasks.processbench import Case, load_cases
+from twofold.tasks.reading import READERS
 
 ALL = 10**9
 """As many problems as a set has."""
@@ -93,15 +93,8 @@ def run_suite(
 
 def run_and_print(model: run.Model, suite: str, settings: Sequence[str], *, out: Path, **options: Any) -> None:
     """Run a suite as ``run_suite`` does, with a bar for each set, and print its tables."""
-    with Progress() as bar:
-        bars: dict[str, TaskID] = {}
-
-        def tell(part: str, done: int, total: int) -> None:
-            if part not in bars:
-                bars[part] = bar.add_task(part, total=total)
-            bar.update(bars[part], completed=done)
-
-        page = run_suite(model, suite, settings, out=out, progress=tell, **options)
+    with Progress("problem") as progress:
+        page = run_suite(model, suite, settings, out=out, progress=progress.update, **options)
     print_suite(page)
     print(f"page: {out / 'suite.html'}")
 
@@ -191,7 +184,7 @@ def _check_room(model: run.Model, verifier: run.Model | None, jobs: Sequence[Job
         for who in _readers(model, verifier, job):
             try:
                 if isinstance(job, Solving):
-                    questions = (problem.question for problem in job.task.problems)
+                    questions = ((problem.id, problem.question) for problem in job.task.problems)
                     check_room(who.engine.context, model.chat, questions, job.how.max_tokens, job.how.judge)
                 else:
                     check_cases(who.engine.context, who.chat, job.cases, job.how)

@@ -1,7 +1,8 @@
 """Read configs: frozen dataclasses from TOML files and dotted overrides, strict about names and types.
 
 Fields may be bool, int, float, str, ``Literal``, ``tuple[T, ...]``, another dataclass, ``X | None``, or a union of
-dataclasses. The members of a union differ in a field called ``name``, a ``Literal`` with one value, which is its default::
+dataclasses. A number may have a range (see ``ranges``). The members of a union differ in a field called ``name``, a
+``Literal`` with one value, which is its default::
 
     @dataclass(frozen=True)
     class Train:
@@ -27,15 +28,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
+
+from twofold.ranges import ranges_in
 
 T = TypeVar("T")
 Aliases = Mapping[str, str]
 """The name of an option in other libraries (``learning_rate``) -> its name here (``train.lr``), for error messages."""
 
 NO_ALIASES: Aliases = {}
+COMMAND_LINE = "command line"
 
 
 class ConfigError(ValueError):
@@ -57,9 +61,13 @@ class _Context:
     def error(self, message: str) -> ConfigError:
         return ConfigError(f"{self.where}: {message}")
 
+    def spelled(self, *keys: str) -> str:
+        """Return the options as they are written there."""
+        return " or ".join(f"--{key}" if self.where == COMMAND_LINE else key for key in keys)
+
     def wrong_type(self, key: str, expected: str, value: object) -> ConfigError:
         kind = "str" if isinstance(value, str) else type(value).__name__
-        return self.error(f"{key} must be {expected}, got {value!r} ({kind})")
+        return self.error(f"{self.spelled(key)} must be {expected}, got {value!r} ({kind})")
 
     def unknown(self, key: str, value: object) -> ConfigError:
         while isinstance(value, Mapping) and value:  # name the option that was meant, not its table
@@ -71,14 +79,14 @@ class _Context:
         leaves = {option.split(".")[-1]: option for option in self.known}
         close = get_close_matches(key, self.known, n=1) or [leaves[x] for x in get_close_matches(leaf, leaves, n=1)]
         if key in self.known:
-            hint = f"it is an option of another {key.rpartition('.')[0]}.name"
+            hint = f"it is an option of another {self.spelled(key.rpartition('.')[0])}.name"
         elif ours:
-            hint = f"twofold calls it {ours}"
+            hint = f"twofold calls it {ours if ours.startswith('--') else self.spelled(ours)}"
         elif elsewhere or close:
-            hint = f"did you mean {' or '.join(elsewhere or close)}?"
+            hint = f"did you mean {self.spelled(*(elsewhere or close))}?"
         else:
             hint = f"the options are {', '.join(self.known)}"
-        return self.error(f"unknown option {key}; {hint}")
+        return self.error(f"unknown option {self.spelled(key)}; {hint}")
 
 
 def load(cls: type[T], path: str | Path, aliases: Aliases = NO_ALIASES) -> T:
@@ -100,7 +108,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config", al
     return _build(cls, values, "", None, _Context(where, options(cls), aliases))
 
 
-def override(config: T, settings: Sequence[str], aliases: Aliases = NO_ALIASES, where: str = "command line") -> T:
+def override(config: T, settings: Sequence[str], aliases: Aliases = NO_ALIASES, where: str = COMMAND_LINE) -> T:
     """Return a new config with some options changed. If an option is given twice, the last one wins.
 
     There are three spellings: ``train.lr=1e-6``, ``--train.lr=1e-6`` and ``--train.lr 1e-6`` (two items). Values are TOML
@@ -162,7 +170,7 @@ def _pairs(settings: Sequence[str], where: str) -> Iterator[tuple[str, str]]:
 
 
 def _fields(cls: type) -> Iterator[tuple[Field[Any], Any]]:
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     for field in fields(cls):
         hint = hints[field.name]
         if type(None) in _members(hint) and field.default is not None:
@@ -188,13 +196,15 @@ def _build(cls: type[T], values: Mapping[str, Any], prefix: str, base: T | None,
         if field.name in values:
             chosen[field.name] = _convert(hint, values[field.name], key, default, context)
         elif default is MISSING:
-            raise context.error(f"{key} is required")
+            raise context.error(f"{context.spelled(key)} is required")
         else:
             chosen[field.name] = default
     try:
         return cls(**chosen)
     except ValueError as error:  # a dataclass may check its own values
-        raise context.error(f"{prefix[:-1]}: {error}" if prefix else str(error)) from error
+        about = str(error).partition(" ")[0] in names  # its message begins with the option
+        where = context.spelled(prefix) if about else f"{prefix[:-1]}: " if prefix else ""
+        raise context.error(f"{where}{error}") from error
 
 
 def _default(field: Field[Any], base: object) -> Any:
@@ -232,13 +242,19 @@ def _table(members: list[Any], value: Any, key: str, default: Any, context: _Con
         if "name" in value:
             member = by_name[_scalar(Literal[tuple(by_name)], value["name"], f"{key}.name", context)]
         elif member not in members:
-            raise context.error(f"{key}.name is required, one of {', '.join(by_name)}")
+            raise context.error(f"{context.spelled(key)}.name is required, one of {', '.join(by_name)}")
     return _build(member, value, f"{key}.", default if type(default) is member else None, context)
 
 
 def _scalar(hint: Any, value: Any, key: str, context: _Context) -> Any:
     """Return ``value`` as a bool, int, float, str, ``Literal`` or ``tuple[T, ...]``."""
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        number = _scalar(args[0], value, key, context)
+        for allowed in ranges_in(hint):
+            if number not in allowed:
+                raise context.error(f"{context.spelled(key)} must be {allowed}, got {number}")
+        return number
     if isinstance(value, _Text):
         parsed = _parse(value)
         wants_text = hint is str or (origin is Literal and str(value) in args)
@@ -252,7 +268,8 @@ def _scalar(hint: Any, value: Any, key: str, context: _Context) -> Any:
             value = [value]  # one text stands for a list of one
         if isinstance(value, list | tuple):
             return tuple(_convert(args[0], item, f"{key}[{i}]", MISSING, context) for i, item in enumerate(value))
-        raise context.wrong_type(key, "a list such as [1, 2]" if args[0] in (int, float) else "a list", value)
+        numbers = {int, float} & {args[0], *get_args(args[0])}
+        raise context.wrong_type(key, "a list such as [1, 2]" if numbers else "a list", value)
     if hint not in _SCALARS:
         raise TypeError(f"{key}: configs cannot hold {hint}")
     if hint is float and type(value) is int:

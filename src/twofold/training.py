@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from twofold import source, toml
 from twofold.compute.judge import Judging, judge_all
-from twofold.compute.room import check_room
+from twofold.compute.room import check_room, too_long
 from twofold.config import ALIASES, Config, Native, PythonEngine, PythonRecipe, PythonTask, task_named
 from twofold.engines.base import Engine, PolicyEngine
 from twofold.engines.native import NativeEngine
@@ -25,7 +25,7 @@ from twofold.recipes.common import Recipe, Setup
 from twofold.run import find_model, guarded, make_task, rewarded
 from twofold.runtime import share_cores
 from twofold.tasks.procedural import PROCEDURAL
-from twofold.tasks.stream import Problems, length
+from twofold.tasks.stream import Problems, check_gradable, first, length
 from twofold.tasks.user import CORRECT
 from twofold.text.chat import Chat
 from twofold.trainer import checkpoint
@@ -122,10 +122,23 @@ class _Setup:
             checkpointing=config.train.checkpointing,
         )  # fmt: skip
 
-    def check_room(self, questions: Sequence[str]) -> None:
+    def check_room(self, questions: Sequence[tuple[str, str]]) -> None:
         """Raise ValueError if a rollout for one of these, with its verdict, could be longer than a model's context."""
         for model in self.models.values():
             check_room(context(model.config), self.chat, questions, self.config.rollout.max_tokens, self.judging)
+
+    def fit(self, recipe: Recipe) -> None:
+        """Leave out the problems that are too long for a model's context or, unless the config says so, raise ValueError."""
+        known, drawn, judging = list(self.problems.known()), 0, Judging("none")
+        if hasattr(recipe, "sampling"):  # it draws rollouts
+            check_gradable(known)
+            drawn, judging = self.config.rollout.max_tokens, self.judging
+        texts = [(p.id, recipe.text(p)) for p in known]
+        for limit in [context(model.config) for model in self.models.values()]:
+            if getattr(self.config.task, "skip_long", False):
+                self.problems.leave_out(too_long(limit, self.chat, texts, drawn, judging))
+            else:
+                check_room(limit, self.chat, texts, drawn, judging)
 
     def _add(self, role: str, model: Any) -> None:
         self.models[role] = model
@@ -147,9 +160,10 @@ def train(
     ``task``, ``recipe`` (called with the run's ``Setup``) and ``engine`` (called with the module that trains, for each role)
     take the place of the config's: see docs/extending.md. The run's ``config.toml`` records them with their file's hash.
 
-    ``resume`` continues from the newest checkpoint. Raises FileExistsError if ``out`` already holds a run and ``resume`` is
-    not set, ValueError if it is set and the run there was made with another config or other code, and Stopped if Ctrl-C or
-    SIGTERM ended it before its last step (everything is saved).
+    ``resume`` continues from the newest checkpoint, perhaps to more steps than the run was to have (its schedules then run
+    over all of them). Raises FileExistsError if ``out`` already holds a run and ``resume`` is not set. If it is set, raises
+    FileNotFoundError if there is no run, and ValueError if it was made with another config or other code. Raises Stopped if
+    Ctrl-C or SIGTERM ended the run before its last step (everything is saved).
     """
     share_cores()
     run = Path(out)
@@ -170,8 +184,7 @@ def train(
             start = checkpoint.restore(found if role == "policy" else found.with_name(f"{found.name}-{role}"), learner)
         built.restore(checkpoint.recipe_state(found))
     check = _check(config, setup, run)
-    if hasattr(built, "sampling"):  # it draws rollouts
-        setup.check_room([p.question for p in setup.problems.known()])
+    setup.fit(built)
     run.mkdir(parents=True, exist_ok=True)
     trackers = open_trackers(config.log.to, run, toml.flat(config), start)
     (run / "config.toml").write_text(toml.to_toml(config))
@@ -248,7 +261,7 @@ def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str
         seed=config.train.seed,
         judge=setup.judging,
     )
-    setup.check_room([task.problem(settings.split, i).question for i in range(settings.problems)])
+    setup.check_room([(p.id, p.question) for p in first(task, settings.split, settings.problems)])
     return lambda step: evaluate_step(
         setup.engines["policy"], setup.verifier, setup.chat, task, settings, run, step, model=config.model
     )
@@ -257,16 +270,22 @@ def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str
 def _begun(config: Config, run: Path, resume: bool) -> Config:
     """Return the config with a type in place of ``precision = "auto"``: the one that a run that is resumed began with.
 
-    Raise FileExistsError or ValueError if ``run`` already holds a run and this one does not continue it.
+    Raise FileExistsError, FileNotFoundError or ValueError if ``run`` already holds a run and this one does not continue it, or
+    if there is none to resume.
     """
     path, precision = run / "config.toml", config.train.precision
+    if not path.exists() and resume:
+        raise FileNotFoundError(f"{run} holds no run that could be resumed: leave out --resume, or name its --out")
     if path.exists() and not resume:
         raise FileExistsError(f"{run} already holds a run: continue it with --resume, or choose another --out")
-    old = toml.load(Config, path, ALIASES) if path.exists() else None
-    if old and precision == "auto":
+    old = toml.load(Config, path, ALIASES) if resume else config
+    if precision == "auto":
         precision = old.train.precision
     config = replace(config, train=replace(config.train, precision=choose_precision(precision)))
-    was, now = toml.flat(old or config), toml.flat(config)
-    if changed := [f"{k} = {now.get(k)!r}, was {was.get(k)!r}" for k in {**was, **now} if now.get(k) != was.get(k)]:
+    # a run may be made longer
+    old = replace(old, train=replace(old.train, steps=max(old.train.steps, config.train.steps)))
+    was, now = toml.flat(old), toml.flat(config)
+    changed = [f"{k} = {now.get(k)!r}, was {was.get(k)!r}" for k in {**was, **now} if now.get(k) != was.get(k)]
+    if resume and changed:
         raise ValueError(f"{run} was made with another config ({'; '.join(changed[:5])}); resume with its own, {path}")
     return config

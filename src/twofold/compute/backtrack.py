@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from twofold.compute.cost import Made, account, in_groups
 from twofold.compute.rollout import candidate, forced, join, split
 from twofold.engines.base import Engine
+from twofold.ranges import Whole, checked
 from twofold.text.chat import Chat
 from twofold.text.segments import attempts
 from twofold.types import Completion, Finish, Sampling
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Backtracking:
     """``windows``: how often a stream may continue after its first ``Sampling.max_tokens`` with its latest attempt alone.
 
@@ -24,11 +25,7 @@ class Backtracking:
     """
 
     name: Literal["backtracking"] = "backtracking"
-    windows: int = 4
-
-    def __post_init__(self) -> None:
-        if self.windows < 0:
-            raise ValueError(f"windows must be at least 0, got {self}")
+    windows: Whole = 4
 
 
 def backtracking(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 from twofold.compute.verify import verification_scores
 from twofold.engines.base import Engine
+from twofold.ranges import Count, checked
 from twofold.text.chat import Chat
 from twofold.text.extract import last_boxed
 from twofold.text.prompts import CRITIQUE, JUDGE, VERIFY
@@ -20,7 +21,7 @@ ASKED = ("p_yes", "normalised", "written", "steps")
 WRITING = ("written", "steps")
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Judging:
     """How a model is asked for its judgement of a solution, which is a score in [0, 1].
 
@@ -31,7 +32,7 @@ class Judging:
     * ``head``: a trained scalar head, read after the verdict question. ``none``: no judgement.
       Evaluations may use these; plans may not.
 
-    Raises ValueError for ``tokens`` or ``votes`` below 1.
+    Raises ValueError for an option that the judgement does not read.
     """
 
     name: Literal["p_yes", "normalised", "written", "steps", "head", "none"] = "p_yes"
@@ -40,14 +41,12 @@ class Judging:
     ``text.prompts`` has for them."""
     cut: Cut = "lines"
     """Where a solution's steps are, for ``steps``."""
-    tokens: int = 128
+    tokens: Count = 128
     """Token limit of what is written."""
-    votes: int = 1
+    votes: Count = 1
     """How much is written per solution; the verdicts are averaged. One is greedy, several are drawn at temperature 1."""
 
     def __post_init__(self) -> None:
-        if min(self.tokens, self.votes) < 1:
-            raise ValueError(f"tokens and votes must be at least 1, got {self.tokens}, {self.votes}")
         unread = [] if self.name in WRITING else ["tokens", "votes"]
         unread += [] if self.name == "steps" else ["cut"]
         if changed := [f.name for f in fields(self) if f.name in unread and getattr(self, f.name) != f.default]:

@@ -11,24 +11,21 @@ from typing import Literal
 from twofold.compute.tree import Node, Search, Start, Steps, maker, unique
 from twofold.compute.value import ValueName
 from twofold.maths.search import puct
+from twofold.ranges import Count, NonNegative, Positive, checked
 from twofold.types import Completion
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class MCTS:
     """``children``: steps drawn at each expansion; ``simulations``: the most descents per candidate wanted."""
 
     name: Literal["mcts"] = "mcts"
-    children: int = 4
-    simulations: int = 16
-    c_init: float = 1.25
-    c_base: float = 19652.0
+    children: Count = 4
+    simulations: Count = 16
+    c_init: NonNegative = 1.25
+    c_base: Positive = 19652.0
     value: ValueName = "p_yes"
     steps: Steps = field(default_factory=Steps)
-
-    def __post_init__(self) -> None:
-        if self.children < 1 or self.simulations < 1:
-            raise ValueError(f"children and simulations must be at least 1, got {self}")
 
 
 @dataclass(slots=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from typing import Any, Literal
 
 from twofold.compute.backtrack import Backtracking
@@ -18,12 +18,13 @@ from twofold.compute.think import Correction, Forcing
 from twofold.maths.confidence import Traces
 from twofold.maths.posterior import Calibration
 from twofold.maths.stopping import Adaptive, Consensus, Fixed, Lengths, Posterior, Windows
+from twofold.ranges import Count, NonNegative, PositiveShare, Seed, checked
 from twofold.text.chat import Chat
 from twofold.toml import ConfigError, override
 from twofold.types import Sampling
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Independent:
     """n independent samples."""
 
@@ -46,7 +47,7 @@ RENAMED = {"confidence": "threshold", "judge_tokens": "judge.tokens", "judge_vot
 """Options of older plans -> what they are called now, for the error message."""
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Plan:
     """How to make candidates, when to stop, and how to choose among them.
 
@@ -62,15 +63,15 @@ class Plan:
     get, ``make`` how candidates are made. Raises ValueError for parts that do not go together.
     """
 
-    n: int = 16
+    n: Count = 16
     rule: str = "weighted"
     judge: Judging = field(default_factory=Judging)
     make: Make = field(default_factory=Independent)
     stop: Fixed | Adaptive | Windows | Consensus | Posterior | Lengths = field(default_factory=Fixed)
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 256
-    seed: int = 0
+    temperature: NonNegative = 1.0
+    top_p: PositiveShare = 1.0
+    max_tokens: Count = 256
+    seed: Seed = 0
     calibration: Calibration = field(default_factory=Calibration)
     traces: Traces = field(default_factory=Traces)
 

@@ -11,13 +11,14 @@ from twofold.compute.cost import Cost
 from twofold.compute.rollout import forced, grade_continuations, join, split, success
 from twofold.engines.base import Engine
 from twofold.maths.credit import mean
+from twofold.ranges import Count, checked
 from twofold.text.chat import Chat
 from twofold.text.prompts import CONCLUDE, HURRY, THINK_END
 from twofold.text.segments import Episodes, episode_ends
 from twofold.types import Completion, Group, Rollout, Sampling, Task
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Prover:
     """The meta-prover mu: how a thought is opened, closed, and made to answer.
 
@@ -32,11 +33,7 @@ class Prover:
     hurry: str = HURRY
     end: str = THINK_END
     answer: str = CONCLUDE
-    tokens: int = 1024
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise ValueError(f"tokens of a forced answer must be at least 1, got {self.tokens}")
+    tokens: Count = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -20,12 +20,13 @@ from twofold.engines.base import Engine
 from twofold.maths.confidence import Traces, trace
 from twofold.maths.seeds import derive
 from twofold.maths.votes import tally
+from twofold.ranges import Count, PositiveShare, Share, checked
 from twofold.text.chat import Chat
 from twofold.text.extract import canonical
 from twofold.types import Candidate, Sampling
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Prune:
     """Ask for P(Yes) of every unfinished sample after each ``chunk`` tokens, and drop the samples below ``floor``.
 
@@ -33,15 +34,11 @@ class Prune:
     """
 
     name: Literal["prune"] = "prune"
-    chunk: int = 16
-    floor: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.chunk < 1 or not 0 <= self.floor <= 1:
-            raise ValueError(f"chunk must be at least 1 and floor in [0, 1], got {self}")
+    chunk: Count = 16
+    floor: Share = 0.1
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class DeepConfOnline:
     """DeepConf online (arXiv:2508.15260, section 3.3): drop a sample while it is written, once its confidence is too low.
 
@@ -52,14 +49,10 @@ class DeepConfOnline:
     """
 
     name: Literal["deepconf_online"] = "deepconf_online"
-    warmup: int = 16
-    chunk: int = 16
-    step: int = 16
-    consensus: float = 0.95
-
-    def __post_init__(self) -> None:
-        if min(self.warmup, self.chunk, self.step) < 1 or not 0 < self.consensus <= 1:
-            raise ValueError(f"warmup, chunk and step must be at least 1 and consensus in (0, 1], got {self}")
+    warmup: Count = 16
+    chunk: Count = 16
+    step: Count = 16
+    consensus: PositiveShare = 0.95
 
 
 def prune(

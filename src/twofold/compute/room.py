@@ -8,19 +8,45 @@ from twofold.compute.judge import WRITING, Judging
 from twofold.text.chat import Chat
 from twofold.types import Context
 
+Named = Iterable[tuple[str, str]]
+"""Questions by the names that an error has for them: (problem's id, question)."""
 
-def check_room(context: Context, chat: Chat, questions: Iterable[str], max_tokens: int, judging: Judging) -> None:
-    """Raise ValueError if a prompt, a solution of ``max_tokens`` and what is asked and answered about it are too many tokens.
+
+LEAVE_OUT = ". For a data set --skip-long (in a config task.skip_long) leaves out what is too long"
+
+
+def check_room(
+    context: Context, chat: Chat, questions: Named, max_tokens: int, judging: Judging, hint: str = LEAVE_OUT
+) -> None:
+    """Raise ValueError that names the longest prompt if one, a solution of ``max_tokens`` and what is asked and answered about
+    it are too many tokens.
 
     An engine checks every call, too. This check comes before the first one, and knows that the verdict question follows.
     """
-    if context.tokens is None:
+    found = too_long(context, chat, questions, max_tokens, judging)
+    if not found:
         return
-    after = 0
-    if judging.name != "none":
-        after = len(chat.follow_up(judging.words(chat), cut=True)) + (judging.tokens if judging.name in WRITING else 1)
-    template = len(chat.prompt(""))
+    name = max(found, key=found.__getitem__)
+    others = f". {len(found)} problems are too long, this is the longest" if len(found) > 1 else ""
+    try:
+        context.check(found[name], max_tokens, _after(chat, judging))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}{others}{hint}") from error
+
+
+def too_long(context: Context, chat: Chat, questions: Named, max_tokens: int, judging: Judging) -> dict[str, int]:
+    """Return the tokens of the prompts that are too long, by the questions' names."""
+    if context.tokens is None:
+        return {}
+    room = context.tokens - max_tokens - _after(chat, judging)
     # a token is at least one byte, so that few questions of a large data set have to be encoded
-    room = context.tokens - template - max_tokens - after
-    lengths = (len(chat.prompt(question)) for question in questions if len(question.encode()) > room)
-    context.check(max(lengths, default=0), max_tokens, after)
+    few = room - len(chat.prompt(""))
+    lengths = {name: len(chat.prompt(text)) for name, text in questions if len(text.encode()) > few}
+    return {name: length for name, length in lengths.items() if length > room}
+
+
+def _after(chat: Chat, judging: Judging) -> int:
+    """Return how many tokens ask for a verdict and give it."""
+    if judging.name == "none":
+        return 0
+    return len(chat.follow_up(judging.words(chat), cut=True)) + (judging.tokens if judging.name in WRITING else 1)

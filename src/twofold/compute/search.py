@@ -6,20 +6,21 @@ Each is a generator about one question; ``tree.maker`` does the rest. ``n`` is t
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from twofold.compute.tree import Node, Search, Start, Steps, best, maker, unique
 from twofold.compute.value import ValueName
 from twofold.maths.search import particle_probabilities, rebase_allocation
+from twofold.ranges import Count, Positive, checked
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Beam:
     """``width``: the best n / width partial solutions are kept, and each is extended ``width`` times."""
 
     name: Literal["beam"] = "beam"
-    width: int = 4
+    width: Count = 4
     value: ValueName = "p_yes"
     steps: Steps = field(default_factory=Steps)
 
@@ -44,12 +45,12 @@ def beam(n: int, config: Beam) -> Start:
     return search
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class DVTS:
     """``width``: steps tried at each point of each of the n / width trees."""
 
     name: Literal["dvts"] = "dvts"
-    width: int = 4
+    width: Count = 4
     value: ValueName = "p_yes"
     steps: Steps = field(default_factory=Steps)
 
@@ -75,12 +76,12 @@ def dvts(n: int, config: DVTS) -> Start:
     return search
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Rebase:
     """``temperature``: the lower it is, the more children go to the best partial solutions."""
 
     name: Literal["rebase"] = "rebase"
-    temperature: float = 0.2
+    temperature: Positive = 0.2
     value: ValueName = "p_yes"
     steps: Steps = field(default_factory=lambda: Steps(depth=25))
 
@@ -105,12 +106,12 @@ def rebase(n: int, config: Rebase) -> Start:
     return search
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Particles:
     """``temperature``: of the weights softmax(logit(value) / temperature)."""
 
     name: Literal["particles"] = "particles"
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     value: ValueName = "p_yes"
     steps: Steps = field(default_factory=Steps)
 

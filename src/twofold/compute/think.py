@@ -14,13 +14,14 @@ from twofold.compute.cost import Made, account, in_groups
 from twofold.compute.judge import judge_cost, p_yes, question
 from twofold.compute.rollout import candidate, continue_from, forced, join, split
 from twofold.engines.base import Engine
+from twofold.ranges import Count, Share, Whole, checked
 from twofold.text.chat import Chat
 from twofold.text.prompts import ANSWER, RETRY, WAIT
 from twofold.text.segments import whole_paragraphs
 from twofold.types import Candidate, Completion, Rollout, Sampling
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Forcing:
     """How long to think, in the terms of s1 (arXiv:2501.19393). ``Sampling.max_tokens`` is the limit of the thought.
 
@@ -37,13 +38,11 @@ class Forcing:
     end: str = ""
     answer: str = ANSWER
     waits: tuple[str, ...] = WAIT
-    times: int = 0
-    each: int | None = None
-    answer_tokens: int = 64
+    times: Whole = 0
+    each: Count | None = None
+    answer_tokens: Count = 64
 
     def __post_init__(self) -> None:
-        if self.times < 0 or self.answer_tokens < 1 or (self.each is not None and self.each < 1):
-            raise ValueError(f"times must be at least 0, answer_tokens and each at least 1, got {self}")
         if self.times and not self.waits:
             raise ValueError("to continue, a thought needs a string in waits, such as 'Wait'")
 
@@ -169,7 +168,7 @@ def _answered(
     return [d.text for d in drafts]
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Correction:
     """At most ``rounds`` retries. A solution whose P(Yes) is at least ``accept`` is not tried again.
 
@@ -178,14 +177,10 @@ class Correction:
     """
 
     name: Literal["correction"] = "correction"
-    rounds: int = 1
-    accept: float = 0.5
+    rounds: Whole = 1
+    accept: Share = 0.5
     keep: Literal["last", "best"] = "last"
     retry: str = RETRY
-
-    def __post_init__(self) -> None:
-        if self.rounds < 0 or not 0 <= self.accept <= 1:
-            raise ValueError(f"rounds must be at least 0 and accept in [0, 1], got {self}")
 
 
 def correction(

@@ -18,12 +18,13 @@ from twofold.compute.cost import Cost, Made
 from twofold.compute.rollout import candidate, forced, join, split
 from twofold.compute.value import VALUES, Value, ValueName
 from twofold.engines.base import Engine
+from twofold.ranges import Count, checked
 from twofold.text.chat import Chat
 from twofold.text.extract import last_boxed
 from twofold.types import Candidate, Completion, Sampling
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Steps:
     """Where a step ends.
 
@@ -32,12 +33,8 @@ class Steps:
     """
 
     unit: Literal["line", "tokens"] = "line"
-    tokens: int = 256
-    depth: int = 40
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1 or self.depth < 1:
-            raise ValueError(f"tokens and depth of a step must be at least 1, got {self}")
+    tokens: Count = 256
+    depth: Count = 40
 
 
 @dataclass(slots=True, eq=False)

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from twofold.compute.verify import asked, verify
 from twofold.engines.base import Engine
 from twofold.evals.pools import read_lines
 from twofold.maths.processbench import ProcessScore, best_threshold, first_error, process_score
+from twofold.ranges import Count, NonNegative, Seed, Share, checked
 from twofold.tasks.processbench import Case
 from twofold.text.chat import Chat
 from twofold.text.extract import last_boxed
@@ -24,7 +25,7 @@ from twofold.text.steps import Critique, Cut, solution_text
 from twofold.types import Candidate, Context, Sampling
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Critic:
     """``how`` a model finds the first wrong step:
 
@@ -38,25 +39,27 @@ class Critic:
     """
 
     how: Literal["verifier", "prompted", "p_yes"] = "verifier"
-    votes: int = 1
-    temperature: float = 1.0
-    max_tokens: int = 1024
+    votes: Count = 1
+    temperature: NonNegative = 1.0
+    max_tokens: Count = 1024
     cut: Cut = "tags"
     question: str = VERIFY
     whole: bool = False
-    threshold: float = 0.5
-    batch: int = 32
+    threshold: Share = 0.5
+    batch: Count = 32
     """Cases per engine call."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.votes < 1 or self.batch < 1:
-            raise ValueError(f"votes and batch must be at least 1, got {self}")
+    seed: Seed = 0
 
 
-def score(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> ProcessScore:
+Tell = Callable[[int, int], None]
+"""Function that is told how many of how many cases are done."""
+
+
+def score(
+    engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic, progress: Tell = lambda done, total: None
+) -> ProcessScore:
     """Return how well the critic finds the first wrong steps of the cases."""
-    return process_score([c.label for c in cases], predict(engine, chat, cases, critic))
+    return process_score([c.label for c in cases], predict(engine, chat, cases, critic, progress))
 
 
 SETTINGS, PREDICTIONS = "critic.json", "predictions.jsonl"
@@ -70,7 +73,7 @@ def saved_score(
     out: Path,
     *,
     model: str,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Tell = lambda done, total: None,
 ) -> ProcessScore:
     """Return the critic's score on the cases, with every prediction saved in ``out``. Cases that are there are not done again.
 
@@ -95,10 +98,13 @@ def saved_score(
     return process_score([case.label for case in cases], [found[case.id] for case in cases])
 
 
-def predict(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> list[int | None]:
+def predict(
+    engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic, progress: Tell = lambda done, total: None
+) -> list[int | None]:
     """Return the predicted first wrong step of each case: -1 for none, None where nothing could be read."""
     found: list[int | None] = []
     for i in range(0, len(cases), critic.batch):
+        progress(i, len(cases))
         part = cases[i : i + critic.batch]
         if critic.how == "p_yes":
             found += [
@@ -108,6 +114,7 @@ def predict(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -
         else:
             how = _verified if critic.how == "verifier" else _prompted
             found += [most_frequent(votes) for votes in how(engine, chat, part, critic)]
+    progress(len(cases), len(cases))
     return found
 
 

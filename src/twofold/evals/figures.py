@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 TRAINING_METRICS = {
     "reward": "Mean reward",
+    "target_loss": "Loss of the targets (verdicts, solutions)",
     "verifier/balanced_accuracy": "Verifier balanced accuracy",
     "verifier/auroc": "Verifier AUROC",
     "completions/mean_length": "Mean completion length (tokens)",

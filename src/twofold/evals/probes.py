@@ -21,6 +21,7 @@ from twofold.engines.base import Engine
 from twofold.evals.pools import read_header, read_lines
 from twofold.maths.credit import mean
 from twofold.maths.seeds import derive
+from twofold.ranges import Count, Whole, checked
 from twofold.text.chat import Chat
 from twofold.text.extract import canonical
 from twofold.text.prompts import EXTRAPOLATION
@@ -30,7 +31,7 @@ from twofold.types import Problem, Sampling, Task
 SETTINGS, PROBES = "probes.json", "probes.jsonl"
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Probing:
     """``thoughts`` per problem (0: none), and ``answers`` forced from each of their prefixes.
 
@@ -39,17 +40,13 @@ class Probing:
     Published: 4 to 16 thoughts, 8 answers, 8 waits of 2048 tokens.
     """
 
-    thoughts: int = 0
-    answers: int = 8
-    waits: int = 0
-    each: int = 64
-    budgets: tuple[int, ...] = ()
+    thoughts: Whole = 0
+    answers: Count = 8
+    waits: Whole = 0
+    each: Count = 64
+    budgets: tuple[Count, ...] = ()
     prover: Prover = field(default_factory=Prover)
     episodes: Episodes = field(default_factory=Episodes)
-
-    def __post_init__(self) -> None:
-        if self.thoughts < 0 or self.waits < 0 or min(self.answers, self.each, *self.budgets, 1) < 1:
-            raise ValueError(f"thoughts and waits must be at least 0, answers, each and budgets at least 1, got {self}")
 
 
 @dataclass(frozen=True, slots=True)

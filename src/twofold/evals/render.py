@@ -95,6 +95,8 @@ def print_table(found: Report, console: Console | None = None) -> None:
     console = console or Console()
     if not console.is_terminal:
         console.width = 160
+    if not found.tasks:
+        console.print(found.headline, highlight=False)
     for task in found.tasks:
         console.print(f"\n{escape(task.headline)}\n", highlight=False)
         tables = [_accuracy(task), _verifiers(task), _comparisons(task), _efficiency(task), _cost(task)]

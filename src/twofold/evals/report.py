@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,42 +32,55 @@ from twofold.evals.records import (
     fields_of,
 )
 from twofold.evals.render import RULE_NAMES, html, in_points, interval, number, percent, print_table, times
-from twofold.evals.saved import VOTING_RULE, Saved, load_evaluations
+from twofold.evals.saved import VOTING_RULE, Saved, holds_evaluations, load_evaluations
 from twofold.evals.scores import judged_scores
 from twofold.evals.thinking import thinking
 from twofold.maths.stats import estimate, estimates
 
 __all__ = ["print_table", "report", "summarise"]
 
+METRICS = "metrics.jsonl"
 AT = 16
 """Runs are compared at this number of samples, or at the nearest power of two that all of them have."""
 
 
 def report(
-    runs: list[Path], out: Path, baseline: str | None = None, caps: Sequence[int] = (), optimal: bool = False
+    runs: Sequence[str | Path],
+    out: str | Path | None = None,
+    baseline: str | None = None,
+    caps: Sequence[int] = (),
+    optimal: bool = False,
 ) -> Report:
-    """Write ``out/report.html`` and ``out/report.json`` about the evaluations found in ``runs``, and return the numbers.
+    """Write ``report.html`` and ``report.json`` into ``out`` (default: the first of ``runs``), and return the numbers.
 
     See ``summarise`` for the arguments and the errors.
     """
     found = summarise(runs, baseline, caps, optimal)
+    out = Path(runs[0] if out is None else out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(as_json(found), indent=1, allow_nan=False) + "\n")
     (out / "report.html").write_text(html(found), encoding="utf-8")
     return found
 
 
-def summarise(runs: list[Path], baseline: str | None = None, caps: Sequence[int] = (), optimal: bool = False) -> Report:
+def summarise(
+    runs: Sequence[str | Path], baseline: str | None = None, caps: Sequence[int] = (), optimal: bool = False
+) -> Report:
     """Return everything a report says. A number that does not exist, such as the AUROC of one class, is NaN.
 
-    Each path is an evaluation directory or holds some under ``evals/*/``. Evaluations of one task and split are compared
+    Each path is an evaluation directory or holds some under ``evals/*/``, or is a run with a ``metrics.jsonl``, of which
+    the training alone is reported. Evaluations of one task and split are compared
     with each other; ``baseline`` names the one that efficiency is measured against (default: the first). ``caps``
     (numbers of tokens) ask for each evaluation's grid of caps and samples, ``optimal`` for its compute-optimal choice.
 
     Raises PoolError for missing or malformed files, and ValueError for a baseline that is not among the evaluations and
     for a grid or a choice that the samples do not allow.
     """
-    evaluations = load_evaluations(runs)
+    paths = [Path(run) for run in runs]
+    trained = {
+        path: path.resolve().name for path in paths if not holds_evaluations(path) and (path / METRICS).is_file()
+    }
+    evaluations = load_evaluations([path for path in paths if path not in trained])
     labels = list(dict.fromkeys(e.label for e in evaluations))
     if baseline is not None and baseline not in labels:
         raise ValueError(f"no evaluation is named {baseline!r} (the baseline); found {', '.join(labels)}")
@@ -75,7 +88,9 @@ def summarise(runs: list[Path], baseline: str | None = None, caps: Sequence[int]
     for evaluation in evaluations:
         sections.setdefault((evaluation.header.task, evaluation.header.split), []).append(evaluation)
     tasks = [_task(section, baseline, caps, optimal) for section in sections.values()]
-    return Report(tasks[0].headline, labels, tasks, _training(evaluations))
+    headline = tasks[0].headline if tasks else f"The training of {', '.join(trained.values())}, without an evaluation."
+    training = _training({e.run: e.label for e in evaluations} | trained)
+    return Report(headline, list(dict.fromkeys([*labels, *trained.values()])), tasks, training)
 
 
 def _task(section: list[Saved], baseline: str | None, caps: Sequence[int], optimal: bool) -> TaskReport:
@@ -206,11 +221,11 @@ def _difference(row: Comparison, rival: str) -> str:
     return f"{size} against {rival}" if row.low > 0 or row.high < 0 else f"no clear difference from {rival}: {size}"
 
 
-def _training(evaluations: Sequence[Saved]) -> list[TrainingCurves]:
-    """Return the curves of the runs that have a ``metrics.jsonl``; its last line may still be in writing."""
+def _training(runs: Mapping[Path, str]) -> list[TrainingCurves]:
+    """Return the curves of the runs, by label, that have a ``metrics.jsonl``; its last line may still be in writing."""
     series = []
-    for run, label in {e.run: e.label for e in evaluations}.items():
-        path = run / "metrics.jsonl"
+    for run, label in runs.items():
+        path = run / METRICS
         if not path.is_file():
             continue
         curves: dict[str, Curve] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,32 +18,37 @@ from twofold.engines.base import Engine
 from twofold.evals.pools import HEADER, POOLS, Header, finished_ids, read_header, write_header, write_pool
 from twofold.evals.probes import Probing
 from twofold.maths.confidence import Trace, trace
+from twofold.ranges import Count, NonNegative, PositiveShare, Seed, Whole, checked
+from twofold.tasks.stream import first
 from twofold.tasks.user import Wrapper
 from twofold.text.chat import Chat
 from twofold.text.extract import canonical
 from twofold.types import Group, Pool, Problem, Rollout, Sampling, Task
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Eval:
     """Options of an evaluation. ``judge`` is how samples are scored (see ``compute.judge.Judging``)."""
 
-    problems: int = 200
-    n: int = 64
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 256
+    problems: Count = 200
+    n: Count = 64
+    temperature: NonNegative = 1.0
+    top_p: PositiveShare = 1.0
+    max_tokens: Count = 256
     split: Literal["train", "test", "harder", "ood"] = "test"
     judge: Judging = field(default_factory=Judging)
-    trace_top: int = 0
+    trace_top: Whole = 0
     """Record the samples' certainty, with the confidence of this many likeliest tokens, for the rules that read it; 0: do not."""
-    trace_window: int = 64
+    trace_window: Count = 64
     """Tokens of a group of DeepConf's scores."""
-    batch: int = 8
+    batch: Count = 8
     """Problems per engine call. Their pools are written to disk after it."""
-    seed: int = 0
+    seed: Seed = 0
     probe: Probing = field(default_factory=Probing)
     """Thoughts, besides the samples, that are stopped after each episode and made to answer (see ``evals.probes``)."""
+
+    def __post_init__(self) -> None:
+        Sampling(self.n, self.temperature, self.top_p, self.max_tokens)
 
 
 RENAMED = {
@@ -70,7 +75,7 @@ def evaluate(
     Problems that are already there are not done again. ``verifier`` scores in the model's place (another engine, the same
     tokenizer); ``verified_by`` is its name. Raises ValueError if ``out`` was begun with other settings.
     """
-    problems = [task.problem(config.split, i) for i in range(config.problems)]
+    problems = first(task, config.split, config.problems)
     header = _header(engine, task, config, resolved(config.judge, chat), name, model, verified_by)
     if (out / HEADER).exists():
         before = read_header(out)

@@ -19,6 +19,8 @@ from twofold.types import Pool
 
 Floats = NDArray[np.float64]
 
+PATTERNS = (HEADER, f"evals/*/{HEADER}", f"*/evals/*/{HEADER}")
+"""Where the header of an evaluation is in an evaluation's directory, in a run, and in a folder of runs."""
 VOTING_RULE = {"pass": "pass@k", "maj": "majority", "best": "best", "weighted": "weighted"}
 """The rules of a report that ``votes.curves`` measures: name of the metric, name there. The ``posterior`` is one more."""
 
@@ -56,13 +58,7 @@ def load_evaluations(paths: Sequence[Path]) -> list[Saved]:
     Equal names within one task are told apart by the run's directory. Raises PoolError for a path without an
     evaluation, for two that cannot be told apart, and for missing or malformed files.
     """
-    directories: list[Path] = []
-    for path in paths:
-        patterns = (HEADER, f"evals/*/{HEADER}", f"*/evals/*/{HEADER}")  # an evaluation, a run, a folder of runs
-        found = next((f for p in patterns if (f := sorted(h.parent for h in path.glob(p)))), None)
-        if not found:
-            raise PoolError(f"{path}: no evaluation here: none of {', '.join(patterns)}")
-        directories += found
+    directories = [found for path in paths for found in evaluations_in(path)]
     headers = {directory.resolve(): read_header(directory) for directory in directories}
     run_of = {d: d.parent.parent if d.parent.name == "evals" else d for d in headers}
     names = Counter((h.task, h.split, h.name) for h in headers.values())
@@ -74,6 +70,22 @@ def load_evaluations(paths: Sequence[Path]) -> list[Saved]:
         if (other := seen.setdefault((h.task, h.split, labels[d]), d)) != d:
             raise PoolError(f"{d} and {other} are both named {labels[d]!r}: change `name` in one {HEADER}")
     return [_read(labels[d], run_of[d], d, header) for d, header in headers.items()]
+
+
+def evaluations_in(path: Path) -> list[Path]:
+    """Return the directories of the evaluations in a path, which is an evaluation, a run or a folder of runs.
+
+    Raises PoolError if there are none.
+    """
+    for pattern in PATTERNS:
+        if found := sorted(header.parent for header in path.glob(pattern)):
+            return found
+    raise PoolError(f"{path}: no evaluation here: none of {', '.join(PATTERNS)}")
+
+
+def holds_evaluations(path: Path) -> bool:
+    """Return whether ``evaluations_in`` finds any."""
+    return any(next(path.glob(pattern), None) for pattern in PATTERNS)
 
 
 def _read(label: str, run: Path, directory: Path, header: Header) -> Saved:

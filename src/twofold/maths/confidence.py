@@ -7,35 +7,32 @@ Sources: self-certainty with Borda votes (arXiv:2502.18581), DeepConf (arXiv:250
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twofold.ranges import Count, NonNegative, PositiveShare, checked
+
 Trace = Literal["mean", "tail", "bottom", "lowest"]
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Traces:
     """How the rules ``borda`` and ``deepconf``, and DeepConf online, use the samples' token confidences.
 
     Raises ValueError for numbers outside their range.
     """
 
-    top: int = 20
+    top: Count = 20
     """The number of likeliest tokens from which the confidence of a step is computed."""
-    window: int = 64
+    window: Count = 64
     """Tokens of a group; published for long traces: 2048."""
     kind: Trace = "mean"
-    keep: float = 0.1
+    keep: PositiveShare = 0.1
     """Share of the samples that ``deepconf`` lets vote, or that set the bar of DeepConf online (published: 0.1 and 0.9)."""
-    power: float = 0.5
+    power: NonNegative = 0.5
     """Exponent of the ranks of ``borda``."""
-
-    def __post_init__(self) -> None:
-        if min(self.top, self.window) < 1 or not 0 < self.keep <= 1 or self.power < 0:
-            raise ValueError(f"top and window must be at least 1, keep in (0, 1] and power at least 0, got {self}")
 
 
 def borda(answers: Sequence[str | None], certainty: Sequence[float], power: float = 0.5) -> list[float]:

@@ -7,10 +7,11 @@ A kind's function returns (loss of each token, whether the token's gradient is c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Literal
 
 from twofold.maths.weights import Normalise
+from twofold.ranges import Count, NonNegative, Positive, Share, checked
 
 if TYPE_CHECKING:  # the options are read where torch is not wanted
     from torch import Tensor
@@ -20,22 +21,22 @@ READS: dict[Kind, set[str]] = {"clip": {"clip_low", "clip_high"}, "cispo": {"cap
 """The options that a kind reads, of those that only some kinds read."""
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Loss:
     """The objective's kind and constants. Raises ValueError if an option is set that ``kind`` does not read."""
 
     kind: Kind = "clip"
     """PPO's clip by token (GRPO; DAPO with ``clip_high = 0.28``), CISPO's capped weights, or GSPO's clip by sequence."""
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    clip_low: Share = 0.2
+    clip_high: NonNegative = 0.2
     """The ratio is clipped to 1 - ``clip_low`` .. 1 + ``clip_high``. GSPO's published bounds are 3e-4 and 4e-4."""
-    cap: float = 5.0
+    cap: Positive = 5.0
     """CISPO: the largest weight of a token's gradient. It is the ratio itself, not a distance from 1."""
     normalise: Normalise = "token"
     """How tokens are averaged. GSPO as published takes ``sequence``."""
-    constant: int = 1024
+    constant: Count = 1024
     """Dr. GRPO's length, for ``normalise = "constant"``."""
-    beta: float = 0.0
+    beta: NonNegative = 0.0
     """Weight of the k3 KL to the reference policy (0: no reference model is kept)."""
 
     def __post_init__(self) -> None:

@@ -22,17 +22,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from twofold.ranges import Finite, NonNegative, Positive, Share, checked
 
 Floats = NDArray[np.float64]
 CLIP = 1e-6
 """Verdicts are clipped to [CLIP, 1 - CLIP]."""
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Calibration:
     """The six numbers of the model above. The defaults are round numbers near the fit for RL^V on ``sums``; fit your own
     model's with ``twofold calibrate``.
@@ -40,16 +41,12 @@ class Calibration:
     Raises ValueError for numbers outside their range.
     """
 
-    slope: float = 1.0
-    intercept: float = 0.0
-    alpha: float = 1.0
-    beta: float = 1.0
-    spread: float = 0.5
-    overlap: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.slope < 0 or min(self.alpha, self.beta, self.spread) <= 0 or not 0 <= self.overlap <= 1:
-            raise ValueError(f"slope >= 0, alpha, beta, spread > 0 and overlap in [0, 1] are needed, got {self}")
+    slope: NonNegative = 1.0
+    intercept: Finite = 0.0
+    alpha: Positive = 1.0
+    beta: Positive = 1.0
+    spread: Positive = 0.5
+    overlap: Share = 0.5
 
 
 def posterior(

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from twofold.ranges import NonNegative, Range, Share, checked
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Optim:
     """``warmup`` is a share of all steps. ``clip`` bounds the gradient norm of each stream (policy, targets) on its own."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    lr: float = 1e-6
+    lr: NonNegative = 1e-6
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: float = 0.03
-    hold: float = 0.0
+    warmup: Share = 0.03
+    hold: Share = 0.0
     """Share of all steps, warm-up included, before the decay begins."""
-    final: float = 0.0
+    final: Share = 0.0
     """The learning rate at the end, as a share of ``lr`` (linear and cosine)."""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.0
-    clip: float = 1.0
+    beta1: Annotated[float, Range(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Range(ge=0, lt=1)] = 0.95
+    weight_decay: NonNegative = 0.0
+    clip: Annotated[float, Range(gt=0, lt=None)] = 1.0
 
 
 def learning_rate(config: Optim, step: int, steps: int) -> float:

@@ -8,76 +8,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from twofold.maths.posterior import Calibration, posterior
 from twofold.maths.votes import tally
+from twofold.ranges import Count, PositiveShare, Range, Share, checked
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Fixed:
     """All n samples, in one call."""
 
     name: Literal["fixed"] = "fixed"
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Adaptive:
     """Adaptive consistency (arXiv:2305.11860): stop when P(the leader is the majority of all samples) reaches ``threshold``."""
 
     name: Literal["adaptive"] = "adaptive"
-    threshold: float = 0.95
-    step: int = 1
+    threshold: PositiveShare = 0.95
+    step: Count = 1
     """Samples between two looks."""
 
-    def __post_init__(self) -> None:
-        _check(self.threshold, self.step)
 
-
-@dataclass(frozen=True, slots=True)
+@checked
 class Windows:
     """Early-stopping self-consistency, ESC (arXiv:2401.10480): stop when a window of samples agrees."""
 
     name: Literal["windows"] = "windows"
-    size: int = 5
-
-    def __post_init__(self) -> None:
-        if self.size < 2:
-            raise ValueError(f"size must be at least 2 (one sample always agrees with itself), got {self.size}")
+    size: Annotated[int, Range(ge=2)] = 5
+    """Samples of a window. A single one would always agree with itself."""
 
     @property
     def step(self) -> int:
         return self.size
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Consensus:
     """Stop when the leader holds the share ``threshold`` of the weighted votes (DeepConf, arXiv:2508.15260, section 3.3)."""
 
     name: Literal["consensus"] = "consensus"
-    threshold: float = 0.95
-    step: int = 8
+    threshold: PositiveShare = 0.95
+    step: Count = 8
     """Samples between two looks, and before the first."""
 
-    def __post_init__(self) -> None:
-        _check(self.threshold, self.step)
 
-
-@dataclass(frozen=True, slots=True)
+@checked
 class Posterior:
     """Ours: stop when the leading answer's posterior (see ``maths.posterior``) reaches ``threshold``."""
 
     name: Literal["posterior"] = "posterior"
-    threshold: float = 0.9
-    step: int = 1
+    threshold: PositiveShare = 0.9
+    step: Count = 1
     """Samples between two looks."""
 
-    def __post_init__(self) -> None:
-        _check(self.threshold, self.step)
 
-
-@dataclass(frozen=True, slots=True)
+@checked
 class Lengths:
     """Adaptive length (RL^V, arXiv:2505.04842 Fig. 1): draw n samples and cut them at the first of ``caps`` tokens.
 
@@ -86,14 +74,12 @@ class Lengths:
     """
 
     name: Literal["lengths"] = "lengths"
-    caps: tuple[int, ...] = (64, 128, 256)
-    threshold: float = 0.6
+    caps: tuple[Count, ...] = (64, 128, 256)
+    threshold: Share = 0.6
 
     def __post_init__(self) -> None:
-        if not self.caps or self.caps[0] < 1 or list(self.caps) != sorted(set(self.caps)):
+        if not self.caps or list(self.caps) != sorted(set(self.caps)):
             raise ValueError(f"caps must be increasing numbers of tokens, got {list(self.caps)}")
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must be in [0, 1], got {self.threshold}")
 
     def cumulated(self, cap: int) -> int:
         """Return the tokens per sample if every length up to ``cap`` had been drawn again: the other way to count the cost."""
@@ -154,8 +140,3 @@ def majority_confidence(first: int, second: int) -> float:
     """
     m = first + second + 1
     return 1 - sum(math.comb(m, j) for j in range(first + 1, m + 1)) / 2**m
-
-
-def _check(threshold: float, step: int) -> None:
-    if not 0 < threshold <= 1 or step < 1:
-        raise ValueError(f"threshold must be in (0, 1] and step at least 1, got {threshold} and {step}")

@@ -134,7 +134,7 @@ def _metadata(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         import accelerate  # noqa: F401
         import gguf  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"reading {path} needs an extra: pip install 'twofold[gguf]' ({error})") from error
+        raise ImportError(f"reading {path} needs an extra: pip install -e '.[gguf]' ({error})") from error
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     metadata, names = _parsed(path, path.stat().st_mtime_ns)

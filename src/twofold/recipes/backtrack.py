@@ -27,13 +27,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from twofold.compute.backtrack import tried
 from twofold.compute.rollout import continue_graded, forced, graded, join, rollouts, split, success
 from twofold.engines.base import Engine
 from twofold.maths.seeds import derive
+from twofold.ranges import Count, NonNegative, checked
 from twofold.recipes import common
 from twofold.recipes.common import Setup, Stats, policy_sample, rewards_of, whole
 from twofold.recipes.mrt import branch_advantages
@@ -42,31 +43,28 @@ from twofold.text.segments import line_starts
 from twofold.types import Collected, Completion, Group, Problem, Rollout, Sample, Sampling
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class MRTB:
     """Options of the recipe. Options that name a method concern that method only."""
 
     name: Literal["mrt_b"] = "mrt_b"
     method: Literal["rl", "grpo", "warm", "rise", "star"] = "rl"
-    rollouts: int = 4
+    rollouts: Count = 4
     """Number per problem of streams (``rl``, ``grpo``) or of first attempts (the other methods)."""
-    alpha: float = 1.0
+    alpha: NonNegative = 1.0
     """``rl``: weight of the bonus; 0 is plain GRPO."""
     bonus: Literal["mixed", "termination"] = "mixed"
     """``rl``: how rewards become credit, see ``recipes/mrt.py``."""
-    branches: int = 4
+    branches: Count = 4
     """``rl``: number of streams that continue after one first attempt."""
     source: Literal["policy", "start"] = "policy"
     """The model that writes the first attempts: the current policy, or the starting model."""
-    continuations: int = 4
+    continuations: Count = 4
     """``warm``: number of continuations after every line of a failed attempt."""
     learn: Literal["suffix", "turn"] = "suffix"
     """``warm``, ``rise``: the targets are what follows the first attempt, or the whole turn."""
 
     def __post_init__(self) -> None:
-        counts = (self.rollouts, self.branches, self.continuations)
-        if min(counts) < 1:
-            raise ValueError(f"rollouts, branches and continuations must be at least 1, got {counts}")
         if self.rollouts < 2 and self.method in ("rl", "grpo"):
             raise ValueError(f"rollouts must be at least 2 for {self.method}: a group of one has no baseline")
 

@@ -89,6 +89,10 @@ class Recipe(ABC):
         The result depends on the arguments, the weights and ``state()`` only, so that a run can resume at any step.
         """
 
+    def text(self, problem: Problem) -> str:
+        """Return what stands in the context before anything is drawn, beside the chat template."""
+        return problem.question
+
     def updates(self, steps: int) -> dict[str, int]:
         """Return how many of ``steps`` steps train each role; a role that is left out trains at every step.
 

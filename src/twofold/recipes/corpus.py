@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from twofold.ranges import Share, Whole, checked
 from twofold.tasks.procedural import Countdown, Letters, Sums
 from twofold.tasks.worked import Attempt, attempt_countdown, attempt_letters, attempt_sums
 from twofold.text.chat import Turn
@@ -31,31 +31,31 @@ FACT = 10.0
 """Weight of the answer to a question about a fact. It is one token among hundreds, and the only one the document teaches."""
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Mix:
     """The shares of the kinds of documents, and of the errors in them. Each is a probability."""
 
-    countdown: float = 0.08
-    letters: float = 0.06
-    choice: float = 0.75
-    think: float = 0.10
-    critique: float = 0.20
+    countdown: Share = 0.08
+    letters: Share = 0.06
+    choice: Share = 0.75
+    think: Share = 0.10
+    critique: Share = 0.20
     """This share and the next two are of the documents that are not thoughts. They quote a solution with planted errors, and
     only what follows it is a target: here a critique."""
-    facts: float = 0.30
+    facts: Share = 0.30
     """A question about one fact of the quoted solution."""
-    words: float = 0.08
+    words: Share = 0.08
     """A Yes/No question that has nothing to do with the quoted solution."""
-    late: int = 86_400
+    late: Whole = 86_400
     """From this document on (step 1800 of 48 documents), ``words`` is twice as large, at the expense of solutions that are
     targets, and the Yes/No questions share their words with the verdict question: some ask for the spelling of a word."""
-    wrong_guess: float = 0.50
+    wrong_guess: Share = 0.50
     """Probability that a solution which is a target begins with a wrong guess."""
-    slip: float = 0.02
+    slip: Share = 0.02
     """Probability of a slip in each step of a solution which is a target."""
-    planted_guess: float = 0.50
+    planted_guess: Share = 0.50
     """The same for a quoted solution."""
-    planted_slip: float = 0.10
+    planted_slip: Share = 0.10
     """The same for a quoted solution."""
 
 

@@ -31,9 +31,9 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 from twofold.compute.probe import Probe, Prover, boundaries, closing, probe, stopped
 from twofold.compute.rollout import forced, grade_continuations, join, rollouts, split
@@ -41,6 +41,7 @@ from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, mean, spread, to_go
 from twofold.maths.regret import progress
 from twofold.maths.seeds import derive
+from twofold.ranges import Count, NonNegative, Range, Share, checked
 from twofold.recipes import common
 from twofold.recipes.common import Setup, Stats, policy_sample, relative, rewards_of, target_sample, whole
 from twofold.text.segments import Episodes
@@ -49,24 +50,24 @@ from twofold.types import Collected, Group, Problem, Rollout, Sample, Sampling
 Bonus = Literal["mixed", "termination", "baseline"]
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class MRT:
     """Options of the recipe. Options that name a method concern that method only."""
 
     name: Literal["mrt"] = "mrt"
     method: Literal["rl", "online", "grpo", "length", "mrt_star", "star"] = "rl"
-    rollouts: int = 4
+    rollouts: Count = 4
     """Full rollouts per problem."""
-    alpha: float = 1.0
+    alpha: NonNegative = 1.0
     """Weight of the bonus; 0 is plain GRPO."""
     source: Literal["policy", "start"] = "policy"
     """The model that writes the thoughts which ``rl`` cuts and the STaR methods learn: the current policy, or the starting model."""
     bonus: Bonus = "mixed"
-    branches: int = 4
+    branches: Annotated[int, Range(ge=2)] = 4
     """``rl``: number of rollouts from a cut thought; it must be even."""
     where: Literal["uniform", "late"] = "uniform"
     """``rl``: the number of episodes kept, j = 0 .. k-1 of k, is drawn uniformly, or with weight j + 1 (``late``)."""
-    answers: int = 4
+    answers: Count = 4
     """``online``, ``mrt_star``: forced answers per prefix (published: 4, 8)."""
     reward_to_go: bool = False
     """``online``: credit an episode with the progress of the following episodes as well."""
@@ -74,19 +75,14 @@ class MRT:
     """``mrt_star``: which prefix is learnt. ``value``: the prefix of highest J of each thought; ``jump``: of each thought the
     prefix that ends with the episode of most progress; ``problem``: the prefix of highest J among all thoughts about a
     problem. The shortest prefix wins a tie."""
-    penalty: float = 0.1
+    penalty: Share = 0.1
     """``length``: the largest share of the reward that a long rollout can lose."""
     prover: Prover = field(default_factory=Prover)
     episodes: Episodes = field(default_factory=Episodes)
 
     def __post_init__(self) -> None:
-        if self.branches < 2 or self.branches % 2:
+        if self.branches % 2:
             raise ValueError(f"branches must be even (half stop, half continue), got {self.branches}")
-        if self.rollouts < 1 or self.answers < 1 or not 0 <= self.penalty <= 1:
-            raise ValueError(
-                f"rollouts and answers must be at least 1, penalty in [0, 1], "
-                f"got {self.rollouts}, {self.answers}, {self.penalty}"
-            )
         if self.rollouts < 2 and self.method not in ("star", "mrt_star"):
             raise ValueError(f"rollouts must be at least 2 for {self.method}: a group of one has no baseline")
 

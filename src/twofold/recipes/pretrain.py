@@ -9,10 +9,11 @@ because spotting a slip takes further layers after those that predict the right 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
 from twofold.engines.base import Engine
+from twofold.ranges import Count, Range, checked
 from twofold.recipes import common
 from twofold.recipes.common import Setup
 from twofold.recipes.corpus import Mix, document
@@ -32,17 +33,17 @@ TEMPLATE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Pretrain:
     """Options of the recipe: the size of the new model, and its corpus."""
 
     name: Literal["base"] = "base"
-    hidden: int = 128
-    layers: int = 8
-    heads: int = 4
-    ffn: int = 256
-    vocabulary: int = 512
-    documents: int = 48
+    hidden: Count = 128
+    layers: Count = 8
+    heads: Count = 4
+    ffn: Count = 256
+    vocabulary: Annotated[int, Range(ge=256 + len(SPECIAL) + len(SINGLE))] = 512
+    documents: Count = 48
     """Documents of the corpus per step."""
     mix: Mix = field(default_factory=Mix)
 

@@ -23,10 +23,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
-from typing import Literal
+from typing import Annotated, Literal
 
 from twofold.compute.judge import p_yes, question
 from twofold.compute.rollout import continue_graded, rollouts, value
@@ -34,6 +34,7 @@ from twofold.engines.base import Engine
 from twofold.maths.credit import differences, grpo, rloo, spread
 from twofold.maths.seeds import derive
 from twofold.maths.stats import verifier_metrics
+from twofold.ranges import Count, NonNegative, Range, Whole, checked
 from twofold.recipes import common
 from twofold.recipes.common import Setup, Stats
 from twofold.tasks.stream import MAX_DRAWS
@@ -42,7 +43,7 @@ from twofold.text.segments import sentence_ends
 from twofold.types import Collected, Grade, Group, Problem, Rollout, Sample, Sampling, Task
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class RLV:
     """Options of the recipe.
 
@@ -53,36 +54,31 @@ class RLV:
     name: Literal["rlv"] = "rlv"
     estimator: Literal["rloo", "grpo", "dr_grpo", "vineppo"] = "rloo"
     verify: Literal["generative", "bce", "regression", "separate", "none"] = "generative"
-    lam: float = 1.0
-    lam_warmup: int = 0
+    lam: NonNegative = 1.0
+    lam_warmup: Whole = 0
     """Steps over which lambda rises linearly to ``lam``."""
-    verify_warmup: int = 0
+    verify_warmup: Whole = 0
     """The first N steps train the verdict alone, on the model's own rollouts. The policy's term begins after them, but for its
     KL term (``loss.beta``): nothing else keeps an unfamiliar verdict from changing the policy."""
     balance: Literal["all", "balanced"] = "all"
     """Judge every rollout, or as many correct as wrong ones: all of the rarer kind in a step."""
     truncated: Literal["wrong", "exclude"] = "wrong"
     """A rollout that the token limit cut is graded as it is (no answer: wrong), or left out of both terms (``exclude``)."""
-    rollouts: int = 8
+    rollouts: Count = 8
     """Rollouts per problem."""
-    refills: int = 0
+    refills: Annotated[int, Range(ge=0, lt=MAX_DRAWS)] = 0
     """How many times a step may draw as many problems again, to replace groups whose rewards are all equal. With ``refills``
     such groups are not in the policy's term; their verdicts are still learnt."""
-    vine_k: int = 9
+    vine_k: Count = 9
     """VinePPO: continuations per step boundary."""
-    score_every: int = 5
+    score_every: Whole = 5
     """Score the rollouts every N steps, for the log only (0: never)."""
 
     def __post_init__(self) -> None:
-        least = 1 if self.estimator == "vineppo" else 2
-        if self.rollouts < least:
-            raise ValueError(f"rollouts must be at least {least}: a group of one has no baseline, got {self.rollouts}")
-        if not 0 <= self.refills < MAX_DRAWS:
-            raise ValueError(f"refills must be in 0 .. {MAX_DRAWS - 1}, got {self.refills}")
-        if self.verify_warmup and (self.verify_warmup < 0 or self.refills or self.verify in ("none", "separate")):
-            raise ValueError(
-                "verify_warmup is a number of steps; it needs a verifier in the policy's model, and no refills"
-            )
+        if self.rollouts < 2 and self.estimator != "vineppo":
+            raise ValueError(f"rollouts must be at least 2 for {self.estimator}: a group of one has no baseline")
+        if self.verify_warmup and (self.refills or self.verify in ("none", "separate")):
+            raise ValueError("verify_warmup needs a verifier in the policy's model, and no refills")
         if self.refills and self.estimator == "vineppo":
             raise ValueError("refills replaces groups of equal rewards, which VinePPO learns from: set refills = 0")
 

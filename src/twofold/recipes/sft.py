@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from twofold.engines.base import Engine
+from twofold.ranges import checked
 from twofold.recipes import common
 from twofold.recipes.common import Setup
 from twofold.text.chat import Chat, Turn
 from twofold.types import Collected, Problem, Sample
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class SFT:
-    """Learn the texts in the ``solution`` column of a data set."""
+    """Learn the worked solutions of a data set."""
 
     name: Literal["sft"] = "sft"
 
@@ -31,10 +31,20 @@ class Recipe(common.Recipe):
 
     def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
         """Return a sample per problem. Raises ValueError for a problem without a worked solution."""
-        for p in problems:
-            if "solution" not in p.meta:
-                raise ValueError(f"problem {p.id} has no worked solution: SFT needs a data set with a solution column")
-        return Collected({"policy": [sample(self.chat, [Turn(p.question, p.meta["solution"])]) for p in problems]}, {})
+        return Collected({"policy": [sample(self.chat, [Turn(p.question, solution(p))]) for p in problems]}, {})
+
+    def text(self, problem: Problem) -> str:
+        return f"{problem.question}{solution(problem)}"
+
+
+def solution(problem: Problem) -> str:
+    """Return the worked solution. Raises ValueError if there is none."""
+    if "solution" not in problem.meta:
+        raise ValueError(
+            f"problem {problem.id} has no worked solution: name its column with --task.solution_column, or learn from "
+            "chat messages or from answers that end in #### or \\boxed{}"
+        )
+    return problem.meta["solution"]
 
 
 def sample(chat: Chat, turns: Sequence[Turn]) -> Sample:

@@ -25,9 +25,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 from twofold.compute.rollout import continue_graded, rollouts, success
 from twofold.compute.verify import Verification, mean_verdicts, step_ends, verify
@@ -35,6 +35,7 @@ from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, mean, rloo, spread, standardise, to_go
 from twofold.maths.seeds import derive
 from twofold.maths.step_credit import StepCredit, class_weights, decayed, grpo_steps, pooled, rloo_steps, step_rewards
+from twofold.ranges import Count, NonNegative, PositiveShare, Range, Share, Whole, checked
 from twofold.recipes import common
 from twofold.recipes.common import Setup, Stats, policy_sample, relative, rewards_of, target_sample, whole
 from twofold.text.chat import Chat
@@ -48,7 +49,7 @@ COUNTABLE = 0.6
 """A verifier must write one verdict per step if the solution's ``solution_format`` is at least this, as in the released code."""
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Tango:
     """Options of the recipe.
 
@@ -62,59 +63,51 @@ class Tango:
     verifier: str | None = None
     """``share = false``: the model that the verifier starts from, which must have the generator's tokenizer. None: ``model``."""
     estimator: Literal["grpo", "rloo", "reinforce++"] = "grpo"
-    rollouts: int = 5
+    rollouts: Annotated[int, Range(ge=2)] = 5
     """Group size: solutions of a problem in a generator's update, verifications of a solution in a verifier's update."""
-    generator_updates: int = 3
+    generator_updates: Whole = 3
     """Updates of the generator in each turn. They come first."""
-    verifier_updates: int = 1
+    verifier_updates: Whole = 1
     """Updates of the verifier in each turn."""
-    verifier_warmup: int = 40
+    verifier_warmup: Whole = 40
     """Updates of the verifier before the first turn."""
-    alpha: float = 0.1
+    alpha: Share = 0.1
     """Weight of the step credit at the start (published for ``reinforce++``: 0.5). It decays exponentially over the generator's
     updates, towards ``alpha_min``."""
-    alpha_min: float = 0.001
+    alpha_min: PositiveShare = 0.001
     credit: StepCredit = "pooled"
     """How verdicts become credit, see ``maths.step_credit``. Values other than the published ``pooled`` need ``grpo``."""
-    verifications: int = 1
+    verifications: Count = 1
     """Verifications of each solution in a generator's update; their verdicts are averaged."""
     verifier_learns: Literal["rl", "sft"] = "rl"
     """How the verifier learns: from the rewards of all its verifications (``rl``), or by cross-entropy on the right ones
     (``sft``: rejection sampling)."""
-    format: float = 0.8
+    format: NonNegative = 0.8
     """Weight of the verifier's format score; a right final verdict has weight 1."""
     class_weights: bool = True
     """Weight the verifications of right and of wrong solutions by 1 / sqrt(count), so that the rarer class counts more."""
-    ema: float = 0.8
+    ema: Annotated[float, Range(ge=0, lt=1)] = 0.8
     """Decay of the moving averages of these counts."""
-    consistency: float = 0.0
+    consistency: NonNegative = 0.0
     """Reward of a final verdict that agrees with the verdicts on the steps."""
-    step_labels: float = 0.0
+    step_labels: NonNegative = 0.0
     """Weight of the share of steps whose verdict agrees with a label from continuations, see ``monte_carlo``."""
-    continuations: int = 4
+    continuations: Count = 4
     """Continuations from every step, for these labels."""
-    label_ratio: float = 0.0
+    label_ratio: Share = 0.0
     """A step is labelled right if the value after it is more than this share of the value before it."""
     cut: Cut = "tags"
     """Where the generator's steps are: between tags, or one on each line."""
     question: str = VERIFY
     """Question to the verifier; ``{steps}`` becomes the number of steps."""
-    verifier_tokens: int = 1024
+    verifier_tokens: Count = 1024
     """Token limit of a verification."""
 
     def __post_init__(self) -> None:
-        if self.rollouts < 2:
-            raise ValueError(f"rollouts must be at least 2, a group of one has no baseline, got {self.rollouts}")
-        limits = (self.verifications, self.continuations, self.verifier_tokens)
-        if min(limits) < 1:
-            raise ValueError(f"verifications, continuations and verifier_tokens must be at least 1, got {limits}")
-        updates = (self.generator_updates, self.verifier_updates, self.verifier_warmup)
-        if min(updates) < 0 or not any(updates[:2]):
-            raise ValueError(f"updates must not be negative, and a turn needs at least one, got {updates}")
-        if not 0 <= self.alpha <= 1 or not 0 < self.alpha_min <= 1 or 0 < self.alpha < self.alpha_min:
-            raise ValueError(f"alpha must be in [0, 1] and alpha_min in (0, alpha], got {self.alpha}, {self.alpha_min}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+        if not self.generator_updates and not self.verifier_updates:
+            raise ValueError("a turn needs an update: generator_updates and verifier_updates are both 0")
+        if 0 < self.alpha < self.alpha_min:
+            raise ValueError(f"alpha decays to alpha_min, which must be at most {self.alpha}, got {self.alpha_min}")
         if self.credit != "pooled" and self.estimator != "grpo":
             raise ValueError(f'credit = "{self.credit}" goes with estimator = "grpo" only, got "{self.estimator}"')
         if self.share and self.verifier is not None:

@@ -1,4 +1,4 @@
-"""The hundred procedural tasks of reasoning-gym, by name, with their own scorers (``pip install twofold[envs]``).
+"""The hundred procedural tasks of reasoning-gym, by name, with their own scorers (``pip install -e '.[envs]'``).
 
 It uses ``create_dataset(name, seed=, size=)`` and ``data.score_answer(answer=, entry=)`` of reasoning-gym.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, Literal
 
 from twofold.text.extract import MAX_ANSWER, final_answer
@@ -46,7 +47,7 @@ class GymTask:
         try:
             from reasoning_gym.factory import DATASETS, create_dataset
         except ImportError as e:
-            raise ImportError(f"the task {self.name!r} comes from reasoning-gym: pip install twofold[envs]") from e
+            raise ImportError(f"the task {self.name!r} comes from reasoning-gym: pip install -e '.[envs]'") from e
         if self.name not in DATASETS:
             raise ValueError(f"reasoning-gym has no task {self.name!r}; it has {', '.join(sorted(DATASETS))}")
         return create_dataset(self.name, seed=seed, size=1, **self.options)
@@ -58,9 +59,8 @@ class GymTask:
         if not 0 <= i < SPLIT_ITEMS:
             raise IndexError(f"item {i} is not within 0 .. {SPLIT_ITEMS - 1}")
         entry = self._create((2 * self.seed + (split == "train")) * SPLIT_ITEMS + i)[0]
-        return Problem(
-            f"{self.name}-{split}-{self.seed}-{i}", entry["question"], str(entry["answer"] or ""), {"entry": entry}
-        )
+        content = blake2b(entry["question"].encode(), digest_size=8).hexdigest()
+        return Problem(f"{self.name}-{content}", entry["question"], str(entry["answer"] or ""), {"entry": entry})
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
         """Return the final answer and its grade. If the scorer raises, the grade is an ``error``, never a silent 0."""

@@ -1,6 +1,7 @@
 """The procedural tasks ``sums``, ``countdown`` and ``letters``: no download, no end of problems, and exact grades.
 
-Item ``i`` of a split is a pure function of (seed, split, i). A hash of its content puts each question on the train or on
+Item ``i`` of a split is a pure function of (seed, split, i). Its id stands for its content: a small task repeats problems,
+and ``stream.first`` leaves repetitions out. A hash of its content puts each question on the train or on
 the test side, so no test question can be drawn for training, whatever the seeds. ``harder`` (one level up) and ``ood``
 (numbers or words outside the trained range) are drawn from the test side, too.
 """
@@ -10,11 +11,12 @@ from __future__ import annotations
 import ast
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from fractions import Fraction
 from hashlib import blake2b
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
+from twofold.ranges import Count, Range, Seed, Share, checked
 from twofold.text.extract import final_answer
 from twofold.types import Grade, Problem
 
@@ -29,7 +31,7 @@ def _draw(name: str, seed: int, split: Split, i: int, make: Callable[[random.Ran
     """Draw problems until one is on the split's side, and return it.
 
     ``make`` puts into ``id`` what is hashed: a normal form of the problem, so that the same numbers in another order are on
-    the same side.
+    the same side. The id that is returned stands for it too: equal problems have equal ids, wherever they are drawn.
     """
     if split not in get_args(Split):
         raise ValueError(f"split {split!r} is not one of {', '.join(get_args(Split))}")
@@ -37,7 +39,7 @@ def _draw(name: str, seed: int, split: Split, i: int, make: Callable[[random.Ran
     while True:
         problem = make(rng)
         if _is_test(problem.id) == (split != "train"):
-            return Problem(f"{name}-{split}-{seed}-{i}", problem.question, problem.answer, problem.meta)
+            return replace(problem, id=f"{name}-{blake2b(problem.id.encode(), digest_size=8).hexdigest()}")
 
 
 def apply(value: int, op: str, operand: int) -> int:
@@ -58,7 +60,7 @@ def run_chain(start: int, steps: Sequence[tuple[str, int]], top: int) -> int | N
 VERB = {"+": "Add", "-": "Subtract", "*": "Multiply by"}
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Sums:
     """Chained arithmetic of ``level`` steps on whole numbers from 0 to ``top``; ``ood`` problems go up to twice as far.
 
@@ -69,21 +71,21 @@ class Sums:
     verification pay.
     """
 
-    level: int = 2
-    choice: float = 0.75
-    choices: int = 4
+    level: Count = 2
+    choice: Share = 0.75
+    choices: Annotated[int, Range(ge=2)] = 4
     operations: str = "+-*"
     """The operations to draw from."""
-    top: int = 99
+    top: Annotated[int, Range(ge=20)] = 99
     """The largest number."""
-    seed: int = 0
+    seed: Seed = 0
     name: Literal["sums"] = "sums"
 
     def __post_init__(self) -> None:
         if not self.operations or set(self.operations) - set(VERB):
             raise ValueError(f"operations must be some of {' '.join(VERB)}, got {self.operations!r}")
-        if self.top < 20:
-            raise ValueError(f"top must be at least 20, or too few problems differ; got {self.top}")
+        if self.choices > self.top // 4:
+            raise ValueError(f"choices must be at most a quarter of top, {self.top // 4}; got {self.choices}")
 
     def problem(self, split: Split, i: int) -> Problem:
         return _draw(self.name, self.seed, split, i, lambda rng: self._make(rng, split))
@@ -117,12 +119,12 @@ class Sums:
         return grade_literally(problem, text)
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Countdown:
     """Reach a target with each of ``level`` numbers exactly once and + - *. Many expressions are right."""
 
-    level: int = 3
-    seed: int = 0
+    level: Annotated[int, Range(ge=2)] = 3
+    seed: Seed = 0
     name: Literal["countdown"] = "countdown"
 
     def problem(self, split: Split, i: int) -> Problem:
@@ -195,12 +197,12 @@ def evaluate(expression: str) -> tuple[Fraction, list[int]]:
     return walk(tree), used
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Letters:
     """Concatenate the last letters of ``level`` made-up words."""
 
-    level: int = 3
-    seed: int = 0
+    level: Count = 3
+    seed: Seed = 0
     name: Literal["letters"] = "letters"
 
     def problem(self, split: Split, i: int) -> Problem:

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twofold.maths.processbench import first_error
-from twofold.tasks.datasets import READERS, DataError, Named, Row, clean, read_hub
+from twofold.tasks.known import Named, Row
 from twofold.tasks.procedural import Countdown, Letters, Split, Sums
+from twofold.tasks.reading import READERS, DataError, read_hub
+from twofold.tasks.rows import clean
+from twofold.tasks.stream import places
 from twofold.tasks.worked import Attempt, attempt_countdown, attempt_letters, attempt_sums
 from twofold.types import Problem
 
@@ -39,11 +42,12 @@ class Case:
 
 
 def some_cases(source: Sums | Letters | Countdown | str | Path, n: int, split: Split = "test") -> list[Case]:
-    """Return ``n`` cases of a procedural task, with planted errors, or at most the first ``n`` that ``load_cases`` loads."""
+    """Return ``n`` cases of a procedural task, about different problems and with planted errors, or at most the first ``n``
+    that ``load_cases`` loads."""
     if isinstance(source, str | Path):
         return load_cases(source, n)
     twin = Planted(source, split=split)
-    return [twin.case(i) for i in range(n)]
+    return [twin.case(i) for i in places(source, split, n)]
 
 
 def load_cases(source: str | Path, limit: int | None = None) -> list[Case]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from twofold.ranges import checked
 from twofold.text import prompts
 from twofold.text.codec import Codec, Part
 from twofold.text.template import Skeleton, Thoughts, skeleton, text_of
@@ -26,7 +27,7 @@ class Turn:
     learn: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class ChatOptions:
     """How prompts are written for a model that thinks. Checkpoints save it, so that a loaded model has the same prompts."""
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
+
+from twofold.ranges import Count, Whole, checked
 
 
 def tokens_at(pieces: Sequence[str], places: Iterable[int]) -> list[int]:
@@ -66,7 +67,7 @@ MARKS = (
 """How a paragraph begins that changes course, as in the analysis of MRT's authors."""
 
 
-@dataclass(frozen=True, slots=True)
+@checked
 class Episodes:
     """Where an episode ends: before a paragraph that begins with one of ``marks`` (MRT, arXiv:2503.07572, section 5).
 
@@ -76,14 +77,10 @@ class Episodes:
     * ``marks``: compared with case.
     """
 
-    shortest: int = 3
-    most: int = 49
-    group: int = 1
+    shortest: Count = 3
+    most: Whole = 49
+    group: Count = 1
     marks: tuple[str, ...] = MARKS
-
-    def __post_init__(self) -> None:
-        if self.shortest < 1 or self.most < 0 or self.group < 1:
-            raise ValueError(f"shortest and group must be at least 1, most at least 0, got {self}")
 
 
 def episode_places(text: str, config: Episodes) -> list[int]:

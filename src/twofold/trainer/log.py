@@ -1,4 +1,4 @@
-"""What a run reports while it trains: JSON lines on disk, a live bar or printed lines for people, and trackers."""
+"""What a run reports while it trains: JSON lines on disk, its progress on the screen, and trackers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
+from twofold.progress import Progress
 from twofold.types import Group, Rollout
 
 METRICS, ROLLOUTS = "metrics.jsonl", "rollouts.jsonl"
@@ -37,7 +35,7 @@ class Tracker(Protocol):
 
 
 class Log:
-    """Appends to ``metrics.jsonl`` and ``rollouts.jsonl``. Shows a live bar on a terminal; elsewhere prints about ten lines.
+    """Appends to ``metrics.jsonl`` and ``rollouts.jsonl``, and shows the progress.
 
     Lines of step ``start`` and later are removed first: a run that was killed after its last checkpoint has left them.
     """
@@ -48,28 +46,19 @@ class Log:
         self._metrics = _continued(run / METRICS, start)
         self._rollouts = _continued(run / ROLLOUTS, start)
         self._trackers = trackers
-        self._console = Console()
-        self._steps = steps
+        self._title, self._steps = title, steps
         self._last: dict[str, float] = {}
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[now]}"),
-        )
-        self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._task = self._progress.add_task(title, total=steps, completed=start, now="")
+        self._progress = Progress("step")
+        self._progress.update(title, start, steps)
 
     def __enter__(self) -> Log:
-        self._progress.start()
+        self._progress.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._progress.__exit__()
         self._metrics.close()
         self._rollouts.close()
         for tracker in self._trackers:
@@ -103,12 +92,10 @@ class Log:
             tracker.write(step, finite)
         self._last |= finite
         now = "  ".join(f"{label} {self._last[name]:.3g}" for name, label in SHOWN.items() if name in self._last)
-        self._progress.update(self._task, completed=step + 1, now=now)
-        if not self._console.is_terminal and ((step + 1) % max(1, self._steps // 10) == 0 or step + 1 == self._steps):
-            self._console.print(f"step {step + 1}/{self._steps}  {now}", highlight=False, soft_wrap=True)
+        self._progress.update(self._title, step + 1, self._steps, now)
 
     def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._progress.say(text)
 
 
 def _continued(path: Path, start: int) -> Any:

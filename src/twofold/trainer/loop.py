@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from types import FrameType
 from typing import Protocol
 
@@ -15,6 +16,8 @@ from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner
 from twofold.trainer.log import Log, Score
 from twofold.types import Collected, Problem
+
+FINISHING = "finishing the step, then saving; a second Ctrl-C leaves now and loses what was not saved"
 
 
 class Recipe(Protocol):
@@ -58,7 +61,7 @@ def run_steps(
     It is less than ``schedule.steps`` if the run was asked to stop: the first Ctrl-C or SIGTERM finishes the step, saves and
     returns. A second one stops at once.
     """
-    with _Stop() as stop:
+    with _Stop(log) as stop:
         for step in range(schedule.start, schedule.steps):
             began = time.monotonic()
             collected = recipe.collect(engines["policy"], problems(step), step)
@@ -92,12 +95,14 @@ def run_steps(
 class _Stop:
     """Sets ``asked`` at the first SIGINT or SIGTERM, and restores the previous handlers for the second."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, log: Log) -> None:
+        self.log, self.asked = log, False
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         self._restore()
+        # in a thread, because the signal may have come in the middle of another print
+        Thread(target=self.log.say, args=(FINISHING,)).start()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

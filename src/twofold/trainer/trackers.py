@@ -1,4 +1,4 @@
-"""Experiment trackers. Each needs its own extra: ``pip install 'twofold[wandb]'``, ``[tensorboard]`` or ``[trackio]``."""
+"""Experiment trackers. Each needs its own extra: ``pip install -e '.[wandb]'``, ``.[tensorboard]`` or ``.[trackio]``."""
 
 from __future__ import annotations
 
@@ -85,5 +85,5 @@ def open_trackers(names: Sequence[LogTo], run: Path, config: Mapping[str, Any], 
         try:
             trackers.append(TRACKERS[name](run, config, start))
         except ImportError as error:
-            raise ImportError(f"log.to names {name}: pip install 'twofold[{name}]' ({error})") from error
+            raise ImportError(f"log.to names {name}: pip install -e '.[{name}]' ({error})") from error
     return trackers

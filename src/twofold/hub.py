@@ -1,0 +1,51 @@
+"""The Hugging Face hub, asked once and for a few seconds: its own clients try for a minute before they say what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+SECONDS = 3
+"""How long to wait for an answer."""
+
+
+class Unreachable(OSError):
+    """The hub gave no answer."""
+
+
+def check(name: str, kind: Literal["model", "dataset"]) -> None:
+    """Raise FileNotFoundError if the hub has no such repository, and Unreachable if it does not answer.
+
+    With HF_HUB_OFFLINE nothing is asked: the clients then use what was downloaded before.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        HfApi().repo_info(name, repo_type=kind, timeout=SECONDS)
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(f"{name}: no such file, and no such {kind} on the hub, or it is private") from error
+    except Exception as error:  # of an HTTP library, which is another one in each version of huggingface_hub
+        raise Unreachable(
+            f"{name}: no such file, and the hub cannot be reached ({error}). HF_HUB_OFFLINE=1 uses what was downloaded before"
+        ) from error
+
+
+def model(name: str) -> Path:
+    """Return where to load a model of the hub from: its name or, if the hub does not answer, the folder in its cache.
+
+    Raises FileNotFoundError or Unreachable if there is neither.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        check(name, "model")
+    except Unreachable as unreachable:
+        try:
+            return Path(snapshot_download(name, local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise unreachable from None
+    return Path(name)
