@@ -7,6 +7,7 @@ medians.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import random
 import statistics
@@ -118,24 +119,28 @@ def question(prompt_tokens: int, i: int) -> str:
 class Worker:
     """``bench/SCRIPT`` in a process of another ``python``. It answers each line with a line of JSON."""
 
-    def __init__(self, python: str, script: str, **asked: Any) -> None:
+    def __init__(self, python: str, script: str, env: Mapping[str, str] | None = None, **asked: Any) -> None:
         self.script = script
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [python, str(ROOT / "bench" / script), json.dumps(asked)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=os.environ | (env or {}),
         )  # fmt: skip
 
     def ask(self, line: str) -> dict[str, float]:
         """Send a line and return the answer. Raises RuntimeError with the end of its stderr if the process has ended."""
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
+        assert self.process.stdout
+        self.tell(line)
         answer = self.process.stdout.readline()
         if not answer:
             self.errors.seek(0)
             raise RuntimeError(f"{self.script} ended:\n{self.errors.read()[-2000:]}")
         return json.loads(answer)
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
 
     def step(self) -> dict[str, float]:
         return self.ask("go")

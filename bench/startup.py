@@ -1,11 +1,11 @@
-"""Measure the start-up: ``import twofold``, ``twofold --help`` and a first answer of the shipped model, each in a new process."""
+"""Measure the start-up: ``import twofold``, ``--help``, ``--dry-run`` and a first answer, each in a new process."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-from common import interleaved, record
+from common import ROOT, interleaved, record
 
 PROBLEM = "Start with 47. Add 38. What is the result?"
 
@@ -20,6 +20,7 @@ def main() -> None:
             "python": lambda: run("-c", "pass"),
             "import": lambda: run("-c", "import twofold"),
             "help": lambda: run("-m", "twofold.cli", "--help"),
+            "dry run": lambda: run("-m", "twofold.cli", "train", str(ROOT / "configs" / "rlv-sums.toml"), "--dry-run"),
             "solve": lambda: run("-m", "twofold.cli", "solve", "tiny", PROBLEM),
             "import torch": lambda: run("-c", "import torch"),
             "import a model class of transformers": lambda: run(

@@ -22,11 +22,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from transformers import AutoModelForCausalLM
 
 from twofold.engines.native import NativeEngine
+from twofold.maths.schedule import learning_rate
 from twofold.models.attention import Packing
 from twofold.models.head import attach
 from twofold.models.io import load_model
 from twofold.trainer.learner import Diverged, Learner, Loss
-from twofold.trainer.optim import Muon, Optim, learning_rate, make, moments, remember
+from twofold.trainer.optim import Muon, Optim, make, moments, remember
 from twofold.types import Sample, Sampling
 
 FREE = Optim(lr=0.0, warmup=0.0, clip=math.inf, beta1=0.0)

@@ -72,13 +72,15 @@ def _flags(names: Iterable[str]) -> str:
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
-    from twofold import toml, training
+    from twofold import toml
     from twofold.config import ALIASES, Config
 
     config = toml.override(toml.load(Config, args.config, ALIASES), rest, ALIASES)
     if args.dry_run:
         print(toml.to_toml(config), end="")
         return 0
+    from twofold import training
+
     out = args.out or Path("runs") / args.config.stem
     print(f"saved {training.train(config, out, resume=args.resume)}")
     return 0

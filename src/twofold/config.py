@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from twofold import source, toml
 from twofold.engines.base import PolicyEngine
-from twofold.models.io import Precision
+from twofold.maths.losses import Loss
+from twofold.maths.schedule import Optim
 from twofold.ranges import Count, Finite, Range, Seed, Whole, checked
 from twofold.recipes import backtrack, mrt, pretrain, rlv, sft, tango
 from twofold.recipes.common import Recipe, Setup
@@ -16,10 +17,7 @@ from twofold.tasks.user import check_weights
 from twofold.text.chat import ChatOptions
 from twofold.text.extract import Extract
 from twofold.text.prompts import JUDGE
-from twofold.trainer.learner import Loss
-from twofold.trainer.log import LogTo
-from twofold.trainer.optim import Optim
-from twofold.types import COLDEST
+from twofold.types import COLDEST, LogTo, Precision
 
 SHIPPED = "tiny"
 """Name of the base model that comes with the package."""
@@ -143,7 +141,8 @@ class Train:
     micro_tokens: Count | None = None
     """Most tokens in one forward pass. It bounds memory and changes nothing else. None: 4096 on a CPU, where more is no
     faster, and 16384 on a GPU."""
-    precision: Precision = "float32"
+    precision: Literal["auto", Precision] = "float32"
+    """``auto``: the faster one of this machine (see ``models.precision``). The run's ``config.toml`` says which it is."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     save_every: Whole = 50

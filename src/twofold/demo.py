@@ -13,10 +13,10 @@ from twofold import run, training
 from twofold.config import Config, Rollouts, Train
 from twofold.evals.report import print_table, report
 from twofold.maths.losses import Loss
+from twofold.maths.schedule import Optim
 from twofold.progress import Progress
 from twofold.recipes.rlv import RLV
 from twofold.tasks.procedural import Sums
-from twofold.trainer.optim import Optim
 
 CONFIG = Config(
     recipe=RLV(estimator="rloo", verify="generative", lam=0.5, rollouts=8),

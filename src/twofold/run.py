@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from twofold import hub
 from twofold.compute.judge import ASKED, Judging, resolved
@@ -25,13 +25,15 @@ from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
 from twofold.maths.stopping import Lengths
 from twofold.models.gguf import SUFFIX as GGUF
-from twofold.models.io import Precision, chat_options, latest_checkpoint, load_model, load_tokenizer
+from twofold.models.io import chat_options, latest_checkpoint, load_model, load_tokenizer
+from twofold.models.precision import choose_precision
+from twofold.runtime import share_cores
 from twofold.tasks.grading import equal
 from twofold.tasks.stream import check_gradable, first
 from twofold.tasks.user import FromSource, Guarded, Rewarded
 from twofold.text.chat import Chat
 from twofold.text.prompts import CRITIQUE
-from twofold.types import Task
+from twofold.types import Precision, Task
 
 if TYPE_CHECKING:
     from twofold.engines.remote import RemoteEngine
@@ -58,7 +60,7 @@ def load(
     model: str | Path = SHIPPED,
     *,
     system: str | None = None,
-    precision: Precision = "float32",
+    precision: Literal["auto", Precision] = "float32",
     enable_thinking: bool | None = None,
     think_end: str | None = None,
 ) -> Model:
@@ -68,10 +70,11 @@ def load(
     thinks as it was trained to, unless ``enable_thinking`` and ``think_end`` say otherwise (see ``text.chat.Chat``). Raises
     OSError if there is no such model.
     """
+    share_cores()
     path = find_model(model)
     weights, tokenizer = load_model(path)
     chat = _chat(path, tokenizer, system, enable_thinking, think_end)
-    return Model(str(model), NativeEngine(weights, precision=precision), chat, tokenizer)
+    return Model(str(model), NativeEngine(weights, precision=choose_precision(precision)), chat, tokenizer)
 
 
 def _chat(path: Path, tokenizer: Any, system: str | None, enable_thinking: bool | None, think_end: str | None) -> Chat:

@@ -132,6 +132,16 @@ def to_toml(config: object) -> str:
     return tomli_w.dumps(_without_none(asdict(config)))  # type: ignore[call-overload]
 
 
+def flat(config: object) -> dict[str, Any]:
+    """Return the value of every option of a config by its dotted name, such as ``train.lr``."""
+    return dict(_flat(asdict(config), ""))  # type: ignore[call-overload]
+
+
+def _flat(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        yield from _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+
+
 def options(cls: type) -> list[str]:
     """Return every dotted option of ``cls`` in order, with the options of all members of a union.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,8 +20,10 @@ from twofold.evals.run import Eval
 from twofold.models import head
 from twofold.models.context import context
 from twofold.models.io import latest_checkpoint, load_model, stop_tokens
+from twofold.models.precision import choose_precision
 from twofold.recipes.common import Recipe, Setup
 from twofold.run import find_model, guarded, make_task, rewarded
+from twofold.runtime import share_cores
 from twofold.tasks.doubts import Watch
 from twofold.tasks.procedural import PROCEDURAL
 from twofold.tasks.stream import Problems, check_gradable, first, length
@@ -116,7 +118,7 @@ class _Setup:
         return Learner(
             model, config.optim, config.loss,
             steps=updates, temperature=config.rollout.temperature, epochs=config.train.epochs,
-            minibatches=config.train.minibatches, precision=config.train.precision,
+            minibatches=config.train.minibatches, precision=choose_precision(config.train.precision),
             micro_tokens=config.train.micro_tokens or (4096 if model.device.type == "cpu" else 16384),
             checkpointing=config.train.checkpointing,
         )  # fmt: skip
@@ -164,14 +166,13 @@ def train(
     FileNotFoundError if there is no run, and ValueError if it was made with another config or other code. Raises Stopped if
     Ctrl-C or SIGTERM ended the run before its last step (everything is saved).
     """
+    share_cores()
     run = Path(out)
     make = engine or partial(make_engine, config)
-    config = _recorded(config, task, recipe, engine)
-    _refuse_to_mix(run, config, resume)
+    config = _begun(_recorded(config, task, recipe, engine), run, resume)
     found = latest_checkpoint(run) if resume else None
     base = guarded(task) if task is not None else make_task(config.task)
-    graded = rewarded(base, config.reward, config.reward_weights)
-    setup = _Setup(config, graded, make)
+    setup = _Setup(config, rewarded(base, config.reward, config.reward_weights), make)
     built = (recipe or config.recipe.build)(setup)
     if not isinstance(built, Recipe):
         raise ValueError(f"a recipe must be a tf.Recipe, and this one made {built!r}")
@@ -186,7 +187,7 @@ def train(
     check = _check(config, setup, run)
     setup.fit(built)
     run.mkdir(parents=True, exist_ok=True)
-    trackers = open_trackers(config.log.to, run, flat(asdict(config)), start)
+    trackers = open_trackers(config.log.to, run, toml.flat(config), start)
     (run / "config.toml").write_text(toml.to_toml(config))
     schedule = Schedule(
         start, config.train.steps, config.train.save_every, config.eval.every, config.train.keep, config.log.rollouts
@@ -212,7 +213,8 @@ def make_engine(config: Config, model: Any) -> PolicyEngine:
     """Return the engine that a config names, for a module that trains."""
     chosen = config.engine
     if isinstance(chosen, Native):
-        return NativeEngine(model, exact=chosen.exact, max_rows=chosen.max_rows, precision=config.train.precision)
+        precision = choose_precision(config.train.precision)
+        return NativeEngine(model, exact=chosen.exact, max_rows=chosen.max_rows, precision=precision)
     return chosen.build(model)
 
 
@@ -266,27 +268,25 @@ def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str
     )
 
 
-def _refuse_to_mix(run: Path, config: Config, resume: bool) -> None:
-    """Raise FileExistsError or ValueError if ``run`` already holds a run and this one does not continue it."""
-    path = run / "config.toml"
+def _begun(config: Config, run: Path, resume: bool) -> Config:
+    """Return the config with a type in place of ``precision = "auto"``: the one that a run that is resumed began with.
+
+    Raise FileExistsError, FileNotFoundError or ValueError if ``run`` already holds a run and this one does not continue it, or
+    if there is none to resume.
+    """
+    path, precision = run / "config.toml", config.train.precision
     if not path.exists() and resume:
         raise FileNotFoundError(f"{run} holds no run that could be resumed: leave out --resume, or name its --out")
-    if not path.exists():
-        return
-    if not resume:
+    if path.exists() and not resume:
         raise FileExistsError(f"{run} already holds a run: continue it with --resume, or choose another --out")
-    before = toml.load(Config, path, ALIASES)
-    if config.train.steps > before.train.steps:  # a run may be made longer
-        before = replace(before, train=replace(before.train, steps=config.train.steps))
-    old, new = (flat(asdict(c)) for c in (before, config))
-    changed = [f"{k} = {new.get(k)!r}, was {old.get(k)!r}" for k in {**old, **new} if new.get(k) != old.get(k)]
-    if changed:
+    old = toml.load(Config, path, ALIASES) if resume else config
+    if precision == "auto":
+        precision = old.train.precision
+    config = replace(config, train=replace(config.train, precision=choose_precision(precision)))
+    # a run may be made longer
+    old = replace(old, train=replace(old.train, steps=max(old.train.steps, config.train.steps)))
+    was, now = toml.flat(old), toml.flat(config)
+    changed = [f"{k} = {now.get(k)!r}, was {was.get(k)!r}" for k in {**was, **now} if now.get(k) != was.get(k)]
+    if resume and changed:
         raise ValueError(f"{run} was made with another config ({'; '.join(changed[:5])}); resume with its own, {path}")
-
-
-def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested tables as one table with dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
+    return config

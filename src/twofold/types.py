@@ -12,6 +12,9 @@ from typing import Any, Literal, Protocol
 
 Label = Literal["correct", "wrong", "no_answer", "timeout", "error"]
 Finish = Literal["stop", "length"]
+Precision = Literal["float32", "bfloat16"]
+"""In what type matrix products run. Weights are fp32 masters in both."""
+LogTo = Literal["wandb", "tensorboard", "trackio"]
 
 
 class Stopped(Exception):

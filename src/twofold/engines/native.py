@@ -12,7 +12,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from twofold.models.decoder import Decoder, Module, network
 from twofold.models.install import install
 from twofold.models.kv import KV, JoinedKV
 from twofold.models.logprobs import LOGITS
-from twofold.types import Completion, Context, Sampling
+from twofold.types import Completion, Context, Precision, Sampling
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class NativeEngine:
         *,
         exact: bool = False,
         max_rows: int = 1024,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Precision = "float32",
     ) -> None:
         self.model = install(model)
         self.exact = exact

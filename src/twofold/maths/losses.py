@@ -8,13 +8,13 @@ A kind's function returns (loss of each token, whether the token's gradient is c
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from twofold.maths.weights import Normalise
 from twofold.ranges import Count, NonNegative, Positive, Share, checked
+
+if TYPE_CHECKING:  # the options are read where torch is not wanted
+    from torch import Tensor
 
 Kind = Literal["clip", "cispo", "gspo"]
 READS: dict[Kind, set[str]] = {"clip": {"clip_low", "clip_high"}, "cispo": {"cap"}, "gspo": {"clip_low", "clip_high"}}
@@ -85,14 +85,13 @@ def gspo(
     A token's gradient is that of s pi / sg(pi) (GSPO-token): averaged over the sample, the gradient of s A. Log ratios 0.1,
     -0.2, 0.4 make s = 1.10517: A 1, high 4e-4 gives -1.0004 at each token, cut; A -1 gives 1.10517.
     """
-    with torch.no_grad():
-        mean = (torch.bincount(sample, logp - behaviour) / torch.bincount(sample))[sample]
+    mean = (sample.bincount(logp.detach() - behaviour) / sample.bincount())[sample]
     return _clipped_ratio(mean + (logp - logp.detach()), advantages, low, high)
 
 
 def _clipped_ratio(log_ratio: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     ratio = log_ratio.exp()
-    loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    loss = -(ratio * advantages).minimum(ratio.clamp(1 - low, 1 + high) * advantages)
     return loss, ((ratio < 1 - low) & (advantages < 0)) | ((ratio > 1 + high) & (advantages > 0))
 
 

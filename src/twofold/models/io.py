@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,8 +15,6 @@ from torch import Tensor
 from twofold.models import gguf, head
 from twofold.models.install import install
 from twofold.models.llama import Llama, plain, shapes
-
-Precision = Literal["float32", "bfloat16"]
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
 STATE = "trainer_state.json"

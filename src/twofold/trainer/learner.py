@@ -16,13 +16,13 @@ from torch.nn.utils import get_total_norm
 
 from twofold.maths.losses import Loss as Loss
 from twofold.maths.losses import k3, policy_loss
+from twofold.maths.schedule import Optim, learning_rate
 from twofold.models.context import context
 from twofold.models.decoder import network, recomputing
-from twofold.models.io import Precision
 from twofold.models.logprobs import token_logprobs
 from twofold.trainer.batch import Batch, batches
-from twofold.trainer.optim import Optim, learning_rate, make
-from twofold.types import Sample
+from twofold.trainer.optim import make
+from twofold.types import Precision, Sample
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from twofold.progress import Progress
 from twofold.types import Group, Rollout
@@ -25,7 +25,6 @@ SHOWN = {
 
 Score = Callable[[Sequence[Rollout]], Sequence[float | None]]
 """Function that returns P(Yes) for each of these rollouts, None where the model cannot be asked."""
-LogTo = Literal["wandb", "tensorboard", "trackio"]
 
 
 class Tracker(Protocol):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from twofold.trainer.log import LogTo, Tracker
+from twofold.trainer.log import Tracker
+from twofold.types import LogTo
 
 PROJECT = "twofold"
 
