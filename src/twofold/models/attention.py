@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -91,6 +93,55 @@ def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[T
     return out.float().lerp(other.float(), share[..., None]), lse.logaddexp(other_lse)
 
 
+def flash(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float | None) -> Tensor:
+    """Return FlashAttention's output [N, H, D] for queries [N, H, D] to keys and values [K, H_kv, D] that lie end to end.
+
+    Stretch i of the queries attends to stretch i of the keys, of which its own tokens are the last: causality is aligned to
+    the end. No [N, K] matrix exists, and the gradient needs no more than the log-sums that the kernel keeps.
+    """
+    starts = spans.query_starts, spans.key_starts
+    return torch.ops.aten._flash_attention_forward(
+        query, key, value, *starts, *spans.longest, 0.0, True, False, scale=scale
+    )[0]
+
+
+def flashes(query: Tensor, value: Tensor) -> bool:
+    """Return whether ``flash`` can be used: in 16 bits, on NVIDIA's GPUs from Ampere on, for heads of up to 256 numbers."""
+    width = query.shape[-1]
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and width == value.shape[-1] <= 256
+        and width % 8 == 0
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Where stretches of queries and of keys begin and end, for ``flash``."""
+
+    query_starts: Tensor  # [stretches + 1], int32; the last is the end
+    key_starts: Tensor
+    longest: tuple[int, int]  # tokens of the longest stretch of queries, and of keys
+    seen: Tensor  # [K] which laid token each key is
+
+
+class _Repeated(torch.autograd.Function):
+    """x[index] for x [N, H, D]. The gradients of a row that occurs often are summed in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        ctx.index, ctx.rows = index, len(x)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (g,) = gradients
+        total = g.new_zeros(ctx.rows, *g.shape[1:], dtype=torch.float32)
+        return total.index_add_(0, ctx.index, g.float()).to(g.dtype), None
+
+
 @dataclass(frozen=True, slots=True)
 class Bucket:
     """The own tokens of some samples, arranged as [samples, longest]. They are about equally long, so little is padding."""
@@ -130,15 +181,19 @@ class Packing:
         self, families: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu", padding: int = 0
     ) -> None:
         self.lengths = [prefix + size for prefix, sizes in families for size in sizes]
+        self.device = device
         index = torch.zeros(len(self.lengths), max(self.lengths), dtype=torch.long)
         self.shared: list[tuple[slice, slice]] = []  # where a family's prefix is laid, and its samples' own tokens
         stretches: list[list[tuple[int, int]]] = []  # (first, end) of a sample's own tokens; equal lengths together
         ragged: list[tuple[int, int]] = []
+        self.pieces: list[tuple[range, range]] = []  # tokens laid as neighbours, and the prefix that they see
         positions, slots, row, laid = [], [], 0, 0
         for prefix, sizes in families:
             positions.append(torch.arange(prefix))
             slots.append(row * index.shape[1] + positions[-1])
             first, laid = laid, laid + prefix
+            shared = range(first, laid)
+            self.pieces.append((shared, range(0)))
             own = []
             for size in sizes:
                 index[row, :prefix] = torch.arange(first, first + prefix)
@@ -146,6 +201,7 @@ class Packing:
                 positions.append(torch.arange(prefix, prefix + size))
                 slots.append(row * index.shape[1] + positions[-1])
                 own.append((laid, laid + size))
+                self.pieces.append((range(laid, laid + size), shared))
                 row, laid = row + 1, laid + size
             if prefix:
                 self.shared.append((slice(first, first + prefix), slice(first + prefix, laid)))
@@ -155,6 +211,7 @@ class Packing:
                 ragged += own
         self.buckets = [_bucket(s, device) for s in [*stretches, *_alike(ragged)]]
         self.index = index.to(device)
+        self.pieces.append((range(laid, laid + padding), range(0)))
         more = torch.zeros(padding, dtype=torch.long)
         self.slots = torch.cat([*slots, more]).to(device)
         self.positions = torch.cat([*positions, more])[None].to(device)
@@ -164,7 +221,26 @@ class Packing:
             scale = query.shape[-1] ** -0.5 if scale is None else scale
             laid = (x[0].transpose(0, 1) for x in (query, key, value))
             return _Packed.apply(*laid, self, scale)[None]
+        if flashes(query, value):
+            return self.attend_flash(query, key, value, scale)
         return self.attend_padded(query, key, value, scale)
+
+    def attend_flash(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Attend in one call of ``flash``. A prefix's keys and values, not its queries, are repeated for every sample: where
+        several heads share a key they are a small part of what a layer reads and writes.
+        """
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        if len(self.spans.seen) > len(k):
+            k, v = (_Repeated.apply(x, self.spans.seen) for x in (k, v))
+        return flash(q, k, v, self.spans, scale)[None]
+
+    @cached_property
+    def spans(self) -> Spans:
+        pieces = [piece for piece in self.pieces if piece[0]]
+        rows, keys = [len(own) for own, _ in pieces], [len(before) + len(own) for own, before in pieces]
+        seen = [x for own, before in pieces for x in (*before, *own)]
+        starts = (torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=self.device) for n in (rows, keys))
+        return Spans(*starts, (max(rows), max(keys)), torch.tensor(seen, device=self.device))
 
     def attend_padded(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """Attend the plain way, with every sample in a row of its own: fast where attention has a fast backward pass."""
