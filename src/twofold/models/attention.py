@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from twofold.models.fused import on_gpu
+
 NAME = "twofold"
 BLOCK = 2**20
 """The most attention weights that a CPU's backward pass holds at a time (but at least those of 64 queries)."""
@@ -109,11 +111,11 @@ def flashes(query: Tensor, value: Tensor) -> bool:
     """Return whether ``flash`` can be used: in 16 bits, on NVIDIA's GPUs from Ampere on, for heads of up to 256 numbers."""
     width = query.shape[-1]
     return (
-        query.is_cuda
+        on_gpu(query)
         and query.dtype in (torch.bfloat16, torch.float16)
         and width == value.shape[-1] <= 256
         and width % 8 == 0
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and (query.is_meta or torch.cuda.get_device_capability(query.device) >= (8, 0))
     )
 
 
@@ -239,8 +241,8 @@ class Packing:
         pieces = [piece for piece in self.pieces if piece[0]]
         rows, keys = [len(own) for own, _ in pieces], [len(before) + len(own) for own, before in pieces]
         seen = [x for own, before in pieces for x in (*before, *own)]
-        starts = (torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=self.device) for n in (rows, keys))
-        return Spans(*starts, (max(rows), max(keys)), torch.tensor(seen, device=self.device))
+        starts = [torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=self.device) for n in (rows, keys)]
+        return Spans(starts[0], starts[1], (max(rows), max(keys)), torch.tensor(seen, device=self.device))
 
     def attend_padded(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """Attend the plain way, with every sample in a row of its own: fast where attention has a fast backward pass."""

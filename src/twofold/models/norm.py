@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twofold.models.fused import fused
+
 
 class RMSNorm(nn.Module):
     """The norm w x / sqrt(mean(x^2) + eps) over the last dimension, computed in fp32.
@@ -32,23 +34,33 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        rate = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        out, rate = _normed(x, weight, eps, dtype)
         ctx.save_for_backward(x, weight, rate)
-        return (x * rate).mul_(weight).to(dtype)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """Take LayerNorm's fused gradient at a mean of 0 and add the mean of g w, which LayerNorm subtracts."""
-        x, weight, rate = ctx.saved_tensors
-        size = x.shape[-1]
-        g, flat = (t.reshape(-1, size).float() for t in (gradients[0], x))
-        w, rate = weight.float(), rate.view(-1, 1)
-        gx, gw, _ = torch.ops.aten.native_layer_norm_backward(
-            g, flat, [size], torch.zeros_like(rate), rate, w, None, [True, True, False]
-        )
-        gx.addcmul_((g @ w)[:, None], rate, value=1 / size)
-        return gx.view(x.shape).to(x.dtype), gw.to(weight.dtype), None, None
+        return *_gradients(gradients[0], *ctx.saved_tensors), None, None
+
+
+@fused
+def _normed(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    rate = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x * rate).mul_(weight).to(dtype), rate
+
+
+@fused
+def _gradients(gradient: Tensor, x: Tensor, weight: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """Take LayerNorm's fused gradient at a mean of 0 and add the mean of g w, which LayerNorm subtracts."""
+    size = x.shape[-1]
+    g, flat = (t.reshape(-1, size).float() for t in (gradient, x))
+    w, rate = weight.float(), rate.view(-1, 1)
+    gx, gw, _ = torch.ops.aten.native_layer_norm_backward(
+        g, flat, [size], torch.zeros_like(rate), rate, w, None, [True, True, False]
+    )
+    gx.addcmul_((g @ w)[:, None], rate, value=1 / size)
+    return gx.view(x.shape).to(x.dtype), gw.to(weight.dtype)
 
 
 def replace_norms(model: nn.Module) -> None:

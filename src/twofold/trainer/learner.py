@@ -17,7 +17,7 @@ from torch.nn.utils import get_total_norm
 from twofold.maths.losses import Loss as Loss
 from twofold.maths.losses import k3, policy_loss
 from twofold.models.context import context
-from twofold.models.decoder import network, recomputing
+from twofold.models.decoder import Decoder, Module, network, recomputing
 from twofold.models.io import Precision
 from twofold.models.logprobs import token_logprobs
 from twofold.trainer.batch import Batch, batches
@@ -111,22 +111,22 @@ class Learner:
         """Add up the objective's gradients over micro-batches; without ``policy``, those of the other streams only."""
         stats: dict[str, Tensor] = {}
         with recomputing(self.model, self.checkpointing):
+            run = network(self.model, getattr(torch, self.precision), self.checkpointing)
             for batch in batches(samples, self.loss, self.micro_tokens, self.model.device):
-                loss, part = self._losses(batch, policy)
+                loss, part = self._losses(run, batch, policy)
                 loss.backward()
                 for name, value in part.items():
                     stats[name] = stats.get(name, torch.zeros(())) + value.detach()
         return {name: float(value) for name, value in stats.items()}
 
-    def _losses(self, batch: Batch, policy: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _losses(self, run: Decoder | Module, batch: Batch, policy: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the objective on one micro-batch (without ``policy``, its other streams only), and its parts by name."""
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            run = network(self.model, getattr(torch, self.precision), self.checkpointing)
             hidden = run(batch.tokens, batch.layout.positions, batch.layout)[0]
             # what is sampled is what is scored: policy tokens at the run's temperature, targets at 1
             temperature = torch.ones_like(batch.targets).index_fill_(0, batch.drawn, self.temperature)
             before = embedding(batch.before, hidden)  # unlike that of hidden[...], its gradient is summed in one order
-            logp, entropy = token_logprobs(run.head, run.vocabulary, before, batch.ids, temperature)
+            logp, entropy = token_logprobs(run.head, run.vocabulary, before, batch.ids, temperature, self.checkpointing)
         new = logp[batch.drawn]  # ratios are formed at the policy's tokens alone: at a target 1 / p may overflow
         each, cut = policy_loss(self.loss, new, batch.behaviour, batch.advantages, batch.sample)
         stats = {
