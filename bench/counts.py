@@ -2,9 +2,10 @@
 
     python bench/counts.py [--shapes 0.5B 1.5B] [--prompts 64] [--completions 16] [--length 1024] [--verify] [--checkpointing]
 
-The learner's own code runs on tensors without content (device "meta"), so every operation is seen and none is computed. A compiled function (``models.fused``) counts as one operation that reads its arguments and writes its results
-once. The seconds are a prediction for ``gpu.py`` to check: products at ``--tflops``, the other bytes at ``--tbytes`` (of an
-H100: what a large product reaches, and the memory's bandwidth).
+The learner's own code runs on tensors without content (device "meta"), so every operation is seen and none is computed. A
+compiled function (``models.fused``) counts as one operation, which reads its arguments and writes its results. The seconds are
+a prediction for ``gpu.py`` to check: products at ``--tflops``, all other bytes at ``--tbytes`` (of an H100: what a large product
+reaches, and the memory's bandwidth).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from twofold.types import Sample
 
 QUESTION = 19
 """Tokens of the question that the shipped model is asked about its solution, and of the verdict."""
-TWICE = {"_read", "_gradients"}
+TWICE = {"_read", "_gradients_as_written", "_added_gradients"}
 """Compiled functions that read their arguments twice: a sum over rows or columns comes before what it enters."""
 
 
@@ -79,7 +80,9 @@ class Counted(TorchDispatchMode):
 def size(tree: Any) -> int:
     """Bytes of all tensors in it; of an expanded one, those that are there."""
     return sum(
-        min(x.numel() * x.element_size(), x.untyped_storage().nbytes()) for x in tree_leaves(tree) if isinstance(x, Tensor)
+        min(x.numel() * x.element_size(), x.untyped_storage().nbytes())
+        for x in tree_leaves(tree)
+        if isinstance(x, Tensor)
     )
 
 
@@ -126,7 +129,9 @@ def count(shape: dict[str, Any], given: Sequence[Sample], micro_tokens: int, che
     with (
         patch("twofold.trainer.learner.make"),  # no optimiser
         patch.object(fused, "compiled", counted.compiled),
-        patch("torch.autocast", lambda *_, **__: nullcontext()),  # it knows no meta device; the forward pass is in bfloat16 without it
+        patch(
+            "torch.autocast", lambda *_, **__: nullcontext()
+        ),  # it knows no meta device; the forward pass is in bfloat16 without it
     ):
         with torch.device("meta"):
             model = qwen2(**shape)

@@ -176,18 +176,17 @@ class Packing:
 
     Families (1, [3, 2]) and (0, [2]) are 8 tokens, at positions 0 1 2 3 1 2 0 1. The second sample is tokens 0 4 5, which is
     row 1 of ``index``. Short rows are filled up with token 0, which causality hides. ``slots`` says where in ``index`` each
-    token first occurs.
+    token first occurs. Both stay on the CPU.
     """
 
     def __init__(
         self, families: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu", padding: int = 0
     ) -> None:
-        self.lengths = [prefix + size for prefix, sizes in families for size in sizes]
-        self.device = device
-        index = torch.zeros(len(self.lengths), max(self.lengths), dtype=torch.long)
+        lengths = [prefix + size for prefix, sizes in families for size in sizes]
+        self.index = index = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
         self.shared: list[tuple[slice, slice]] = []  # where a family's prefix is laid, and its samples' own tokens
-        stretches: list[list[tuple[int, int]]] = []  # (first, end) of a sample's own tokens; equal lengths together
-        ragged: list[tuple[int, int]] = []
+        self.even: list[list[tuple[int, int]]] = []  # (first, end) of a sample's own tokens; equal lengths together
+        self.ragged: list[tuple[int, int]] = []
         self.pieces: list[tuple[range, range]] = []  # tokens laid as neighbours, and the prefix that they see
         positions, slots, row, laid = [], [], 0, 0
         for prefix, sizes in families:
@@ -208,20 +207,24 @@ class Packing:
             if prefix:
                 self.shared.append((slice(first, first + prefix), slice(first + prefix, laid)))
             if len(set(sizes)) == 1:
-                stretches.append(own)
+                self.even.append(own)
             else:
-                ragged += own
-        self.buckets = [_bucket(s, device) for s in [*stretches, *_alike(ragged)]]
-        self.index = index.to(device)
+                self.ragged += own
         self.pieces.append((range(laid, laid + padding), range(0)))
         more = torch.zeros(padding, dtype=torch.long)
-        self.slots = torch.cat([*slots, more]).to(device)
-        self.positions = torch.cat([*positions, more])[None].to(device)
+        self.slots = torch.cat([*slots, more])
+        self.positions = torch.cat([*positions, more])[None]
+        self.to(device)
+
+    def to(self, device: torch.device | str) -> Packing:
+        """Move to the device of the tokens."""
+        self.device, self.positions = device, self.positions.to(device)
+        return self
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         if query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:
             scale = query.shape[-1] ** -0.5 if scale is None else scale
-            laid = (x[0].transpose(0, 1) for x in (query, key, value))
+            laid = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
             return _Packed.apply(*laid, self, scale)[None]
         if flashes(query, value):
             return self.attend_flash(query, key, value, scale)
@@ -231,25 +234,36 @@ class Packing:
         """Attend in one call of ``flash``. A prefix's keys and values, not its queries, are repeated for every sample: where
         several heads share a key they are a small part of what a layer reads and writes.
         """
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
         if len(self.spans.seen) > len(k):
             k, v = (_Repeated.apply(x, self.spans.seen) for x in (k, v))
         return flash(q, k, v, self.spans, scale)[None]
+
+    def attend_padded(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Attend the plain way, with every sample in a row of its own."""
+        index, slots = self.rows
+        flat = (x.squeeze(0).index_select(1, index) for x in (query, key, value))
+        q, k, v = (x.view(x.shape[0], *self.index.shape, -1).transpose(0, 1) for x in flat)
+        out = sdpa(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        return out.transpose(1, 2).flatten(0, 1).index_select(0, slots)[None]
+
+    # Each way to attend needs tensors of its own, which are made when they are needed.
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        return [_bucket(s) for s in [*self.even, *_alike(self.ragged)]]
 
     @cached_property
     def spans(self) -> Spans:
         pieces = [piece for piece in self.pieces if piece[0]]
         rows, keys = [len(own) for own, _ in pieces], [len(before) + len(own) for own, before in pieces]
-        seen = [x for own, before in pieces for x in (*before, *own)]
-        starts = [torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=self.device) for n in (rows, keys)]
-        return Spans(starts[0], starts[1], (max(rows), max(keys)), torch.tensor(seen, device=self.device))
+        starts = [torch.tensor([0, *accumulate(n)], dtype=torch.int32).to(self.device) for n in (rows, keys)]
+        seen = torch.cat([torch.arange(x.start, x.stop) for own, before in pieces for x in (before, own)])
+        return Spans(starts[0], starts[1], (max(rows), max(keys)), seen.to(self.device))
 
-    def attend_padded(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """Attend the plain way, with every sample in a row of its own: fast where attention has a fast backward pass."""
-        flat = (x[0].index_select(1, self.index.flatten()) for x in (query, key, value))
-        q, k, v = (x.view(x.shape[0], *self.index.shape, -1).transpose(0, 1) for x in flat)
-        out = sdpa(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-        return out.transpose(1, 2).flatten(0, 1).index_select(0, self.slots)[None]
+    @cached_property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        return self.index.flatten().to(self.device), self.slots.to(self.device)
 
 
 def _alike(stretches: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
@@ -265,16 +279,15 @@ def _alike(stretches: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
         yield bucket
 
 
-def _bucket(stretches: list[tuple[int, int]], device: torch.device | str) -> Bucket:
+def _bucket(stretches: list[tuple[int, int]]) -> Bucket:
     first, end = (torch.tensor(x)[:, None] for x in zip(*stretches, strict=True))
     steps = torch.arange(int((end - first).max()))
     index = (first + steps).minimum(end - 1)
     padding = steps >= end - first
     tokens = (~padding).flatten().nonzero()[:, 0]
     even = not bool(padding.any()) and [s for s, _ in stretches[1:]] == [e for _, e in stretches[:-1]]
-    where = slice(stretches[0][0], stretches[-1][1]) if even else index.flatten()[tokens].to(device)
-    flat, shape = index.flatten().to(device), (len(stretches), len(steps))
-    return Bucket(where, shape, flat, tokens.to(device), padding[:, None, :, None].to(device))
+    where = slice(stretches[0][0], stretches[-1][1]) if even else index.flatten()[tokens]
+    return Bucket(where, (len(stretches), len(steps)), index.flatten(), tokens, padding[:, None, :, None])
 
 
 class _Packed(torch.autograd.Function):

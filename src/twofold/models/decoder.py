@@ -23,7 +23,7 @@ from twofold.maths.packing import rounded
 from twofold.models.attention import Layout, attention_dtype
 from twofold.models.fused import fused, on_gpu
 from twofold.models.llama import FAMILY, Llama
-from twofold.models.norm import rms_norm
+from twofold.models.norm import added_norm, rms_norm
 
 Affine = tuple[Tensor, Tensor | None]
 """Weight and bias."""
@@ -114,8 +114,7 @@ class Decoder:
         layer = self.layers[i]
         q, k, v = self._heads(layer, rms_norm(x_N_C, layer.before_attention, self.eps, self.dtype), turn_B_T_1_D)
         seen = layout.attend(i, q, k, v, self.width**-0.5).to(self.dtype).flatten(0, 1).flatten(1)
-        x = x_N_C + linear(_padded(seen), *layer.out)
-        h = rms_norm(x, layer.before_mlp, self.eps, self.dtype)
+        x, h = added_norm(x_N_C, linear(_padded(seen), *layer.out), layer.before_mlp, self.eps, self.dtype)
         return x + linear(_SwiGLU.apply(linear(h, *layer.gate), linear(h, *layer.up)), *layer.down)
 
     def _heads(self, layer: Layer, h_N_C: Tensor, turn_B_T_1_D: Tensor) -> list[Tensor]:

@@ -107,7 +107,9 @@ def _read(logits_N_V: Tensor, tokens_N_1: Tensor, temperature_N_1: Tensor) -> tu
 
 
 @fused
-def _gradient(g_N_1: Tensor, logits_N_V: Tensor, tokens_N_1: Tensor, temperature_N_1: Tensor, total_N_1: Tensor) -> Tensor:
+def _gradient(
+    g_N_1: Tensor, logits_N_V: Tensor, tokens_N_1: Tensor, temperature_N_1: Tensor, total_N_1: Tensor
+) -> Tensor:
     p = (logits_N_V.float() / temperature_N_1 - total_N_1).exp()
     mine = torch.arange(logits_N_V.shape[1], device=p.device) == tokens_N_1
     return ((mine.float() - p) * (g_N_1 / temperature_N_1)).to(logits_N_V.dtype)
