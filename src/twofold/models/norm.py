@@ -60,8 +60,8 @@ class _AddedNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        g_total, g_out = gradients
-        return *_added_gradients(g_total, g_out, *ctx.saved_tensors, ctx.dtype), None, None
+        (g_total, g_out), (total, weight, rate) = gradients, ctx.saved_tensors
+        return *_added_gradients(g_total, g_out, total, weight, rate, ctx.dtype), None, None
 
 
 def _normed_as_written(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
