@@ -3,7 +3,7 @@
     python bench/counts.py [--shapes 0.5B 1.5B] [--prompts 64] [--completions 16] [--length 1024] [--verify] [--checkpointing]
 
 The learner's own code runs on tensors without content (device "meta"), so every operation is seen and none is computed. A
-compiled function (``models.fused``) counts as one operation, which reads its arguments and writes its results. The seconds are
+compiled function (``models.compiled``) counts as one operation, which reads its arguments and writes its results. The seconds are
 a prediction for ``gpu.py`` to check: products at ``--tflops``, all other bytes at ``--tbytes`` (of an H100: what a large product
 reaches, and the memory's bandwidth).
 """
@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from twofold.models import fused
+from twofold.models import compiled
 from twofold.models.decoder import network
 from twofold.trainer.batch import Batch, batches
 from twofold.trainer.learner import Learner, Loss
@@ -64,7 +64,7 @@ class Counted(TorchDispatchMode):
         self.operations[name] += 1
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Take the place of ``fused.compiled``."""
+        """Take the place of ``compiled.compiled``."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             self.inside = True
@@ -128,7 +128,7 @@ def count(shape: dict[str, Any], given: Sequence[Sample], micro_tokens: int, che
     counted = Counted()
     with (
         patch("twofold.trainer.learner.make"),  # no optimiser
-        patch.object(fused, "compiled", counted.compiled),
+        patch.object(compiled, "compiled", counted.compiled),
         patch(
             "torch.autocast", lambda *_, **__: nullcontext()
         ),  # it knows no meta device; the forward pass is in bfloat16 without it

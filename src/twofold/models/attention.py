@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from twofold.models.fused import on_gpu
+from twofold.models.compiled import on_gpu
 
 NAME = "twofold"
 BLOCK = 2**20

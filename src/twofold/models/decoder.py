@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from twofold.maths.packing import rounded
 from twofold.models.attention import Layout, attention_dtype
-from twofold.models.fused import fused, on_gpu
+from twofold.models.compiled import fused, on_gpu
 from twofold.models.llama import FAMILY, Llama
 from twofold.models.norm import added_norm, rms_norm
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from twofold.models.fused import fused, on_gpu
+from twofold.models.compiled import fused, on_gpu
 
 LOGITS = 2**27
 """The most logits that exist at once. They take 512 MiB in fp32: 4096 tokens with a vocabulary of 32 thousand, or 900 with

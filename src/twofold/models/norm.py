@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twofold.models.fused import fused
+from twofold.models.compiled import fused
 
 
 class RMSNorm(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from twofold.models import decoder, fused, logprobs, norm
+from twofold.models import compiled, decoder, logprobs, norm
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,13 +92,13 @@ def test_a_machine_that_cannot_compile_says_so_and_learns_as_written(
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setattr(torch, "compile", fails)
-    fused.compiles.cache_clear()
-    fused.compiled.cache_clear()
+    compiled.compiles.cache_clear()
+    compiled.compiled.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert fused.compiled(some) is some
+        assert compiled.compiled(some) is some
     assert "Failed to find C compiler" in caplog.text
-    fused.compiles.cache_clear()
-    fused.compiled.cache_clear()
+    compiled.compiles.cache_clear()
+    compiled.compiled.cache_clear()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
