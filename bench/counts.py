@@ -129,6 +129,7 @@ def count(shape: dict[str, Any], given: Sequence[Sample], micro_tokens: int, che
     with (
         patch("twofold.trainer.learner.make"),  # no optimiser
         patch.object(compiled, "compiled", counted.compiled),
+        patch("twofold.models.logprobs.compiles", lambda: True),
         patch(
             "torch.autocast", lambda *_, **__: nullcontext()
         ),  # it knows no meta device; the forward pass is in bfloat16 without it

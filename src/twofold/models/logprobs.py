@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from twofold.models.compiled import fused, on_gpu
+from twofold.models.compiled import compiles, fused, on_gpu
 
 LOGITS = 2**27
 """The most logits that exist at once. They take 512 MiB in fp32: 4096 tokens with a vocabulary of 32 thousand, or 900 with
 one of 150 thousand."""
 KEPT = 5 * 2**30
 """The most bytes of logits that a GPU keeps for the backward pass. In bfloat16 they are those of 16 thousand tokens, the default
-micro-batch there, with a vocabulary of 150 thousand. The backward pass needs as many again."""
+micro-batch there, with a vocabulary of 150 thousand. Their gradient takes their place."""
 LEAST = -80.0
 """A logit this far below the row's greatest, or further, counts as this far below it. CPUs take several times longer for
 smaller exponentials, and no sum would change."""
@@ -33,8 +33,8 @@ def token_logprobs(
     """Return (log p of each token, entropy of each distribution), both [N] in fp32 nats. The entropy carries no gradient.
 
     ``head`` turns hidden states [n, D] into logits [n, ``vocabulary``], of which at most ``LOGITS`` exist at a time: if there
-    are more, they are computed in chunks, and again in the backward pass. A GPU that need not be ``sparing`` of memory keeps up
-    to ``KEPT`` bytes of them instead.
+    are more, they are computed in chunks, and again in the backward pass. A GPU that need not be ``sparing`` of memory, and
+    can read them without a copy in fp32, keeps up to ``KEPT`` bytes of them instead.
     """
     gpu = on_gpu(hidden_N_D)
     chosen = _Reread if gpu else _Chosen
@@ -42,7 +42,7 @@ def token_logprobs(
     def part(hidden: Tensor, tokens: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
         return chosen.apply(head(hidden), tokens[:, None], temperature[:, None])
 
-    most = KEPT // hidden_N_D.element_size() if gpu and not sparing else LOGITS
+    most = KEPT // hidden_N_D.element_size() if gpu and not sparing and compiles() else LOGITS
     size = max(1, most // vocabulary)
     if len(tokens_N) <= size:
         return part(hidden_N_D, tokens_N, temperature_N)
@@ -91,7 +91,8 @@ class _Reread(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _gradient(gradients[0][:, None], *ctx.saved_tensors), None, None
+        logits_N_V, *others = ctx.saved_tensors
+        return _gradient(gradients[0][:, None], logits_N_V.detach(), *others), None, None
 
 
 @fused
@@ -110,6 +111,7 @@ def _read(logits_N_V: Tensor, tokens_N_1: Tensor, temperature_N_1: Tensor) -> tu
 def _gradient(
     g_N_1: Tensor, logits_N_V: Tensor, tokens_N_1: Tensor, temperature_N_1: Tensor, total_N_1: Tensor
 ) -> Tensor:
+    """Return the gradient of the logits, in their place: they may be gigabytes."""
     p = (logits_N_V.float() / temperature_N_1 - total_N_1).exp()
     mine = torch.arange(logits_N_V.shape[1], device=p.device) == tokens_N_1
-    return ((mine.float() - p) * (g_N_1 / temperature_N_1)).to(logits_N_V.dtype)
+    return logits_N_V.copy_((mine.float() - p) * (g_N_1 / temperature_N_1))
