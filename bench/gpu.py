@@ -1,6 +1,6 @@
 """Measure a CUDA device at Qwen2.5's shapes (random weights, bfloat16): decoding, learning and verification against their limits.
 
-    python bench/gpu.py [--shapes 0.5B 1.5B] [--batches 1 16 512] [--prompts 64] [--completions 16] [--length 512]
+    python bench/gpu.py [--shapes 0.5B 1.5B] [--batches 1 16 512] [--prompts 64] [--completions 16] [--length 512] [--only learn]
 
 * same: the tokens and log-probs of the static decode path against those of the ragged one;
 * decode, for batches of 1, 16 and 512 samples: milliseconds of a token step, without prefill but with the capture of CUDA
@@ -8,7 +8,8 @@
   the products, at the speeds measured in the same run); and the speed over that of ``transformers.generate`` with the same
   weights;
 * learner: model FLOPs (2 P forward and 4 P backward per token, and attention's products) per second over those of one large
-  matrix product, and the seconds of a whole step of RL^V over a step without verification;
+  matrix product, with and without gradient checkpointing; the seconds of RL^V's update over one without verification, and the
+  same of whole steps. ``counts.py`` predicts an update's seconds without a device;
 * peak memory of each. TRL's step is in ``against_trl.py``, which needs an environment of its own.
 
 Without a device it runs on the CPU, which tests the program and measures nothing: use ``--shapes tiny``.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -158,8 +160,10 @@ def decode(shape: str, batches: list[int], most: int, length: int, repeats: int)
 def learn(shape: str, groups: int, n: int, length: int, repeats: int) -> None:
     chat, model = Chat(tokenizer()), install(model_of(shape, length))
     engine, task = NativeEngine(model, precision="bfloat16"), Odd(PROMPT)
-    options: dict[str, Any] = {"precision": "bfloat16", "norms_every": 10**6, "checkpointing": CUDA}
-    learner = Learner(model, Optim(lr=1e-6, clip=1e9), Loss(), steps=10**6, **options)
+    optim, steps = Optim(lr=1e-6, clip=1e9), 10**6
+    options: dict[str, Any] = {"steps": steps, "precision": "bfloat16", "norms_every": steps}
+    options["micro_tokens"] = 16384 if CUDA else 4096  # a run's default
+    learner = Learner(model, optim, Loss(), **options)
     problems = [task.problem("train", i) for i in range(groups)]
 
     def collect(verify: Literal["generative", "none"]) -> list[Sample]:
@@ -169,15 +173,21 @@ def learn(shape: str, groups: int, n: int, length: int, repeats: int) -> None:
         engine.rest()
         return samples
 
-    def update(samples: list[Sample]) -> None:
+    def update(samples: list[Sample], checkpointing: bool = False) -> None:
+        learner.checkpointing = checkpointing
         learner.step = 1  # a step that does not measure the streams' norms
         learner.update(samples)
 
-    plain = collect("none")
+    plain, verified = collect("none"), collect("generative")
     square = torch.randn(8192 if CUDA else 512, 8192 if CUDA else 512, device=DEVICE, dtype=torch.bfloat16)
+    began = time.perf_counter()
+    update(plain)
+    compiling = time.perf_counter() - began
     took = seconds(
         {
             "update": lambda: update(plain),
+            "verified": lambda: update(verified),
+            "recomputed": lambda: update(plain, checkpointing=True),
             "product": lambda: square @ square,
             "rl": lambda: update(collect("none")),
             "rlv": lambda: update(collect("generative")),
@@ -185,13 +195,19 @@ def learn(shape: str, groups: int, n: int, length: int, repeats: int) -> None:
         repeats,
     )
     config = model.config
-    matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
-    tokens = groups * PROMPT + groups * n * length  # a prompt runs once
-    seen = groups * n * length * (PROMPT + length / 2) + groups * PROMPT**2 / 2
-    flops = 6 * matrices * tokens + 12 * config.num_hidden_layers * config.hidden_size * seen
+    weights = [m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    head = model.get_output_embeddings().weight.numel()
+    own = groups * n * length  # tokens that are learnt from; a prompt runs once, and the head does not read it
+    seen = own * (PROMPT + length / 2) + groups * PROMPT**2 / 2
+    flops = 6 * (sum(weights) - head) * (own + groups * PROMPT) + 6 * head * own
+    flops += 12 * config.num_hidden_layers * config.hidden_size * seen
+    reached = 2 * len(square) ** 3 / took["product"]
     record(
-        "gpu-learner", shape=shape, mfu=flops / took["update"] / (2 * len(square) ** 3 / took["product"]),
-        tflops=flops / took["update"] / 1e12, rlv=took["rlv"] / took["rl"], peak_gib=peak(lambda: update(plain)),
+        "gpu-learner", shape=shape, length=length, tokens=own, update_s=took["update"], first_update_s=compiling,
+        tflops=flops / took["update"] / 1e12, product_tflops=reached / 1e12, mfu=flops / took["update"] / reached,
+        mfu_checkpointing=flops / took["recomputed"] / reached, rlv_update=took["verified"] / took["update"],
+        rlv_step=took["rlv"] / took["rl"], peak_gib=peak(lambda: update(plain)),
+        peak_gib_checkpointing=peak(lambda: update(plain, checkpointing=True)),
     )  # fmt: skip
 
 
@@ -201,11 +217,14 @@ def main() -> None:
     for option, value in (("--prompts", 64), ("--completions", 16), ("--length", 512), ("--repeats", 3)):
         parser.add_argument(option, type=int, default=value)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 512])
+    parser.add_argument("--only", choices=["decode", "learn"])
     args = parser.parse_args()
     for shape in args.shapes:
-        same(shape, min(args.length, 64))
-        decode(shape, args.batches, args.completions, args.length, args.repeats)
-        learn(shape, args.prompts, args.completions, args.length, args.repeats)
+        if args.only != "learn":
+            same(shape, min(args.length, 64))
+            decode(shape, args.batches, args.completions, args.length, args.repeats)
+        if args.only != "decode":
+            learn(shape, args.prompts, args.completions, args.length, args.repeats)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -820,7 +821,21 @@ def samples_of(families: list[tuple[int, list[int]]]) -> tuple[list[list[int]], 
     return samples, laid
 
 
-@pytest.mark.parametrize("everywhere", [False, True], ids=["cpu", "any device"])
+def plain_flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spans: Any, scale: float | None) -> torch.Tensor:
+    """What FlashAttention's kernel computes: stretch by stretch, causality aligned to the end of the keys."""
+    queries, keys = spans.query_starts.tolist(), spans.key_starts.tolist()
+    assert (queries[-1], keys[-1]) == (len(q), len(k)), "the kernel leaves other rows as the memory was"
+    assert spans.longest == tuple(max(b - a for a, b in itertools.pairwise(x)) for x in (queries, keys))
+    parts = []
+    for (a, b), (c, d) in zip(itertools.pairwise(queries), itertools.pairwise(keys), strict=True):
+        mask = torch.ones(b - a, d - c, dtype=torch.bool).tril(d - c - (b - a))
+        stretch = (x.transpose(0, 1)[None] for x in (q[a:b], k[c:d], v[c:d]))
+        out = torch.nn.functional.scaled_dot_product_attention(*stretch, attn_mask=mask, scale=scale, enable_gqa=True)
+        parts.append(out[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("way", ["cpu", "attend_padded", "attend_flash"])
 @pytest.mark.parametrize(
     ("families", "positions"),
     [
@@ -830,12 +845,13 @@ def samples_of(families: list[tuple[int, list[int]]]) -> tuple[list[list[int]], 
     ],
 )
 def test_a_packed_batch_is_its_samples_one_by_one(
-    pair: Pair, families: Any, positions: Any, everywhere: bool, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, families: Any, positions: Any, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hidden states and gradients are equal."""
     monkeypatch.setattr(attention, "BLOCK", 2**14)
-    if everywhere:  # the path for other devices than CPUs
-        monkeypatch.setattr(attention.Packing, "attend", lambda self, layer, *qkv: self.attend_padded(*qkv))
+    monkeypatch.setattr(attention, "flash", plain_flash)
+    if way != "cpu":  # the paths for GPUs
+        monkeypatch.setattr(Packing, "attend", lambda self, layer, *qkv: getattr(self, way)(*qkv))
     samples, laid = samples_of(families)
     packed, alone = install(copy.deepcopy(pair.plain)), copy.deepcopy(pair.plain)
     layout = Packing(families)
@@ -857,6 +873,42 @@ def test_a_packed_batch_is_its_samples_one_by_one(
             torch.testing.assert_close(
                 p.grad, gradients[name], atol=1e-5 * scale, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
             )
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)], ids=lambda h: f"{h[0]} heads, {h[1]} key heads")
+@pytest.mark.parametrize(
+    "families", [[(9, [30, 25, 41]), (0, [7, 3]), (1, [1]), (20, [12, 12])], [(0, [5, 60])]], ids=["shared", "alone"]
+)
+def test_flash_attention_is_the_attention_of_cpus(
+    families: Any, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And padding disturbs neither, though on a GPU it is a stretch of its own."""
+    monkeypatch.setattr(attention, "flash", plain_flash)
+    layout = Packing(families, padding=5)
+    tokens = layout.positions.shape[1]
+    rng = torch.Generator().manual_seed(0)
+    sizes = [(1, h, tokens, 8) for h in (heads[0], heads[1], heads[1])]
+    found = []
+    qkv = [torch.randn(size, generator=rng) for size in sizes]
+    weights = torch.randn(1, tokens, heads[0], 8, generator=rng)
+    weights[:, -5:] = 0
+    for attend in (layout.attend, lambda layer, *qkvs: layout.attend_flash(*qkvs)):
+        leaves = [x.clone().requires_grad_() for x in qkv]
+        out = attend(0, *leaves, 0.3)
+        (out * weights).sum().backward()
+        found.append([out[:, :-5], *(x.grad for x in leaves)])
+    assert len(layout.spans.seen) > tokens or not any(prefix for prefix, _ in families)
+    for ours, theirs, atol in zip(*found, (1e-5, 1e-4, 1e-4, 1e-4), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=atol, rtol=0)
+
+
+def test_what_a_flash_call_reads_by_hand() -> None:
+    """Of the second sample of the first family: tokens 3 and 4, which see the prompt, token 0, and themselves."""
+    spans = Packing([(1, [2, 2]), (0, [2])], padding=3).spans
+    assert spans.query_starts.tolist() == [0, 1, 3, 5, 7, 10]
+    assert spans.key_starts.tolist() == [0, 1, 4, 7, 9, 12]
+    assert spans.seen.tolist() == [0, 0, 1, 2, 0, 3, 4, 5, 6, 7, 8, 9]
+    assert spans.longest == (3, 3)
 
 
 def test_where_tokens_are_packed_by_hand() -> None:

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+from twofold.models.compiled import on_gpu
 
 NAME = "twofold"
 BLOCK = 2**20
@@ -91,6 +95,55 @@ def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[T
     return out.float().lerp(other.float(), share[..., None]), lse.logaddexp(other_lse)
 
 
+def flash(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float | None) -> Tensor:
+    """Return FlashAttention's output [N, H, D] for queries [N, H, D] to keys and values [K, H_kv, D] that lie end to end.
+
+    Stretch i of the queries attends to stretch i of the keys, of which its own tokens are the last: causality is aligned to
+    the end. No [N, K] matrix exists, and the gradient needs no more than the log-sums that the kernel keeps.
+    """
+    starts = spans.query_starts, spans.key_starts
+    return torch.ops.aten._flash_attention_forward(
+        query, key, value, *starts, *spans.longest, 0.0, True, False, scale=scale
+    )[0]
+
+
+def flashes(query: Tensor, value: Tensor) -> bool:
+    """Return whether ``flash`` can be used: in 16 bits, on NVIDIA's GPUs from Ampere on, for heads of up to 256 numbers."""
+    width = query.shape[-1]
+    return (
+        on_gpu(query)
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and width == value.shape[-1] <= 256
+        and width % 8 == 0
+        and (query.is_meta or torch.cuda.get_device_capability(query.device) >= (8, 0))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Where stretches of queries and of keys begin and end, for ``flash``."""
+
+    query_starts: Tensor  # [stretches + 1], int32; the last is the end
+    key_starts: Tensor
+    longest: tuple[int, int]  # tokens of the longest stretch of queries, and of keys
+    seen: Tensor  # [K] which laid token each key is
+
+
+class _Repeated(torch.autograd.Function):
+    """x[index] for x [N, H, D]. The gradients of a row that occurs often are summed in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        ctx.index, ctx.rows = index, len(x)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (g,) = gradients
+        total = g.new_zeros(ctx.rows, *g.shape[1:], dtype=torch.float32)
+        return total.index_add_(0, ctx.index, g.float()).to(g.dtype), None
+
+
 @dataclass(frozen=True, slots=True)
 class Bucket:
     """The own tokens of some samples, arranged as [samples, longest]. They are about equally long, so little is padding."""
@@ -123,22 +176,25 @@ class Packing:
 
     Families (1, [3, 2]) and (0, [2]) are 8 tokens, at positions 0 1 2 3 1 2 0 1. The second sample is tokens 0 4 5, which is
     row 1 of ``index``. Short rows are filled up with token 0, which causality hides. ``slots`` says where in ``index`` each
-    token first occurs.
+    token first occurs. Both stay on the CPU.
     """
 
     def __init__(
         self, families: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu", padding: int = 0
     ) -> None:
-        self.lengths = [prefix + size for prefix, sizes in families for size in sizes]
-        index = torch.zeros(len(self.lengths), max(self.lengths), dtype=torch.long)
+        lengths = [prefix + size for prefix, sizes in families for size in sizes]
+        self.index = index = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
         self.shared: list[tuple[slice, slice]] = []  # where a family's prefix is laid, and its samples' own tokens
-        stretches: list[list[tuple[int, int]]] = []  # (first, end) of a sample's own tokens; equal lengths together
-        ragged: list[tuple[int, int]] = []
+        self.even: list[list[tuple[int, int]]] = []  # (first, end) of a sample's own tokens; equal lengths together
+        self.ragged: list[tuple[int, int]] = []
+        self.pieces: list[tuple[range, range]] = []  # tokens laid as neighbours, and the prefix that they see
         positions, slots, row, laid = [], [], 0, 0
         for prefix, sizes in families:
             positions.append(torch.arange(prefix))
             slots.append(row * index.shape[1] + positions[-1])
             first, laid = laid, laid + prefix
+            shared = range(first, laid)
+            self.pieces.append((shared, range(0)))
             own = []
             for size in sizes:
                 index[row, :prefix] = torch.arange(first, first + prefix)
@@ -146,32 +202,68 @@ class Packing:
                 positions.append(torch.arange(prefix, prefix + size))
                 slots.append(row * index.shape[1] + positions[-1])
                 own.append((laid, laid + size))
+                self.pieces.append((range(laid, laid + size), shared))
                 row, laid = row + 1, laid + size
             if prefix:
                 self.shared.append((slice(first, first + prefix), slice(first + prefix, laid)))
             if len(set(sizes)) == 1:
-                stretches.append(own)
+                self.even.append(own)
             else:
-                ragged += own
-        self.buckets = [_bucket(s, device) for s in [*stretches, *_alike(ragged)]]
-        self.index = index.to(device)
+                self.ragged += own
+        self.pieces.append((range(laid, laid + padding), range(0)))
         more = torch.zeros(padding, dtype=torch.long)
-        self.slots = torch.cat([*slots, more]).to(device)
-        self.positions = torch.cat([*positions, more])[None].to(device)
+        self.slots = torch.cat([*slots, more])
+        self.positions = torch.cat([*positions, more])[None]
+        self.to(device)
+
+    def to(self, device: torch.device | str) -> Packing:
+        """Move to the device of the tokens."""
+        self.device, self.positions = device, self.positions.to(device)
+        return self
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         if query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:
             scale = query.shape[-1] ** -0.5 if scale is None else scale
-            laid = (x[0].transpose(0, 1) for x in (query, key, value))
+            laid = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
             return _Packed.apply(*laid, self, scale)[None]
+        if flashes(query, value):
+            return self.attend_flash(query, key, value, scale)
         return self.attend_padded(query, key, value, scale)
 
+    def attend_flash(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Attend in one call of ``flash``. A prefix's keys and values, not its queries, are repeated for every sample: where
+        several heads share a key they are a small part of what a layer reads and writes.
+        """
+        q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+        if len(self.spans.seen) > len(k):
+            k, v = (_Repeated.apply(x, self.spans.seen) for x in (k, v))
+        return flash(q, k, v, self.spans, scale)[None]
+
     def attend_padded(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """Attend the plain way, with every sample in a row of its own: fast where attention has a fast backward pass."""
-        flat = (x[0].index_select(1, self.index.flatten()) for x in (query, key, value))
+        """Attend the plain way, with every sample in a row of its own."""
+        index, slots = self.rows
+        flat = (x.squeeze(0).index_select(1, index) for x in (query, key, value))
         q, k, v = (x.view(x.shape[0], *self.index.shape, -1).transpose(0, 1) for x in flat)
         out = sdpa(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-        return out.transpose(1, 2).flatten(0, 1).index_select(0, self.slots)[None]
+        return out.transpose(1, 2).flatten(0, 1).index_select(0, slots)[None]
+
+    # Each way to attend needs tensors of its own, which are made when they are needed.
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        return [_bucket(s) for s in [*self.even, *_alike(self.ragged)]]
+
+    @cached_property
+    def spans(self) -> Spans:
+        pieces = [piece for piece in self.pieces if piece[0]]
+        rows, keys = [len(own) for own, _ in pieces], [len(before) + len(own) for own, before in pieces]
+        starts = [torch.tensor([0, *accumulate(n)], dtype=torch.int32).to(self.device) for n in (rows, keys)]
+        seen = torch.cat([torch.arange(x.start, x.stop) for own, before in pieces for x in (before, own)])
+        return Spans(starts[0], starts[1], (max(rows), max(keys)), seen.to(self.device))
+
+    @cached_property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        return self.index.flatten().to(self.device), self.slots.to(self.device)
 
 
 def _alike(stretches: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
@@ -187,16 +279,15 @@ def _alike(stretches: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
         yield bucket
 
 
-def _bucket(stretches: list[tuple[int, int]], device: torch.device | str) -> Bucket:
+def _bucket(stretches: list[tuple[int, int]]) -> Bucket:
     first, end = (torch.tensor(x)[:, None] for x in zip(*stretches, strict=True))
     steps = torch.arange(int((end - first).max()))
     index = (first + steps).minimum(end - 1)
     padding = steps >= end - first
     tokens = (~padding).flatten().nonzero()[:, 0]
     even = not bool(padding.any()) and [s for s, _ in stretches[1:]] == [e for _, e in stretches[:-1]]
-    where = slice(stretches[0][0], stretches[-1][1]) if even else index.flatten()[tokens].to(device)
-    flat, shape = index.flatten().to(device), (len(stretches), len(steps))
-    return Bucket(where, shape, flat, tokens.to(device), padding[:, None, :, None].to(device))
+    where = slice(stretches[0][0], stretches[-1][1]) if even else index.flatten()[tokens]
+    return Bucket(where, (len(stretches), len(steps)), index.flatten(), tokens, padding[:, None, :, None])
 
 
 class _Packed(torch.autograd.Function):

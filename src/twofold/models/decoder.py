@@ -21,8 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from twofold.maths.packing import rounded
 from twofold.models.attention import Layout, attention_dtype
+from twofold.models.compiled import fused, on_gpu
 from twofold.models.llama import FAMILY, Llama
-from twofold.models.norm import rms_norm
+from twofold.models.norm import added_norm, rms_norm
 
 Affine = tuple[Tensor, Tensor | None]
 """Weight and bias."""
@@ -44,7 +45,7 @@ class Layer:
 class Decoder:
     """The forward pass with a copy of the model's matrices in ``dtype``, laid out for it. Make another when they change.
 
-    Where gradients are needed, it serves one backward pass. With ``recompute``, that pass computes the layers again.
+    One copy serves the micro-batches of one optimiser step. With ``recompute``, backward passes compute the layers again.
     """
 
     @staticmethod
@@ -100,27 +101,26 @@ class Decoder:
     def __call__(self, ids_B_T: Tensor, positions_B_T: Tensor, layout: Layout) -> Tensor:
         """Return hidden states [B, T, hidden] after the last norm, in ``dtype``."""
         x, rows = embedding(ids_B_T, self.embeddings, self.padding), ids_B_T.numel()
-        turn = self.rotation(positions_B_T)[:, :, None]
+        turn = torch.view_as_real(self.rotation(positions_B_T)[:, :, None])
         with torch.autocast(x.device.type, enabled=False):
             x = _padded(x.flatten(0, 1))
             run = partial(checkpoint, self._run, use_reentrant=False) if self.recompute else self._run
             for i in range(len(self.layers)):
                 x = run(i, x, turn, layout)
-            return rms_norm(x, self.norm, self.eps, self.dtype)[:rows].unflatten(0, ids_B_T.shape)
+            return _first(rows, rms_norm(x, self.norm, self.eps, self.dtype)).unflatten(0, ids_B_T.shape)
 
     def _run(self, i: int, x_N_C: Tensor, turn_B_T_1_D: Tensor, layout: Layout) -> Tensor:
         """Run layer ``i``."""
         layer = self.layers[i]
         q, k, v = self._heads(layer, rms_norm(x_N_C, layer.before_attention, self.eps, self.dtype), turn_B_T_1_D)
         seen = layout.attend(i, q, k, v, self.width**-0.5).to(self.dtype).flatten(0, 1).flatten(1)
-        x = x_N_C + linear(_padded(seen), *layer.out)
-        h = rms_norm(x, layer.before_mlp, self.eps, self.dtype)
+        x, h = added_norm(x_N_C, linear(_padded(seen), *layer.out), layer.before_mlp, self.eps, self.dtype)
         return x + linear(_SwiGLU.apply(linear(h, *layer.gate), linear(h, *layer.up)), *layer.down)
 
     def _heads(self, layer: Layer, h_N_C: Tensor, turn_B_T_1_D: Tensor) -> list[Tensor]:
         """Return rotated queries, rotated keys, and values: [B, heads, T, D] each."""
         B, T = turn_B_T_1_D.shape[:2]
-        every = linear(h_N_C, *layer.heads)[: B * T].view(B, T, -1, self.width)
+        every = _first(B * T, linear(h_N_C, *layer.heads)).view(B, T, -1, self.width)
         sizes = [self.heads, self.kv_heads]
         qk, v = every.split([sum(sizes), self.kv_heads], 2)
         if layer.query_norm is not None and layer.key_norm is not None:
@@ -133,7 +133,7 @@ class Decoder:
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return the logits of hidden states [N, hidden]."""
-        return linear(_padded(hidden), *self.output)[: len(hidden)]
+        return _first(len(hidden), linear(_padded(hidden), *self.output))
 
 
 def _turned(frequencies_D: Tensor, positions_B_T: Tensor) -> Tensor:
@@ -150,23 +150,37 @@ def _scaled(model: Any, positions_B_T: Tensor) -> Tensor:
 
 
 class _Rotated(torch.autograd.Function):
-    """Rotate pairs of numbers [B, T, H, 2 D] by complex numbers [B, T, 1, D], in fp32."""
+    """Rotate pairs of numbers [B, T, H, 2 D] by complex numbers [B, T, 1, D, 2], in fp32. The result has attention's type."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, turn: Tensor) -> Tensor:
         ctx.turn, ctx.dtype = turn, x.dtype
+        if on_gpu(x):
+            return _rotated(x, turn, x.dtype)
         out = torch.empty(x.shape, device=x.device).copy_(x)
-        _complex(out).mul_(turn)
+        _complex(out).mul_(torch.view_as_complex(turn))
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        pairs = _complex(gradients[0]) * ctx.turn.conj()
+        (g,) = gradients
+        if on_gpu(g):
+            return _rotated(g, ctx.turn, ctx.dtype, back=True), None
+        pairs = _complex(g) * torch.view_as_complex(ctx.turn).conj()
         return torch.view_as_real(pairs).flatten(-2).to(ctx.dtype), None
 
 
 def _complex(x: Tensor) -> Tensor:
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+@fused
+def _rotated(x: Tensor, turn: Tensor, dtype: torch.dtype, back: bool = False) -> Tensor:
+    """The same in real numbers: ``torch.compile`` knows no complex ones."""
+    a, b = x.unflatten(-1, (-1, 2)).float().unbind(-1)
+    cos, sin = turn.unbind(-1)
+    sin = -sin if back else sin
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(dtype)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -175,18 +189,32 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return silu(gate) * up
+        return _swiglu(gate, up)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(gradients[0] * up, gate), gradients[0] * silu(gate)
+        return _swiglu_gradients(gradients[0], *ctx.saved_tensors)
+
+
+@fused
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    return silu(gate) * up
+
+
+@fused
+def _swiglu_gradients(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten.silu_backward(gradient * up, gate), gradient * silu(gate)
 
 
 def _padded(x_N_C: Tensor) -> Tensor:
     """Append rows of zeros, up to a size that occurs often."""
     more = rounded(len(x_N_C)) - len(x_N_C)
     return pad(x_N_C, (0, 0, 0, more)) if more else x_N_C
+
+
+def _first(rows: int, x_N_C: Tensor) -> Tensor:
+    """Return the first rows. A slice of all would be copied, and zeros written, in the backward pass."""
+    return x_N_C if len(x_N_C) == rows else x_N_C[:rows]
 
 
 def _pairs(x: Tensor, dim: int) -> Tensor:

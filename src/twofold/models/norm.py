@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twofold.models.compiled import fused
+
 
 class RMSNorm(nn.Module):
     """The norm w x / sqrt(mean(x^2) + eps) over the last dimension, computed in fp32.
@@ -29,26 +31,75 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
     return _RMSNorm.apply(x, weight, eps, dtype)
 
 
+def added_norm(x: Tensor, more: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return x + more, in the type of ``x``, and its ``rms_norm``."""
+    return _AddedNorm.apply(x, more, weight, eps, dtype)
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        rate = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        out, rate = _normed(x, weight, eps, dtype)
         ctx.save_for_backward(x, weight, rate)
-        return (x * rate).mul_(weight).to(dtype)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """Take LayerNorm's fused gradient at a mean of 0 and add the mean of g w, which LayerNorm subtracts."""
-        x, weight, rate = ctx.saved_tensors
-        size = x.shape[-1]
-        g, flat = (t.reshape(-1, size).float() for t in (gradients[0], x))
-        w, rate = weight.float(), rate.view(-1, 1)
-        gx, gw, _ = torch.ops.aten.native_layer_norm_backward(
-            g, flat, [size], torch.zeros_like(rate), rate, w, None, [True, True, False]
-        )
-        gx.addcmul_((g @ w)[:, None], rate, value=1 / size)
-        return gx.view(x.shape).to(x.dtype), gw.to(weight.dtype), None, None
+        return *_gradients(gradients[0], *ctx.saved_tensors), None, None
+
+
+class _AddedNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, more: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        total, out, rate = _added_normed(x, more, weight, eps, dtype)
+        ctx.save_for_backward(total, weight, rate)
+        ctx.dtype = more.dtype
+        return total, out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        (g_total, g_out), (total, weight, rate) = gradients, ctx.saved_tensors
+        return *_added_gradients(g_total, g_out, total, weight, rate, ctx.dtype), None, None
+
+
+def _normed_as_written(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    rate = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x * rate).mul_(weight).to(dtype), rate
+
+
+def _gradients_as_written(gradient: Tensor, x: Tensor, weight: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """Take LayerNorm's fused gradient at a mean of 0 and add the mean of g w, which LayerNorm subtracts."""
+    size = x.shape[-1]
+    g, flat = (t.reshape(-1, size).float() for t in (gradient, x))
+    w, rate = weight.float(), rate.view(-1, 1)
+    gx, gw, _ = torch.ops.aten.native_layer_norm_backward(
+        g, flat, [size], torch.zeros_like(rate), rate, w, None, [True, True, False]
+    )
+    gx.addcmul_((g @ w)[:, None], rate, value=1 / size)
+    return gx.view(x.shape).to(x.dtype), gw.to(weight.dtype)
+
+
+_normed, _gradients = fused(_normed_as_written), fused(_gradients_as_written)
+
+
+@fused
+def _added_normed(
+    x: Tensor, more: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    total = x + more
+    return total, *_normed_as_written(total, weight, eps, dtype)
+
+
+@fused
+def _added_gradients(
+    g_total: Tensor, g_out: Tensor, total: Tensor, weight: Tensor, rate: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    gx, gw = _gradients_as_written(g_out, total, weight, rate)
+    gx += g_total
+    return gx, gx.to(dtype), gw
 
 
 def replace_norms(model: nn.Module) -> None:

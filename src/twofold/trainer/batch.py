@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, groupby
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import accumulate, chain, groupby
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -40,7 +41,12 @@ class Batch:
     shares: Tensor  # the same weight, scaled to a sum of 1 over the whole update: metrics are means per token
     sample: Tensor  # index of the token's sample in the micro-batch
 
-    values: tuple[Tensor, Tensor, Tensor]  # [V] tokens whose hidden state the scalar head reads; their labels; weights
+    valued: Tensor  # [V] tokens whose hidden state the scalar head reads
+    labels: Tensor  # [2, V] their labels, and the weights of these
+
+    def to(self, device: torch.device) -> Batch:
+        """Move to a device, at once: making it there would wait for every pass before it."""
+        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 def batches(samples: Sequence[Sample], loss: Loss, budget: int, device: torch.device) -> Iterator[Batch]:
@@ -52,21 +58,21 @@ def batches(samples: Sequence[Sample], loss: Loss, budget: int, device: torch.de
     mass = sum(map(sum, policy)) or 1.0
     valued = sum(len(s.values) for s in samples)
     for chosen in micro_batches([len(s.tokens) for s in samples], prefixes, budget):
-        yield _laid([rows[i] for i in chosen], mass, valued, device)
+        yield _laid([rows[i] for i in chosen], mass, valued).to(device)
 
 
-def _laid(rows: Sequence[Row], mass: float, valued: int, device: torch.device) -> Batch:
-    def flat(rows: Sequence[Sequence[Any]], dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.tensor([x for row in rows for x in row], dtype=dtype, device=device)
+def _laid(rows: Sequence[Row], mass: float, valued: int) -> Batch:
+    def flat(rows: Iterable[Iterable[Any]], dtype: Any = np.float32) -> Tensor:
+        return torch.from_numpy(np.fromiter(chain.from_iterable(rows), dtype))
 
     samples, policy, targets, prefixes = zip(*rows, strict=True)
     lengths = [len(s.tokens) for s in samples]
     families = list(_families(lengths, prefixes))
     size = sum(prefix + sum(own) for prefix, own in families)
-    layout = Packing(families, device, padding=rounded(size) - size)
+    layout = Packing(families, padding=rounded(size) - size)
     # All tensors but the last of these have the samples one after another; place[i] is where token i of that order is laid.
     place = torch.cat([row[:n] for row, n in zip(layout.index, lengths, strict=True)])
-    ids, policy_weight, target_weight = flat([s.tokens for s in samples], torch.long), flat(policy), flat(targets)
+    ids, policy_weight, target_weight = flat((s.tokens for s in samples), np.int64), flat(policy), flat(targets)
     tokens = ids.new_zeros(layout.positions.shape).index_copy_(1, place, ids[None])
     read = ((policy_weight != 0) | (target_weight != 0)).nonzero()[:, 0]
     drawn = policy_weight[read].nonzero()[:, 0]
@@ -82,13 +88,14 @@ def _laid(rows: Sequence[Row], mass: float, valued: int, device: torch.device) -
         ids=ids[padded],
         targets=pad(target_weight[read], (0, padding)),
         drawn=drawn,
-        behaviour=flat([s.logprobs for s in samples])[mine],
-        reference=flat([s.reference or [0.0] * len(s.tokens) for s in samples])[mine],
-        advantages=flat([s.advantages for s in samples])[mine],
+        behaviour=flat(s.logprobs for s in samples)[mine],
+        reference=flat(s.reference or [0.0] * len(s.tokens) for s in samples)[mine],
+        advantages=flat(s.advantages for s in samples)[mine],
         policy=policy_weight[mine],
         shares=policy_weight[mine] / mass,
-        sample=flat([[i] * n for i, n in enumerate(lengths)], torch.long)[mine],
-        values=(place[[i for i, _, _ in values]], flat([[y for _, y, _ in values]]), flat([[w for _, _, w in values]])),
+        sample=flat(([i] * n for i, n in enumerate(lengths)), np.int64)[mine],
+        valued=place[[i for i, _, _ in values]],
+        labels=flat((y, w) for _, y, w in values).view(-1, 2).T,
     )
 
 

@@ -18,7 +18,7 @@ from twofold.maths.losses import Loss as Loss
 from twofold.maths.losses import k3, policy_loss
 from twofold.maths.schedule import Optim, learning_rate
 from twofold.models.context import context
-from twofold.models.decoder import network, recomputing
+from twofold.models.decoder import Decoder, Module, network, recomputing
 from twofold.models.logprobs import token_logprobs
 from twofold.trainer.batch import Batch, batches
 from twofold.trainer.optim import make
@@ -94,11 +94,10 @@ class Learner:
         stats = self._accumulate(samples)
         norms = self._clip(samples)
         finite = math.isfinite(stats["loss"]) and math.isfinite(norms["grad_norm"])
+        self.skipped = 0 if finite else self.skipped + 1
         if finite:
             self.optimizer.step()
-            self.skipped = 0
         else:
-            self.skipped += 1
             log.warning("update skipped: loss %s, gradient norm %s are not finite", stats["loss"], norms["grad_norm"])
         self.optimizer.zero_grad(set_to_none=True)
         if self.skipped >= 3:
@@ -111,22 +110,22 @@ class Learner:
         """Add up the objective's gradients over micro-batches; without ``policy``, those of the other streams only."""
         stats: dict[str, Tensor] = {}
         with recomputing(self.model, self.checkpointing):
+            run = network(self.model, getattr(torch, self.precision), self.checkpointing)
             for batch in batches(samples, self.loss, self.micro_tokens, self.model.device):
-                loss, part = self._losses(batch, policy)
+                loss, part = self._losses(run, batch, policy)
                 loss.backward()
                 for name, value in part.items():
                     stats[name] = stats.get(name, torch.zeros(())) + value.detach()
         return {name: float(value) for name, value in stats.items()}
 
-    def _losses(self, batch: Batch, policy: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _losses(self, run: Decoder | Module, batch: Batch, policy: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the objective on one micro-batch (without ``policy``, its other streams only), and its parts by name."""
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            run = network(self.model, getattr(torch, self.precision), self.checkpointing)
-            hidden = run(batch.tokens, batch.layout.positions, batch.layout)[0]
+            hidden = run(batch.tokens, batch.layout.positions, batch.layout).squeeze(0)
             # what is sampled is what is scored: policy tokens at the run's temperature, targets at 1
             temperature = torch.ones_like(batch.targets).index_fill_(0, batch.drawn, self.temperature)
             before = embedding(batch.before, hidden)  # unlike that of hidden[...], its gradient is summed in one order
-            logp, entropy = token_logprobs(run.head, run.vocabulary, before, batch.ids, temperature)
+            logp, entropy = token_logprobs(run.head, run.vocabulary, before, batch.ids, temperature, self.checkpointing)
         new = logp[batch.drawn]  # ratios are formed at the policy's tokens alone: at a target 1 / p may overflow
         each, cut = policy_loss(self.loss, new, batch.behaviour, batch.advantages, batch.sample)
         stats = {
@@ -142,9 +141,8 @@ class Learner:
             stats["kl"] = (batch.shares * divergence).sum()
             if policy:
                 loss = loss + self.loss.beta * (batch.policy * divergence).sum()
-        at, labels, weights = batch.values
-        if len(at):
-            stats["value_loss"] = self.model.value_head.loss(hidden[at], labels, weights)
+        if len(batch.valued):
+            stats["value_loss"] = self.model.value_head.loss(hidden[batch.valued], *batch.labels)
             loss = loss + stats["value_loss"]
         return loss, {"loss": loss, **stats}
 
@@ -156,9 +154,8 @@ class Learner:
         """
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         whole = [p.grad for p in parameters]
-        norm = get_total_norm(whole)
-        norms = {"grad_norm": float(norm)}
-        over = bool(norm > self.optim.clip)
+        norms = {"grad_norm": float(get_total_norm(whole))}
+        over = norms["grad_norm"] > self.optim.clip
         due = self.step % self.norms_every == 0
         if not math.isfinite(norms["grad_norm"]) or not (over or due):
             return norms
@@ -169,12 +166,10 @@ class Learner:
         self._accumulate(samples, policy=False)
         targets = [torch.zeros_like(g) if p.grad is None else p.grad for p, g in zip(parameters, whole, strict=True)]
         policy = [g - t for g, t in zip(whole, targets, strict=True)]
-        norms |= {
-            "grad_norm/policy": float(get_total_norm(policy)),
-            "grad_norm/targets": float(get_total_norm(targets)),
-        }
+        streams = {"policy": policy, "targets": targets}
+        norms |= {f"grad_norm/{name}": float(get_total_norm(gradients)) for name, gradients in streams.items()}
         if over:
-            for gradients in (policy, targets):
+            for gradients in streams.values():
                 _scale(gradients, self.optim.clip)
             whole = [a + b for a, b in zip(policy, targets, strict=True)]
         for p, g in zip(parameters, whole, strict=True):
