@@ -110,9 +110,7 @@ def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--name", help="name in reports (default: the model's)")
     sub.add_argument("--prompt-column", metavar="NAME", help="for a file: the column with the question")
     sub.add_argument("--answer-column", metavar="NAME", help="for a file: the column with the answer")
-    sub.add_argument(
-        "--extract", choices=("boxed", "stated", "number"), default="boxed", help="where answers may stand"
-    )
+    sub.add_argument("--extract", choices=("boxed", "stated", "number"), default="boxed", help="where answers stand")
     sub.add_argument(
         "--reward",
         metavar="SOURCE",
