@@ -189,9 +189,8 @@ def train(
     run.mkdir(parents=True, exist_ok=True)
     trackers = open_trackers(config.log.to, run, toml.flat(config), start)
     (run / "config.toml").write_text(toml.to_toml(config))
-    schedule = Schedule(
-        start, config.train.steps, config.train.save_every, config.eval.every, config.train.keep, config.log.rollouts
-    )
+    often = config.train
+    schedule = Schedule(start, often.steps, often.save_every, config.eval.every, often.keep, config.log.rollouts)
     with Log(run, config.train.steps, title, start, trackers) as log:
         if start:
             log.say(f"resuming {run} at step {start}")
@@ -255,13 +254,9 @@ def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str
     if config.eval.task:
         task = rewarded(make_task(task_named(config.eval.task)), config.reward, config.reward_weights)
     settings = Eval(
-        problems=min(config.eval.problems, length(task) or config.eval.problems),
-        n=config.eval.n,
-        temperature=config.rollout.temperature,
-        max_tokens=config.rollout.max_tokens,
-        seed=config.train.seed,
-        judge=setup.judging,
-    )
+        problems=min(config.eval.problems, length(task) or config.eval.problems), n=config.eval.n,
+        temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens, seed=config.train.seed, judge=setup.judging,
+    )  # fmt: skip
     setup.check_room([(p.id, p.question) for p in first(task, settings.split, settings.problems)])
     return lambda step: evaluate_step(
         setup.engines["policy"], setup.verifier, setup.chat, task, settings, run, step, model=config.model

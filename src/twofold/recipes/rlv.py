@@ -119,8 +119,7 @@ class Recipe(common.Recipe):
         everyone = [r for g in usable for r in g]
         if self.config.score_every and step % self.config.score_every == 0:
             stats |= self._score(engine, everyone)
-        vine = self.config.estimator == "vineppo"
-        credit = self._vine(engine, usable, sampling) if vine else self._outcome(usable)
+        credit = self._vine(engine, usable, sampling) if self.config.estimator == "vineppo" else self._outcome(usable)
         if self.config.refills:
             credit, stats["refills"] = self._informative(usable, credit, len(problems)), len(groups) / len(problems) - 1
         judged, lam = self._judged(everyone, step), self._lambda(step)
