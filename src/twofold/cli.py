@@ -67,7 +67,8 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
         print(toml.to_toml(config), end="")
         return 0
     out = args.out or Path("runs") / args.config.stem
-    print(f"saved {training.train(config, out, resume=args.resume)}")
+    last = training.train(config, out, resume=args.resume, accept_changed=args.accept_changed)
+    print(f"saved {last}")
     return 0
 
 
