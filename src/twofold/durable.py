@@ -61,7 +61,7 @@ def rename(folder: Path, to: Path) -> None:
 
 def remove(folder: Path) -> None:
     """Delete a folder. Its name goes first, so that nobody finds a half of it."""
-    gone = folder.with_name(folder.name + DRAFT)
+    gone = folder.with_name(f"{folder.name}.old{DRAFT}")
     shutil.rmtree(gone, ignore_errors=True)
     os.rename(folder, gone)
     sync(folder.parent)

@@ -40,8 +40,8 @@ def seal(folder: Path, step: int) -> None:
     inside = [path.parent.parent for path in folder.rglob(MANIFEST)]
     every = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     files = [p for p in every if not any(p.is_relative_to(other) and p != other / MANIFEST for other in inside)]
-    content = {"step": step, "files": {str(p.relative_to(folder)): durable.sha256(p) for p in files}}
-    durable.write_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+    digests = {str(p.relative_to(folder)): durable.sha256(p) for p in files}
+    durable.write_text(folder / MANIFEST, _manifest(step, digests))
 
 
 def verify(folder: Path, *, resume: bool = False) -> None:
@@ -91,13 +91,20 @@ def drop_moments(folder: Path) -> None:
         path.unlink()
 
 
+def _manifest(step: int, files: dict[str, str]) -> str:
+    return json.dumps({"step": step, "files": files}, indent=1) + "\n"
+
+
 def _read(folder: Path) -> tuple[int, dict[str, str]]:
     path = folder / MANIFEST
     if not path.is_file():
         why = "an older version wrote it" if (folder / OLD_STATE).is_file() else "it is not complete"
         raise Damaged(f"{folder} has no {MANIFEST}: {why}")
     try:
-        content = json.loads(path.read_bytes())
-        return content["step"], content["files"]
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if text != _manifest(content["step"], content["files"]):
+            raise ValueError("it has another form")
     except (ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"{path} cannot be read: the checkpoint is damaged ({error!r})") from error
+        raise Damaged(f"{path} is not as it was written, so the checkpoint is damaged: {error!r}") from error
+    return content["step"], content["files"]

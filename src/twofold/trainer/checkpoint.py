@@ -49,7 +49,7 @@ def save(
     final = run / "checkpoints" / f"step-{step}"
     draft = final.with_name(final.name + durable.DRAFT)
     for role, learner in learners.items():
-        for name, values in _numbers(learner):
+        for name, values in numbers(learner):
             if not values.isfinite().all():
                 raise Diverged(f"step {step} is not saved: {name} of the {role} is not finite. Lower the learning rate")
     for leftover in final.parent.glob(f"*{durable.DRAFT}"):
@@ -100,6 +100,7 @@ def restore(directory: Path, learner: Learner) -> None:
     learner.step, learner.skipped = state["learner_step"], state["skipped"]
 
 
-def _numbers(learner: Learner) -> Iterator[tuple[str, Tensor]]:
+def numbers(learner: Learner) -> Iterator[tuple[str, Tensor]]:
+    """Yield all that a checkpoint saves of a learner's numbers, by name: weights, and the optimiser's moments."""
     yield from learner.model.state_dict().items()
     yield from moments(learner.optimizer, learner.model).items()
