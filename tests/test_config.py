@@ -140,7 +140,7 @@ def test_override_keeps_what_it_does_not_name() -> None:
         ({"train": 3}, "train must be a table (set its options, such as train.lr), got 3 (int)"),
         ({"train": {"steps": 0}}, "train.steps must be at least 1, got 0"),
         ({"train": {"lr": float("inf")}}, "train.lr must be more than 0, got inf"),
-        ({"train": {"stop_at": 0.5, "bf16": True}}, "train: stop_at does not go with bf16"),
+        ({"train": {"stop_at": 0.5, "bf16": True}}, "train.stop_at does not go with bf16"),
         ({"model": 3}, "model must be text, got 3 (int)"),
         ({"recipe": {"credit": "ppo"}}, "recipe.credit must be one of 'grpo', 'rloo', got 'ppo' (str)"),
         ({"recipe": {"name": "mrt"}}, "recipe.name must be one of 'rlv', 'tango', got 'mrt' (str)"),
@@ -295,14 +295,14 @@ def test_a_range() -> None:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("recipe.rollouts=1", "recipe: rollouts must be at least 2 for rloo"),
+        ("recipe.rollouts=1", "--recipe.rollouts must be at least 2 for rloo"),
         ("recipe.lam=-1", "--recipe.lam must be at least 0, got -1"),
         ("rollout.temperature=0", "--rollout.temperature must be at least 0.001, got 0"),
         ("loss.clip_low=1.5", "--loss.clip_low must be from 0 to 1, got 1.5"),
         ("loss.constant=0", "--loss.constant must be at least 1, got 0"),
         ("train.steps=0", "--train.steps must be at least 1, got 0"),
         ("train.steps=-5", "--train.steps must be at least 1, got -5"),
-        ("task.choices=40", "task: choices must be at most a quarter of top, 24; got 40"),
+        ("task.choices=40", "--task.choices must be at most a quarter of top, 24; got 40"),
     ],
 )
 def test_a_dry_run_refuses_numbers_that_make_no_sense(option: str, said: str, capsys: pytest.CaptureFixture) -> None:

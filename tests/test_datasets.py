@@ -13,6 +13,7 @@ import pytest
 
 from twofold.tasks.datasets import NAMED, DataError, Dataset, load
 from twofold.tasks.gym import GymTask
+from twofold.tasks.stream import check_gradable
 from twofold.types import Grade
 
 REAL = Path(os.environ.get("TWOFOLD_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -364,9 +365,11 @@ def test_worked_solutions_of_every_form(
     data = load(write(tmp_path / "set.jsonl", row), **options)
     problem = data.problem("train", 0)
     assert (problem.question, problem.answer, problem.meta.get("solution")) == ("1+1?", answer, solution)
-    if not answer:
+    if answer:
+        check_gradable([problem])
+    else:
         with pytest.raises(ValueError, match=f"problem {problem.id} has no answer to grade by: .* SFT only"):
-            data.grade(problem, r"\boxed{2}")
+            check_gradable([problem])
 
 
 def test_a_solution_that_was_asked_for_must_be_there(tmp_path: Path) -> None:

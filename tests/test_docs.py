@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from twofold import cli, run, toml
+from twofold import arguments, cli, run, toml
 from twofold.compute.plan import Plan, parse
 from twofold.compute.rules import RULES
 from twofold.config import Config, task_named
@@ -172,7 +172,7 @@ def commands(page: Path) -> list[list[str]]:
 @each_page
 def test_every_command_on_a_page_is_understood(page: Path) -> None:
     for words in commands(page):
-        args, rest = cli._parser().parse_known_args(words)
+        args, rest = arguments.parser(cli.COMMANDS).parse_known_args(words)
         match words[0]:
             case "train":
                 config = ROOT / args.config

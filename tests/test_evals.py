@@ -136,7 +136,7 @@ def test_how_an_evaluation_judges_is_said_on_the_command_line():
     words = ["--judge.name", "steps", "--judge.votes", "4", "--judge.cut=tags"]
     assert toml.override(Eval(), words).judge == Judging("steps", cut="tags", votes=4)
     for old, new in (("judge_votes", "judge.votes"), ("confidence", "trace_top"), ("window", "trace_window")):
-        with pytest.raises(toml.ConfigError, match=f"unknown option {old}; twofold calls it {new}"):
+        with pytest.raises(toml.ConfigError, match=f"unknown option --{old}; twofold calls it --{new}"):
             toml.override(Eval(), [f"--{old}", "4"], RENAMED)
 
 

@@ -27,7 +27,7 @@ training run -> engines -> models engines.base
 recipes evals same_run -> tasks -> text -> types
 compute -> text
 cli demo suite evaluating training run same_run config compute -> toml
-demo suite evaluating trainer -> progress
+cli demo suite evaluating trainer -> progress
 run tasks -> hub
 arguments -> evals compute
 same_run config evals compute tasks -> source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,9 +142,13 @@ def test_what_can_be_replayed(evaluated: Path):
         assert not replayable(parse(other), header)
 
 
-def test_calibrate_prints_options_of_a_plan(evaluated: Path, capsys):
+def test_calibrate_prints_options_of_a_plan(evaluated: Path, tmp_path: Path, capsys):
+    shutil.copytree(evaluated, tmp_path / "run" / "evals" / "test")
+    assert cli.main(["calibrate", str(tmp_path / "run")]) == 0  # a run directory stands for its evaluations
+    of_run = capsys.readouterr().out
     assert cli.main(["calibrate", str(evaluated)]) == 0
-    assert parse(f"posterior-4:{capsys.readouterr().out.strip()}").calibration.slope >= 0
+    assert capsys.readouterr().out == of_run
+    assert parse(f"posterior-4:{of_run.strip()}").calibration.slope >= 0
 
 
 @pytest.mark.parametrize("judge", ["none", "bce", "regression", "head"])

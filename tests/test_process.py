@@ -354,7 +354,8 @@ def test_the_command(model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert cli.main(["critic", "tiny", path, "--cut=lines", f"--question={CRITIQUE}", "--max_tokens=64"]) == 0
     said = capsys.readouterr().out
     assert re.fullmatch(
-        r"F1 [\d.]+% \[[\d.]+%, [\d.]+%\] on 2 cases\ncases with an error, .*\nreplies that could not be read: [\d.]+%\n",
+        r"criticising: case 2/2\nF1 [\d.]+% \[[\d.]+%, [\d.]+%\] on 2 cases\n"
+        r"cases with an error, .*\nreplies that could not be read: [\d.]+%\n",
         said,
     )
     assert cli.main(["critic", "tiny", "letters", "--how", "guess"]) == 2
@@ -367,7 +368,7 @@ def test_a_threshold_is_chosen_on_other_cases(model: Any, monkeypatch: pytest.Mo
     for name in ("tuned", "score"):
         plain = getattr(critic, name)
         monkeypatch.setattr(
-            critic, name, lambda e, c, xs, how, f=plain: seen.append({x.problem for x in xs}) or f(e, c, xs, how)
+            critic, name, lambda e, c, xs, *how, f=plain: seen.append({x.problem for x in xs}) or f(e, c, xs, *how)
         )
     words = ["critic", "tiny", "letters", "--number=6", "--how", "p_yes", "--cut", "lines", "--tune-on", "letters"]
     assert cli.main(words) == 0

@@ -10,6 +10,8 @@ from fractions import Fraction
 import pytest
 
 from twofold.tasks.procedural import Countdown, Letters, Sums, evaluate
+from twofold.tasks.processbench import some_cases
+from twofold.tasks.stream import first
 from twofold.types import Problem
 
 TASKS = [Sums(), Sums(level=1, choice=0.0), Countdown(), Letters()]
@@ -57,6 +59,31 @@ def test_training_never_meets_a_test_question(task):
     test = {p.question for split in SPLITS[1:] for p in items(task, split, 1000)}
     assert len(train) > 1500 and len(test) > 1500
     assert not train & test
+
+
+@pytest.mark.parametrize("task", [Countdown(level=2), Sums(level=1, choice=0.0), Letters(level=1)], ids=named)
+@pytest.mark.parametrize("split", SPLITS)
+def test_an_id_stands_for_what_is_asked(task, split):
+    """Wherever a problem is drawn, by whatever seed, its id is the same; two problems never share one."""
+
+    def normal(p: Problem) -> object:
+        return (p.meta["target"], sorted(p.meta["numbers"])) if task.name == "countdown" else p.question
+
+    drawn = [p for seed in (0, 1) for p in items(replace(task, seed=seed), split, 200)]
+    of_id: dict[str, object] = {}
+    assert all(of_id.setdefault(p.id, normal(p)) == normal(p) for p in drawn)
+    assert len(of_id) == len({str(normal(p)) for p in drawn})
+
+
+def test_a_small_task_gives_different_problems_or_says_how_many_it_has():
+    found = first(Countdown(level=2), "test", 25)
+    assert len({(p.meta["target"], *sorted(p.meta["numbers"])) for p in found}) == 25
+    assert found[:9] == [*items(Countdown(level=2), "test", 9)]  # the first repetition is at place 9
+    with pytest.raises(ValueError, match="countdown has 25 different problems in its test split, fewer than 26"):
+        first(Countdown(level=2), "test", 26)
+    assert first(Sums(), "test", 440) == [*items(Sums(), "test", 440)]  # the published evaluations are of these
+    cases = some_cases(Countdown(level=2), 25)
+    assert len({case.problem for case in cases}) == 25
 
 
 def test_an_unknown_split_is_refused():

@@ -24,6 +24,7 @@ from twofold import cli, run, toml, training
 from twofold.compute.judge import question
 from twofold.compute.rollout import draw
 from twofold.config import ALIASES, Config, Data, Rollouts, Train
+from twofold.evals.report import report
 from twofold.maths.seeds import derive
 from twofold.models.checkpoints import latest_checkpoint
 from twofold.models.head import attach
@@ -205,6 +206,31 @@ def test_resuming_before_the_first_checkpoint_begins_at_the_beginning(tiny_model
     assert [line["step"] for line in metrics(out)] == [0, 1, 2, 3]
 
 
+def test_a_run_may_be_made_longer(finished, tiny_model, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "longer")
+    longer = replace(small(tiny_model), train=Train(steps=6, save_every=2))
+    assert training.train(longer, out, resume=True) == out / "checkpoints" / "step-6"
+    assert [line["step"] for line in metrics(out)] == list(range(6))
+    assert metrics(out)[:4] == metrics(finished) and toml.load(Config, out / "config.toml") == longer
+    with pytest.raises(ValueError, match=r"train\.steps = 4, was 6"):  # what it learnt cannot be taken back
+        training.train(small(tiny_model), out, resume=True)
+
+
+def test_a_run_that_is_not_there_cannot_be_resumed(tiny_model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no run that could be resumed: leave out --resume"):
+        training.train(small(tiny_model), tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_without_evaluations_has_a_report(finished, tmp_path, capsys):
+    found = report([str(finished)], tmp_path)
+    assert found.headline == "The training of small, without an evaluation." and not found.tasks
+    assert found.training[0].metrics["target_loss"].steps == [0, 1, 2, 3]
+    assert "Loss of the targets" in (tmp_path / "report.html").read_text()
+    assert cli.main(["report", str(finished), "--out", str(tmp_path)]) == 0
+    assert found.headline in capsys.readouterr().out
+
+
 def test_a_run_is_not_overwritten(finished, tiny_model):
     before = (finished / "metrics.jsonl").read_bytes()
     with pytest.raises(FileExistsError, match=r"already holds a run.*--resume.*--out"):
@@ -319,10 +345,10 @@ def test_dry_run_prints_a_config_that_reads_back(small_toml, tiny_model, tmp_pat
 @pytest.mark.parametrize(
     ("option", "hint"),
     [
-        ("--optim.warmpu=0.1", "did you mean optim.warmup"),
-        ("--learning_rate=1e-6", "twofold calls it optim.lr"),
-        ("--recipe.hidden=3", "option of another recipe.name"),
-        ("--train.steps=many", "train.steps must be a whole number"),
+        ("--optim.warmpu=0.1", "did you mean --optim.warmup"),
+        ("--learning_rate=1e-6", "twofold calls it --optim.lr"),
+        ("--recipe.hidden=3", "option of another --recipe.name"),
+        ("--train.steps=many", "--train.steps must be a whole number"),
     ],
 )
 def test_a_wrong_option_is_named_with_its_remedy(small_toml, option, hint, capsys):
@@ -426,6 +452,7 @@ def test_sigterm_finishes_the_step_saves_and_can_be_resumed(tiny_model, tmp_path
     done = len(metrics(out))
     assert 1 <= done < 8
     assert os.listdir(out / "checkpoints") == [f"step-{done}"]
+    assert "finishing the step, then saving; a second Ctrl-C leaves now" in said
     assert f"stopped after step {done}; saved" in said and "--resume" in said.replace("\n", " ")
     assert cli.main([*arguments, "--resume"]) == 0
     assert f"resuming {out} at step {done}" in capsys.readouterr().out.replace("\n", "")

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +145,7 @@ def _critic(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import run, toml
     from twofold.config import Data, Gym, PythonTask, task_named
     from twofold.evals.critic import Critic, score, tuned
+    from twofold.progress import Progress
     from twofold.tasks.procedural import Split
     from twofold.tasks.processbench import Case, some_cases
 
@@ -157,7 +159,8 @@ def _critic(args: argparse.Namespace, rest: list[str]) -> int:
     model = run.load(args.model, **_prompts(args))
     if others:
         critic = tuned(model.engine, model.chat, others, critic)
-    found = score(model.engine, model.chat, cases, critic)
+    with Progress("case") as progress:
+        found = score(model.engine, model.chat, cases, critic, partial(progress.update, "criticising"))
     print(f"F1 {found.f1:.1%} [{found.low:.1%}, {found.high:.1%}] on {found.cases} cases")
     print(f"cases with an error, its step found: {found.on_wrong:.1%}; without one, none found: {found.on_right:.1%}")
     print(f"replies that could not be read: {found.unreadable:.1%}")

@@ -15,7 +15,7 @@ from rich.table import Column
 class Progress:
     """Lines by title, each shown from its first update on. ``unit`` is what is counted."""
 
-    def __init__(self, unit: Literal["step", "problem"], console: Console | None = None) -> None:
+    def __init__(self, unit: Literal["step", "problem", "case"], console: Console | None = None) -> None:
         self._unit, self._console = unit, console or Console()
         self._began: dict[str, tuple[float, int]] = {}
         self._last: dict[str, int] = {}

@@ -28,7 +28,7 @@ from twofold.models.checkpoints import latest_checkpoint, verify
 from twofold.models.gguf import SUFFIX as GGUF
 from twofold.models.io import Precision, chat_options, load_model, load_tokenizer
 from twofold.tasks.grading import equal
-from twofold.tasks.stream import first
+from twofold.tasks.stream import check_gradable, first
 from twofold.tasks.user import FromSource, Guarded, Rewarded
 from twofold.text.chat import Chat
 from twofold.text.prompts import CRITIQUE
@@ -141,7 +141,7 @@ def solve_many(model: Model, problems: Sequence[str], plan: Plan | str | None = 
     if not all(problem.strip() for problem in problems):
         raise ValueError("there is no problem to solve: its text is empty")
     named = ((f"problem {i}" if len(problems) > 1 else "the problem", text) for i, text in enumerate(problems, 1))
-    check_room(model.engine.context, model.chat, named, longest, judging)
+    check_room(model.engine.context, model.chat, named, longest, judging, hint="")
     return solve_all(model.engine, model.chat, problems, plan, same)
 
 
@@ -195,7 +195,7 @@ def fitting(task: Dataset, readers: Sequence[Model], config: Eval) -> Dataset:
     long: set[str] = set()
     for reader in readers:
         long |= too_long(reader.engine.context, readers[0].chat, questions, config.max_tokens, config.judge).keys()
-    return task.without(long, "too long for the model's context")
+    return task.without(long)
 
 
 def guarded(task: Task) -> Task:
@@ -246,6 +246,7 @@ def evaluate(
     if traced := [plan.traces for plan in parsed if plan.traced]:
         config = replace(config, trace_top=traced[0].top, trace_window=traced[0].window)
     problems = first(chosen, config.split, config.problems)
+    check_gradable(problems)
     for reader in (model, verifier) if verifier else (model,):
         questions = [(p.id, p.question) for p in problems]
         check_room(reader.engine.context, model.chat, questions, config.max_tokens, config.judge)

@@ -192,7 +192,9 @@ def _build(cls: type[T], values: Mapping[str, Any], prefix: str, base: T | None,
     try:
         return cls(**chosen)
     except ValueError as error:  # a dataclass may check its own values
-        raise context.error(f"{prefix[:-1]}: {error}" if prefix else str(error)) from error
+        about = str(error).partition(" ")[0] in names  # its message begins with the option
+        where = context.spelled(prefix) if about else f"{prefix[:-1]}: " if prefix else ""
+        raise context.error(f"{where}{error}") from error
 
 
 def _default(field: Field[Any], base: object) -> Any:

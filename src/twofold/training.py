@@ -23,7 +23,7 @@ from twofold.models.context import context
 from twofold.models.io import load_model, stop_tokens
 from twofold.recipes.common import Recipe, Setup
 from twofold.run import find_model, guarded, make_task, rewarded
-from twofold.tasks.stream import Problems, first, length
+from twofold.tasks.stream import Problems, check_gradable, first, length
 from twofold.text.chat import Chat
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner
@@ -126,14 +126,14 @@ class _Setup:
 
     def fit(self, recipe: Recipe) -> None:
         """Leave out the problems that are too long for a model's context or, unless the config says so, raise ValueError."""
-        texts = [(p.id, recipe.text(p)) for p in self.problems.known()]
-        drawn, judging = (
-            (self.config.rollout.max_tokens, self.judging) if hasattr(recipe, "sampling") else (0, Judging("none"))
-        )
+        known, drawn, judging = list(self.problems.known()), 0, Judging("none")
+        if hasattr(recipe, "sampling"):  # it draws rollouts
+            check_gradable(known)
+            drawn, judging = self.config.rollout.max_tokens, self.judging
+        texts = [(p.id, recipe.text(p)) for p in known]
         for limit in [context(model.config) for model in self.models.values()]:
             if getattr(self.config.task, "skip_long", False):
-                long = too_long(limit, self.chat, texts, drawn, judging)
-                self.problems.leave_out(long, "too long for the model's context")
+                self.problems.leave_out(too_long(limit, self.chat, texts, drawn, judging))
             else:
                 check_room(limit, self.chat, texts, drawn, judging)
 

@@ -12,7 +12,12 @@ Named = Iterable[tuple[str, str]]
 """Questions by the names that an error has for them: (problem's id, question)."""
 
 
-def check_room(context: Context, chat: Chat, questions: Named, max_tokens: int, judging: Judging) -> None:
+LEAVE_OUT = ". For a data set --skip-long (in a config task.skip_long) leaves out what is too long"
+
+
+def check_room(
+    context: Context, chat: Chat, questions: Named, max_tokens: int, judging: Judging, hint: str = LEAVE_OUT
+) -> None:
     """Raise ValueError that names the longest prompt if one, a solution of ``max_tokens`` and what is asked and answered about
     it are too many tokens.
 
@@ -26,7 +31,7 @@ def check_room(context: Context, chat: Chat, questions: Named, max_tokens: int, 
     try:
         context.check(found[name], max_tokens, _after(chat, judging))
     except ValueError as error:
-        raise ValueError(f"{name}: {error}{others}") from error
+        raise ValueError(f"{name}: {error}{others}{hint}") from error
 
 
 def too_long(context: Context, chat: Chat, questions: Named, max_tokens: int, judging: Judging) -> dict[str, int]:

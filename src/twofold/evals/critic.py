@@ -51,9 +51,15 @@ class Critic:
     seed: Seed = 0
 
 
-def score(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> ProcessScore:
+Tell = Callable[[int, int], None]
+"""Function that is told how many of how many cases are done."""
+
+
+def score(
+    engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic, progress: Tell = lambda done, total: None
+) -> ProcessScore:
     """Return how well the critic finds the first wrong steps of the cases."""
-    return process_score([c.label for c in cases], predict(engine, chat, cases, critic))
+    return process_score([c.label for c in cases], predict(engine, chat, cases, critic, progress))
 
 
 SETTINGS, PREDICTIONS = "critic.json", "predictions.jsonl"
@@ -67,7 +73,7 @@ def saved_score(
     out: Path,
     *,
     model: str,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Tell = lambda done, total: None,
 ) -> ProcessScore:
     """Return the critic's score on the cases, with every prediction saved in ``out``. Cases that are there are not done again.
 
@@ -91,10 +97,13 @@ def saved_score(
     return process_score([case.label for case in cases], [found[case.id] for case in cases])
 
 
-def predict(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -> list[int | None]:
+def predict(
+    engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic, progress: Tell = lambda done, total: None
+) -> list[int | None]:
     """Return the predicted first wrong step of each case: -1 for none, None where nothing could be read."""
     found: list[int | None] = []
     for i in range(0, len(cases), critic.batch):
+        progress(i, len(cases))
         part = cases[i : i + critic.batch]
         if critic.how == "p_yes":
             found += [
@@ -104,6 +113,7 @@ def predict(engine: Engine, chat: Chat, cases: Sequence[Case], critic: Critic) -
         else:
             how = _verified if critic.how == "verifier" else _prompted
             found += [most_frequent(votes) for votes in how(engine, chat, part, critic)]
+    progress(len(cases), len(cases))
     return found
 
 

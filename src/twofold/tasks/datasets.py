@@ -27,6 +27,8 @@ from twofold.types import Grade, Problem
 
 log = logging.getLogger(__name__)
 
+SKIP_BAD = "Repair the rows, or use the others: --skip-bad (in a config task.skip_bad, in Python skip_bad=True)."
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -44,10 +46,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.problems)
 
-    def without(self, ids: Collection[str], why: str) -> Dataset:
-        """Return the set without these problems, and log how many they are. Raises ValueError if nothing is left."""
-        kept = tuple(problem for problem in self.problems if problem.id not in ids)
-        tell_left_out(self.name, len(self), len(kept), ids, why)
+    def without(self, long: Collection[str]) -> Dataset:
+        """Return the set without these problems, by their ids, and log it (see ``stream.tell_left_out``)."""
+        kept = tuple(problem for problem in self.problems if problem.id not in long)
+        tell_left_out(self.name, len(self), len(kept), long)
         return replace(self, problems=kept)
 
     def problem(self, split: Literal["train", "test"], i: int) -> Problem:
@@ -62,12 +64,7 @@ class Dataset:
         return self.problems[i % len(self.problems)]
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
-        """Return the extracted answer and its grade. Multiple choice is graded by letter.
-
-        Raises ValueError for a problem that has a worked solution to learn, and no answer.
-        """
-        if not problem.answer:
-            raise ValueError(f"problem {problem.id} has no answer to grade by: the set can be learnt by SFT only")
+        """Return the extracted answer and its grade. Multiple choice is graded by letter."""
         if "options" in problem.meta:
             return choice_letter(text), grade_choice(problem.answer, text)
         if self.same is not None:
@@ -126,7 +123,7 @@ def load(
                 row = str(e)
         bad.append(f"{where}: {row}")
     if bad and not (skip_bad and problems):
-        raise DataError(str(source), bad, hint)
+        raise DataError(str(source), bad, SKIP_BAD + hint)
     if columns is None:
         raise DataError(str(source), [f"{source}: no rows"])
     if bad:

@@ -22,12 +22,11 @@ Read = tuple[str, "Row | str"]
 
 
 class DataError(ValueError):
-    """Rows that cannot be used. ``bad`` has one line for each: "file:12: no answer"."""
+    """Rows that cannot be used. ``bad`` has one line for each: "file:12: no answer". ``hint`` is said after them."""
 
     def __init__(self, source: str, bad: list[str], hint: str = "") -> None:
         self.bad = bad
-        repair = "Repair the rows, or use the others: --skip-bad (in a config task.skip_bad, in Python skip_bad=True)."
-        super().__init__(f"{len(bad)} unusable row(s) in {source}:\n{listed(bad)}\n{repair}{hint}")
+        super().__init__(f"{len(bad)} unusable row(s) in {source}:\n{listed(bad)}\n{hint or 'Repair the rows.'}")
 
 
 def listed(bad: list[str]) -> str:

@@ -24,7 +24,7 @@ ANSWERS = (
     "answer", "final_answer", "ground_truth", VERL, SKYRL, "correct answer", "label", "answerKey", "answer_idx", "solution",
 )  # fmt: skip
 SOLUTION = "solution"
-BEFORE = ("context", "body", "passage", "premise", "background")
+BEFORE = ("context", "body", "passage", "article", "story", "premise", "background")
 """Columns with a text that comes before the question."""
 OPTIONS = ("choices", "options")
 UNPOSED = ("image", "images", "table")
@@ -104,27 +104,29 @@ def to_problem(
     Raises ValueError that says what is missing. Without an answer's column the answer is that of the solution, or "".
     """
     solution = solution_of(row, columns)
-    own = [columns.prompt, *(column for column in (columns.answer,) if column)]
+    own = [column for column in (columns.prompt, columns.answer) if column]
     taken = {*own, *(key for name in (*BEFORE, *OPTIONS) if (key := held(row, name)))}
     meta = {key: value for key, value in row.items() if key not in taken and is_small(value)}
+    options: list[str] = []
     if pose:
         question, reference = (clean(column, text) for column, text in zip(own, pose(row), strict=True))
     else:
         question = clean(columns.prompt, posed(row, columns))
+        reference = "" if columns.answer is None else field(row, columns.answer)
         if (found := options_of(row)) is not None:
             options, labels = found
-            answer = letter_of(field(row, columns.answer or ""), options, labels)
-            question, reference = with_options(question, options), answer
-            meta["options"] = options
-        elif columns.answer is not None:
-            reference = clean(columns.answer, as_answer(field(row, columns.answer)))
-        else:
+            reference = letter_of(reference, options, labels)
+        elif columns.answer is None:
             reference = final_answer(solution or "") or ""
+        else:
+            reference = clean(columns.answer, as_answer(reference))
         if all(isinstance(row.get(key), str) for key in WRONG_OPTIONS):
             options = [reference, *(clean(key, row[key]) for key in WRONG_OPTIONS)]
             random.Random(question).shuffle(options)  # seeded by the question, so that it is the same in every run
-            question, reference = with_options(question, options), LETTERS[options.index(reference)]
-            meta = {key: value for key, value in meta.items() if key not in WRONG_OPTIONS} | {"options": options}
+            reference = LETTERS[options.index(reference)]
+    if options:
+        question = with_options(question, options)
+        meta = {key: value for key, value in meta.items() if key not in WRONG_OPTIONS} | {"options": options}
     if solution is not None:
         meta[SOLUTION] = clean(columns.solution or SOLUTION, solution)
     number = next((row[key] for name in IDS if (key := held(row, name))), i)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -54,24 +54,23 @@ class Problems:
         """Yield every problem of a task with a length, and the first step's problems of an endless one."""
         yield from self(0) if self.size is None else map(self._at, range(self.size))
 
-    def leave_out(self, ids: Collection[str], why: str) -> None:
-        """Leave out these problems of a task with a length, and log how many they are. Raises ValueError if none is left."""
-        kept = [i for i in self._kept if self.task.problem("train", i).id not in ids]
-        tell_left_out(self.task.name, len(self._kept), len(kept), ids, why)
+    def leave_out(self, long: Collection[str]) -> None:
+        """Leave out these problems of a task with a length, by their ids, and log it (see ``tell_left_out``)."""
+        kept = [i for i in self._kept if self.task.problem("train", i).id not in long]
+        tell_left_out(self.task.name, len(self._kept), len(kept), long)
         self._kept, self.size = kept, len(kept)
 
     def _at(self, i: int) -> Problem:
         return self.task.problem("train", i if self.size is None else self._kept[i])
 
 
-def tell_left_out(name: str, before: int, kept: int, ids: Collection[str], why: str) -> None:
-    """Log how many problems of a set are left out, if any are. Raises ValueError if none is left."""
+def tell_left_out(name: str, before: int, kept: int, long: Collection[str]) -> None:
+    """Log how many problems of a set are too long, if any are. Raises ValueError if none is left."""
     if not kept:
-        raise ValueError(f"{name}: no problem is left, all {before} are {why}")
-    if ids:
-        log.warning(
-            "%d of %d problems of %s are left out, which are %s, such as %s", before - kept, before, name, why, min(ids)
-        )
+        raise ValueError(f"{name}: all {before} problems are too long for the model's context")
+    if long:
+        said = "%d of %d problems of %s are too long for the model's context and left out, such as %s"
+        log.warning(said, before - kept, before, name, min(long))
 
 
 def first(task: Task, split: Any, n: int) -> list[Problem]:
@@ -91,9 +90,16 @@ def places(task: Task, split: Any, n: int) -> list[int]:
         i += 1
         if i > 20 * len(found) + 200:  # as good as all have been seen
             raise ValueError(
-                f"{task.name} has {len(found)} different problems in its {split} split, fewer than {n}: lower the number of problems"
+                f"{task.name} has {len(found)} different problems in its {split} split, fewer than {n}: lower problems"
             )
     return list(found.values())
+
+
+def check_gradable(problems: Iterable[Problem]) -> None:
+    """Raise ValueError for a problem that has a worked solution to learn, and no answer to grade by."""
+    for problem in problems:
+        if not problem.answer and "solution" in problem.meta:
+            raise ValueError(f"problem {problem.id} has no answer to grade by: the set can be learnt by SFT only")
 
 
 def length(task: Any) -> int | None:

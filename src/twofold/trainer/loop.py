@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Thread
 from types import FrameType
 from typing import Protocol
 
@@ -13,6 +14,8 @@ from twofold.engines.base import Engine, PolicyEngine
 from twofold.trainer.learner import Learner
 from twofold.trainer.log import Log, Score
 from twofold.types import Collected, Problem
+
+FINISHING = "finishing the step, then saving; a second Ctrl-C leaves now and loses what was not saved"
 
 
 class Recipe(Protocol):
@@ -91,7 +94,8 @@ class _Stop:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         self._restore()
-        self.log.say("finishing the step, then saving; a second Ctrl-C leaves now and loses what was not saved")
+        # in a thread, because the signal may have come in the middle of another print
+        Thread(target=self.log.say, args=(FINISHING,)).start()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
