@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smollm2 test test-slow test-interop bench bench-trl bench-gpu clean
+.PHONY: help demo smollm2 test test-slow torture test-interop bench bench-trl bench-gpu clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,10 @@ test: $(READY) ## check format, lint and types, and run the tests: everything th
 
 test-slow: $(READY) ## run the slow tests
 	$(BIN)/pytest -q -m slow
+
+torture: $(READY) ## kill training runs 200 times and compare their bits, and enumerate every crash point (under an hour)
+	$(BIN)/pytest -q -m 'slow or not slow' tests/test_durable.py
+	$(BIN)/python tests/torture.py --kills 200
 
 test-interop: $(VENV)/.interop ## run other projects' clients against the server
 	$(BIN)/pytest -q -m 'slow or not slow' tests/test_interop.py

@@ -145,7 +145,7 @@ def one(arm: str, seed: int, base: run.Config, args: argparse.Namespace) -> None
     frozen = not recipe.generator_updates, not (recipe.verifier_updates or recipe.verifier_warmup)
     rows: list[dict[str, Any]] = []
     for done in range(0, steps + 1, every):
-        roles = ("", "" if recipe.share else "-verifier")
+        roles = ("", "" if recipe.share else "/verifier")
         models = [str(folder / "checkpoints" / f"step-{done}{role}") if done else base.model for role in roles]
         before = rows[0] if rows else {}
         rows.append(

@@ -16,7 +16,7 @@ from pathlib import Path
 from common import FIRST
 
 from twofold import run, toml, training
-from twofold.models.io import latest_checkpoint
+from twofold.models.checkpoints import latest_checkpoint
 from twofold.recipes.corpus import attempt_sums
 from twofold.types import Problem
 

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from common import FIRST
 
 from twofold import run
-from twofold.models.io import latest_checkpoint
+from twofold.models.checkpoints import latest_checkpoint
 from twofold.recipes.sft import sample
 from twofold.tasks.procedural import Letters, Sums, apply
 from twofold.tasks.worked import Attempt, attempt_letters, attempt_sums, slipped
@@ -122,4 +122,4 @@ def start(config: run.Config, taught: Taught, out: Path) -> Path:
         stats = learner.update([sample(model.chat, turns) for turns in rows])
         if (step + 1) % 50 == 0:
             print(f"warm-up {step + 1}/{steps}  loss {stats['loss']:.3f}", flush=True)
-    return checkpoint.save(out, steps, learner, model.tokenizer)
+    return checkpoint.save(out, steps, {"policy": learner}, model.tokenizer, state={}, chat={}, inputs={})

@@ -32,6 +32,7 @@ from twofold.evals.plans import replayable
 from twofold.evals.pools import read_header, read_pools
 from twofold.evals.run import Eval
 from twofold.maths.credit import grpo, standardise
+from twofold.models.checkpoints import MANIFEST, OPTIMIZER, STATE
 from twofold.recipes.tango import Recipe, Tango, monte_carlo, turn
 from twofold.tasks.procedural import Sums
 from twofold.text.chat import Chat
@@ -631,16 +632,15 @@ def test_two_models_learn_apart_and_resume_to_the_bit(tmp_path: Path, monkeypatc
     )
     assert all(line.get("mismatch", line.get("verifier/mismatch")) < 1e-4 for line in lines)
     killed = shutil.copytree(straight, tmp_path / "killed")
-    for name in ("step-4", "step-4-verifier"):
-        shutil.rmtree(killed / "checkpoints" / name)
+    shutil.rmtree(killed / "checkpoints" / "step-4")
     training.train(config, killed, resume=True)
-    for name in ("step-4", "step-4-verifier"):
-        for file in ("model.safetensors", "optimizer.safetensors", "trainer_state.json"):
-            saved = [(x / "checkpoints" / name / file).read_bytes() for x in (straight, killed)]
-            assert saved[0] == saved[1]
-    policy, verifier = (straight / "checkpoints" / f"step-4{role}" for role in ("", "-verifier"))
+    policy, again = (x / "checkpoints" / "step-4" for x in (straight, killed))
+    verifier = policy / "verifier"
+    for name in ("model.safetensors", OPTIMIZER, STATE, MANIFEST):
+        for role in ("", "verifier/"):
+            assert (policy / f"{role}{name}").read_bytes() == (again / f"{role}{name}").read_bytes()
     assert (policy / "model.safetensors").read_bytes() != (verifier / "model.safetensors").read_bytes()
-    memory = checkpoint.recipe_state(policy)
+    memory = checkpoint.read_state(policy)["recipe"]
     assert memory.keys() == {"right", "wrong"} and sum(memory.values()) == pytest.approx(3)
     assert twofold.load(verifier).chat.yes_no_ids  # a model as any other
 

@@ -26,8 +26,9 @@ from twofold.compute.rollout import draw
 from twofold.config import ALIASES, Config, Data, Rollouts, Train
 from twofold.evals.report import report
 from twofold.maths.seeds import derive
+from twofold.models.checkpoints import latest_checkpoint
 from twofold.models.head import attach
-from twofold.models.io import STATE, latest_checkpoint, load_model
+from twofold.models.io import load_model
 from twofold.recipes.pretrain import Pretrain
 from twofold.recipes.rlv import RLV
 from twofold.recipes.sft import SFT
@@ -79,7 +80,7 @@ def killed_after_two_steps(finished: Path, out: Path) -> Path:
 
 
 def test_a_run_directory(finished, tiny_model):
-    assert sorted(os.listdir(finished)) == ["checkpoints", "config.toml", "metrics.jsonl", "rollouts.jsonl"]
+    assert sorted(os.listdir(finished)) == [".lock", "checkpoints", "config.toml", "metrics.jsonl", "rollouts.jsonl"]
     assert sorted(os.listdir(finished / "checkpoints")) == ["step-2", "step-4"]
     assert toml.load(Config, finished / "config.toml") == small(tiny_model)
 
@@ -111,7 +112,7 @@ def test_metrics(finished, tiny_model):
 
 def test_there_is_no_pickle(finished):
     files = [p for p in finished.rglob("*") if p.is_file()]
-    assert {p.suffix for p in files} <= {".toml", ".jsonl", ".json", ".safetensors", ".jinja"}
+    assert {p.suffix for p in files if p.name != ".lock"} <= {".toml", ".jsonl", ".json", ".safetensors", ".jinja"}
     assert not any(p.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05") for p in files)
 
 
@@ -124,7 +125,9 @@ def test_checkpoints_are_plain_transformers_models(fixture, request, tmp_path):
     learned = Learner(model, Optim(lr=1e-2, warmup=0.0), Loss(), steps=1)
     tokens = [20, 21, 22, 23]
     learned.update([Sample(tokens, [False] * 4, [0.0] * 4, [0.0] * 4, [0.0, 1.0, 1.0, 1.0], values=[(3, 1.0, 1.0)])])
-    saved = checkpoint.save(tmp_path, 1, learned, tokenizer, state={}, chat={"question": "Is it?"})
+    saved = checkpoint.save(
+        tmp_path, 1, {"policy": learned}, tokenizer, state={}, chat={"question": "Is it?"}, inputs={}
+    )
     loaded, report = AutoModelForCausalLM.from_pretrained(saved, attn_implementation="sdpa", output_loading_info=True)
     assert not any(report.values())  # nothing missing, nothing unexpected
     theirs = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa")
@@ -133,7 +136,7 @@ def test_checkpoints_are_plain_transformers_models(fixture, request, tmp_path):
     ids = torch.tensor([tokens])
     assert torch.equal(loaded(ids).logits, theirs(ids).logits)
     assert AutoTokenizer.from_pretrained(saved).chat_template == tokenizer.chat_template
-    assert torch.equal(load_file(saved / "value_head.safetensors")["weight"], model.value_head.weight)
+    assert torch.equal(load_file(saved / "head" / "value_head.safetensors")["weight"], model.value_head.weight)
 
 
 def test_a_run_directory_is_a_model(finished):
@@ -147,9 +150,9 @@ def test_a_run_directory_is_a_model(finished):
 
 
 def same(a: Path, b: Path) -> bool:
-    files = ["model.safetensors", "optimizer.safetensors", "trainer_state.json", "value_head.safetensors"]
-    present = [f for f in files if (a / f).exists()]
-    return len(present) >= 3 and all((a / f).read_bytes() == (b / f).read_bytes() for f in present)
+    """Return whether two checkpoints have the same files, the models of all roles and the manifests among them."""
+    files, others = ({str(p.relative_to(x)): p.read_bytes() for p in x.rglob("*") if p.is_file()} for x in (a, b))
+    return len(files) > 5 and files == others
 
 
 def test_resuming_is_bit_exact(finished, tiny_model, tmp_path):
@@ -180,10 +183,10 @@ def test_resuming_is_bit_exact_in_every_mode(fixture, optim, recipe, request, tm
     training.train(config, straight)
     out = killed_after_two_steps(straight, tmp_path / "killed")
     training.train(config, out, resume=True)
-    names = [n for n in os.listdir(straight / "checkpoints") if n.startswith("step-4")]
-    assert len(names) == (2 if recipe.get("verify") == "separate" else 1)
-    assert all(same(straight / "checkpoints" / n, out / "checkpoints" / n) for n in names)
-    assert not any(same(straight / "checkpoints" / n, straight / "checkpoints" / n.replace("4", "2")) for n in names)
+    last = straight / "checkpoints" / "step-4"
+    assert (last / "verifier" / "model.safetensors").is_file() == (recipe.get("verify") == "separate")
+    assert same(last, out / "checkpoints" / "step-4")
+    assert not same(last, straight / "checkpoints" / "step-2")
 
 
 def test_resuming_a_finished_run_changes_nothing(finished, tiny_model, tmp_path):
@@ -258,17 +261,10 @@ def test_a_run_that_never_began_leaves_nothing_in_the_way(tiny_model, tmp_path):
     assert not (tmp_path / "out" / "config.toml").exists()
 
 
-def test_a_role_that_stopped_apart_is_not_a_checkpoint(tmp_path):
-    for name, whole in [
-        ("step-2", True),
-        ("step-10", True),
-        ("step-20", False),
-        ("step-30-verifier", True),
-        ("step-40.draft", True),
-    ]:
+def test_the_newest_checkpoint_is_that_of_the_latest_step(tmp_path):
+    """A draft, and what is damaged and set aside, is none. (By name, step-10 comes before step-2.)"""
+    for name in ("step-2", "step-10", "step-30-verifier", "step-40.draft", "step-50.damaged"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-        if whole:
-            (tmp_path / "checkpoints" / name / STATE).write_text("{}")
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-10"
     assert latest_checkpoint(tmp_path / "none") is None
 

@@ -58,6 +58,13 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--out", metavar="DIR", type=Path, help="run directory (default: runs/NAME for a config NAME.toml)"
     )
     sub.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in the run directory")
+    sub.add_argument(
+        "--accept-changed",
+        metavar="WHAT",
+        action="append",
+        default=[],
+        help="resume though this is not what the run began with: data, model, tokenizer, template or code (may be repeated)",
+    )
     sub.add_argument("--dry-run", action="store_true", help="print the complete config, and do not train")
 
     sub = command("show", "Print what the model wrote at one step of a run.")

@@ -82,7 +82,8 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import training
 
     out = args.out or Path("runs") / args.config.stem
-    print(f"saved {training.train(config, out, resume=args.resume)}")
+    last = training.train(config, out, resume=args.resume, accept_changed=args.accept_changed)
+    print(f"saved {last}")
     return 0
 
 

@@ -17,6 +17,7 @@ from twofold.compute.room import check_room, too_long
 from twofold.compute.solve import Solution
 from twofold.compute.solve import solve as solve_all
 from twofold.config import SHIPPED, Data, Gym, PythonTask, TaskConfig, task_named
+from twofold.durable import writing
 from twofold.engines.native import NativeEngine
 from twofold.evals.plans import run_plans
 from twofold.evals.pools import read_header
@@ -24,8 +25,9 @@ from twofold.evals.probes import run_probes
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
 from twofold.maths.stopping import Lengths
+from twofold.models.checkpoints import latest_checkpoint, verify
 from twofold.models.gguf import SUFFIX as GGUF
-from twofold.models.io import chat_options, latest_checkpoint, load_model, load_tokenizer
+from twofold.models.io import chat_options, load_model, load_tokenizer
 from twofold.models.precision import choose_precision
 from twofold.runtime import share_cores
 from twofold.tasks.grading import equal
@@ -111,12 +113,14 @@ def find_model(model: str | Path) -> Path:
     """Return the directory of the shipped model, of a run's newest checkpoint, or of a model, or ``model`` itself if it is a
     GGUF file or a hub name.
 
-    Raises FileNotFoundError if ``model`` is none of these, and another OSError if the hub does not answer.
+    Raises FileNotFoundError if ``model`` is none of these, another OSError if the hub does not answer, and Damaged (a
+    ValueError) if it is a checkpoint whose files are not as they were written.
     """
     path = shipped() if str(model) == SHIPPED else latest_checkpoint(Path(model)) or Path(model)
     if path.suffix == GGUF and path.is_file():
         return path
     if path.is_dir():
+        verify(path)
         return path
     if len(path.parts) != 2 or Path(path.parts[0]).is_dir():
         raise FileNotFoundError(f"{model}: no such model directory, and not a name on a hub (OWNER/NAME)")
@@ -242,7 +246,8 @@ def evaluate(
     Problems that ``out`` already has are not sampled again. ``verifier`` is a second model that scores the samples in place
     of ``model`` (the separate-verifier ablation). ``plans`` that draw independent samples are computed from these samples; the
     others are run on the same problems. A short form samples and judges as ``config`` does, unless it says otherwise. If a
-    plan reads the samples' certainty, it is recorded. ``config.probe`` also draws thoughts and probes them.
+    plan reads the samples' certainty, it is recorded. ``config.probe`` also draws thoughts and probes them. Raises
+    BlockingIOError if another process writes to ``out``.
     """
     config = config or Eval()
     chosen = make_task(task_named(task)) if isinstance(task, str) else guarded(task)
@@ -268,21 +273,25 @@ def evaluate(
     for reader in (model, verifier) if verifier else (model,):
         questions = [(p.id, p.question) for p in problems]
         check_room(reader.engine.context, model.chat, questions, config.max_tokens, config.judge)
-    directory = evaluate_task(
-        model.engine,
-        model.chat,
-        chosen,
-        config,
-        Path(out),
-        name=name or model.name,
-        model=model.name,
-        verifier=verifier.engine if verifier else None,
-        verified_by=verifier.name if verifier else None,
-        progress=progress or (lambda done, total: None),
-    )
-    if config.probe.thoughts:
-        run_probes(model.engine, model.chat, chosen, problems, config.probe, directory, batch=config.batch)
-    if parsed:
-        header = read_header(directory)
-        run_plans(model.engine, model.chat, chosen, problems, parsed, directory, header, batch=config.batch, same=same)
+    directory = Path(out)
+    with writing(directory):
+        evaluate_task(
+            model.engine,
+            model.chat,
+            chosen,
+            config,
+            directory,
+            name=name or model.name,
+            model=model.name,
+            verifier=verifier.engine if verifier else None,
+            verified_by=verifier.name if verifier else None,
+            progress=progress or (lambda done, total: None),
+        )
+        if config.probe.thoughts:
+            run_probes(model.engine, model.chat, chosen, problems, config.probe, directory, batch=config.batch)
+        if parsed:
+            header = read_header(directory)
+            run_plans(
+                model.engine, model.chat, chosen, problems, parsed, directory, header, batch=config.batch, same=same
+            )
     return directory

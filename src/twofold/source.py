@@ -19,6 +19,7 @@ from typing import Any
 
 _PYTHON = "<python>:"
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_PIN = re.compile(r"@sha256:[0-9a-f]{64}")
 _FORM = re.compile(r"(?P<path>.+\.py):(?P<name>[A-Za-z_]\w*)(?:@sha256:(?P<digest>[0-9a-f]{64}))?")
 
 
@@ -83,6 +84,11 @@ def describe(thing: object) -> str:
         return named
     fields = "" if kind is thing else _ADDRESS.sub("", repr(thing if is_dataclass(thing) else vars(thing)))
     return _PYTHON + named.removeprefix(_PYTHON) + fields
+
+
+def unpinned(text: str) -> str:
+    """Return a text without the hashes of the sources in it."""
+    return _PIN.sub("", text)
 
 
 def is_source(text: str) -> bool:

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from twofold import source, toml
+from twofold import durable, same_run, toml
 from twofold.compute.judge import Judging, judge_all
 from twofold.compute.room import check_room, too_long
-from twofold.config import ALIASES, Config, Native, PythonEngine, PythonRecipe, PythonTask, task_named
+from twofold.config import Config, Native, task_named
 from twofold.engines.base import Engine, PolicyEngine
 from twofold.engines.native import NativeEngine
 from twofold.evals.during import evaluate_step
 from twofold.evals.run import Eval
 from twofold.models import head
+from twofold.models.checkpoints import latest_checkpoint, newest_good
 from twofold.models.context import context
-from twofold.models.io import latest_checkpoint, load_model, stop_tokens
+from twofold.models.io import load_model, stop_tokens
 from twofold.models.precision import choose_precision
 from twofold.recipes.common import Recipe, Setup
 from twofold.run import find_model, guarded, make_task, rewarded
 from twofold.runtime import share_cores
 from twofold.tasks.doubts import Watch
-from twofold.tasks.procedural import PROCEDURAL
 from twofold.tasks.stream import Problems, check_gradable, first, length
-from twofold.tasks.user import CORRECT
 from twofold.text.chat import Chat
 from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner
@@ -154,6 +153,7 @@ def train(
     recipe: Callable[[Setup], Recipe] | None = None,
     engine: MakeEngine | None = None,
     resume: bool = False,
+    accept_changed: Collection[str] = (),
     title: str = "training",
 ) -> Path:
     """Train into the run directory ``out``; return its last checkpoint.
@@ -161,45 +161,60 @@ def train(
     ``task``, ``recipe`` (called with the run's ``Setup``) and ``engine`` (called with the module that trains, for each role)
     take the place of the config's: see docs/extending.md. The run's ``config.toml`` records them with their file's hash.
 
-    ``resume`` continues from the newest checkpoint, perhaps to more steps than the run was to have (its schedules then run
-    over all of them). Raises FileExistsError if ``out`` already holds a run and ``resume`` is not set. If it is set, raises
-    FileNotFoundError if there is no run, and ValueError if it was made with another config or other code. Raises Stopped if
-    Ctrl-C or SIGTERM ended the run before its last step (everything is saved).
+    ``resume`` continues from the newest good checkpoint, perhaps to more steps than the run was to have (its schedules then
+    run over all of them). Raises FileExistsError if ``out`` already holds a run and ``resume`` is not set. If it is set, raises
+    FileNotFoundError if there is no run, and ValueError if no checkpoint is good, or if the run was made with another config,
+    other code or other inputs that ``accept_changed`` does not name (see ``same_run.CHANGEABLE``). Raises BlockingIOError if
+    another process writes to ``out``, and Stopped if Ctrl-C or SIGTERM ended the run before its last step (everything is saved).
     """
     share_cores()
     run = Path(out)
     make = engine or partial(make_engine, config)
-    config = _begun(_recorded(config, task, recipe, engine), run, resume)
-    found = latest_checkpoint(run) if resume else None
-    base = guarded(task) if task is not None else make_task(config.task)
-    setup = _Setup(config, rewarded(base, config.reward, config.reward_weights), make)
-    built = (recipe or config.recipe.build)(setup)
-    if not isinstance(built, Recipe):
-        raise ValueError(f"a recipe must be a tf.Recipe, and this one made {built!r}")
-    setup.load_policy()
+    config = same_run.begun(same_run.recorded(config, task, recipe, engine), run, resume, accept_changed)
+    with durable.writing(run):
+        base = guarded(task) if task is not None else make_task(config.task)
+        setup = _Setup(config, rewarded(base, config.reward, config.reward_weights), make)
+        built = (recipe or config.recipe.build)(setup)
+        if not isinstance(built, Recipe):
+            raise ValueError(f"a recipe must be a tf.Recipe, and this one made {built!r}")
+        setup.load_policy()
+        return _train(run, config, setup, built, resume, accept_changed, title)
+
+
+def _train(
+    run: Path, config: Config, setup: _Setup, built: Recipe, resume: bool, accepted: Collection[str], title: str
+) -> Path:
     updates = built.updates(config.train.steps)
     learners = {role: setup.learner(role, updates.get(role, config.train.steps)) for role in setup.models}
+    inputs = same_run.hashes(setup.problems.known(), setup.models, setup.tokenizer, setup.stop)
     start = 0
+    found, damaged = newest_good(run) if resume else (None, {})
     if found:
+        state = checkpoint.read_state(found)
+        same_run.refuse_changed(run, state["inputs"], inputs, accepted)
+        start = state["step"]
         for role, learner in learners.items():
-            start = checkpoint.restore(found if role == "policy" else found.with_name(f"{found.name}-{role}"), learner)
-        built.restore(checkpoint.recipe_state(found))
+            checkpoint.restore(found if role == "policy" else found / role, learner)
+        built.restore(state["recipe"])
     check = _check(config, setup, run)
     setup.fit(built)
-    run.mkdir(parents=True, exist_ok=True)
+    for folder in damaged:
+        durable.rename(folder, folder.with_name(f"{folder.name}.damaged"))
     trackers = open_trackers(config.log.to, run, toml.flat(config), start)
-    (run / "config.toml").write_text(toml.to_toml(config))
-    often = config.train
-    schedule = Schedule(start, often.steps, often.save_every, config.eval.every, often.keep, config.log.rollouts)
+    durable.write_text(run / same_run.CONFIG, toml.to_toml(config))
+    schedule = Schedule(start, config.train.steps, config.train.save_every, config.eval.every, config.log.rollouts)
     with Log(run, config.train.steps, title, start, trackers) as log:
-        if start:
+        for folder, why in damaged.items():
+            log.say(f"{why}; it is now {folder.name}.damaged, and its steps are done again")
+        if resume:
             log.say(f"resuming {run} at step {start}")
         reached = run_steps(
             built, setup.engines, learners, setup.problems, schedule,
-            save=lambda step, role, learner: checkpoint.save(
-                run, step, learner, setup.tokenizer, role, state=built.state(), chat=setup.prompts
+            save=lambda step: checkpoint.save(
+                run, step, learners, setup.tokenizer,
+                state=built.state(), chat=setup.prompts, inputs=inputs, keep=config.train.keep,
             ),
-            evaluate=check, score=partial(_scores, setup), watch=Watch(log.say), log=log, run=run,
+            evaluate=check, score=partial(_scores, setup), watch=Watch(log.say), log=log,
         )  # fmt: skip
     if reached < config.train.steps:
         raise Stopped(f"stopped after step {reached}; saved in {run}")
@@ -215,25 +230,6 @@ def make_engine(config: Config, model: Any) -> PolicyEngine:
         precision = choose_precision(config.train.precision)
         return NativeEngine(model, exact=chosen.exact, max_rows=chosen.max_rows, precision=precision)
     return chosen.build(model)
-
-
-def _recorded(config: Config, task: object, recipe: object, engine: object) -> Config:
-    """Return the config with all of the user's own code, given in Python or by name, pinned to the hash of its file."""
-    if isinstance(task, PROCEDURAL):
-        config = replace(config, task=task)
-    elif task is not None:
-        config = replace(config, task=PythonTask(source=source.describe(task)))
-    if recipe is not None:
-        config = replace(config, recipe=PythonRecipe(source=source.describe(recipe)))
-    if engine is not None:
-        config = replace(config, engine=PythonEngine(source=source.describe(engine)))
-    for name in ("task", "recipe", "engine"):
-        part = getattr(config, name)
-        if part.name == "python" and source.is_source(part.source):
-            config = replace(config, **{name: replace(part, source=source.pin(part.source))})
-    if source.is_source(config.eval.task):
-        config = replace(config, eval=replace(config.eval, task=source.pin(config.eval.task)))
-    return replace(config, reward=tuple(r if r == CORRECT else source.pin(r) for r in config.reward))
 
 
 def _scores(setup: _Setup, rollouts: Sequence[Rollout]) -> Sequence[float | None]:
@@ -261,27 +257,3 @@ def _check(config: Config, setup: _Setup, run: Path) -> Callable[[int], dict[str
     return lambda step: evaluate_step(
         setup.engines["policy"], setup.verifier, setup.chat, task, settings, run, step, model=config.model
     )
-
-
-def _begun(config: Config, run: Path, resume: bool) -> Config:
-    """Return the config with a type in place of ``precision = "auto"``: the one that a run that is resumed began with.
-
-    Raise FileExistsError, FileNotFoundError or ValueError if ``run`` already holds a run and this one does not continue it, or
-    if there is none to resume.
-    """
-    path, precision = run / "config.toml", config.train.precision
-    if not path.exists() and resume:
-        raise FileNotFoundError(f"{run} holds no run that could be resumed: leave out --resume, or name its --out")
-    if path.exists() and not resume:
-        raise FileExistsError(f"{run} already holds a run: continue it with --resume, or choose another --out")
-    old = toml.load(Config, path, ALIASES) if resume else config
-    if precision == "auto":
-        precision = old.train.precision
-    config = replace(config, train=replace(config.train, precision=choose_precision(precision)))
-    # a run may be made longer
-    old = replace(old, train=replace(old.train, steps=max(old.train.steps, config.train.steps)))
-    was, now = toml.flat(old), toml.flat(config)
-    changed = [f"{k} = {now.get(k)!r}, was {was.get(k)!r}" for k in {**was, **now} if now.get(k) != was.get(k)]
-    if resume and changed:
-        raise ValueError(f"{run} was made with another config ({'; '.join(changed[:5])}); resume with its own, {path}")
-    return config

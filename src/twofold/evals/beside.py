@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Printed
 
+from twofold.durable import write_text
 from twofold.evals.critic import Critic
 from twofold.evals.drawing import colours
 from twofold.evals.records import Evaluation, as_json
@@ -199,10 +200,10 @@ def _shares(numbers: Sequence[float | None]) -> tuple[float | None, ...]:
 
 def write(page: SuiteReport, out: Path) -> None:
     """Write ``out/suite.json`` and ``out/suite.html``, which links to the report of each set."""
-    (out / "suite.json").write_text(json.dumps(as_json(page), indent=1, allow_nan=False) + "\n")
+    write_text(out / "suite.json", json.dumps(as_json(page), indent=1, allow_nan=False) + "\n")
     template = templates().get_template("suite.html.jinja")
     text = template.render(page=page, rules=RULES, colours_of=colours, of=of)
-    (out / "suite.html").write_text(text, encoding="utf-8")
+    write_text(out / "suite.html", text)
 
 
 def print_suite(page: SuiteReport, console: Console | None = None) -> None:

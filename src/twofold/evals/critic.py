@@ -10,11 +10,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
+from twofold import durable
 from twofold.compute.judge import p_yes, question
 from twofold.compute.rollout import candidate, forced
 from twofold.compute.verify import asked, verify
 from twofold.engines.base import Engine
-from twofold.evals.pools import read_lines
 from twofold.maths.processbench import ProcessScore, best_threshold, first_error, process_score
 from twofold.ranges import Count, NonNegative, Seed, Share, checked
 from twofold.tasks.processbench import Case
@@ -79,22 +79,21 @@ def saved_score(
 
     Raises ValueError if ``out`` was begun with another ``model`` or critic.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    how = {"model": model} | asdict(critic)
-    if (out / SETTINGS).exists() and json.loads((out / SETTINGS).read_text()) != how:
-        raise ValueError(f"{out} holds predictions of another critic (see its {SETTINGS}): choose another --out")
-    (out / SETTINGS).write_text(json.dumps(how, indent=2) + "\n")
-    found = {row["id"]: row["predicted"] for row in read_lines(out / PREDICTIONS)}
-    waiting = [case for case in cases if case.id not in found]
-    progress(len(cases) - len(waiting), len(cases))
-    with (out / PREDICTIONS).open("a") as file:
-        for i in range(0, len(waiting), critic.batch):
-            part = waiting[i : i + critic.batch]
-            for case, predicted in zip(part, predict(engine, chat, part, critic), strict=True):
-                file.write(json.dumps({"id": case.id, "label": case.label, "predicted": predicted}) + "\n")
-                found[case.id] = predicted
-            file.flush()
-            progress(len(cases) - len(waiting) + i + len(part), len(cases))
+    with durable.writing(out):
+        how = {"model": model} | asdict(critic)
+        if (out / SETTINGS).exists() and json.loads((out / SETTINGS).read_text()) != how:
+            raise ValueError(f"{out} holds predictions of another critic (see its {SETTINGS}): choose another --out")
+        durable.write_text(out / SETTINGS, json.dumps(how, indent=2) + "\n")
+        found = {row["id"]: row["predicted"] for row in durable.read_lines(out / PREDICTIONS)}
+        waiting = [case for case in cases if case.id not in found]
+        progress(len(cases) - len(waiting), len(cases))
+        with durable.Lines(out / PREDICTIONS) as file:
+            for i in range(0, len(waiting), critic.batch):
+                part = waiting[i : i + critic.batch]
+                for case, predicted in zip(part, predict(engine, chat, part, critic), strict=True):
+                    file.write(json.dumps({"id": case.id, "label": case.label, "predicted": predicted}))
+                    found[case.id] = predicted
+                progress(len(cases) - len(waiting) + i + len(part), len(cases))
     return process_score([case.label for case in cases], [found[case.id] for case in cases])
 
 

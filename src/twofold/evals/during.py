@@ -8,6 +8,7 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
+from twofold.durable import writing
 from twofold.engines.base import Engine
 from twofold.evals.pools import POOLS, read_pools
 from twofold.evals.run import Eval, evaluate
@@ -31,7 +32,8 @@ def evaluate_step(
     shutil.rmtree(out, ignore_errors=True)  # a resumed run does this step again
     other = None if verifier is engine else verifier
     by = None if other is None else "verifier"
-    evaluate(engine, chat, task, settings, out, name=f"step {step}", model=model, verifier=other, verified_by=by)
+    with writing(out):
+        evaluate(engine, chat, task, settings, out, name=f"step {step}", model=model, verifier=other, verified_by=by)
     return {f"eval/{name}": value for name, value in figures(read_pools(out / POOLS)).items()}
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from twofold import source
+from twofold import durable, source
 from twofold.compute.cost import Cost
 from twofold.compute.plan import Independent, Plan, parse
 from twofold.compute.rules import RULES, Seen
@@ -216,8 +216,8 @@ def run_plans(
     form = form_of(task)
     plans = [_pinned(plan) for plan in plans]
     names = json.loads((out / NAMES).read_text()) if (out / NAMES).exists() else []
-    (out / NAMES).write_text(json.dumps(list(dict.fromkeys([*names, *map(str, plans)]))) + "\n")
-    done = {(row["plan"], row["id"]) for row in read_lines(out / RUNS)}
+    durable.write_text(out / NAMES, json.dumps(list(dict.fromkeys([*names, *map(str, plans)]))) + "\n")
+    done = {(row["plan"], row["id"]) for row in durable.read_lines(out / RUNS)}
     todo = [
         (plan, p) for plan in plans if not replayable(plan, header) for p in problems if (str(plan), p.id) not in done
     ]
@@ -225,7 +225,7 @@ def run_plans(
         raise ValueError(
             f"plan {todo[0][0]} draws its own samples, and reads boxed answers only: leave out the plan or extract"
         )
-    with (out / RUNS).open("a") as file:
+    with durable.Lines(out / RUNS) as file:
         for plan in dict.fromkeys(plan for plan, _ in todo):
             mine = [p for other, p in todo if other == plan]
             for i in range(0, len(mine), batch):
@@ -236,8 +236,7 @@ def run_plans(
                 for p, s in zip(part, solved, strict=True):
                     label = task.grade(p, s.text)[1].label
                     row = PlanRun(str(plan), p.id, s.answer, s.confidence, label, s.samples, s.length, s.cost)
-                    file.write(json.dumps(asdict(row)) + "\n")
-                    file.flush()
+                    file.write(json.dumps(asdict(row)))
                 progress(min(i + batch, len(mine)), len(mine))
 
 

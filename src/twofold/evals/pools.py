@@ -1,8 +1,8 @@
 """An evaluation on disk: ``eval.json`` says what was run, ``pools.jsonl`` holds one line per problem.
 
 Lines are only ever appended, so a crash can spoil at most the last one. Reading is strict: a line that is not exactly a
-pool is an error that names the file and the line. Only ``finished_ids``, which serves to resume, repairs a file: it cuts
-off a last line that has no newline.
+pool is an error that names the file and the line. Only ``finished_ids``, which serves to resume, passes over a last line
+that has no newline; ``Lines`` cuts it off.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import json
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, get_args
+from typing import Any, get_args
 
+from twofold.durable import Lines, write_text
 from twofold.types import Grade, Label, Pool, Problem
 
 HEADER = "eval.json"
@@ -72,10 +73,7 @@ RENAMED = {"confidence": "trace_top", "window": "trace_window"}
 
 def write_header(directory: Path, header: Header) -> None:
     """Write ``directory/eval.json``, replacing an older one in a single step (a reader never sees half a file)."""
-    directory.mkdir(parents=True, exist_ok=True)
-    draft = directory / (HEADER + ".tmp")
-    draft.write_text(json.dumps(dataclasses.asdict(header), indent=2) + "\n")
-    draft.replace(directory / HEADER)
+    write_text(directory / HEADER, json.dumps(dataclasses.asdict(header), indent=2) + "\n")
 
 
 def read_header(directory: Path) -> Header:
@@ -95,8 +93,8 @@ def read_header(directory: Path) -> Header:
     return Header(**values)
 
 
-def write_pool(file: TextIO, pool: Pool) -> None:
-    """Append one pool as one line and flush it, so that a later crash loses nothing that was finished."""
+def write_pool(file: Lines, pool: Pool) -> None:
+    """Append one pool as one line."""
     record = {
         "problem": {
             "id": pool.problem.id,
@@ -114,8 +112,7 @@ def write_pool(file: TextIO, pool: Pool) -> None:
     }
     if pool.certainty is not None and pool.traces is not None:
         record |= {"certainty": pool.certainty, "traces": dict(pool.traces)}
-    file.write(json.dumps(record, allow_nan=False) + "\n")
-    file.flush()
+    file.write(json.dumps(record, allow_nan=False))
 
 
 def read_pools(path: Path) -> list[Pool]:
@@ -137,16 +134,9 @@ def read_pools(path: Path) -> list[Pool]:
 
 
 def finished_ids(path: Path) -> set[str]:
-    """Return the ids of the problems that are done, and cut a truncated last line off the file. No file gives no ids."""
-    if not path.exists():
-        return set()
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    ids = {pool.problem.id for pool in _parse_all(data[:whole].split(b"\n")[:-1], path)}
-    if whole < len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-    return ids
+    """Return the ids of the problems that are done. A truncated last line does not count, and no file gives no ids."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return {pool.problem.id for pool in _parse_all(lines, path)}
 
 
 def read_lines(path: Path) -> list[Any]:
@@ -156,7 +146,7 @@ def read_lines(path: Path) -> list[Any]:
     *lines, rest = path.read_text().split("\n")
     if rest:
         raise PoolError(
-            f"{path}:{len(lines) + 1}: truncated last line: the run was killed while writing; delete that line"
+            f"{path}:{len(lines) + 1}: truncated last line: the run was killed while writing; run it again to resume"
         )
     return [json.loads(line) for line in lines]
 

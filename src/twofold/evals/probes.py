@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from twofold import durable
 from twofold.compute.probe import Probe, Prover, boundaries, probe, thought_length
 from twofold.compute.rollout import rollouts, split
 from twofold.compute.think import continue_thoughts
@@ -133,12 +134,12 @@ def run_probes(
     how = json.loads(json.dumps(asdict(config)))
     if (out / SETTINGS).exists() and json.loads((out / SETTINGS).read_text()) != how:
         raise ValueError(f"{out} holds probes of other settings (see its {SETTINGS}): choose another --out")
-    (out / SETTINGS).write_text(json.dumps(how, indent=2) + "\n")
-    done = {row["id"] for row in read_lines(out / PROBES)}
+    durable.write_text(out / SETTINGS, json.dumps(how, indent=2) + "\n")
+    done = {row["id"] for row in durable.read_lines(out / PROBES)}
     waiting = [p for p in problems if p.id not in done]
     drawn = (config.thoughts, header.temperature, header.top_p, header.max_tokens, chat.stop, header.seed)
     sampling = Sampling(*drawn, top_k=header.top_k, min_p=header.min_p)
-    with (out / PROBES).open("a") as file:
+    with durable.Lines(out / PROBES) as file:
         for i in range(0, len(waiting), batch):
             part = waiting[i : i + batch]
             began = time.monotonic()
@@ -146,8 +147,7 @@ def run_probes(
             share = (time.monotonic() - began) / len(part)
             for j, p in enumerate(part):
                 mine = thoughts[j * config.thoughts : (j + 1) * config.thoughts]
-                file.write(json.dumps({"id": p.id, "thoughts": list(map(asdict, mine)), "seconds": share}) + "\n")
-                file.flush()
+                file.write(json.dumps({"id": p.id, "thoughts": list(map(asdict, mine)), "seconds": share}))
             progress(min(i + batch, len(waiting)), len(waiting))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from twofold.durable import write_text
 from twofold.evals.compare import Comparison, comparisons, samples_saved, tokens_saved
 from twofold.evals.figures import TRAINING_METRICS
 from twofold.evals.grid import accuracy_grid
@@ -59,8 +60,8 @@ def report(
     found = summarise(runs, baseline, caps, optimal)
     out = Path(runs[0] if out is None else out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(as_json(found), indent=1, allow_nan=False) + "\n")
-    (out / "report.html").write_text(html(found), encoding="utf-8")
+    write_text(out / "report.json", json.dumps(as_json(found), indent=1, allow_nan=False) + "\n")
+    write_text(out / "report.html", html(found))
     return found
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from twofold import __version__
 from twofold.compute.judge import Judging, judge_all, resolved
 from twofold.compute.rollout import rollouts
+from twofold.durable import Lines
 from twofold.engines.base import Engine
 from twofold.evals.pools import HEADER, POOLS, Header, finished_ids, read_header, write_header, write_pool
 from twofold.evals.probes import Probing
@@ -88,16 +89,18 @@ def evaluate(
         if replace(before, seconds=0.0) != header:
             raise ValueError(f"{out} holds another evaluation (see its {HEADER}): choose another --out")
         header = before
+    out.mkdir(parents=True, exist_ok=True)
     write_header(out, header)
     done = finished_ids(out / POOLS)
     waiting = [p for p in problems if p.id not in done]
     progress(len(problems) - len(waiting), len(problems))
-    with (out / POOLS).open("a") as file:
+    with Lines(out / POOLS) as file:
         for i in range(0, len(waiting), config.batch):
             began = time.monotonic()
             pools = _pools(engine, chat, task, waiting[i : i + config.batch], config, verifier)
             for pool in pools:
                 write_pool(file, pool)
+            file.sync()
             for doubt in doubts(pools) if i == 0 else []:
                 log.warning("of the first problems, %s", doubt)
             header = replace(header, seconds=header.seconds + time.monotonic() - began)

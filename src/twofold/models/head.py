@@ -1,7 +1,8 @@
 """A scalar head on a language model: the ablation of RL^V (arXiv:2505.04842) that judges by a number instead of a word.
 
 The head reads the hidden state of a text's last token and learns whether the text is right. It is no part of the
-architecture, so ``transformers`` does not know it: it is ``model.value_head``, and in a checkpoint a file of its own.
+architecture, so ``transformers`` does not know it: it is ``model.value_head``, and a file in a folder of its own, as vLLM
+takes every ``*.safetensors`` beside a model for the model's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 Kind = Literal["bce", "regression"]
-NAME, FILE = "value_head", "value_head.safetensors"
+NAME, FILE = "value_head", "head/value_head.safetensors"
+OLD_FILE = "value_head.safetensors"
+"""Where older versions wrote it, beside the model."""
 
 
 class Head(nn.Linear):
@@ -56,18 +59,23 @@ def attach(model: Any, kind: Kind | None) -> None:
 def save(folder: Path, model: Any) -> None:
     """Write the model's head, if it has one, and its kind."""
     if head := getattr(model, NAME, None):
+        (folder / FILE).parent.mkdir(exist_ok=True)
         save_file(head.state_dict(), folder / FILE, {"kind": head.kind} if head.kind else None)
 
 
 def load(folder: Path, model: Any) -> None:
     """Give ``model`` the head that was saved in ``folder``, if there is one."""
-    if weights := read(folder):
-        with safe_open(folder / FILE, "pt") as file:
+    if path := _found(folder):
+        with safe_open(path, "pt") as file:
             attach(model, (file.metadata() or {}).get("kind"))
-        model.load_state_dict(weights, strict=False)
+        model.load_state_dict(read(folder), strict=False)
 
 
 def read(folder: Path) -> dict[str, Tensor]:
     """Return the weights of the head in ``folder`` by the names that they have in the model; none if there is no head."""
-    path = folder / FILE
-    return {f"{NAME}.{k}": v for k, v in load_file(path).items()} if path.is_file() else {}
+    path = _found(folder)
+    return {f"{NAME}.{k}": v for k, v in load_file(path).items()} if path else {}
+
+
+def _found(folder: Path) -> Path | None:
+    return next((folder / name for name in (FILE, OLD_FILE) if (folder / name).is_file()), None)

@@ -13,12 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from twofold.models import gguf, head
+from twofold.models.checkpoints import OLD_STATE, STATE
 from twofold.models.install import install
 from twofold.models.llama import Llama, plain, shapes
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
-STATE = "trainer_state.json"
-"""What a checkpoint of training has beside the model."""
 TOKENIZER, GENERIC = "tokenizer_config.json", "TokenizersBackend"
 """The tokenizer class of a Llama whose tokenizer is just what tokenizer.json says. ``AutoTokenizer`` takes two seconds to find
 that out. (Qwen's models have a class of their own, whatever their files say.)"""
@@ -142,16 +141,10 @@ def _write(folder: Path, model: Llama, weights: Mapping[str, Tensor]) -> None:
     save_file({k: v.contiguous() for k, v in weights.items() if k in own}, folder / WEIGHTS, {"format": "pt"})
 
 
-def latest_checkpoint(run: Path) -> Path | None:
-    """The newest complete policy checkpoint of a run, or None."""
-    found = [p for p in (run / "checkpoints").glob("step-*") if p.name[5:].isdigit() and (p / STATE).is_file()]
-    return max(found, key=lambda p: int(p.name[5:]), default=None)
-
-
 def chat_options(path: Path) -> dict[str, Any]:
     """Return how prompts are made for the model at ``path``: what a checkpoint of ours was trained with, by the names of
     ``text.chat.Chat``, and ``stop``, the tokens that end a text by its generation config."""
-    trained = _content(path / STATE) or {}
+    trained = _content(path / STATE) or _content(path / OLD_STATE) or {}
     found = {
         name: trained[name] for name in ("question", "enable_thinking", "think_end") if trained.get(name) is not None
     }

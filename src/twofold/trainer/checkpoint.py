@@ -2,75 +2,90 @@
 
 ``from_pretrained`` and ``vllm serve`` load ``checkpoints/step-40/`` as it is. Randomness and data order are functions of
 (seed, step), so the state is the optimiser's moments, the step number and a recipe's few numbers. The state also has how
-its prompts were made (``chat``: the verdict question, and how it thinks), so that whoever loads the model makes the same.
+its prompts were made (``chat``: the verdict question, and how it thinks), so that whoever loads the model makes the same,
+and the hashes of the run's inputs. ``models.checkpoints`` says where the files are.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from twofold import durable
 from twofold.models import head
-from twofold.models.io import STATE, WEIGHTS, save_model
-from twofold.trainer.learner import Learner
+from twofold.models.checkpoints import OPTIMIZER, STATE, drop_moments, seal, steps, verify
+from twofold.models.io import WEIGHTS, save_model
+from twofold.trainer.learner import Diverged, Learner
 from twofold.trainer.optim import moments, remember
 
-OPTIMIZER = "optimizer.safetensors"
+RESUMABLE = 2
+"""The newest checkpoints, which keep the optimiser's moments: if the last one is damaged, the one before can be resumed."""
 
 
 def save(
     run: Path,
     step: int,
-    learner: Learner,
+    learners: Mapping[str, Learner],
     tokenizer: Any,
-    role: str = "policy",
     *,
     state: Mapping[str, float],
     chat: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    keep: int = 0,
 ) -> Path:
-    """Write ``run/checkpoints/step-N`` (``step-N-ROLE`` for other roles) and return it.
+    """Write ``run/checkpoints/step-N``, with the models of all roles, and return it. Then thin the older ones out.
 
-    It is written under a draft name and then renamed, so that a checkpoint which is there is complete.
+    It is written under another name and renamed when all is on the disk. Only the newest ``keep`` checkpoints (0: all) remain,
+    and moments only in the newest two; nothing is deleted before the new one is verified. Raises Diverged if a weight or a
+    moment is not finite, and OSError if the disk is full: both leave the older checkpoints as they are.
     """
-    final = run / "checkpoints" / (f"step-{step}" if role == "policy" else f"step-{step}-{role}")
-    draft = final.with_name(final.name + ".draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    save_model(draft, learner.model, tokenizer)
-    state_of_optimizer = moments(learner.optimizer, learner.model)
-    save_file({k: v.contiguous() for k, v in state_of_optimizer.items()}, draft / OPTIMIZER)
-    content = {"step": step, "learner_step": learner.step, "recipe": dict(state), **chat}
-    (draft / STATE).write_text(json.dumps(content) + "\n")
-    shutil.rmtree(final, ignore_errors=True)
-    draft.rename(final)
+    final = run / "checkpoints" / f"step-{step}"
+    draft = final.with_name(final.name + durable.DRAFT)
+    for role, learner in learners.items():
+        for name, values in numbers(learner):
+            if not values.isfinite().all():
+                raise Diverged(f"step {step} is not saved: {name} of the {role} is not finite. Lower the learning rate")
+    for leftover in final.parent.glob(f"*{durable.DRAFT}"):
+        shutil.rmtree(leftover)
+    try:
+        for role, learner in reversed(list(learners.items())):  # the policy's folder has the others in it
+            folder = draft if role == "policy" else draft / role
+            save_model(folder, learner.model, tokenizer)
+            (folder / OPTIMIZER).parent.mkdir()
+            found = moments(learner.optimizer, learner.model)
+            save_file({k: v.contiguous() for k, v in found.items()}, folder / OPTIMIZER)
+            content = {"step": step, "learner_step": learner.step, "skipped": learner.skipped, "recipe": dict(state)}
+            (folder / STATE).write_text(json.dumps(content | {"inputs": dict(inputs)} | dict(chat)) + "\n")
+            seal(folder, step)
+        durable.publish(draft, final)
+        verify(final, resume=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise OSError(
+            f"the checkpoint of step {step} could not be saved in {run}: {error}; the older ones are whole"
+        ) from error
+    older = steps(run)
+    for folder in older[:-keep] if keep else []:
+        durable.remove(folder)
+    for folder in steps(run)[:-RESUMABLE]:
+        drop_moments(folder)
     return final
 
 
-def thin(run: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints, for all roles; 0 keeps all."""
-    steps = sorted(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*") if p.name[5:].isdigit())
-    for step in steps[:-keep] if keep else []:
-        # the policy's first: a step is complete if the policy's checkpoint is there
-        for folder in sorted((run / "checkpoints").glob(f"step-{step}*")):
-            if folder.name == f"step-{step}" or folder.name.startswith(f"step-{step}-"):
-                shutil.rmtree(folder)
+def read_state(directory: Path) -> dict[str, Any]:
+    """Return the trainer's state: ``step``, the next one; ``recipe``, the recipe's ``state()``; ``inputs``, the run's hashes."""
+    return json.loads((directory / STATE).read_text())
 
 
-def recipe_state(directory: Path) -> dict[str, float]:
-    """Return the recipe's ``state()`` when this checkpoint was written. (Older checkpoints call it ``memory``.)"""
-    content = json.loads((directory / STATE).read_text())
-    return content.get("recipe", content.get("memory", {}))
-
-
-def restore(directory: Path, learner: Learner) -> int:
-    """Load weights and optimiser state in place; return the step to continue with.
-
-    Raises ValueError if the weights are another model's.
-    """
+def restore(directory: Path, learner: Learner) -> None:
+    """Load weights and optimiser state of one model in place. Raises ValueError if the weights are another model's."""
     own = learner.model.state_dict()
     saved = load_file(directory / WEIGHTS) | head.read(directory)
     addresses = {own[k].data_ptr() for k in saved if k in own}
@@ -81,6 +96,11 @@ def restore(directory: Path, learner: Learner) -> int:
         raise ValueError(f"{directory} holds another model: the weights differ in {', '.join(sorted(different)[:3])}")
     learner.model.load_state_dict(saved, strict=False)
     remember(learner.optimizer, learner.model, load_file(directory / OPTIMIZER))
-    state = json.loads((directory / STATE).read_text())
-    learner.step = state["learner_step"]
-    return state["step"]
+    state = read_state(directory)
+    learner.step, learner.skipped = state["learner_step"], state["skipped"]
+
+
+def numbers(learner: Learner) -> Iterator[tuple[str, Tensor]]:
+    """Yield all that a checkpoint saves of a learner's numbers, by name: weights, and the optimiser's moments."""
+    yield from learner.model.state_dict().items()
+    yield from moments(learner.optimizer, learner.model).items()

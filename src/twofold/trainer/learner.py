@@ -65,8 +65,9 @@ class Learner:
     def update(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Pass ``epochs`` times over the samples, in ``minibatches`` optimiser steps each, and return metrics by name.
 
-        An update whose loss or gradient is not finite is skipped and logged. Raises Diverged after three of them in a row, and
-        ValueError if there is a KL term and a sample has no ``reference``, or a sample is longer than the model's context.
+        An update whose loss, gradient or sampled log-probs are not finite is skipped and logged. Raises Diverged after three
+        of them in a row, and ValueError if there is a KL term and a sample has no ``reference``, or a sample is longer than
+        the model's context.
         """
         if not samples:
             return {}
@@ -93,12 +94,12 @@ class Learner:
         """Take one optimiser step on all of ``samples``."""
         stats = self._accumulate(samples)
         norms = self._clip(samples)
-        finite = math.isfinite(stats["loss"]) and math.isfinite(norms["grad_norm"])
+        finite = all(map(math.isfinite, (stats["loss"], stats["mismatch"], norms["grad_norm"])))
         self.skipped = 0 if finite else self.skipped + 1
         if finite:
             self.optimizer.step()
         else:
-            log.warning("update skipped: loss %s, gradient norm %s are not finite", stats["loss"], norms["grad_norm"])
+            log.warning("update skipped: loss %s or gradient norm %s is not finite", stats["loss"], norms["grad_norm"])
         self.optimizer.zero_grad(set_to_none=True)
         if self.skipped >= 3:
             raise Diverged(

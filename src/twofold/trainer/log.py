@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
+from twofold.durable import Lines, read_lines, write_text
 from twofold.progress import Progress
 from twofold.types import Group, Rollout
 
@@ -78,15 +79,13 @@ class Log:
                 for r in group
             ]  # fmt: skip
             about = {"step": step, "id": problem.id, "question": problem.question, "reference": problem.answer}
-            self._rollouts.write(json.dumps(about | {"rollouts": rows}) + "\n")
-        self._rollouts.flush()
+            self._rollouts.write(json.dumps(about | {"rollouts": rows}))
 
     def step(self, step: int, stats: Mapping[str, float]) -> None:
         """Write one step's numbers to disk, to the trackers and to the terminal."""
         # NaN is not JSON; null is, and readers take it as missing
         line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in stats.items()}
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
+        self._metrics.write(json.dumps(line))
         finite = {k: v for k, v in stats.items() if math.isfinite(v)}
         for tracker in self._trackers:
             tracker.write(step, finite)
@@ -94,13 +93,17 @@ class Log:
         now = "  ".join(f"{label} {self._last[name]:.3g}" for name, label in SHOWN.items() if name in self._last)
         self._progress.update(self._title, step + 1, self._steps, now)
 
+    def sync(self) -> None:
+        """Wait until all lines are on the disk."""
+        self._metrics.sync()
+        self._rollouts.sync()
+
     def say(self, text: str) -> None:
         self._progress.say(text)
 
 
-def _continued(path: Path, start: int) -> Any:
+def _continued(path: Path, start: int) -> Lines:
     """Open the file for appending, without lines of step ``start`` and later, and without the half line of a killed run."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] < start)
-    path.write_text("".join(kept), encoding="utf-8")
-    return path.open("a", encoding="utf-8")
+    if path.exists():
+        write_text(path, "".join(json.dumps(row) + "\n" for row in read_lines(path) if row["step"] < start))
+    return Lines(path)

@@ -6,13 +6,11 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Thread
 from types import FrameType
 from typing import Protocol
 
 from twofold.engines.base import Engine, PolicyEngine
-from twofold.trainer import checkpoint
 from twofold.trainer.learner import Learner
 from twofold.trainer.log import Log, Score
 from twofold.types import Collected, Group, Problem
@@ -37,8 +35,6 @@ class Schedule:
     """Save a checkpoint every N steps, and always after the last one (0: only then)."""
     eval_every: int = 0
     """Evaluate every N steps (0: never)."""
-    keep: int = 0
-    """Number of checkpoints that stay on disk, the newest ones (0: all)."""
     rollouts: int = 0
     """Number of groups of each step that are written to ``rollouts.jsonl``."""
 
@@ -50,12 +46,11 @@ def run_steps(
     problems: Callable[[int], list[Problem]],
     schedule: Schedule,
     *,
-    save: Callable[[int, str, Learner], object],
+    save: Callable[[int], object],
     evaluate: Callable[[int], Mapping[str, float]],
     score: Score,
     watch: Callable[[Sequence[Group]], None],
     log: Log,
-    run: Path,
 ) -> int:
     """Train with an engine and a learner per role. Return the number of steps that are done.
 
@@ -85,10 +80,8 @@ def run_steps(
             log.step(step, stats)
             last = done == schedule.steps or stop.asked
             if last or (schedule.save_every and done % schedule.save_every == 0):
-                # the policy's last: a step is complete if the policy's checkpoint is there
-                for role, learner in reversed(list(learners.items())):
-                    save(done, role, learner)
-                checkpoint.thin(run, schedule.keep)
+                log.sync()  # no step before a checkpoint may lack its line
+                save(done)
             if stop.asked:
                 return done
     return schedule.steps

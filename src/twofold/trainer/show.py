@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from twofold.durable import read_lines
 from twofold.trainer.log import ROLLOUTS
 
 LINES = 20
@@ -21,7 +21,7 @@ def show(run: Path, step: int | None = None, full: bool = False) -> Iterator[str
     path = run / ROLLOUTS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a run writes it while it trains, unless log.rollouts is 0")
-    groups = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    groups = read_lines(path)
     steps = sorted({group["step"] for group in groups})
     if not steps:
         raise ValueError(f"{path} is empty: either this recipe draws no rollouts, or no step has ended yet")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from twofold.durable import write_text
 from twofold.trainer.log import Tracker
 from twofold.types import LogTo
 
@@ -67,7 +68,7 @@ def _identity(run: Path, start: int) -> str:
     """A run's name among all runs: made when it starts, found again in its directory when it is resumed."""
     path = run / "tracking-id"
     if not start or not path.is_file():
-        path.write_text(uuid.uuid4().hex[:12] + "\n")
+        write_text(path, uuid.uuid4().hex[:12] + "\n")
     return path.read_text().strip()
 
 
