@@ -53,7 +53,7 @@ RUNS = {
         "recipe.verifier_tokens=24",
     ],
     "head": [
-        "recipe=rlv", "recipe.verify=bce", "recipe.rollouts=3", "optim.name=muon", "train.epochs=2", "train.minibatches=2",
+        "recipe.name=rlv", "recipe.verify=bce", "recipe.rollouts=3", "optim.name=muon", "train.epochs=2", "train.minibatches=2",
     ],
 }  # fmt: skip
 PHASES: dict[bytes, tuple[str, Any, str]] = {
