@@ -178,7 +178,7 @@ def test_what_was_trained_to_judge_judges_while_training(verify: str, judge: str
     last = tf.train(toml.override(SMALL, words), tmp_path / "run")
     header = json.loads((tmp_path / "run/evals/step-1/eval.json").read_text())
     assert header["judge"] == judge
-    verifier = tf.load(f"{last}-verifier") if verify == "separate" else None
+    verifier = tf.load(f"{last}/verifier") if verify == "separate" else None
     test = tf.Eval(problems=3, n=2, max_tokens=16, judge=Judging("head" if verify == "bce" else "p_yes"))
     out = tf.evaluate(tf.load(last), "sums", test, out=tmp_path / "e", verifier=verifier)
     while_training, later = (

@@ -114,5 +114,5 @@ def test_what_would_be_left_out_is_refused(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"gone\.gguf"):
         tf.load(tmp_path / "gone.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ImportError, match=r"pip install 'twofold\[gguf\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[gguf\]'"):
         load_model(tmp_path / "more.gguf")

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from twofold.durable import Lines
 from twofold.evals.calibrated import posterior_curve
 from twofold.evals.pools import Header, PoolError, finished_ids, read_header, read_pools, write_header, write_pool
 from twofold.evals.records import Report, TaskReport
@@ -50,7 +51,8 @@ def save(directory: Path, pools: Sequence[Pool], name: str, **changes: Any) -> P
         **{"versions": {"twofold": "0.1.0"}, "judge": "p_yes" if judged else None, "seconds": 12.0},
     }
     write_header(directory, Header(**(header | changes)))
-    with (directory / "pools.jsonl").open("w") as file:
+    (directory / "pools.jsonl").unlink(missing_ok=True)
+    with Lines(directory / "pools.jsonl") as file:
         for pool in pools:
             write_pool(file, pool)
     return directory
@@ -424,8 +426,8 @@ def test_resume_after_a_crash_cuts_off_the_half_written_line(tmp_path: Path) -> 
         with pytest.raises(PoolError, match=r"pools\.jsonl:3: truncated last line"):
             read_pools(path)
         assert finished_ids(path) == {"p0", "p1"}
-        assert read_pools(path) == HAND[:2]
-        with path.open("a") as file:
+        with Lines(path) as file:
+            assert read_pools(path) == HAND[:2]
             write_pool(file, HAND[2])
         assert path.read_bytes() == whole and finished_ids(path) == {"p0", "p1", "p2"}
 

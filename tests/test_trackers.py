@@ -61,7 +61,7 @@ def test_a_tracker_that_is_not_installed_names_its_extra(tmp_path: Path, monkeyp
     import sys
 
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ImportError, match=r"log\.to names wandb: pip install 'twofold\[wandb\]'"):
+    with pytest.raises(ImportError, match=r"log\.to names wandb: pip install -e '\.\[wandb\]'"):
         tf.train(toml.override(SMALL, ["log.to=wandb"]), tmp_path / "run")
 
 

@@ -77,8 +77,9 @@ def sha256(path: Path) -> str:
 def writing(directory: Path) -> Iterator[None]:
     """Hold a directory, made if need be, for one writer. The system lets go of it when the process ends, in whatever way.
 
-    Raises BlockingIOError if another writer has it.
+    A directory that was made here and is still empty in the end is deleted. Raises BlockingIOError if another writer has it.
     """
+    made = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / LOCK).open("ab") as file:
         try:
@@ -87,7 +88,11 @@ def writing(directory: Path) -> Iterator[None]:
             raise BlockingIOError(
                 f"{directory} is being written by another process: wait until it ends, or choose another --out"
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            if made and [path.name for path in directory.iterdir()] == [LOCK]:
+                shutil.rmtree(directory)
 
 
 class Lines:

@@ -73,6 +73,7 @@ RENAMED = {"confidence": "trace_top", "window": "trace_window"}
 
 def write_header(directory: Path, header: Header) -> None:
     """Write ``directory/eval.json``, replacing an older one in a single step (a reader never sees half a file)."""
+    directory.mkdir(parents=True, exist_ok=True)
     write_text(directory / HEADER, json.dumps(dataclasses.asdict(header), indent=2) + "\n")
 
 
