@@ -139,6 +139,7 @@ def test_a_second_ctrl_c_leaves_without_a_traceback(slow_toml: Path, tmp_path: P
     try:
         while child.poll() is None and not (tmp_path / "run" / "rollouts.jsonl").exists():
             time.sleep(0.02)
+        time.sleep(0.5)  # the log is there just before the first step
         child.send_signal(signal.SIGINT)
         time.sleep(1)
         child.send_signal(signal.SIGINT)
