@@ -114,7 +114,9 @@ def test_a_pipe_gets_a_line_at_every_tenth() -> None:
     with Progress("problem", pipe) as progress:
         for done in range(8, 41, 8):
             progress.update("evaluating", done, 40)
-    lines = pipe.file.getvalue().splitlines()
+        progress.say("set extract in [task]")
+    *lines, said = pipe.file.getvalue().splitlines()
+    assert said == "set extract in [task]"  # square brackets are no markup
     assert [line.split("  ")[0] for line in lines] == [f"evaluating: problem {n}/40" for n in (16, 24, 32, 40)]
     assert all(line.endswith(" left") for line in lines[:-1])
 
@@ -125,7 +127,7 @@ def test_a_pipe_gets_a_line_at_every_tenth() -> None:
 @pytest.fixture
 def slow_toml(tiny_model: Path, tmp_path: Path) -> Path:
     config = Config(
-        model=str(tiny_model), recipe=RLV(rollouts=2), task=Sums(level=1), rollout=Rollouts(problems=16, max_tokens=900),
+        model=str(tiny_model), recipe=RLV(rollouts=2), task=Sums(level=1), rollout=Rollouts(problems=128, max_tokens=900),
         optim=Optim(lr=1e-3), train=Train(steps=4, save_every=0),
     )  # fmt: skip
     path = tmp_path / "slow.toml"
@@ -146,7 +148,7 @@ def test_a_second_ctrl_c_leaves_without_a_traceback(slow_toml: Path, tmp_path: P
         found, _ = child.communicate()
     finally:
         child.kill()
-    assert child.returncode == 130
+    assert child.returncode == 130, found
     assert "Traceback" not in found and found.endswith("twofold: stopped\n")
     assert "finishing the step, then saving; a second Ctrl-C leaves now" in found
 

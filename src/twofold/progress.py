@@ -56,4 +56,4 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line above the live ones."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)  # a text may say [task]
