@@ -28,10 +28,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Start ``python -m twofold``, with both outputs in one pipe."""
+    """Start ``python -m twofold``, with both outputs in one pipe. It hears Ctrl-C even if the tests run in the background."""
     return subprocess.Popen(
         [sys.executable, "-m", "twofold", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")} | environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

@@ -232,7 +232,7 @@ def test_a_file_that_fails_only_in_the_worker_is_loaded_there_once(
     before = open_files()
     for _ in range(3):
         assert task.grade(PROBLEM, RIGHT) == (PROBLEM.answer, ERROR)
-    assert open_files() == before
+    assert open_files() <= before  # fewer if an earlier test's were waiting to be collected
     assert len((tmp_path / "loads").read_text()) <= 1
     (record,) = caplog.records
     assert re.search(rf"cannot be loaded in a process of its own:\n(.|\n)*{report}", record.getMessage())
