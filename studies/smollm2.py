@@ -108,7 +108,7 @@ def evaluate(config: Config, models: dict[str, Path], test: str, problems: int, 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
-    parser.add_argument("--model", help="the pretrained model; it is not read if the start is there")
+    parser.add_argument("--model", help="the pretrained model")
     parser.add_argument("--worked", help="a data file of worked solutions to start from")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tests", nargs="+", default=["test"], help="splits of the task, or data files")

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 import twofold
 from twofold import run, toml
 from twofold.compute.judge import Judging
+from twofold.config import Data
 from twofold.evals.during import figures
 from twofold.evals.pools import read_header, read_pools
 from twofold.evals.run import RENAMED, Eval
@@ -183,3 +184,24 @@ def test_the_figures_of_an_evaluation_while_training():
     assert figures([pool(0, [right, wrong], [None, None]), pool(1, [wrong, wrong], [None, None])]) == {
         "pass@1": 0.25, "maj@2": 0.25,
     }  # fmt: skip
+
+
+def test_an_evaluation_is_not_continued_with_other_problems_of_the_same_names(tmp_path: Path) -> None:
+    """Two files of one name, or one file read in another way: what is there already is refused, not taken for done."""
+    model = run.load("tiny")
+    settings = run.Eval(problems=1, n=2, max_tokens=8)
+
+    def evaluate(folder: str, question: str, **options: Any) -> Path:
+        file = tmp_path / folder / "q.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"question": question, "answer": "5"}) + "\n")
+        return run.evaluate(model, run.make_task(Data(source=str(file), **options)), settings, out=tmp_path / "e")
+
+    evaluate("a", "2+3?")
+    before = (tmp_path / "e" / "pools.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="has other problems by the same names, such as q-0"):
+        evaluate("b", "1+4?")
+    with pytest.raises(ValueError, match="holds another evaluation"):
+        evaluate("a", "2+3?", extract="number")
+    evaluate("a", "2+3?")
+    assert (tmp_path / "e" / "pools.jsonl").read_bytes() == before

@@ -156,8 +156,8 @@ def test_the_verdict_is_learnt_on_the_starting_models_rollouts_until_the_warm_up
         assert own == [1.0] * len(own) and s.targets[-1] == 2.0 * len(own)
     after = warm.collect(policy, PROBLEMS, 3).samples["policy"]
     assert policy.generated and all(any(s.sampled) for s in after) and verdicts(chat, after) == verdicts(chat, samples)
-    for verify in ("none", "separate"):
-        with pytest.raises(ValueError, match="verify_warmup teaches the policy's model the verdict"):
+    for verify in ("none", "separate", "bce"):
+        with pytest.raises(ValueError, match="verify_warmup teaches the verdict as a token"):
             RLV(verify=verify, verify_warmup=3)
 
 

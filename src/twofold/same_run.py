@@ -97,7 +97,7 @@ def hashes(
     """
     data, weights = hashlib.sha256(), hashlib.sha256()
     for problem in problems:
-        data.update(json.dumps(asdict(problem), sort_keys=True, default=repr).encode())
+        data.update(_as_text(problem).encode())
     for role, model in models.items():
         for name, tensor in model.state_dict().items():
             weights.update(f"{role}/{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -111,6 +111,14 @@ def hashes(
         "tokenizer": hashlib.sha256(words.encode()).hexdigest(),
         "template": hashlib.sha256(f"{tokenizer.chat_template} {sorted(stop)}".encode()).hexdigest(),
     }
+
+
+def _as_text(problem: Problem) -> str:
+    """Return a problem as text that another process writes in the same way: without ``meta`` if that is no plain JSON."""
+    try:
+        return json.dumps(asdict(problem), sort_keys=True)
+    except TypeError:
+        return json.dumps([problem.id, problem.question, problem.answer])
 
 
 def refuse_changed(run: Path, before: Mapping[str, str], now: Mapping[str, str], accepted: Collection[str]) -> None:

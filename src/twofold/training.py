@@ -84,11 +84,11 @@ class _Setup:
         self._add(role, found)
         return self.engines[role]
 
-    def frozen(self, role: str = "policy") -> Engine:
+    def frozen(self, role: str = "policy") -> PolicyEngine:
         self.load_policy()
         return self._engine(copy.deepcopy(self.models[role]))
 
-    def reference(self, role: str = "policy") -> Engine | None:
+    def reference(self, role: str = "policy") -> PolicyEngine | None:
         return self.frozen(role) if self.config.loss.beta else None
 
     def head(self, kind: Literal["bce", "regression"]) -> None:
@@ -169,8 +169,8 @@ def train(
     """
     share_cores()
     run = Path(out)
-    make = engine or partial(make_engine, config)
     config = same_run.begun(same_run.recorded(config, task, recipe, engine), run, resume, accept_changed)
+    make = engine or partial(make_engine, config)
     with durable.writing(run):
         base = guarded(task) if task is not None else make_task(config.task)
         setup = _Setup(config, rewarded(base, config.reward, config.reward_weights), make)

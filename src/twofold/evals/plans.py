@@ -216,7 +216,6 @@ def run_plans(
     form = form_of(task)
     plans = [_pinned(plan) for plan in plans]
     names = json.loads((out / NAMES).read_text()) if (out / NAMES).exists() else []
-    durable.write_text(out / NAMES, json.dumps(list(dict.fromkeys([*names, *map(str, plans)]))) + "\n")
     done = {(row["plan"], row["id"]) for row in durable.read_lines(out / RUNS)}
     todo = [
         (plan, p) for plan in plans if not replayable(plan, header) for p in problems if (str(plan), p.id) not in done
@@ -225,6 +224,7 @@ def run_plans(
         raise ValueError(
             f"plan {todo[0][0]} draws its own samples, and reads boxed answers only: leave out the plan or extract"
         )
+    durable.write_text(out / NAMES, json.dumps(list(dict.fromkeys([*names, *map(str, plans)]))) + "\n")
     with durable.Lines(out / RUNS) as file:
         for plan in dict.fromkeys(plan for plan, _ in todo):
             mine = [p for other, p in todo if other == plan]

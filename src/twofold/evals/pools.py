@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -65,6 +65,7 @@ class Header:
     min_p: float = 0.0
     system: str | None = None
     enable_thinking: bool | None = None
+    extract: str = "boxed"
 
 
 RENAMED = {"confidence": "trace_top", "window": "trace_window"}
@@ -136,8 +137,24 @@ def read_pools(path: Path) -> list[Pool]:
 
 def finished_ids(path: Path) -> set[str]:
     """Return the ids of the problems that are done. A truncated last line does not count, and no file gives no ids."""
+    return {problem.id for problem in _finished(path)}
+
+
+def _finished(path: Path) -> list[Problem]:
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return {pool.problem.id for pool in _parse_all(lines, path)}
+    return [pool.problem for pool in _parse_all(lines, path)]
+
+
+def check_same(path: Path, problems: Sequence[Problem]) -> None:
+    """Raise PoolError if one of these problems is done under another id, or its id is another question's.
+
+    An older version named problems otherwise, and two files of one name may hold different questions.
+    """
+    ids = {(p.id, p.question) for p in problems}
+    names, questions = {i for i, _ in ids}, {question for _, question in ids}
+    for done in _finished(path):
+        if (done.id, done.question) not in ids and (done.id in names or done.question in questions):
+            raise PoolError(f"{path} has other problems by the same names, such as {done.id}: choose another --out")
 
 
 def read_lines(path: Path) -> list[Any]:

@@ -17,13 +17,13 @@ from twofold.compute.judge import Judging, judge_all, resolved
 from twofold.compute.rollout import rollouts
 from twofold.durable import Lines
 from twofold.engines.base import Engine
-from twofold.evals.pools import HEADER, POOLS, Header, finished_ids, read_header, write_header, write_pool
+from twofold.evals.pools import HEADER, POOLS, Header, check_same, finished_ids, read_header, write_header, write_pool
 from twofold.evals.probes import Probing
 from twofold.maths.confidence import Trace, trace
 from twofold.ranges import Count, NonNegative, PositiveShare, Seed, Share, Whole, checked
 from twofold.tasks.doubts import doubts
 from twofold.tasks.stream import first
-from twofold.tasks.user import Wrapper, form_of
+from twofold.tasks.user import Wrapper, form_of, inner
 from twofold.text.chat import Chat
 from twofold.text.notation import canonical
 from twofold.types import Group, Pool, Problem, Rollout, Sampling, Task
@@ -89,7 +89,7 @@ def evaluate(
         if replace(before, seconds=0.0) != header:
             raise ValueError(f"{out} holds another evaluation (see its {HEADER}): choose another --out")
         header = before
-    out.mkdir(parents=True, exist_ok=True)
+    check_same(out / POOLS, problems)
     write_header(out, header)
     done = finished_ids(out / POOLS)
     waiting = [p for p in problems if p.id not in done]
@@ -137,6 +137,7 @@ def _header(
         code=(" + ".join(task.code) or None) if isinstance(task, Wrapper) else None,
         system=chat.system,
         enable_thinking=chat.enable_thinking,
+        extract=getattr(inner(task), "extract", "boxed"),
     )
 
 

@@ -57,8 +57,8 @@ def verify(folder: Path, *, resume: bool = False) -> None:
         raise Damaged(f"{folder} is the checkpoint of step {step}, as its {MANIFEST} says: it was renamed or mixed up")
     for name, digest in files.items():
         path = folder / name
-        if name == OPTIMIZER and not resume:
-            continue
+        if not resume and (name == OPTIMIZER or (name.endswith(MANIFEST) and not path.is_file())):
+            continue  # another role's model may have been deleted
         if name == OPTIMIZER and not path.is_file():
             raise Damaged(f"{folder} has no moments of the optimiser: only the newest two checkpoints keep them")
         if not path.is_file() or durable.sha256(path) != digest:

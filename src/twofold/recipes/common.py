@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol, get_args
 
-from twofold.engines.base import Engine
+from twofold.engines.base import Engine, PolicyEngine
 from twofold.maths.credit import grpo, mean
 from twofold.text.chat import Chat
 from twofold.types import Collected, Group, Label, Problem, Rollout, Sample, Sampling, Task
@@ -49,11 +49,11 @@ class Setup(Protocol):
         """
         ...
 
-    def frozen(self, role: str = "policy") -> Engine:
+    def frozen(self, role: str = "policy") -> PolicyEngine:
         """Return an engine of a copy of this role's model as it is now. No update changes the copy."""
         ...
 
-    def reference(self, role: str = "policy") -> Engine | None:
+    def reference(self, role: str = "policy") -> PolicyEngine | None:
         """Return ``frozen(role)`` for the KL term, or None if ``loss.beta`` is 0, so that there is no KL term."""
         ...
 

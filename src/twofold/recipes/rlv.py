@@ -30,7 +30,7 @@ from typing import Annotated, Literal
 
 from twofold.compute.judge import p_yes, question
 from twofold.compute.rollout import continue_graded, rollouts, value
-from twofold.engines.base import Engine
+from twofold.engines.base import Engine, PolicyEngine
 from twofold.maths.credit import differences, grpo, rloo, spread
 from twofold.maths.seeds import derive
 from twofold.maths.stats import verifier_metrics
@@ -77,8 +77,8 @@ class RLV:
     def __post_init__(self) -> None:
         if self.rollouts < 2 and self.estimator != "vineppo":
             raise ValueError(f"rollouts must be at least 2 for {self.estimator}: a group of one has no baseline")
-        if self.verify_warmup and self.verify in ("none", "separate"):
-            raise ValueError("verify_warmup teaches the policy's model the verdict, but verify gives it none to learn")
+        if self.verify_warmup and self.verify != "generative":
+            raise ValueError(f"verify_warmup teaches the verdict as a token, but verify is {self.verify!r}")
         if self.refills and self.estimator == "vineppo":
             raise ValueError("refills replaces groups of equal rewards, which VinePPO learns from: set refills = 0")
 
@@ -104,7 +104,7 @@ class Recipe(common.Recipe):
         sampling: Sampling,
         reference: Engine | None = None,
         spare: Callable[[int, int], list[Problem]] = lambda step, draw: [],
-        start: Engine | None = None,
+        start: PolicyEngine | None = None,
     ) -> None:
         super().__init__(task, chat, sampling, config.rollouts, reference)
         self.config, self.spare, self.start = config, spare, start
@@ -112,7 +112,9 @@ class Recipe(common.Recipe):
     def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
         sampling = replace(self.sampling, seed=derive(self.sampling.seed, step))
         if self.start is not None and step < self.config.verify_warmup:
-            return self._warm(rollouts(self.start, self.chat, self.task, problems, sampling), step)
+            drawn = rollouts(self.start, self.chat, self.task, problems, sampling)
+            self.start.rest()
+            return self._warm([[self._as_counted(r) for r in g] for g in drawn], step)
         groups = self._groups(engine, problems, sampling, step)
         stats = common.describe(groups)
         usable = common.gradable(groups)

@@ -93,19 +93,19 @@ class Learner:
     def _optimise(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Take one optimiser step on all of ``samples``."""
         stats = self._accumulate(samples)
-        norms = self._clip(samples)
-        finite = all(map(math.isfinite, (stats["loss"], stats["mismatch"], norms["grad_norm"])))
+        stats |= self._clip(samples)
+        finite = all(map(math.isfinite, (stats["loss"], stats["mismatch"], stats["grad_norm"])))
         self.skipped = 0 if finite else self.skipped + 1
         if finite:
             self.optimizer.step()
         else:
-            log.warning("update skipped: loss %s or gradient norm %s is not finite", stats["loss"], norms["grad_norm"])
+            log.warning("update skipped, not finite: %s", [k for k, v in stats.items() if not math.isfinite(v)])
         self.optimizer.zero_grad(set_to_none=True)
         if self.skipped >= 3:
             raise Diverged(
                 "three updates in a row were not finite: lower the learning rate or look at the last batch's rewards"
             )
-        return stats | norms | {"skipped": float(not finite)}
+        return stats | {"skipped": float(not finite)}
 
     def _accumulate(self, samples: Sequence[Sample], policy: bool = True) -> dict[str, float]:
         """Add up the objective's gradients over micro-batches; without ``policy``, those of the other streams only."""
