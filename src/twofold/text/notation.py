@@ -96,7 +96,7 @@ _NOTATION = _compiled(
 )
 _POWER = re.compile(rf"(?<=\d) ?({_UPRIGHT} ?\{{)? ?\b({'|'.join(_POWERS)})\b")
 _REPEATING = re.compile(
-    r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s*\{?(\d+)\}?|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?)"
+    r"(?<![\d.…])(\d*)\.(\d*)(?:\\(?:overline|bar)\s*\{?(\d+)\}?|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?)"
 )
 _GROUPED = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
