@@ -26,7 +26,7 @@ cli training run same_run config -> trainer -> models engines.base
 training run -> engines -> models engines.base
 recipes evals same_run -> tasks -> text -> types
 compute -> text
-cli demo suite evaluating training run same_run config compute -> toml
+cli demo suite evaluating training run same_run config evals compute -> toml
 cli demo suite evaluating trainer -> progress
 run tasks -> hub
 arguments -> evals compute

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -23,6 +22,7 @@ from twofold.evals.run import Eval
 from twofold.evals.suites import CRITIC, Part, Row, Suite, Table
 from twofold.maths.processbench import ProcessScore
 from twofold.maths.stats import Estimate
+from twofold.toml import flat
 
 Found = Evaluation | ProcessScore
 """What a part measured: an evaluation's numbers, or a critic's."""
@@ -112,21 +112,13 @@ def _changed(suite: Eval | Critic, ran: Eval | Critic, found: Found) -> str:
 
     A suite has no system prompt and leaves thinking to the chat template.
     """
-    ours, theirs = dict(_leaves(asdict(suite))), dict(_leaves(asdict(ran)))
+    ours, theirs = flat(suite), flat(ran)
     names = [name for name in theirs if name not in ("problems", "batch") and theirs[name] != ours[name]]
     changed = [f"{name}={theirs[name]}" for name in names]
     if isinstance(found, Evaluation):
         told = {name: getattr(found.header, name) for name in ("system", "enable_thinking")}
         changed += [f"{name}={value!r}" for name, value in told.items() if value is not None]
     return ", ".join(changed)
-
-
-def _leaves(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _all_changed(texts: Mapping[str, str]) -> list[str]:

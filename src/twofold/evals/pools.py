@@ -135,26 +135,20 @@ def read_pools(path: Path) -> list[Pool]:
     return pools
 
 
-def finished_ids(path: Path) -> set[str]:
-    """Return the ids of the problems that are done. A truncated last line does not count, and no file gives no ids."""
-    return {problem.id for problem in _finished(path)}
+def finished_ids(path: Path, problems: Sequence[Problem] = ()) -> set[str]:
+    """Return the ids of the problems that are done. A truncated last line does not count, and no file gives no ids.
 
-
-def _finished(path: Path) -> list[Problem]:
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [pool.problem for pool in _parse_all(lines, path)]
-
-
-def check_same(path: Path, problems: Sequence[Problem]) -> None:
-    """Raise PoolError if one of these problems is done under another id, or its id is another question's.
-
-    An older version named problems otherwise, and two files of one name may hold different questions.
+    Raises PoolError if one of ``problems`` is done under another id, or its id is another question's: an older version named
+    problems otherwise, and two files of one name may hold different questions.
     """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    done = [pool.problem for pool in _parse_all(lines, path)]
     ids = {(p.id, p.question) for p in problems}
     names, questions = {i for i, _ in ids}, {question for _, question in ids}
-    for done in _finished(path):
-        if (done.id, done.question) not in ids and (done.id in names or done.question in questions):
-            raise PoolError(f"{path} has other problems by the same names, such as {done.id}: choose another --out")
+    for p in done:
+        if (p.id, p.question) not in ids and (p.id in names or p.question in questions):
+            raise PoolError(f"{path} has other problems by the same names, such as {p.id}: choose another --out")
+    return {p.id for p in done}
 
 
 def read_lines(path: Path) -> list[Any]:

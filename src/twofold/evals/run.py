@@ -17,7 +17,7 @@ from twofold.compute.judge import Judging, judge_all, resolved
 from twofold.compute.rollout import rollouts
 from twofold.durable import Lines
 from twofold.engines.base import Engine
-from twofold.evals.pools import HEADER, POOLS, Header, check_same, finished_ids, read_header, write_header, write_pool
+from twofold.evals.pools import HEADER, POOLS, Header, finished_ids, read_header, write_header, write_pool
 from twofold.evals.probes import Probing
 from twofold.maths.confidence import Trace, trace
 from twofold.ranges import Count, NonNegative, PositiveShare, Seed, Share, Whole, checked
@@ -89,9 +89,8 @@ def evaluate(
         if replace(before, seconds=0.0) != header:
             raise ValueError(f"{out} holds another evaluation (see its {HEADER}): choose another --out")
         header = before
-    check_same(out / POOLS, problems)
+    done = finished_ids(out / POOLS, problems)
     write_header(out, header)
-    done = finished_ids(out / POOLS)
     waiting = [p for p in problems if p.id not in done]
     progress(len(problems) - len(waiting), len(problems))
     with Lines(out / POOLS) as file:

@@ -112,9 +112,9 @@ class Recipe(common.Recipe):
     def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
         sampling = replace(self.sampling, seed=derive(self.sampling.seed, step))
         if self.start is not None and step < self.config.verify_warmup:
-            drawn = rollouts(self.start, self.chat, self.task, problems, sampling)
+            groups = self._drawn(self.start, problems, sampling)
             self.start.rest()
-            return self._warm([[self._as_counted(r) for r in g] for g in drawn], step)
+            return self._warm(groups, step)
         groups = self._groups(engine, problems, sampling, step)
         stats = common.describe(groups)
         usable = common.gradable(groups)
@@ -155,11 +155,14 @@ class Recipe(common.Recipe):
         for draw in range(self.config.refills + 1):
             if draw:
                 problems, sampling = self.spare(step, draw), replace(sampling, seed=derive(sampling.seed, "refill"))
-            drawn = rollouts(engine, self.chat, self.task, problems, sampling)
-            groups += [[self._as_counted(r) for r in g] for g in drawn]
+            groups += self._drawn(engine, problems, sampling)
             if sum(map(_differ, groups)) >= len(problems):
                 break
         return groups
+
+    def _drawn(self, engine: Engine, problems: Sequence[Problem], sampling: Sampling) -> list[Group]:
+        """Return a group of rollouts for each problem, without the reward of those that ``truncated`` excludes."""
+        return [[self._as_counted(r) for r in g] for g in rollouts(engine, self.chat, self.task, problems, sampling)]
 
     def _as_counted(self, rollout: Rollout) -> Rollout:
         excluded = self.config.truncated == "exclude" and rollout.completion.finish == "length"
