@@ -358,7 +358,8 @@ HOSTILE = {
     "twice.jsonl": (b'{"question": "q", "answer": 1, "answer": 2}', r"twice\.jsonl:1: not JSON: 'answer' is there twice"),
     "deep.jsonl": (
         b'{"question": "q", "answer": ' + b"[" * 400 + b"1" + b"]" * 400 + b"}", r"deep\.jsonl:1: maximum recursion"),
-    "long.jsonl": (b'{"question": "' + b"a" * 60_000_000 + b'"}\n{"question": "q", "answer": 1}', r"long\.jsonl:1: a row of more than"),
+    "long.jsonl": (
+        b'{"question": "' + b"a" * 60_000_000 + b'"}\n{"question": "q", "answer": 1}', r"long\.jsonl:1: a row of more than"),
     "utf16.jsonl": ('{"question": "q", "answer": "1"}'.encode("utf-16"), r"utf16\.jsonl:1: not UTF-8"),
     "deep.json": (b"[" * 60_000_000, r"deep\.json: not UTF-8 JSON"),
     "twice.csv": (b"question,answer,answer\nq,1,2\n", r"twice\.csv has two columns 'answer': rename one"),

@@ -13,6 +13,7 @@ import pytest
 SECONDS = 600
 """The most that all of them may take, on a busy machine."""
 LINE = 700
+pytestmark = pytest.mark.timeout(SECONDS)
 
 
 @pytest.fixture(scope="module")

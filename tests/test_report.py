@@ -357,6 +357,29 @@ def test_the_page_stands_alone_and_escapes_what_problems_say(tmp_path: Path) -> 
     assert not figures_of_ids  # a clip path of one figure must not cut another
 
 
+NAMES = [
+    r"$\frac{$", r"$\alpha_{", "$", "[red]", "[/]", "[bold", "a\\", "<script>alert(1)</script>", '"><img src=x onerror=1>',
+    "{{ 7 * 7 }}", "\x1b[31mred\x1b]0;title\x07", "\u202egnp", "_hidden", "%s %d {0}", "=cmd()|A1", "a|b|c", "two\nlines", "\0",
+    "#010101", "&amp;", "--ink", "é🍎",
+]  # fmt: skip
+
+
+def test_no_name_breaks_a_report(tmp_path: Path) -> None:
+    """Not in a figure (mathtext), on the page (HTML), in the terminal (markup, escapes), or as a title."""
+    runs = [
+        save(tmp_path / str(i), synthetic(i, 6, 4, 0.2), name, task=name, model=name) for i, name in enumerate(NAMES)
+    ]
+    for run, name in zip(runs, NAMES, strict=True):
+        found = report([run], tmp_path / "out")
+        page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+        assert "<script" not in page and "<img" not in page and "\x1b" not in printed(found), name
+        assert "mathdefault" not in page and "49" not in re.sub(r"[\d.]{4,}", "", printed(found).split("\n")[1]), name
+        assert len(re.findall(r"<svg[^>]*>", page)) == page.count("</svg>") >= 2, name
+    print_table(report(runs[:3], tmp_path / "out"), Console(file=io.StringIO(), force_terminal=True))
+    page = report(runs[:1], tmp_path / "out") and (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count(r"$\frac{$") > 5  # as it is, in figures too
+
+
 def test_report_json_has_the_names_of_the_records(hand: dict[str, Any], tmp_path: Path) -> None:
     """There is one exception: a level's accuracies stand beside its other keys."""
     evaluation = (

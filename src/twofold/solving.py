@@ -13,6 +13,7 @@ from twofold.compute.rules import rule_named
 from twofold.compute.solve import Solution
 from twofold.tasks.reading import parse_line
 from twofold.tasks.rows import clean
+from twofold.terminal import visible
 
 AT_ONCE = 16
 """Number of problems of a file that share engine calls. Their answers are printed when all of them are done."""
@@ -58,14 +59,14 @@ def solve_and_print(model: run.Model, problems: Sequence[str], plan: Plan, absta
 
 def _print_solution(solution: Solution, plan: Plan, sure: bool, problem: str | None) -> None:
     """Print the answer, its confidence, the votes and the cost, after the solution's text or (one of many) its problem."""
-    print(solution.text.strip() if problem is None else f"{problem}", end="\n\n" if problem is None else "\n")
+    print(visible(solution.text.strip() if problem is None else problem), end="\n\n" if problem is None else "\n")
     probabilities = (
         rule_named(plan.rule).probabilities is not None
     )  # else the numbers are votes, shown as shares of all
     total = 1.0 if probabilities else sum(solution.votes.values()) or 1.0
-    votes = "  ".join(f"{answer}: {weight / total:.0%}" for answer, weight in list(solution.votes.items())[:5])
+    votes = "  ".join(f"{visible(answer)}: {weight / total:.0%}" for answer, weight in list(solution.votes.items())[:5])
     cost = solution.cost
-    print(f"answer {solution.answer if sure else 'not sure'}  confidence {solution.confidence:.0%}")
+    print(f"answer {visible(solution.answer) if sure else 'not sure'}  confidence {solution.confidence:.0%}")
     print(f"{'posterior' if probabilities else 'votes'}  {votes or 'none: no sample gave an answer'}")
     dropped = f" ({cost.discarded} of them dropped)" if cost.discarded else ""
     print(

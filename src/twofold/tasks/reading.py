@@ -10,6 +10,7 @@ from typing import Any
 
 from twofold import hub
 from twofold.tasks.known import Named, Row
+from twofold.terminal import visible
 
 MAX_ROW = 1 << 20
 """The most bytes of a row."""
@@ -33,7 +34,7 @@ class DataError(ValueError):
 def listed(bad: list[str]) -> str:
     """Return the first bad rows, one per line, and how many more there are."""
     more = [f"... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
-    return "\n".join(f"  {line}" for line in bad[:SHOWN] + more)
+    return "\n".join(f"  {visible(line)}" for line in bad[:SHOWN] + more)
 
 
 def read_json(path: Path) -> Iterator[Read]:
@@ -100,10 +101,11 @@ def read_csv(path: Path) -> Iterator[Read]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         reader = csv.DictReader(lines)
         while True:
-            begins = reader.line_num + 1
+            begins = 1
             try:
                 if double := _double(reader.fieldnames or []):
                     raise ValueError(f"{path} has two columns {double!r}: rename one")
+                begins = reader.line_num + 1
                 row = next(reader, None)
             except csv.Error as e:  # a quote that is not closed: where the next row begins is not known
                 yield f"{path.name}:{begins}", f"not CSV: {e}; is a quote not closed? The rest is not read"
