@@ -108,8 +108,7 @@ def read_csv(path: Path) -> Iterator[Read]:
                 begins = reader.line_num + 1
                 row = next(reader, None)
             except csv.Error as e:  # a quote that is not closed: where the next row begins is not known
-                yield f"{path.name}:{begins}", f"not CSV: {e}; is a quote not closed? The rest is not read"
-                return
+                raise DataError(str(path), [f"{path.name}:{begins}: not CSV: {e}; is a quote not closed?"]) from e
             if row is None:
                 return
             yield f"{path.name}:{reader.line_num}", "more fields than the header has" if None in row else row
