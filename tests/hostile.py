@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 MEMORY = 8 << 30
 """Bytes of address space, of which torch and transformers have four."""
-EVIL = 'import pathlib\npathlib.Path(__file__).with_name("RAN").touch()\n'
+EVIL = "import sys\nsys.evil = True\n"
 
 Change = Callable[[Path], object]
 
@@ -385,8 +385,6 @@ def make(folder: Path) -> dict[str, Path]:
 def main(folder: Path, only: str = "") -> None:
     import twofold as tf
 
-    ran: list[str] = []
-    sys.addaudithook(lambda event, args: ran.append(str(args)) if event == "import" and "evil" in str(args) else None)
     found = make(folder)
     for base in ("Llama", "Phi3", "good.gguf"):
         tf.load(folder / base)
@@ -402,8 +400,7 @@ def main(folder: Path, only: str = "") -> None:
             kind, line = type(error).__name__, str(error)
         seconds = round(time.process_time() - began, 2)
         print(json.dumps({"name": name, "kind": kind, "line": line, "path": str(path), "seconds": seconds}), flush=True)
-    marks = [str(x) for x in folder.rglob("RAN")]
-    print(json.dumps({"ran": ran + marks}))
+    print(json.dumps({"ran": hasattr(sys, "evil")}))
 
 
 if __name__ == "__main__":

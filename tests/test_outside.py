@@ -50,7 +50,7 @@ def test_every_hostile_directory_is_refused_in_a_line_that_names_it(refusals: li
 
 
 def test_no_code_of_a_directory_is_run(refusals: list[dict[str, Any]]) -> None:
-    assert refusals[-1] == {"ran": []}
+    assert refusals[-1] == {"ran": False}
 
 
 def test_no_directory_takes_long(refusals: list[dict[str, Any]]) -> None:
@@ -87,7 +87,7 @@ def test_a_directory_of_the_hubs_cache_is_loaded(tmp_path: Path) -> None:
         file.rename(snapshot.parent.parent / "blobs" / f"{i}")
         (snapshot / file.name).symlink_to(f"../../blobs/{i}")
     assert load_model(snapshot)[0].config.num_hidden_layers == 2
-    assert not [*tmp_path.rglob("RAN")]
+    assert not hasattr(sys, "evil")
 
 
 def test_work_is_done_elsewhere_with_little_time_and_memory() -> None:
