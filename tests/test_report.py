@@ -13,6 +13,7 @@ import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -366,18 +367,16 @@ NAMES = [
 
 def test_no_name_breaks_a_report(tmp_path: Path) -> None:
     """Not in a figure (mathtext), on the page (HTML), in the terminal (markup, escapes), or as a title."""
-    runs = [
-        save(tmp_path / str(i), synthetic(i, 6, 4, 0.2), name, task=name, model=name) for i, name in enumerate(NAMES)
-    ]
-    for run, name in zip(runs, NAMES, strict=True):
-        found = report([run], tmp_path / "out")
+    for i in range(0, len(NAMES), 6):
+        names = NAMES[i : i + 6]
+        runs = [save(tmp_path / name.encode().hex(), synthetic(1, 4, 4, 0.2), name, task=names[0]) for name in names]
+        found = report(runs, tmp_path / "out")
         page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-        assert "<script" not in page and "<img" not in page and "\x1b" not in printed(found), name
-        assert "mathdefault" not in page and "49" not in re.sub(r"[\d.]{4,}", "", printed(found).split("\n")[1]), name
-        assert len(re.findall(r"<svg[^>]*>", page)) == page.count("</svg>") >= 2, name
-    print_table(report(runs[:3], tmp_path / "out"), Console(file=io.StringIO(), force_terminal=True))
-    page = report(runs[:1], tmp_path / "out") and (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert page.count(r"$\frac{$") > 5  # as it is, in figures too
+        assert "<script" not in page and "<img" not in page and "mathdefault" not in page, names
+        assert len(re.findall(r"<svg[^>]*>", page)) == page.count("</svg>") >= 2, names
+        assert not set(printed(found)) & {"\x1b", "\x07", "\u202e", "\0"}, names
+        print_table(found, Console(file=io.StringIO(), force_terminal=True))
+        assert all(escape(name, quote=False) in page for name in names if name.isprintable() and '"' not in name)
 
 
 def test_report_json_has_the_names_of_the_records(hand: dict[str, Any], tmp_path: Path) -> None:
