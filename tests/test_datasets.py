@@ -99,7 +99,7 @@ BAD = {
     b'{"question": " ", "answer": "1"}': "empty 'question'",
     b'{"question": "q", "answer": ""}': "empty 'answer'",
     b'{"question": "q", "answer": "1", "id": 7}': "id 'set-7' was used before, at set.jsonl:1",
-    b'{"question": "q", "answer": "' + b"1" * (1 << 20) + b'"}': "bytes, more than",
+    b'{"question": "q", "answer": "' + b"1" * (1 << 20) + b'"}': "a row of more than",
     b'["q", "1"]': "a JSON list, not an object",
     b'{"question": "q", "answer": "a long\\nstory"}': "without \\boxed{}",
     b'{"question": "q", "answer": {"value": 1}}': "no answer",
@@ -337,6 +337,67 @@ def test_answers_that_are_none_are_bad_rows_and_one_of_them_stops_nothing(
     assert data.problems[0].meta == {}  # NaN is no JSON: the pool of an evaluation could not be saved
     with pytest.raises(DataError):
         load(write(tmp_path / "none.jsonl", *rows[:3]), skip_bad=True)  # nothing is left
+
+
+@pytest.mark.parametrize(
+    "answer", [r"so \boxed{nan}", "-nan", "$NaN$", "inf", "-Infinity"[:4], ["2", "nan"], r"#### nan"]
+)
+def test_a_reference_that_is_no_number_is_refused_in_any_spelling(tmp_path: Path, answer: Any) -> None:
+    r"""A model could satisfy it by \boxed{nan}."""
+    with pytest.raises(DataError, match=r"set\.jsonl:1: the answer is .*, not a number"):
+        load(write(tmp_path / "set.jsonl", {"question": "q", "answer": answer}))
+
+
+def test_infinity_and_names_with_nan_are_answers(tmp_path: Path) -> None:
+    rows = [{"question": f"q{i}", "answer": answer} for i, answer in enumerate([r"\infty", "Nancy", "infinity"])]
+    assert [p.answer for p in load(write(tmp_path / "set.jsonl", *rows)).problems] == [r"\infty", "Nancy", "infinity"]
+
+
+HOSTILE = {
+    "digits.jsonl": (b'{"question": "q", "answer": ' + b"1" * 5000 + b"}", r"digits\.jsonl:1: not JSON: .*4300 digits"),
+    "twice.jsonl": (b'{"question": "q", "answer": 1, "answer": 2}', r"twice\.jsonl:1: not JSON: 'answer' is there twice"),
+    "deep.jsonl": (
+        b'{"question": "q", "answer": ' + b"[" * 400 + b"1" + b"]" * 400 + b"}", r"deep\.jsonl:1: maximum recursion"),
+    "long.jsonl": (
+        b'{"question": "' + b"a" * 60_000_000 + b'"}\n{"question": "q", "answer": 1}', r"long\.jsonl:1: a row of more than"),
+    "utf16.jsonl": ('{"question": "q", "answer": "1"}'.encode("utf-16"), r"utf16\.jsonl:1: not UTF-8"),
+    "deep.json": (b"[" * 60_000_000, r"deep\.json: not UTF-8 JSON"),
+    "twice.csv": (b"question,answer,answer\nq,1,2\n", r"twice\.csv has two columns 'answer': rename one"),
+    "quote.csv": (
+        b'question,answer\nq,1\nq,"2\n' + b"q,3\n" * 15_000_000, r"quote\.csv:3: not CSV: .*is a quote not closed"),
+    "quote_at_the_end.csv": (b'question,answer\nq,"' + b"a" * 60_000_000, r"end\.csv:2: not CSV: .* is a quote not closed"),
+    "nul.csv": (b"question,answer\nq\0,1\n", r"nul\.csv:2: a NUL character"),
+    "evil.parquet": (b"PAR1evil", r"evil\.parquet cannot be read as parquet"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_refused_by_its_name_and_line(tmp_path: Path, name: str) -> None:
+    content, reason = HOSTILE[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        load(tmp_path / name)
+
+
+def test_a_pipe_is_no_data_set(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "set.jsonl")
+    with pytest.raises(ValueError, match=r"set\.jsonl is no file"):
+        load(tmp_path / "set.jsonl")
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table([["q"], ["1"], ["2"]], names=["question", "answer", "answer"])
+    parquet.write_table(table, tmp_path / "set.parquet")
+    with pytest.raises(ValueError, match="has two columns 'answer'"):
+        load(tmp_path / "set.parquet")
+
+
+def test_meta_that_no_file_can_hold_is_left_out(tmp_path: Path) -> None:
+    row = {"question": "q", "answer": "1", "level": "\ud800", "nul": "a\0b", "kind": "sum"}
+    assert load(write(tmp_path / "set.jsonl", row)).problem("test", 0).meta == {"kind": "sum"}
 
 
 # ---------------------------------------------------------------- worked solutions

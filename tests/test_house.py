@@ -32,6 +32,7 @@ run tasks -> hub
 arguments -> evals compute
 same_run config evals compute tasks -> source
 training run same_run evals trainer models -> durable
+cli solving evaluating progress evals tasks -> terminal
 recipes evals serve compute trainer tasks models -> maths -> types -> ranges
 """
 WHOLE = {"__init__", "__main__"}  # the package's front doors may name every part, lazily
@@ -135,6 +136,7 @@ def test_the_order_says_what_the_house_says() -> None:
         "durable",
         "engines.base",
         "progress",
+        "terminal",
         "maths",
         "types",
         "ranges",

@@ -13,6 +13,7 @@ import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,27 @@ def test_the_page_stands_alone_and_escapes_what_problems_say(tmp_path: Path) -> 
     ids = re.findall(r'\bid="([^"]+)"', page)
     figures_of_ids = {i for i, count in Counter(ids).items() if count > 1}
     assert not figures_of_ids  # a clip path of one figure must not cut another
+
+
+NAMES = [
+    r"$\frac{$", r"$\alpha_{", "$", "[red]", "[/]", "[bold", "a\\", "<script>alert(1)</script>", '"><img src=x onerror=1>',
+    "{{ 7 * 7 }}", "\x1b[31mred\x1b]0;title\x07", "\u202egnp", "_hidden", "%s %d {0}", "=cmd()|A1", "a|b|c", "two\nlines", "\0",
+    "#010101", "&amp;", "--ink", "é🍎",
+]  # fmt: skip
+
+
+def test_no_name_breaks_a_report(tmp_path: Path) -> None:
+    """Not in a figure (mathtext), on the page (HTML), in the terminal (markup, escapes), or as a title."""
+    for i in range(0, len(NAMES), 6):
+        names = NAMES[i : i + 6]
+        runs = [save(tmp_path / name.encode().hex(), synthetic(1, 4, 4, 0.2), name, task=names[0]) for name in names]
+        found = report(runs, tmp_path / "out")
+        page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+        assert "<script" not in page and "<img" not in page and "mathdefault" not in page, names
+        assert len(re.findall(r"<svg[^>]*>", page)) == page.count("</svg>") >= 2, names
+        assert not set(printed(found)) & {"\x1b", "\x07", "\u202e", "\0"}, names
+        print_table(found, Console(file=io.StringIO(), force_terminal=True))
+        assert all(escape(name, quote=False) in page for name in names if name.isprintable() and '"' not in name)
 
 
 def test_report_json_has_the_names_of_the_records(hand: dict[str, Any], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from twofold import arguments
 from twofold.runtime import keep_memory
+from twofold.terminal import visible
 from twofold.types import Stopped
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         # a system error's own text begins with "[Errno 2]"
         text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
-        print(f"twofold: {text}", file=sys.stderr)
+        print(f"twofold: {visible(text)}", file=sys.stderr)
         return 2
 
 
@@ -184,7 +185,7 @@ def _show(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold.trainer.show import show
 
     for line in show(args.run_directory, args.step, args.full):
-        print(line)
+        print(visible(line))
     return 0
 
 

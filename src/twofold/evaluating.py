@@ -14,6 +14,7 @@ from twofold.evals.report import print_table, report
 from twofold.progress import Progress
 from twofold.tasks.datasets import Dataset
 from twofold.tasks.stream import length
+from twofold.terminal import visible
 from twofold.types import Stopped, Task
 
 
@@ -39,7 +40,7 @@ def evaluate_and_print(
     """
     if isinstance(task, Dataset):
         task = run.fitting(task, [model, verifier] if verifier else [model], config) if skip_long else task
-        print(f"{title}: {len(task)} problems; {task.columns}")
+        print(visible(f"{title}: {len(task)} problems; {task.columns}"))
     config = replace(config, problems=min(config.problems, length(task) or config.problems))
     try:
         with Progress("problem") as progress:

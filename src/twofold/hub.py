@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 SECONDS = 3
 """How long to wait for an answer."""
@@ -33,19 +33,24 @@ def check(name: str, kind: Literal["model", "dataset"]) -> None:
         ) from error
 
 
-def model(name: str) -> Path:
-    """Return where to load a model of the hub from: its name or, if the hub does not answer, the folder in its cache.
+def model(name: str, *, weights: bool = True) -> Path:
+    """Return the directory with a model of the hub, fetched if need be, or as it was fetched before if the hub does not answer.
 
-    Raises FileNotFoundError or Unreachable if there is neither.
+    Only plain data are fetched: no code, and no weights in other files than safetensors. Raises FileNotFoundError or
+    Unreachable if there is no such model.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    wanted = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", *(["*.safetensors"] if weights else [])]
+    only: dict[str, Any] = {"allow_patterns": wanted, "ignore_patterns": ["*/*", "consolidated*"]}
     try:
         check(name, "model")
-    except Unreachable as unreachable:
+        return Path(snapshot_download(name, **only))
+    except (Unreachable, LocalEntryNotFoundError) as unreachable:
         try:
-            return Path(snapshot_download(name, local_files_only=True))
+            return Path(snapshot_download(name, local_files_only=True, **only))
         except LocalEntryNotFoundError:
-            raise unreachable from None
-    return Path(name)
+            raise (
+                unreachable if isinstance(unreachable, Unreachable) else Unreachable(f"{name}: {unreachable}")
+            ) from None

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Live
 from rich.table import Column
 
+from twofold.terminal import visible
+
 
 class Progress:
     """Lines by title, each shown from its first update on. ``unit`` is what is counted."""
@@ -23,8 +25,8 @@ class Progress:
         # only the text gives way where the terminal is narrow
         text = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         self._live = Live(
-            TextColumn("{task.description}", table_column=Column(no_wrap=True)), BarColumn(10), MofNCompleteColumn(),
-            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}", table_column=text),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)), BarColumn(10), MofNCompleteColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False, table_column=text),
             console=self._console, disable=not self._console.is_terminal, expand=True,
         )  # fmt: skip
 
@@ -56,4 +58,4 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line above the live ones."""
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)  # a text may say [task]
+        self._console.print(visible(text), highlight=False, soft_wrap=True, markup=False)  # a text may say [task]

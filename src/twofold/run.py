@@ -81,7 +81,13 @@ def load(
 
 def _chat(path: Path, tokenizer: Any, system: str | None, enable_thinking: bool | None, think_end: str | None) -> Chat:
     given = {"enable_thinking": enable_thinking, "think_end": think_end}
-    return Chat(tokenizer, system, **chat_options(path) | {k: v for k, v in given.items() if v is not None})
+    options = chat_options(path) | {k: v for k, v in given.items() if v is not None}
+    try:
+        chat = Chat(tokenizer, system, **options)
+        chat.prompt("")  # so that a template which fails does so now
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return chat
 
 
 def connect(
@@ -101,7 +107,7 @@ def connect(
     """
     from twofold.engines.remote import RemoteEngine
 
-    path = find_model(model)
+    path = find_model(model, weights=False)
     tokenizer = load_tokenizer(path)
     chat = _chat(path, tokenizer, system, enable_thinking, think_end)
     names = (str(model), path.name)
@@ -109,9 +115,9 @@ def connect(
     return Model(str(model), engine, chat, tokenizer)
 
 
-def find_model(model: str | Path) -> Path:
+def find_model(model: str | Path, *, weights: bool = True) -> Path:
     """Return the directory of the shipped model, of a run's newest checkpoint, or of a model, or ``model`` itself if it is a
-    GGUF file or a hub name.
+    GGUF file. A model of the hub is fetched, without its ``weights`` if they are not needed.
 
     Raises FileNotFoundError if ``model`` is none of these, another OSError if the hub does not answer, and Damaged (a
     ValueError) if it is a checkpoint whose files are not as they were written.
@@ -124,7 +130,7 @@ def find_model(model: str | Path) -> Path:
         return path
     if len(path.parts) != 2 or Path(path.parts[0]).is_dir():
         raise FileNotFoundError(f"{model}: no such model directory, and not a name on a hub (OWNER/NAME)")
-    return hub.model(str(model))
+    return hub.model(str(model), weights=weights)
 
 
 def solve(model: Model, problem: str, plan: Plan | str | None = None) -> Solution:

@@ -11,6 +11,9 @@ from twofold import run
 from twofold.compute.plan import Plan
 from twofold.compute.rules import rule_named
 from twofold.compute.solve import Solution
+from twofold.tasks.reading import parse_line
+from twofold.tasks.rows import clean
+from twofold.terminal import visible
 
 AT_ONCE = 16
 """Number of problems of a file that share engine calls. Their answers are printed when all of them are done."""
@@ -19,21 +22,26 @@ AT_ONCE = 16
 def questions(path: Path) -> list[str]:
     """Return the problems of a file, one per line: text, or (``.jsonl``) an object with a question, problem or prompt."""
     problems = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
-        if path.suffix == ".jsonl":
-            row = json.loads(line)
-            keys = [
-                k for k in ("question", "problem", "prompt") if isinstance(row, dict) and isinstance(row.get(k), str)
-            ]
-            if not keys:
-                raise ValueError(f"{path}:{number}: an object with a text question, problem or prompt is needed")
-            line = row[keys[0]]
-        problems.append(line.strip())
+        try:
+            problems.append(clean("problem", _question(line) if path.suffix == ".jsonl" else line.decode("utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
     if not problems:
         raise ValueError(f"{path}: no problems in this file")
     return problems
+
+
+def _question(line: bytes) -> str:
+    row = parse_line(line)
+    if isinstance(row, str):
+        raise ValueError(row)
+    found = next((row[k] for k in ("question", "problem", "prompt") if isinstance(row.get(k), str)), None)
+    if found is None:
+        raise ValueError("an object with a text question, problem or prompt is needed")
+    return found
 
 
 def solve_and_print(model: run.Model, problems: Sequence[str], plan: Plan, abstain: float, as_json: bool) -> None:
@@ -51,14 +59,14 @@ def solve_and_print(model: run.Model, problems: Sequence[str], plan: Plan, absta
 
 def _print_solution(solution: Solution, plan: Plan, sure: bool, problem: str | None) -> None:
     """Print the answer, its confidence, the votes and the cost, after the solution's text or (one of many) its problem."""
-    print(solution.text.strip() if problem is None else f"{problem}", end="\n\n" if problem is None else "\n")
+    print(visible(solution.text.strip() if problem is None else problem), end="\n\n" if problem is None else "\n")
     probabilities = (
         rule_named(plan.rule).probabilities is not None
     )  # else the numbers are votes, shown as shares of all
     total = 1.0 if probabilities else sum(solution.votes.values()) or 1.0
-    votes = "  ".join(f"{answer}: {weight / total:.0%}" for answer, weight in list(solution.votes.items())[:5])
+    votes = "  ".join(f"{visible(answer)}: {weight / total:.0%}" for answer, weight in list(solution.votes.items())[:5])
     cost = solution.cost
-    print(f"answer {solution.answer if sure else 'not sure'}  confidence {solution.confidence:.0%}")
+    print(f"answer {visible(solution.answer) if sure else 'not sure'}  confidence {solution.confidence:.0%}")
     print(f"{'posterior' if probabilities else 'votes'}  {votes or 'none: no sample gave an answer'}")
     dropped = f" ({cost.discarded} of them dropped)" if cost.discarded else ""
     print(

@@ -10,14 +10,13 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as Printed
 
 from twofold.durable import write_text
 from twofold.evals.critic import Critic
 from twofold.evals.drawing import colours
 from twofold.evals.records import Evaluation, as_json
-from twofold.evals.render import interval, number, percent, templates
+from twofold.evals.render import escape, interval, number, percent, templates
 from twofold.evals.run import Eval
 from twofold.evals.suites import CRITIC, Part, Row, Suite, Table
 from twofold.maths.processbench import ProcessScore
@@ -204,7 +203,7 @@ def print_suite(page: SuiteReport, console: Console | None = None) -> None:
     console.print(f"\n{escape(page.model)} on the sets of {escape(page.paper)}", style="bold", highlight=False)
     for section in page.sections:
         console.print(_printed(section))
-        console.print(f"{section.where}\n", style="dim", highlight=False)
+        console.print(f"{escape(section.where)}\n", style="dim", highlight=False)
     if page.rules:
         console.print(_printed_rules(page.rules))
     for text in page.changed:

@@ -13,9 +13,11 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from twofold.maths.stats import Estimate
+from twofold.terminal import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +31,7 @@ _CSS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"}
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "twofold",
+    "text.parse_math": False,  # a run's name may have a $
     "font.size": 8.5,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -105,7 +108,7 @@ def _inline(svg: str, title: str) -> str:
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     for colour, variable in _CSS.items():
         svg = svg.replace(colour, variable)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1).strip()
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1).strip()
 
 
 def band(ax: Axes, x: Sequence[float], points: Sequence[Estimate], c: str) -> None:
@@ -126,7 +129,7 @@ def end_labels(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
             placed[i], placed[i + 1] = placed[i] - overlap / 2, placed[i + 1] + overlap / 2
     for (y, text, c), height in zip(wanted, placed, strict=True):
         ax.plot([1.0, 1.02], [y, height], transform=ax.transAxes, color=c, linewidth=0.7, alpha=0.6, clip_on=False)
-        ax.text(1.026, height, text, color=c, transform=ax.transAxes, va="center", fontsize=8.5)
+        ax.text(1.026, height, visible(text), color=c, transform=ax.transAxes, va="center", fontsize=8.5)
 
 
 def rule_legend(figure: Figure, rules: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from twofold.evals.grid import Grid
 from twofold.evals.plans import Strategies
 from twofold.evals.records import Evaluation, Judged, TaskReport, TrainingCurves
 from twofold.evals.thinking import Thinking
+from twofold.terminal import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -370,6 +371,7 @@ def _auroc(run: Evaluation) -> str:
 
 def _short(label: str, most: int = 20) -> str:
     """Return both ends of a long name, because what distinguishes runs is often last."""
+    label = visible(label)
     return label if len(label) <= most else f"{label[: most // 2]}…{label[-most // 2 + 1 :]}"
 
 

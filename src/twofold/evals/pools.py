@@ -95,15 +95,23 @@ def read_header(directory: Path) -> Header:
     return Header(**values)
 
 
+def check_problem(problem: Problem) -> None:
+    """Raise ValueError, before anything is sampled, if a problem cannot be saved: its ``meta`` may come from your own task."""
+    for key, value in _saved(problem)["meta"].items():
+        try:
+            json.dumps({key: value}, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"problem {problem.id!r}: meta[{key!r}] = {value!r:.100} is no JSON: {error}") from error
+
+
+def _saved(problem: Problem) -> dict[str, Any]:
+    return {"id": problem.id, "question": problem.question, "answer": problem.answer, "meta": dict(problem.meta)}
+
+
 def write_pool(file: Lines, pool: Pool) -> None:
     """Append one pool as one line."""
     record = {
-        "problem": {
-            "id": pool.problem.id,
-            "question": pool.problem.question,
-            "answer": pool.problem.answer,
-            "meta": dict(pool.problem.meta),
-        },
+        "problem": _saved(pool.problem),
         "answers": pool.answers,
         "rewards": [grade.reward for grade in pool.grades],
         "labels": [grade.label for grade in pool.grades],
@@ -177,7 +185,7 @@ def _parse_all(lines: list[bytes], path: Path) -> list[Pool]:
 def _parse(line: bytes, where: str) -> Pool:
     try:
         record = json.loads(line)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise PoolError(f"{where}: not JSON: {err}") from err
     _same_keys(record, _KEYS, where, _OPTIONAL)
     _same_keys(record["problem"], _PROBLEM_KEYS, f"{where}: problem")

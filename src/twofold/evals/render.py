@@ -6,9 +6,8 @@ import math
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from rich import box
+from rich import box, markup
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from twofold.evals import figures
@@ -20,6 +19,7 @@ from twofold.evals.plans import GrowingPlan, PlanCurve, Strategies
 from twofold.evals.records import Judged, Report, TaskReport
 from twofold.evals.thinking import Thinking
 from twofold.maths.stats import Difference, Estimate
+from twofold.terminal import visible
 
 RULE_NAMES = {
     "maj": "majority vote",
@@ -95,6 +95,11 @@ def _figures(task: TaskReport, colour: Colours) -> dict[str, Markup]:
     return {name: Markup(svg) for name, svg in drawn.items()}
 
 
+def escape(text: str) -> str:
+    """Return a text from outside for a rich table or line: without markup, colours and control characters."""
+    return markup.escape(visible(text))
+
+
 def print_table(found: Report, console: Console | None = None) -> None:
     """Print the report as tables, in plain text and ``PIPE_WIDTH`` columns if the output is not a terminal.
 
@@ -105,7 +110,7 @@ def print_table(found: Report, console: Console | None = None) -> None:
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     if not found.tasks:
-        console.print(found.headline, highlight=False)
+        console.print(escape(found.headline), highlight=False)
     for task in found.tasks:
         console.print(f"\n{escape(task.headline)}\n", highlight=False)
         if task.unlike:
@@ -119,7 +124,7 @@ def print_table(found: Report, console: Console | None = None) -> None:
                 console.print(table)
         for e in task.evaluations:
             if e.verifier and e.verifier.alarm:
-                console.print(f"ALARM {escape(e.label)}: {e.verifier.alarm}", style="bold red", highlight=False)
+                console.print(f"ALARM {escape(e.label)}: {escape(e.verifier.alarm)}", style="bold red", highlight=False)
 
 
 def _accuracy(task: TaskReport) -> Table:
@@ -234,7 +239,14 @@ def _comparisons(task: TaskReport) -> Table:
     table = _table(title, ["this", "minus this", "points", "95%", "p", "problems"])
     for row in task.main:
         ours, theirs = f"{row.run} {row.rule}@{row.k}", f"{row.against} {row.against_rule}@{row.k}"
-        table.add_row(ours, theirs, in_points(row.mean), interval(row, signed=True), p_value(row.p), str(row.problems))
+        table.add_row(
+            escape(ours),
+            escape(theirs),
+            in_points(row.mean),
+            interval(row, signed=True),
+            p_value(row.p),
+            str(row.problems),
+        )
     return table
 
 
@@ -251,7 +263,9 @@ def _efficiency(task: TaskReport) -> Table:
 
 
 def _table(title: str, columns: list[str]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
+    table = Table(
+        title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0)
+    )
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     return table

@@ -17,7 +17,16 @@ from twofold.compute.judge import Judging, judge_all, resolved
 from twofold.compute.rollout import rollouts
 from twofold.durable import Lines
 from twofold.engines.base import Engine
-from twofold.evals.pools import HEADER, POOLS, Header, finished_ids, read_header, write_header, write_pool
+from twofold.evals.pools import (
+    HEADER,
+    POOLS,
+    Header,
+    check_problem,
+    finished_ids,
+    read_header,
+    write_header,
+    write_pool,
+)
 from twofold.evals.probes import Probing
 from twofold.maths.confidence import Trace, trace
 from twofold.ranges import Count, NonNegative, PositiveShare, Seed, Share, Whole, checked
@@ -83,6 +92,8 @@ def evaluate(
     tokenizer); ``verified_by`` is its name. Raises ValueError if ``out`` was begun with other settings.
     """
     problems = first(task, config.split, config.problems)
+    for problem in problems:
+        check_problem(problem)
     header = _header(engine, chat, task, config, name, model, verified_by)
     if (out / HEADER).exists():
         before = read_header(out)

@@ -103,8 +103,11 @@ def _read(folder: Path) -> tuple[int, dict[str, str]]:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
-        if text != _manifest(content["step"], content["files"]):
+        step, files = content["step"], content["files"]
+        if type(step) is not int or text != _manifest(step, {str(x): str(files[x]) for x in files}):
             raise ValueError("it has another form")
-    except (ValueError, KeyError, TypeError) as error:
+        if out := [x for x in files if Path(x).is_absolute() or ".." in Path(x).parts]:
+            raise ValueError(f"it names {out[0]}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"{path} is not as it was written, so the checkpoint is damaged: {error!r}") from error
     return content["step"], content["files"]

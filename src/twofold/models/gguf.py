@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twofold.models.install import install
 from twofold.models.llama import Llama, plain, shapes
+from twofold.models.outside import check_config, reading
 
 SUFFIX = ".gguf"
 TYPES = ("llama", "qwen2", "qwen3")
@@ -53,7 +53,7 @@ def read(path: Path, device: str) -> Any:
     config = _config(path, metadata, names)
     with _reading(path):
         found = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, config=config, dtype=torch.float32
+            path.parent, gguf_file=path.name, config=config, dtype=torch.float32, trust_remote_code=False
         )
     weights = dict(found.named_parameters())  # a tied one once
     config.architectures = [type(found).__name__]
@@ -67,7 +67,7 @@ def read(path: Path, device: str) -> Any:
     model = type(found)(type(config)(**said))
     model.load_state_dict(found.state_dict())
     model.generation_config.eos_token_id = generation["eos_token_id"]
-    return install(model.to(device).eval())
+    return model.to(device).eval()
 
 
 def stop_tokens(path: Path) -> tuple[int, ...]:
@@ -101,7 +101,9 @@ def _config(path: Path, metadata: dict[str, Any], names: tuple[str, ...]) -> Any
         }
     if SCALING in names:
         said["rope_parameters"] = _llama3(path, said.pop("rope_theta"))
-    return AutoConfig.for_model(kind, **said)
+    check_config(path, said)
+    with reading(path):
+        return AutoConfig.for_model(kind, **said)
 
 
 def read_tokenizer(path: Path) -> Any:
@@ -111,7 +113,8 @@ def read_tokenizer(path: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
+    with _reading(path):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
     way = metadata.get("tokenizer.ggml.pre", "none")
     if metadata["tokenizer.ggml.model"] == "llama":
         known = metadata.get("tokenizer.ggml.add_space_prefix", True)
@@ -159,8 +162,8 @@ def _reading(path: Path) -> Iterator[None]:
     """Name the file where the reader fails."""
     try:
         yield
-    except (IndexError, KeyError, RuntimeError, ValueError, struct.error) as error:
-        raise OSError(f"{path} cannot be read as GGUF: is it complete? ({error})") from error
+    except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError, struct.error) as error:
+        raise OSError(f"{path} cannot be read as GGUF: is it complete? ({' '.join(str(error).split())})") from error
 
 
 def _llama3(path: Path, theta: float) -> dict[str, Any]:

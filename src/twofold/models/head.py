@@ -8,13 +8,15 @@ takes every ``*.safetensors`` beside a model for the model's.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+
+from twofold.models.outside import reading
 
 Kind = Literal["bce", "regression"]
 NAME, FILE = "value_head", "head/value_head.safetensors"
@@ -66,8 +68,15 @@ def save(folder: Path, model: Any) -> None:
 def load(folder: Path, model: Any) -> None:
     """Give ``model`` the head that was saved in ``folder``, if there is one."""
     if path := _found(folder):
-        with safe_open(path, "pt") as file:
-            attach(model, (file.metadata() or {}).get("kind"))
+        with reading(path), safe_open(path, "pt") as file:
+            kind = (file.metadata() or {}).get("kind")
+            held = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  (it is no dict)
+        attach(model, kind)
+        if held != {k: [*v.shape] for k, v in model.value_head.state_dict().items()} or kind not in (
+            None,
+            *get_args(Kind),
+        ):
+            raise ValueError(f"{path} holds no head of this model: {str(held)[:200]}, of kind {kind}")
         model.load_state_dict(read(folder), strict=False)
 
 

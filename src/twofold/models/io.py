@@ -1,4 +1,4 @@
-"""Read a causal LM and its tokenizer from a plain Hugging Face directory, by hub name or from a GGUF file, and write them."""
+"""Read a causal LM and its tokenizer from a plain Hugging Face directory or from a GGUF file, and write them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from twofold.models import gguf, head
+from twofold.models import gguf, head, outside
 from twofold.models.checkpoints import OLD_STATE, STATE
 from twofold.models.install import install
 from twofold.models.llama import Llama, plain, shapes
+from twofold.models.outside import CONFIG, GENERATION, WEIGHTS
 
-CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
 TOKENIZER, GENERIC = "tokenizer_config.json", "TokenizersBackend"
 """The tokenizer class of a Llama whose tokenizer is just what tokenizer.json says. ``AutoTokenizer`` takes two seconds to find
 that out. (Qwen's models have a class of their own, whatever their files say.)"""
@@ -27,49 +27,70 @@ def load_model(path: str | Path, *, device: str | None = None) -> tuple[Any, Any
     """Return (model, tokenizer). Weights are fp32 masters; ``precision`` elsewhere says in what type the matrix products run.
 
     The model may be any ``AutoModelForCausalLM`` that ``install`` accepts; a plain one of Llama's family becomes a ``Llama``.
-    ``path`` may also be a GGUF file. Custom code in a model directory is never run. A scalar head that was saved is loaded
-    too (see ``head``). Raises OSError if there is no such model, ValueError if its attention is not supported, its weights
-    are not those of its config, or a file is not JSON.
+    ``path`` may also be a GGUF file. Custom code in a model directory is never run (see ``outside``). A scalar head that was
+    saved is loaded too (see ``head``). Raises OSError if there is no such model, ValueError if its attention is not
+    supported, its weights are not those of its config or not finite, its tokenizer has more tokens, or a file is not JSON.
     """
-    tokenizer = load_tokenizer(path)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(path)
+    tokenizer = load_tokenizer(folder)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if folder.suffix == gguf.SUFFIX:
-        return gguf.read(folder, device), tokenizer
-    model = _read(folder, device) or _built(path, device)
-    head.load(folder, model)
-    return model, tokenizer
+        model = gguf.read(folder, device)
+    else:
+        held = outside.shapes(folder)
+        config = outside.read_json(folder / CONFIG)
+        if config is None:
+            raise FileNotFoundError(f"{folder / CONFIG}: no such file")
+        outside.check_sizes(folder / CONFIG, config, held)
+        model = _read(folder, config, held, device) or _built(folder, device)
+        head.load(folder, model)
+    outside.check_finite(folder, model)
+    _check_tokens(folder, model, tokenizer)
+    return install(model), tokenizer
 
 
-def _read(folder: Path, device: str) -> Llama | None:
+def _read(folder: Path, config: dict[str, Any], held: dict[str, list[int]], device: str) -> Llama | None:
     """Return the model of a directory if it needs no code of ``transformers`` (see ``plain``), else None.
 
-    None, too, if its weights are not exactly those of its config: ``_built`` says what is wrong with them.
+    None, too, if its weights ``held`` are not exactly those of its config: ``_built`` says what is wrong with them.
     """
-    config, weights = _content(folder / CONFIG), folder / WEIGHTS
-    if config is None or not weights.is_file() or not plain(config):
+    weights = folder / WEIGHTS
+    if not weights.is_file() or not plain(config) or held != shapes(config):
         return None
-    try:
-        with safe_open(weights, "pt") as file:
-            names = list(file.keys())
-            if {x: file.get_slice(x).get_shape() for x in names} != shapes(config):
-                return None
-            tensors = {x: file.get_tensor(x).to(device, torch.float32, copy=True) for x in names}
-    except SafetensorError as error:
-        raise OSError(f"{weights} cannot be read: is it complete? ({error})") from error
-    return Llama(config, tensors, _content(folder / GENERATION)).eval()
+    with outside.reading(weights), safe_open(weights, "pt") as file:
+        tensors = {x: file.get_tensor(x).to(device, torch.float32, copy=True) for x in held}
+    return Llama(config, tensors, outside.read_json(folder / GENERATION)).eval()
 
 
-def _built(path: str | Path, device: str) -> Any:
+def _built(folder: Path, device: str) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model, report = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-    )
-    _check_weights(path, report)
-    return install(model.to(device).eval())
+    with outside.reading(folder):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
+            trust_remote_code=False, use_safetensors=True,
+        )  # fmt: skip
+    _check_weights(folder, report)
+    return model.to(device).eval()
+
+
+def _check_tokens(path: Path, model: Any, tokenizer: Any) -> None:
+    """Raise ValueError if the model has no embedding for a token that a text or the end of one may have.
+
+    Tokenizers name special tokens for padding and the like that the model never sees, and may not know.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    added, template = tokenizer.added_tokens_decoder, str(tokenizer.chat_template)
+    more = {i: x for x, i in tokenizer.get_vocab().items() if i >= rows}
+    more = {i: x for i, x in more.items() if i not in added or not added[i].special or x in template}
+    more |= {i: "eos_token_id" for i in (*stop_tokens(path), tokenizer.eos_token_id or 0) if i >= rows}
+    if more:
+        number, name = min(more.items())
+        raise ValueError(
+            f"{path} has {len(more)} tokens beyond the model's {rows} embeddings, such as {number} ({name!r})"
+        )
 
 
 def _check_weights(path: str | Path, report: Mapping[str, Any]) -> None:
@@ -86,25 +107,34 @@ def _check_weights(path: str | Path, report: Mapping[str, Any]) -> None:
 
 
 def load_tokenizer(path: str | Path) -> Any:
-    """Return the tokenizer that ``AutoTokenizer`` finds. Raises OSError if there is no such model."""
-    if Path(path).suffix == gguf.SUFFIX:
-        return gguf.read_tokenizer(Path(path))
-    config, about = (_content(Path(path) / name) or {} for name in (CONFIG, TOKENIZER))
+    """Return the tokenizer that ``AutoTokenizer`` finds.
+
+    Raises OSError if there is no such model, ValueError if its directory has something that is not loaded (see ``outside``).
+    """
+    folder = Path(path)
+    if folder.suffix == gguf.SUFFIX:
+        return gguf.read_tokenizer(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such model directory")
+    outside.check(folder)
+    with outside.reading(folder):
+        tokenizer = _tokenizer(folder)
+    if not isinstance(tokenizer.chat_template, str | dict | None):
+        raise ValueError(
+            f"{folder / TOKENIZER}: chat_template must be a text, got {str(tokenizer.chat_template)[:100]}"
+        )
+    return tokenizer
+
+
+def _tokenizer(folder: Path) -> Any:
+    config, about = (outside.read_json(folder / name) or {} for name in (CONFIG, TOKENIZER))
     if config.get("model_type") == "llama" and about.get("tokenizer_class") == GENERIC:
         from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast.from_pretrained(path)
+        return PreTrainedTokenizerFast.from_pretrained(folder)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path)
-
-
-def _content(path: Path) -> dict[str, Any] | None:
-    """Return the content of a JSON file, or None if there is no such file. Raises ValueError if it is not JSON."""
-    try:
-        return json.loads(path.read_text()) if path.is_file() else None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def convert(path: Path, out: Path) -> None:
@@ -144,21 +174,16 @@ def _write(folder: Path, model: Llama, weights: Mapping[str, Tensor]) -> None:
 def chat_options(path: Path) -> dict[str, Any]:
     """Return how prompts are made for the model at ``path``: what a checkpoint of ours was trained with, by the names of
     ``text.chat.Chat``, and ``stop``, the tokens that end a text by its generation config."""
-    trained = _content(path / STATE) or _content(path / OLD_STATE) or {}
-    found = {
-        name: trained[name] for name in ("question", "enable_thinking", "think_end") if trained.get(name) is not None
-    }
+    file = next((path / name for name in (STATE, OLD_STATE) if (path / name).is_file()), path / STATE)
+    trained = outside.read_json(file) or {}
+    kinds = {"question": str, "enable_thinking": bool, "think_end": str}
+    found = {name: trained[name] for name in kinds if trained.get(name) is not None}
+    if wrong := [name for name, value in found.items() if not isinstance(value, kinds[name])]:
+        raise ValueError(f"{file}: {wrong[0]} cannot be {str(found[wrong[0]])[:100]}")
     return found | {"stop": stop_tokens(path)}
 
 
 def stop_tokens(path: str | Path) -> tuple[int, ...]:
     """Return the tokens that end a text by the model's generation config (Llama-3 has three); none if it has no such file."""
-    if Path(path).suffix == gguf.SUFFIX:
-        return gguf.stop_tokens(Path(path))
-    file = Path(path) / GENERATION
-    if not Path(path).exists():  # a model on the hub
-        from transformers.utils import cached_file
-
-        file = Path(cached_file(str(path), GENERATION, _raise_exceptions_for_missing_entries=False) or file)
-    ends = (_content(file) or {}).get("eos_token_id")
-    return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+    file = Path(path)
+    return gguf.stop_tokens(file) if file.suffix == gguf.SUFFIX else outside.ends(file / GENERATION)

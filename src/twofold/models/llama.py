@@ -59,9 +59,11 @@ class Llama(nn.Module):
 
 def plain(config: Mapping[str, Any]) -> bool:
     """Return whether the content of config.json describes a model of the family and nothing more."""
+    name = (config.get("architectures") or [""])[0]
     rope = config.get("rope_parameters") or {"rope_type": "default", "rope_theta": config.get("rope_theta")}
     return bool(
-        (config.get("architectures") or [None])[0] in FAMILY
+        name in FAMILY
+        and config.get("model_type") == name.removesuffix("ForCausalLM").lower()
         and config.keys() >= SIZES
         and config.get("hidden_act") == "silu"
         and "quantization_config" not in config

@@ -125,7 +125,7 @@ def load(
                 seen[problem.id] = where
                 problems.append(problem)
                 continue
-            except ValueError as e:
+            except (ValueError, RecursionError) as e:
                 row = str(e)
         bad.append(f"{where}: {row}")
     if bad and not (skip_bad and problems):
@@ -164,6 +164,8 @@ def opened(source: str | Path, split: str, *, own_columns: bool) -> tuple[str, I
     """
     path = Path(source)
     if path.suffix in READERS:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no file: a folder, a pipe or a device")
         named = Named("") if own_columns else NAMED.get(path.stem, Named(""))
         return path.stem, READERS[path.suffix](path), named
     if path.is_file():

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from twofold.tasks.grading import unreadable
+from twofold.terminal import visible
 from twofold.text.extract import final_answer
 from twofold.types import Group, Pool, Rollout
 
@@ -50,7 +51,7 @@ def warn_of_references(references: Mapping[str, str]) -> None:
     Nothing but the same text is correct for them, and any other answer is an ``error``.
     """
     unread = unreadable(set(references.values()))
-    bad = [f"{place}: {answer[:100]}" for place, answer in references.items() if answer in unread]
+    bad = [f"{place}: {visible(answer[:100])}" for place, answer in references.items() if answer in unread]
     if bad:
         more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         log.warning(

@@ -69,7 +69,7 @@ def load_cases(source: str | Path, limit: int | None = None) -> list[Case]:
             break
         try:
             cases.append(as_case(row))
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             bad.append(f"{where}: {e}")
     if bad or not cases:
         raise DataError(str(source), bad or [f"{source}: no rows"])

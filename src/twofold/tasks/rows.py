@@ -30,6 +30,8 @@ OPTIONS = ("choices", "options")
 UNPOSED = ("image", "images", "table")
 """Columns with a part of the question that cannot be posed."""
 IDS = ("id", "unique_id", "idx", "record id")
+NO_NUMBERS = ("nan", "inf", "-inf")
+"""What a number that is not finite looks like as text. (Infinity is an answer: ``\\infty``.)"""
 WRONG_OPTIONS = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 LETTERS = "ABCDEFGHIJ"
 
@@ -120,6 +122,8 @@ def to_problem(
             reference = only_answer(solution or "")
         else:
             reference = clean(columns.answer, as_answer(reference))
+        if reference.strip("\\$+- ").lower() in NO_NUMBERS:
+            raise ValueError(f"the answer is {reference}, not a number")
         if all(isinstance(row.get(key), str) for key in WRONG_OPTIONS):
             options = [reference, *(clean(key, row[key]) for key in WRONG_OPTIONS)]
             random.Random(question).shuffle(options)  # seeded by the question, so that it is the same in every run
@@ -147,7 +151,12 @@ def described(name: str, columns: Columns, row: Row) -> str:
 def is_small(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
-    return isinstance(value, int) or (isinstance(value, str) and len(value) <= 100)
+    return isinstance(value, int) or (isinstance(value, str) and len(value) <= 100 and is_text(value))
+
+
+def is_text(text: str) -> bool:
+    """Return whether a text has no NUL and no half of a surrogate pair, which not every file can hold."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def clean(column: str, text: str) -> str:
@@ -270,9 +279,7 @@ def as_answer(value: Any) -> str:
     """
     if isinstance(value, list):
         return ", ".join(clean("answer", as_answer(v)) for v in value)
-    if (isinstance(value, float) and not math.isfinite(value)) or (
-        isinstance(value, str) and value.strip().lower() == "nan"
-    ):
+    if str(value).strip().lower() in NO_NUMBERS:
         raise ValueError(f"the answer is {value}, not a number")
     if isinstance(value, float) and value.is_integer():
         return str(int(value))

@@ -5,13 +5,19 @@ They are found by rendering messages that are marks (``_mark``). So no content c
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from twofold.text import prompts
 from twofold.text.codec import Codec, Part
+from twofold.text.confined import confined
+
+MOST = 1 << 20
+"""The most characters of a template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +168,20 @@ def _filled(text: str, known: Sequence[Part]) -> list[Part]:
 def _render(tokenizer: Any, turns: list[dict[str, str]], options: dict[str, bool]) -> str:
     if tokenizer.chat_template is None:
         return prompts.plain(turns)
-    from jinja2 import TemplateError
-
+    text, words = text_of(tokenizer), tuple(sorted(map(repr, tokenizer.special_tokens_map.items())))
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
-    except TemplateError as error:
+        return _rendered(tokenizer, text, words, json.dumps(turns), json.dumps(options))
+    except ValueError as error:
         roles = ", ".join(turn["role"] for turn in turns)
         raise ValueError(f"the model's chat template refuses the roles {roles}: {error}") from error
+
+
+@lru_cache(maxsize=64)  # a server renders the same roles again and again
+def _rendered(tokenizer: Any, text: str, words: tuple[str, ...], turns: str, options: str) -> str:
+    """Return what the template ``text`` makes of messages. It is a program from outside: it is run in a process of its own."""
+    if len(text) > MOST:
+        raise ValueError(f"it has {len(text):,} characters, more than {MOST:,}")
+    import transformers.utils.chat_template_utils  # noqa: F401  (once here, not in every child)
+
+    more = {"tokenize": False, "add_generation_prompt": True, "chat_template": text, **json.loads(options)}
+    return confined(lambda: tokenizer.apply_chat_template(json.loads(turns), **more))
