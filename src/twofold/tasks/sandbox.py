@@ -50,7 +50,7 @@ def probe(pid):
     actions = {
         "read files": lambda: os.open("/", os.O_RDONLY),
         "make a socket": lambda: socket.socket(),
-        "start a process": lambda: os.fork(),
+        "start a process": lambda: os.fork() or os._exit(0),
         "send a signal": lambda: os.kill(pid, 0),
         "wait": lambda: os.read(0, 1),
     }
@@ -58,7 +58,7 @@ def probe(pid):
 """
 
 
-class Unsafe(RuntimeError):
+class Unsafe(OSError):
     """Programs cannot be isolated on this machine, so none is run."""
 
 

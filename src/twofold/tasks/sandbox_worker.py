@@ -52,6 +52,8 @@ CALLS = {
     }),
 }  # fmt: skip
 """Machine -> its number in audit.h, and the system calls that stay."""
+LINK = 3
+"""The file descriptor on which a child answers. The standard ones are /dev/null."""
 NO_NEW_PRIVS, SET_SECCOMP, FILTER = 38, 22, 2  # of prctl(2)
 UNSHARE = 0x10000000 | 0x40000000 | 0x08000000  # namespaces of users, network and System V IPC
 
@@ -70,16 +72,13 @@ def bpf(machine: str) -> bytes:
     return b"".join(struct.pack("=HBBI", *line) for line in [*lines, (give, 0, 0, refuse), (give, 0, 0, allow)])
 
 
-def isolate(link: int, null: int, seconds: float) -> None:
-    """Leave this process nothing but ``link``, as fd 3, and computing. Raises OSError if that cannot be had."""
+def isolate(seconds: float) -> None:
+    """Leave this process nothing but its first four file descriptors and computing. Raises OSError if that cannot be had."""
     if platform.machine() not in CALLS:
         raise OSError(f"system calls of {platform.machine()} are not known, only those of {', '.join(CALLS)}")
     program = bpf(platform.machine())
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.dup2(link, 3)
     os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    limits = {"AS": MEMORY, "CPU": int(seconds) + 2, "FSIZE": 0, "NOFILE": 0, "NPROC": 0, "CORE": 0}
+    limits = {"AS": MEMORY, "CPU": int(seconds) + 1, "FSIZE": 0, "NOFILE": 0, "NPROC": 0, "CORE": 0}
     for name, most in limits.items():
         kind = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(kind)[1]
@@ -112,21 +111,25 @@ def outputs(program: str, function: str, inputs: list[str]) -> str:
     return f"[{', '.join(texts)}]"
 
 
-def child(link: socket.socket, null: int) -> NoReturn:
+def child(link: int, null: int) -> NoReturn:
     """Answer the request on ``link``, and end."""
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.dup2(link, LINK)
     try:
-        with link.makefile("rb") as stream:
+        with open(LINK, "rb", closefd=False) as stream:
             request = json.load(stream)
         inputs = [json.dumps(arguments) for arguments in request["inputs"]]
-        isolate(link.fileno(), null, request["seconds"])
+        random.seed(0)  # a program that draws has the same outputs in every process
+        isolate(request["seconds"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        link.sendall(f"!{error}".encode())
+        os.write(LINK, f"!{error}".encode())
         os._exit(1)
     try:
-        os.write(3, b"+")
+        os.write(LINK, b"+")
         reply = outputs(request["program"], request["function"], inputs).encode()
         while reply:
-            reply = reply[os.write(3, reply) :]
+            reply = reply[os.write(LINK, reply) :]
     except BaseException:  # as above; the reply stays without outputs
         os._exit(1)
     os._exit(0)
@@ -138,17 +141,15 @@ def main(fd: int) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for name in MODULES.split():
         importlib.import_module(name)
-    random.seed(0)  # a program that draws gives the same outputs in every process
     null = os.open(os.devnull, os.O_RDWR)
     gc.freeze()  # what a child does not touch stays shared
     libc.unshare(UNSHARE)  # where it is not allowed, the filter stands alone
     with socket.socket(fileno=fd) as control:
         while fds := socket.recv_fds(control, 1, 1)[1]:
-            link = socket.socket(fileno=fds[0])
             pid = os.fork()
             if pid == 0:
-                child(link, null)
-            link.close()
+                child(fds[0], null)
+            os.close(fds[0])
             control.sendall(struct.pack("=i", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
 
 
