@@ -150,7 +150,7 @@ FORGING = {
     "exit in the function": "import sys; sys.exit(0)",
     "end the process": "import os; os._exit(0)",
     "end the process at the top": "TOP import os; os._exit(0)",
-    "equal to everything": "class E:\n    def __eq__(self, other): return True\n    __hash__ = None\nreturn E()",
+    "equal to everything": "class Equal:\n    def __eq__(self, other): return True\n    __hash__ = None\nreturn Equal()",
     "a text equal to everything": "class E(str):\n    def __eq__(self, other): return True\n    __hash__ = None\nreturn E('x')",
     "a list equal to everything": "class E(list):\n    def __eq__(self, other): return True\n    __hash__ = None\nreturn E([1])",
     "a number equal to everything": "class E(int):\n    def __eq__(self, other): return True\n    __hash__ = None\nreturn E(1)",
@@ -222,7 +222,8 @@ EXHAUSTING = {
     "crash by bytecode": "c = f.__code__.replace(co_code=bytes([100, 255] * 4), co_consts=())\nexec(c)",
     "abort": "import os; os.abort()",
     "kill itself": "import os; os.kill(os.getpid(), 9)",
-    "call the kernel by another ABI": "import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7); m.write(bytes.fromhex('b814000000cd80c3'))\n"
+    "call the kernel by another ABI": "import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7)\n"
+    "m.write(bytes.fromhex('b814000000cd80c3'))\n"
     "address = ctypes.addressof(ctypes.c_char.from_buffer(m))\nreturn 'ESCAPED' if ctypes.CFUNCTYPE(ctypes.c_int)(address)() else 1",
     "call the kernel by x32": LIBC + "return 'ESCAPED' if libc.syscall(0x40000000 + 39) >= 0 else 1",
     "a long program": "TOP x = '" + "x" * 30_000 + "'",

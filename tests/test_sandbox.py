@@ -151,7 +151,9 @@ def test_no_forged_result_earns_anything(one_worker: None, value: Any) -> None:
     assert judged(HONEST, "f", [[[[3, 1]], 1]]) == "correct"
 
 
-@pytest.mark.parametrize("name", [name for name in attacks.FORGING if re.match("exit|end|raise|no function|shadow", name)])
+@pytest.mark.parametrize(
+    "name", [name for name in attacks.FORGING if re.match("exit|end|raise|no function|shadow", name)]
+)
 def test_a_call_without_a_value_is_not_a_call_that_returns_none(name: str) -> None:
     assert judged(attacks.FORGING[name], "f", [[[{}], None]]) == "wrong"
     assert judged("def f(at): pass", "f", [[[{}], None]]) == "correct"
@@ -341,7 +343,10 @@ def test_a_command_refuses_at_its_start(
     one_worker: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weaken(monkeypatch, tmp_path, NO_SECCOMP)
-    for words in (["train", str(ROOT / "configs" / "rlv-sums.toml"), "task.name=code"], ["eval", "tiny", "--task", "code"]):
+    for words in (
+        ["train", str(ROOT / "configs" / "rlv-sums.toml"), "task.name=code"],
+        ["eval", "tiny", "--task", "code"],
+    ):
         assert cli.main([*words, "--out", str(tmp_path / "run")]) == 2
         assert "run only where they can be isolated" in capsys.readouterr().err
         assert not (tmp_path / "run" / "config.toml").exists()

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from twofold.ranges import Range, Seed, checked
 from twofold.tasks import sandbox
-from twofold.tasks.items import Split, draw
+from twofold.tasks.items import Split, draw, on_side
 from twofold.text.extract import last_program
 from twofold.types import Grade, Label, Problem
 
@@ -127,11 +127,11 @@ class Code:
     def _make(self, rng: random.Random, split: Split) -> Problem:
         level = self.level + (split == "harder")
         while True:
-            steps = [(step, _operand(rng, step, split == "ood")) for step in rng.choices(STEPS, k=level)]
-            if split == "ood" and not any(step.operands for step, _ in steps):
-                continue
+            steps = [(step, _operand(rng, step, split == "ood")) for step in rng.sample(STEPS, level)]
             chain = [*steps, (rng.choice(ENDS), 0)]
             words = " ".join(step.words.format(k=k) for step, k in chain)
+            if not on_side(words, split) or (split == "ood" and not any(step.operands for step, _ in steps)):
+                continue
             # the inputs depend on the chain only, because the problem's id stands for all of it
             inputs = _inputs(random.Random(words), chain, 3 * TOP if split == "ood" else TOP)
             if tells(chain, inputs[2:]) and run_chain(chain, inputs[0]) != run_chain(chain, inputs[1]):
@@ -158,6 +158,11 @@ class Code:
         label = judged(found[0], "f", problem.meta["tests"])
         rewards = {"correct": 1.0, "wrong": 0.0, "timeout": 0.0}
         return found[0], Grade(rewards.get(label), label)
+
+    @property
+    def extract(self) -> str:
+        """What an evaluation notes of where answers stand. Plans that read boxed answers are refused."""
+        return "program"
 
     def form(self, answer: str) -> str:
         """Return what tells programs apart in a vote: the program without comments, blank lines and its own spacing.

@@ -19,8 +19,9 @@ from twofold.types import Problem
 Split = Literal["train", "test", "harder", "ood"]
 
 
-def _is_test(key: str) -> bool:
-    return blake2b(key.encode(), digest_size=2).digest()[0] < 32  # one in eight
+def on_side(key: str, split: Split) -> bool:
+    """Return whether a problem with this normal form is on the split's side: one in eight is for tests."""
+    return (blake2b(key.encode(), digest_size=2).digest()[0] < 32) == (split != "train")
 
 
 def draw(name: str, seed: int, split: Split, i: int, make: Callable[[random.Random], Problem]) -> Problem:
@@ -34,5 +35,5 @@ def draw(name: str, seed: int, split: Split, i: int, make: Callable[[random.Rand
     rng = random.Random(f"{name}/{seed}/{split}/{i}")
     while True:
         problem = make(rng)
-        if _is_test(problem.id) == (split != "train"):
+        if on_side(problem.id, split):
             return replace(problem, id=f"{name}-{blake2b(problem.id.encode(), digest_size=8).hexdigest()}")
