@@ -126,6 +126,7 @@ REACHING = {
     "duplicate a file descriptor": "import os; os.dup(1)",
     "ask for the host's name": "import os; assert os.uname().nodename",
     "pin itself to a processor": "import os; os.sched_setaffinity(0, os.sched_getaffinity(0))",
+    "take a page from the machine": LIBC + "assert libc.madvise(-4096, 0, 101) == 0",
     "wait": "import time; time.sleep(0.01)",
     "wait for a file descriptor": "import select; select.select([], [], [], 0.01)",
 }  # fmt: skip
@@ -142,7 +143,8 @@ MAY_FAIL = {
     "ask for a web page", "become another user", "become root", "change the root", "enter a namespace", "handle page faults",
     "load a BPF program", "make a device", "make a namespace", "make a raw packet socket", "mount", "open a message queue",
     "read an open file", "read another's memory", "read another's memory through proc", "read the environment of init",
-    "set an attribute", "set up io_uring", "use a keyring", "watch performance", "write another's memory",
+    "set an attribute", "set up io_uring", "take a page from the machine", "use a keyring", "watch performance",
+    "write another's memory",
 }  # fmt: skip
 """May fail without the filter too: for want of rights, by the rules of a container, or because nothing is there."""
 
@@ -202,7 +204,7 @@ EXHAUSTING = {
     "loop": "while True: pass",
     "loop at the top": "TOP while True: pass",
     "loop and swallow what is raised": "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
-    "loop in a finaliser": "class L:\n    def __del__(self):\n        while True: pass\nL()",
+    "loop in a finaliser": "class Last:\n    def __del__(self):\n        while True: pass\nLast()",
     "loop in a regular expression": "import re; re.match('(a+)+$', 'a' * 40 + 'b')",
     "compute a large power": "9 ** 9 ** 9",
     "sum without end": "import itertools; sum(itertools.count())",

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from twofold.tasks.code import judged
 ROOT = Path(__file__).parents[1]
 WANTED = "WANTED-" + os.urandom(8).hex()
 ENV = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+WORKER = sandbox.WORKER
 HONEST = "def f(at):\n    return sorted(at)[0]\n"
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="programs are isolated on Linux only")
@@ -190,7 +192,7 @@ def test_every_system_call_but_a_few_is_refused() -> None:
         "        return libc.syscall(n, -1, -1, -1, -1, -1, -1) != -1 or ctypes.get_errno() != 1\n"
         "    return [n for n in range(1024) if n not in skip and got(n)]\n"
     )
-    memory = {"mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12, "mremap": 25, "madvise": 28}
+    memory = {"mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12, "mremap": 25}
     clocks = {"gettimeofday": 96, "time": 201, "clock_gettime": 228, "clock_getres": 229}
     ends = {"exit": 60, "exit_group": 231}
     probes = [335, 336]  # uretprobe and uprobe: the kernel lets them pass, and answers its own probes only
@@ -267,7 +269,7 @@ def test_nothing_is_left_when_the_trainer_is_killed() -> None:
 
 
 def sandbox_worker() -> Any:
-    spec = importlib.util.spec_from_file_location("sandbox_worker", sandbox.WORKER)
+    spec = importlib.util.spec_from_file_location("sandbox_worker", WORKER)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -279,7 +281,7 @@ def weaken(monkeypatch: pytest.MonkeyPatch, folder: Path, line: str) -> None:
     script = folder / "weak.py"
     script.write_text(
         "import importlib.util, os, sys\n"
-        f"spec = importlib.util.spec_from_file_location('worker', {str(sandbox.WORKER)!r})\n"
+        f"spec = importlib.util.spec_from_file_location('worker', {str(WORKER)!r})\n"
         "worker = importlib.util.module_from_spec(spec)\nspec.loader.exec_module(worker)\n"
         f"{line}\nworker.main(int(sys.argv[1]))\n"
     )
@@ -330,6 +332,27 @@ def test_where_namespaces_are_allowed_they_keep_programs_from_the_network_withou
     assert sandbox.call(attacks.REACHING["make a pair of sockets"], "f", [[target.at()]]) == [["ESCAPED"]]
     assert sandbox.call(attacks.REACHING["connect"], "f", [[target.at()]]) == [[]]
     assert target.reached() == []
+
+
+def test_behind_the_filter_stand_limits_and_a_process_without_rights(
+    one_worker: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = "prctl = worker.libc.prctl\nworker.libc.prctl = lambda option, *rest: 0 if option == 22 else prctl(option, *rest)"
+    weaken(monkeypatch, tmp_path, silent)
+    limits = "import resource\ndef f(kinds): return [resource.getrlimit(kind)[1] for kind in kinds]"
+    kinds = [
+        resource.RLIMIT_AS,
+        resource.RLIMIT_CPU,
+        resource.RLIMIT_NOFILE,
+        resource.RLIMIT_FSIZE,
+        resource.RLIMIT_NPROC,
+    ]
+    assert sandbox.call(limits, "f", [[kinds]]) == [[[512 << 20, 2, 0, 0, 0]]]
+    assert sandbox.call(attacks.REACHING["read a file"], "f", [[{"secret": str(tmp_path / "weak.py")}]]) == [[]]
+    weaken(monkeypatch, tmp_path, f"{silent}\nworker.resource.setrlimit = lambda *_: None")
+    status = "def f(): return dict(line.split(':', 1) for line in open('/proc/self/status').read().splitlines())"
+    found = {key: value.strip() for key, value in sandbox.call(status, "f", [[]])[0][0].items()}
+    assert {found["CapEff"], found["CapPrm"], found["CapInh"]} == {"0" * 16} and found["NoNewPrivs"] == "1"
 
 
 def test_a_program_is_never_run_when_its_process_is_not_isolated(
