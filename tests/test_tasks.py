@@ -9,12 +9,13 @@ from fractions import Fraction
 
 import pytest
 
+from twofold.tasks.code import Code
 from twofold.tasks.procedural import Countdown, Letters, Sums, evaluate
 from twofold.tasks.processbench import some_cases
 from twofold.tasks.stream import first
 from twofold.types import Problem
 
-TASKS = [Sums(), Sums(level=1, choice=0.0), Countdown(), Letters()]
+TASKS = [Sums(), Sums(level=1, choice=0.0), Countdown(), Letters(), Code()]
 SPLITS = ["train", "test", "harder", "ood"]
 
 
@@ -44,9 +45,13 @@ def test_items_never_change():
     )
     assert Countdown().problem("test", 0).question == "Reach 16 with 2, 6, 4, each used once, with + - *."
     assert Letters().problem("test", 0).question == "Take the last letters of gaguk, fusud, semar and join them."
+    assert Code().problem("test", 0).question == (
+        "Write a Python function f(xs) for a list xs of whole numbers. Add 6 to each. Multiply each by 6. Return the list. "
+        "For example, f([1, 19, -16]) is [42, 150, -60] and f([5, 5, 8, 1]) is [66, 66, 84, 42]. Put it into a ```python block."
+    )
 
 
-@pytest.mark.parametrize("task", [Sums(), Countdown(), Letters()], ids=named)
+@pytest.mark.parametrize("task", [Sums(), Countdown(), Letters(), Code()], ids=named)
 def test_training_never_meets_a_test_question(task):
     """No seed and no level may train on what any level is tested on."""
     levels = (task.level, task.level + 1)
@@ -61,7 +66,9 @@ def test_training_never_meets_a_test_question(task):
     assert not train & test
 
 
-@pytest.mark.parametrize("task", [Countdown(level=2), Sums(level=1, choice=0.0), Letters(level=1)], ids=named)
+@pytest.mark.parametrize(
+    "task", [Countdown(level=2), Sums(level=1, choice=0.0), Letters(level=1), Code(level=1)], ids=named
+)
 @pytest.mark.parametrize("split", SPLITS)
 def test_an_id_stands_for_what_is_asked(task, split):
     """Wherever a problem is drawn, by whatever seed, its id is the same; two problems never share one."""

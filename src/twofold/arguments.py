@@ -87,7 +87,7 @@ def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     what.add_argument(
         "--task",
         default="sums",
-        help="sums, countdown, letters (with options: sums:level=4), gsm8k, math500, gym:NAME, mine.py:Task, or a file "
+        help="sums, countdown, letters, code (with options: sums:level=4), gsm8k, math500, gym:NAME, mine.py:Task, or a file "
         "(default: %(default)s)",
     )
     what.add_argument("--suite", choices=("rlv", "tango", "mrt"), help="all sets of a paper, beside its own numbers")

@@ -160,11 +160,14 @@ def _critic(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold.config import Data, Gym, PythonTask, task_named
     from twofold.evals.critic import Critic, score, tuned
     from twofold.progress import Progress
-    from twofold.tasks.procedural import Split
+    from twofold.tasks.code import Code
+    from twofold.tasks.items import Split
     from twofold.tasks.processbench import Case, some_cases
 
     def cases_of(name: str, split: Split) -> list[Case]:
         task = task_named(name)
+        if isinstance(task, Code):
+            raise ValueError("code has no solutions with planted errors; sums, countdown and letters have")
         return some_cases(name if isinstance(task, Data | Gym | PythonTask) else task, args.number, split)
 
     critic = toml.override(Critic(), rest)

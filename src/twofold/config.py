@@ -12,7 +12,7 @@ from twofold.maths.schedule import Optim
 from twofold.ranges import Count, Finite, Range, Seed, Whole, checked
 from twofold.recipes import backtrack, mrt, pretrain, rlv, sft, tango
 from twofold.recipes.common import Recipe, Setup
-from twofold.tasks.procedural import PROCEDURAL, Countdown, Letters, Sums
+from twofold.tasks.procedural import PROCEDURAL, Code, Countdown, Letters, Sums
 from twofold.tasks.user import check_weights
 from twofold.text.chat import ChatOptions
 from twofold.text.extract import Extract
@@ -107,7 +107,7 @@ class PythonEngine:
         return source.load(self.source)(model)
 
 
-TaskConfig = Sums | Countdown | Letters | Data | Gym | PythonTask
+TaskConfig = Sums | Countdown | Letters | Code | Data | Gym | PythonTask
 RecipeConfig = rlv.RLV | mrt.MRT | backtrack.MRTB | tango.Tango | sft.SFT | pretrain.Pretrain | PythonRecipe
 
 
@@ -221,7 +221,7 @@ ALIASES = {
 def task_named(name: str) -> TaskConfig:
     """Return the task that a name on the command line stands for.
 
-    It is ``sums``, ``countdown``, ``letters``, ``gym:NAME``, ``mine.py:Task``, a known data set or a file. A procedural task
+    It is ``sums``, ``countdown``, ``letters``, ``code``, ``gym:NAME``, ``mine.py:Task``, a known data set or a file. A procedural task
     may have options: ``sums:level=4,choice=0``.
     """
     if source.is_source(name):

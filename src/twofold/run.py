@@ -30,6 +30,8 @@ from twofold.models.gguf import SUFFIX as GGUF
 from twofold.models.io import chat_options, load_model, load_tokenizer
 from twofold.models.precision import choose_precision
 from twofold.runtime import share_cores
+from twofold.tasks import sandbox
+from twofold.tasks.code import Code
 from twofold.tasks.grading import equal
 from twofold.tasks.stream import check_gradable, first
 from twofold.tasks.user import FromSource, Guarded, Rewarded
@@ -196,7 +198,8 @@ def what_it_knows(model: str) -> str:
 
 
 def make_task(config: TaskConfig) -> Task:
-    """Return the task that a config names. Raises what its loader raises (no such file, malformed rows, a missing extra)."""
+    """Return the task that a config names. Raises what its loader raises (no such file, malformed rows, a missing extra) and,
+    for one that runs programs, ``sandbox.Unsafe`` where they cannot be isolated."""
     if isinstance(config, Data):
         from twofold.tasks.datasets import load as load_dataset
 
@@ -210,7 +213,7 @@ def make_task(config: TaskConfig) -> Task:
         return GymTask(config.task, seed=config.seed)
     if isinstance(config, PythonTask):
         return FromSource(config.source)
-    return config
+    return guarded(config)
 
 
 def fitting(task: Dataset, readers: Sequence[Model], config: Eval) -> Dataset:
@@ -227,7 +230,12 @@ def fitting(task: Dataset, readers: Sequence[Model], config: Eval) -> Dataset:
 
 
 def guarded(task: Task) -> Task:
-    """Return a task that grades under a deadline (see ``tasks.user``). twofold's own tasks do so already."""
+    """Return a task that grades under a deadline (see ``tasks.user``). twofold's own tasks do so already.
+
+    Raises ``sandbox.Unsafe`` for a task that runs programs, where they cannot be isolated.
+    """
+    if isinstance(task, Code):
+        sandbox.check()
     return task if type(task).__module__.startswith("twofold.") else Guarded(task)
 
 

@@ -127,8 +127,8 @@ class Completion:
 class Grade:
     """The reward of a solution, and whether it is right.
 
-    ``reward`` is what the policy is paid. It is None where it could not be computed (``timeout``, ``error``), never a silent
-    0. ``label`` says what the solution is. A verifier learns ``correct``, which a shaped reward does not change.
+    ``reward`` is what the policy is paid. It is None where it could not be computed (an ``error``, a grader's ``timeout``), never
+    a silent 0. ``label`` says what the solution is. A verifier learns ``correct``, which a shaped reward does not change.
     """
 
     reward: float | None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from twofold.tasks.grading import unreadable
 from twofold.terminal import visible
 from twofold.text.extract import final_answer
-from twofold.types import Group, Pool, Rollout
+from twofold.types import Group, Pool, Problem, Rollout
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,14 @@ MEND = (
     '"stated" ("Answer: 5", <answer>5</answer>) or "number" (the last number) in [task], or --extract for an evaluation'
 )
 
+MEND_PROGRAM = (
+    "A program stands between a line ```python and a line ```. Raise max_tokens if solutions are cut before its end"
+)
+
+
+def _mend(problem: Problem) -> str:
+    return MEND_PROGRAM if isinstance(problem.meta.get("tests"), list) else MEND
+
 
 def doubts(pools: Sequence[Pool]) -> list[str]:
     """Return what must be said of an evaluation's grades before any other number, as sentences."""
@@ -41,7 +49,7 @@ def doubts(pools: Sequence[Pool]) -> list[str]:
             f"grader failed, first on problem {bad.id!r} with the reference {bad.answer[:100]!r}"
         )
     if labels["no_answer"] > UNANSWERED * len(graded):
-        found.append(f"{labels['no_answer'] / len(graded):.0%} OF THE SOLUTIONS GIVE NO ANSWER. {MEND}")
+        found.append(f"{labels['no_answer'] / len(graded):.0%} OF THE SOLUTIONS GIVE NO ANSWER. {_mend(graded[0][1])}")
     return found
 
 
@@ -99,5 +107,5 @@ def _unanswered(rollouts: Sequence[Rollout]) -> str:
     return (
         f"{len(silent)} of the {len(rollouts)} solutions of this step give no answer, and earn nothing"
         + (f"; {stated} of them state one in another form" if stated else "")
-        + f". {MEND}."
+        + f". {_mend(silent[0].problem)}."
     )

@@ -1,45 +1,21 @@
 """The procedural tasks ``sums``, ``countdown`` and ``letters``: no download, no end of problems, and exact grades.
 
-Item ``i`` of a split is a pure function of (seed, split, i). Its id stands for its content: a small task repeats problems,
-and ``stream.first`` leaves repetitions out. A hash of its content puts each question on the train or on
-the test side, so no test question can be drawn for training, whatever the seeds. ``harder`` (one level up) and ``ood``
-(numbers or words outside the trained range) are drawn from the test side, too.
+How their problems are drawn, and what the splits mean, is in ``items``.
 """
 
 from __future__ import annotations
 
 import ast
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from fractions import Fraction
-from hashlib import blake2b
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from twofold.ranges import Count, Range, Seed, Share, checked
+from twofold.tasks.code import Code
+from twofold.tasks.items import Split, draw
 from twofold.text.extract import final_answer
 from twofold.types import Grade, Problem
-
-Split = Literal["train", "test", "harder", "ood"]
-
-
-def _is_test(key: str) -> bool:
-    return blake2b(key.encode(), digest_size=2).digest()[0] < 32  # one in eight
-
-
-def _draw(name: str, seed: int, split: Split, i: int, make: Callable[[random.Random], Problem]) -> Problem:
-    """Draw problems until one is on the split's side, and return it.
-
-    ``make`` puts into ``id`` what is hashed: a normal form of the problem, so that the same numbers in another order are on
-    the same side. The id that is returned stands for it too: equal problems have equal ids, wherever they are drawn.
-    """
-    if split not in get_args(Split):
-        raise ValueError(f"split {split!r} is not one of {', '.join(get_args(Split))}")
-    rng = random.Random(f"{name}/{seed}/{split}/{i}")
-    while True:
-        problem = make(rng)
-        if _is_test(problem.id) == (split != "train"):
-            return replace(problem, id=f"{name}-{blake2b(problem.id.encode(), digest_size=8).hexdigest()}")
 
 
 def apply(value: int, op: str, operand: int) -> int:
@@ -88,7 +64,7 @@ class Sums:
             raise ValueError(f"choices must be at most a quarter of top, {self.top // 4}; got {self.choices}")
 
     def problem(self, split: Split, i: int) -> Problem:
-        return _draw(self.name, self.seed, split, i, lambda rng: self._make(rng, split))
+        return draw(self.name, self.seed, split, i, lambda rng: self._make(rng, split))
 
     def _make(self, rng: random.Random, split: Split) -> Problem:
         level = self.level + (split == "harder")
@@ -132,7 +108,7 @@ class Countdown:
     name: Literal["countdown"] = "countdown"
 
     def problem(self, split: Split, i: int) -> Problem:
-        return _draw(self.name, self.seed, split, i, lambda rng: self._make(rng, split))
+        return draw(self.name, self.seed, split, i, lambda rng: self._make(rng, split))
 
     def _make(self, rng: random.Random, split: Split) -> Problem:
         level = self.level + (split == "harder")
@@ -214,7 +190,7 @@ class Letters:
     name: Literal["letters"] = "letters"
 
     def problem(self, split: Split, i: int) -> Problem:
-        return _draw(self.name, self.seed, split, i, lambda rng: self._make(rng, split))
+        return draw(self.name, self.seed, split, i, lambda rng: self._make(rng, split))
 
     def _make(self, rng: random.Random, split: Split) -> Problem:
         level = self.level + (split == "harder")
@@ -242,4 +218,4 @@ def grade_literally(problem: Problem, text: str) -> tuple[str | None, Grade]:
     return answer, Grade(1.0, "correct") if answer.strip() == problem.answer else Grade(0.0, "wrong")
 
 
-PROCEDURAL = (Sums, Countdown, Letters)
+PROCEDURAL = (Sums, Countdown, Letters, Code)

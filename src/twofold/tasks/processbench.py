@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twofold.maths.processbench import first_error
+from twofold.tasks.items import Split
 from twofold.tasks.known import Named, Row
-from twofold.tasks.procedural import Countdown, Letters, Split, Sums
+from twofold.tasks.procedural import Countdown, Letters, Sums
 from twofold.tasks.reading import READERS, DataError, read_hub
 from twofold.tasks.rows import clean
 from twofold.tasks.stream import places

@@ -106,6 +106,29 @@ def final_answer(text: str, how: Extract = "boxed") -> str | None:
     return answer
 
 
+_FENCE = re.compile(r"^```(.*)$", re.MULTILINE)
+
+
+def last_program(text: str) -> tuple[str, int] | None:
+    """Return the last complete block of Python between lines of three backticks, and where it begins; None if there is none.
+
+    A block without a name counts as Python. One that is never closed is none.
+
+    >>> last_program("So:\\n```python\\ndef f(xs):\\n    return 1\\n```\\nDone.")
+    ('def f(xs):\\n    return 1\\n', 4)
+    """
+    found = opened = None
+    for fence in _FENCE.finditer(text, max(0, len(text) - MAX_TAIL)):
+        name = fence[1].strip().lower()
+        if opened is None or name:  # one within another shows that the first was not closed
+            opened = fence.start(), fence.end() + 1, name in ("", "python", "python3", "py")
+        else:
+            start, content, python = opened
+            found = (text[content : fence.start()], start) if python else found
+            opened = None
+    return found
+
+
 def only_answer(worked: str) -> str:
     r"""Return the answer of a worked solution, its ``\boxed{}`` or ``####``; "" if it has none.
 

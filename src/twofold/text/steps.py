@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from twofold.text.extract import last_boxed
+from twofold.text.extract import last_boxed, last_program
 from twofold.text.segments import tokens_at
 
 Cut = Literal["tags", "lines"]
@@ -38,18 +38,20 @@ def spans(text: str, cut: Cut = "tags") -> list[tuple[int, int]]:
     r"""Return where each step begins and ends, in characters, including its tags or its line break.
 
     A step in tags goes from a ``<step>`` to the next ``</step>``, wherever that is; without one it is no step. By lines,
-    every line that is not blank is a step, up to the line with the boxed answer.
+    every line that is not blank is a step, up to the answer: a line with a box or, without one, the last program.
 
     >>> spans("<step>1</step> so <step>2</step><step>3")
     [(0, 14), (18, 32)]
     >>> spans("1+1=2\n\n2+2=4\n\\boxed{4}", "lines")
     [(0, 6), (7, 13)]
+    >>> spans("Add them.\n```python\ndef f(xs):\n    return sum(xs)\n```", "lines")
+    [(0, 10)]
     """
     found: list[tuple[int, int]] = []
     if cut == "lines":
-        start = 0
+        start, end = 0, _answer_start(text)
         for line in re.findall(r"[^\n]*\n|[^\n]+", text):
-            if "\\boxed{" in line:
+            if start + len(line) > end:
                 break
             if line.strip():
                 found.append((start, start + len(line)))
@@ -63,6 +65,15 @@ def spans(text: str, cut: Cut = "tags") -> list[tuple[int, int]]:
             found.append((opened, tag.end()))
             opened = None
     return found
+
+
+def _answer_start(text: str) -> int:
+    """Return where the answer begins: the first box, or else the last program, or else the end of the text."""
+    box = text.find("\\boxed{")
+    if box >= 0:
+        return box
+    program = last_program(text)
+    return program[1] if program else len(text)
 
 
 def span_ends(pieces: Sequence[str], cut: Cut = "tags") -> list[int]:
@@ -91,20 +102,24 @@ def solution_text(steps: Sequence[str], answer: str, cut: Cut = "tags") -> str:
 def solution_format(text: str, cut: Cut = "tags") -> float:
     r"""Return how well a solution keeps to its form, 0 to 1.
 
-    In tags: 0 without an ``<answer>`` block; else 1, less 0.8 if nothing is boxed in it, less 0.8 without steps or 0.4 with
-    fewer than three. By lines: 1 with a boxed answer and a step before it, else 0.
+    In tags: 0 without an ``<answer>`` block; else 1, less 0.8 if it has neither a box nor a program, less 0.8 without steps or
+    0.4 with fewer than three. By lines: 1 with such an answer and a step before it, else 0.
 
-    >>> solution_format(solution_text(["1+1=2"], "2"))
-    0.6
+    >>> solution_format(solution_text(["1+1=2"], "2")), solution_format("Add them.\n```python\ndef f(xs): ...\n```", "lines")
+    (0.6, 1.0)
     """
     steps = len(spans(text, cut))
     if cut == "lines":
-        return float(steps > 0 and last_boxed(text) is not None)
+        return float(steps > 0 and _answers(text))
     answer = _between(text, "answer")
     if answer is None:
         return 0.0
-    score = 1 - 0.8 * (last_boxed(answer) is None) - (0.8 if not steps else 0.4 if steps < 3 else 0.0)
+    score = 1 - 0.8 * (not _answers(answer)) - (0.8 if not steps else 0.4 if steps < 3 else 0.0)
     return max(0.0, score)
+
+
+def _answers(text: str) -> bool:
+    return last_boxed(text) is not None or last_program(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
