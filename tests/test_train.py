@@ -483,9 +483,11 @@ OPTIONS = [
     "task.name", "task.source", "task.split", "task.prompt_column", "task.answer_column", "task.solution_column", "task.extract",
     "task.skip_bad", "task.skip_long", "task.task", "rollout.problems",
     "rollout.temperature", "rollout.max_tokens", "chat.enable_thinking", "chat.think_end", "judge.question",
-    "engine.name", "engine.exact", "engine.max_rows", "engine.source", "optim.name", "optim.lr", "optim.schedule", "optim.warmup",
+    "engine.name", "engine.exact", "engine.max_rows", "engine.context", "engine.kv_gib", "engine.eager", "engine.sleep",
+    "engine.deadline", "engine.source", "optim.name", "optim.lr", "optim.schedule", "optim.warmup",
     "optim.hold", "optim.final", "optim.beta1", "optim.beta2", "optim.weight_decay", "optim.clip", "loss.kind", "loss.clip_low",
-    "loss.clip_high", "loss.cap", "loss.normalise", "loss.constant", "loss.beta", "train.steps", "train.seed", "train.epochs",
+    "loss.clip_high", "loss.cap", "loss.normalise", "loss.constant", "loss.correction",
+    "loss.correction_cap", "loss.beta", "train.steps", "train.seed", "train.epochs",
     "train.minibatches", "train.micro_tokens", "train.precision", "train.checkpointing", "train.save_every", "train.keep",
     "eval.every", "eval.task", "eval.problems", "eval.n", "log.to", "log.rollouts",
 ]  # fmt: skip

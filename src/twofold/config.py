@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from twofold import source, toml
-from twofold.engines.base import PolicyEngine
+from twofold.engine_options import EngineConfig, Native
 from twofold.maths.losses import Loss
 from twofold.maths.schedule import Optim
 from twofold.ranges import Count, Finite, Range, Seed, Whole, checked
@@ -80,31 +80,6 @@ class PythonRecipe:
 
     def build(self, setup: Setup) -> Recipe:
         return source.load(self.source)(setup)
-
-
-@checked
-class Native:
-    """The engine that samples from the same module that trains."""
-
-    name: Literal["native"] = "native"
-    exact: bool = False
-    """Run each prompt as a batch of its own, so that no other prompt can change its result by a rounding. This is slower."""
-    max_rows: Count = 1024
-    """Number of rows that are decoded at once; the samples of one prompt stay together."""
-
-
-@checked
-class PythonEngine:
-    """Your own engine: ``mine.py:Engine``. It is called with the module that trains, once for each role."""
-
-    name: Literal["python"] = "python"
-    source: str = ""
-
-    def __post_init__(self) -> None:
-        _required(self.source, "mine.py:Engine")
-
-    def build(self, model: Any) -> PolicyEngine:
-        return source.load(self.source)(model)
 
 
 TaskConfig = Sums | Countdown | Letters | Data | Gym | PythonTask
@@ -192,7 +167,7 @@ class Config:
     rollout: Rollouts = field(default_factory=Rollouts)
     chat: ChatOptions = field(default_factory=ChatOptions)
     judge: JudgeOptions = field(default_factory=JudgeOptions)
-    engine: Native | PythonEngine = field(default_factory=Native)
+    engine: EngineConfig = field(default_factory=Native)
     optim: Optim = field(default_factory=Optim)
     loss: Loss = field(default_factory=Loss)
     train: Train = field(default_factory=Train)
