@@ -202,8 +202,9 @@ def _train(
         start = state["step"]
         for role, learner in learners.items():
             checkpoint.restore(found if role == "policy" else found / role, learner)
-            setup.engines[role].load(learner.weights())
         built.restore(state["recipe"])
+    for role, engine in setup.engines.items():
+        engine.load(learners[role].weights())
     check = _check(config, setup, run)
     setup.fit(built)
     for folder in damaged:
