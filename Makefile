@@ -47,7 +47,8 @@ test-interop: $(VENV)/.interop ## run other projects' clients against the server
 	$(BIN)/pytest -q -m 'slow or not slow' tests/test_interop.py
 
 test-vllm: .venv-vllm/.ready ## run the engines' tests on vLLM's CPU build, in an environment of its own (about 4 GB)
-	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -q -k vllm tests/test_engines.py tests/test_vllm_engine.py
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -q -m 'slow or not slow' -k vllm \
+	    tests/test_engines.py tests/test_vllm_engine.py tests/test_vllm.py
 
 bench: $(READY) ## measure speed ratios, each from one run (under 20 minutes on 2 CPU cores)
 	cd bench && for b in limits overhead verify grading branch probe engine growth startup; do ../$(BIN)/python $$b.py || exit 1; done

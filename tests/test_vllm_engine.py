@@ -112,6 +112,13 @@ def test_what_vllm_cannot_do_is_refused(engine: VllmEngine) -> None:
     assert len(engine.logprobs([[5]], [[6] * 511])[0]) == 511
 
 
+def test_more_prompts_than_fit_one_pass(engine: VllmEngine, shipped: run.Model) -> None:
+    """3200 prompt tokens; at 2048 vLLM would cut a prompt in two, which it cannot do with seeds on a CPU."""
+    prompts = [[i, *range(100, 199)] for i in range(10, 42)]
+    for prompt, (c,) in zip(prompts, engine.generate(prompts, Sampling(max_tokens=2, seed=1)), strict=True):
+        assert c.logprobs == near(shipped.engine.logprobs([prompt], [c.tokens])[0])
+
+
 def test_an_error_in_a_callback_leaves_nothing_running(engine: VllmEngine) -> None:
     def broken(i: int, j: int, completion: Any) -> None:
         raise KeyError(i)

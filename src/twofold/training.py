@@ -86,11 +86,8 @@ class _Setup:
 
     def frozen(self, role: str = "policy") -> PolicyEngine:
         self.load_policy()
-        make = self._engine
-        if isinstance(
-            self.config.engine, Vllm
-        ):  # it never changes, and the learner's own numbers make the better KL term
-            make = partial(make_engine, replace(self.config, engine=Native()))
+        fixed = isinstance(self.config.engine, Vllm)  # the learner's own numbers make the better KL term
+        make = partial(make_engine, replace(self.config, engine=Native())) if fixed else self._engine
         return make(copy.deepcopy(self.models[role]))
 
     def reference(self, role: str = "policy") -> PolicyEngine | None:

@@ -308,18 +308,19 @@ def _start(
     from vllm import LLM, _custom_ops
     from vllm.platforms import current_platform
 
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"max_num_batched_tokens": max(PREFILL, options["max_num_seqs"])}
     if current_platform.is_cpu():
         _custom_ops._supports_onednn = False  # its packed weights cannot be overwritten
-        more["block_size"] = CPU_BLOCK
+        # a prompt with a seed must not be split between two passes: CPU generators cannot be set back
+        more["max_num_batched_tokens"] = max(*more.values(), tokens or 0)
+        more |= {"enable_chunked_prefill": False, "block_size": CPU_BLOCK}
     elif sleep and current_platform.is_sleep_mode_available():
         more["enable_sleep_mode"] = True
     with tempfile.TemporaryDirectory() as folder:
         save_config(Path(folder), model)
         llm = LLM(
             folder, load_format="dummy", skip_tokenizer_init=True, generation_config="vllm", dtype=precision,
-            max_model_len=tokens, max_num_batched_tokens=max(PREFILL, options["max_num_seqs"]),
-            logprobs_mode="processed_logprobs", **options, **more,
+            max_model_len=tokens, logprobs_mode="processed_logprobs", **options, **more,
         )  # fmt: skip
     return llm, "enable_sleep_mode" in more
 
