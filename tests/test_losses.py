@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from twofold.maths.losses import READS, Kind, Loss, cispo, clipped, gspo, k3, policy_loss
+from twofold.maths.losses import READS, Kind, Loss, cispo, clipped, corrected, gspo, k3, policy_loss
 from twofold.maths.packing import micro_batches
 from twofold.maths.weights import policy_weights, target_weights
 from twofold.models import logprobs
@@ -182,6 +182,53 @@ def test_every_kind_says_what_it_reads_and_refuses_the_rest():
         with pytest.raises(ValueError, match=f'"{kind}" does not read cap'):
             Loss(kind, cap=2.0)
     assert Loss("cispo", cap=2.0).cap == 2.0 and Loss("gspo", 3e-4, 4e-4).clip_high == 4e-4
+
+
+# ---------------------------------------------------------------- importance correction
+
+
+def test_corrections_on_hand_numbers():
+    """One sample of four tokens with log ratios 0.5 (product 7.389), and one of two with -0.2 and 0.9 (product 2.0138)."""
+    logp, sample = numbers(*[-1.0] * 6), torch.tensor([0, 0, 0, 0, 1, 1])
+    behaviour = numbers(-1.5, -1.5, -1.5, -1.5, -0.8, -1.9)
+
+    def weights(correction, cap):
+        old, weight, capped = corrected(
+            Loss(correction=correction, correction_cap=cap), logp.requires_grad_(), behaviour, sample
+        )
+        assert old.tolist() == logp.tolist() and not old.requires_grad and not weight.requires_grad
+        return weight.tolist(), capped.tolist()
+
+    assert weights("token_truncate", 2.0) == (
+        pytest.approx([*[1.6487] * 4, 0.8187, 2.0], abs=1e-4),
+        [*[False] * 5, True],
+    )
+    assert weights("sequence_mask", 3.0) == (
+        pytest.approx([0, 0, 0, 0, 2.0138, 2.0138], abs=1e-4),
+        [True] * 4 + [False] * 2,
+    )
+    assert weights("sequence_mask", 8.0)[0] == pytest.approx([*[7.3891] * 4, 2.0138, 2.0138], abs=1e-4)
+    old, weight, capped = corrected(Loss(), logp, behaviour, sample)
+    assert old is behaviour and weight.tolist() == [1] * 6 and not capped.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_correction_replaces_the_clip_of_the_engines_error(kind):
+    """The engine is off by 0.5: without a correction PPO's clip stops the token (-1.2, no gradient); with one it is weighed."""
+    behaviour, advantage, sample = numbers(-1.5), numbers(1.0), torch.tensor([0])
+
+    def loss(logp, **options):
+        old, weight, _ = corrected(Loss(kind, **options), logp, behaviour, sample)
+        return (weight * policy_loss(Loss(kind, **options), logp, old, advantage, sample)[0]).sum()
+
+    slope = gradient(lambda logp: loss(logp, correction="token_truncate"), numbers(-1.0))
+    assert slope.item() == pytest.approx(-math.exp(0.5))
+    assert gradient(loss, numbers(-1.0)).item() == (pytest.approx(-math.exp(0.5)) if kind == "cispo" else 0)
+
+
+def test_a_cap_without_a_correction_is_refused():
+    with pytest.raises(ValueError, match='correction = "none" does not read correction_cap'):
+        Loss(correction_cap=3.0)
 
 
 # ---------------------------------------------------------------- KL

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ from twofold import cli, run, toml, training
 from twofold.compute.judge import question
 from twofold.compute.rollout import draw
 from twofold.config import ALIASES, Config, Data, Rollouts, Train
+from twofold.engine_options import Vllm
+from twofold.engines.native import NativeEngine
 from twofold.evals.report import report
 from twofold.maths.seeds import derive
 from twofold.models.checkpoints import latest_checkpoint
@@ -74,6 +77,45 @@ def killed_after_two_steps(finished: Path, out: Path) -> Path:
     lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
     (out / "metrics.jsonl").write_text("".join(lines[:3]) + '{"step": 3, "rew')
     return out
+
+
+# ---------------------------------------------------------------- engines that keep a copy of the weights
+
+
+class Copying(NativeEngine):
+    """An engine with weights of its own, which ``load`` overwrites. It reads no scalar head."""
+
+    def __init__(self, model):
+        super().__init__(copy.deepcopy(model))
+
+    def load(self, weights):
+        self.model.load_state_dict(weights)
+        self.rest()
+
+    @property
+    def values(self):
+        raise AttributeError("values")
+
+
+def test_an_engine_with_a_copy_of_the_weights_samples_from_those_that_are_resumed(tiny_model, tmp_path):
+    """The engine is built before the checkpoint is read."""
+    config = replace(small(tiny_model), optim=Optim(lr=1e-2))
+    training.train(replace(config, train=Train(steps=2, save_every=2)), tmp_path / "run", engine=Copying)
+    training.train(config, tmp_path / "run", engine=Copying, resume=True)
+    assert [line["mismatch"] < 1e-5 for line in metrics(tmp_path / "run")] == [True] * 4
+
+
+def test_a_scalar_head_needs_an_engine_that_reads_it(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match="only the native engine reads a scalar head"):
+        training.train(small(tiny_model, verify="bce"), tmp_path / "run", engine=Copying)
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_vllm_that_is_not_installed_is_an_error_that_says_what_to_install(tiny_model, tmp_path, capsys):
+    (tmp_path / "config.toml").write_text(toml.to_toml(replace(small(tiny_model), engine=Vllm())))
+    assert cli.main(["train", str(tmp_path / "config.toml"), "--out", str(tmp_path / "run")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert 'engine.name = "vllm" needs vLLM' in said and "pip install 'twofold[vllm]'" in said
 
 
 # ---------------------------------------------------------------- what a run leaves behind
@@ -483,9 +525,11 @@ OPTIONS = [
     "task.name", "task.source", "task.split", "task.prompt_column", "task.answer_column", "task.solution_column", "task.extract",
     "task.skip_bad", "task.skip_long", "task.task", "rollout.problems",
     "rollout.temperature", "rollout.max_tokens", "chat.enable_thinking", "chat.think_end", "judge.question",
-    "engine.name", "engine.exact", "engine.max_rows", "engine.source", "optim.name", "optim.lr", "optim.schedule", "optim.warmup",
+    "engine.name", "engine.exact", "engine.max_rows", "engine.context", "engine.kv_gib", "engine.eager", "engine.sleep",
+    "engine.deadline", "engine.source", "optim.name", "optim.lr", "optim.schedule", "optim.warmup",
     "optim.hold", "optim.final", "optim.beta1", "optim.beta2", "optim.weight_decay", "optim.clip", "loss.kind", "loss.clip_low",
-    "loss.clip_high", "loss.cap", "loss.normalise", "loss.constant", "loss.beta", "train.steps", "train.seed", "train.epochs",
+    "loss.clip_high", "loss.cap", "loss.normalise", "loss.constant", "loss.correction",
+    "loss.correction_cap", "loss.beta", "train.steps", "train.seed", "train.epochs",
     "train.minibatches", "train.micro_tokens", "train.precision", "train.checkpointing", "train.save_every", "train.keep",
     "eval.every", "eval.task", "eval.problems", "eval.n", "log.to", "log.rollouts",
 ]  # fmt: skip

@@ -1,12 +1,13 @@
-"""The options of a training run, and the names that other libraries have for them."""
+"""The options of a training run."""
 
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from twofold import source, toml
-from twofold.engines.base import PolicyEngine
+from twofold.aliases import ALIASES as ALIASES
+from twofold.engine_options import EngineConfig, Native
 from twofold.maths.losses import Loss
 from twofold.maths.schedule import Optim
 from twofold.ranges import Count, Finite, Range, Seed, Whole, checked
@@ -80,31 +81,6 @@ class PythonRecipe:
 
     def build(self, setup: Setup) -> Recipe:
         return source.load(self.source)(setup)
-
-
-@checked
-class Native:
-    """The engine that samples from the same module that trains."""
-
-    name: Literal["native"] = "native"
-    exact: bool = False
-    """Run each prompt as a batch of its own, so that no other prompt can change its result by a rounding. This is slower."""
-    max_rows: Count = 1024
-    """Number of rows that are decoded at once; the samples of one prompt stay together."""
-
-
-@checked
-class PythonEngine:
-    """Your own engine: ``mine.py:Engine``. It is called with the module that trains, once for each role."""
-
-    name: Literal["python"] = "python"
-    source: str = ""
-
-    def __post_init__(self) -> None:
-        _required(self.source, "mine.py:Engine")
-
-    def build(self, model: Any) -> PolicyEngine:
-        return source.load(self.source)(model)
 
 
 TaskConfig = Sums | Countdown | Letters | Code | Data | Gym | PythonTask
@@ -192,7 +168,7 @@ class Config:
     rollout: Rollouts = field(default_factory=Rollouts)
     chat: ChatOptions = field(default_factory=ChatOptions)
     judge: JudgeOptions = field(default_factory=JudgeOptions)
-    engine: Native | PythonEngine = field(default_factory=Native)
+    engine: EngineConfig = field(default_factory=Native)
     optim: Optim = field(default_factory=Optim)
     loss: Loss = field(default_factory=Loss)
     train: Train = field(default_factory=Train)
@@ -201,21 +177,6 @@ class Config:
 
     def __post_init__(self) -> None:
         check_weights(self.reward, self.reward_weights)
-
-
-ALIASES = {
-    "model_name_or_path": "model", "num_generations": "recipe.rollouts", "group_size": "recipe.rollouts",
-    "rollout.n": "recipe.rollouts", "n_samples_per_prompt": "recipe.rollouts", "max_completion_length": "rollout.max_tokens",
-    "learning_rate": "optim.lr", "lr_scheduler_type": "optim.schedule", "warmup_ratio": "optim.warmup", "max_grad_norm": "optim.clip",
-    "epsilon": "loss.clip_low", "epsilon_high": "loss.clip_high", "loss_type": "loss.normalise", "scale_rewards": "recipe.estimator",
-    "importance_sampling_level": "loss.kind", "loss_mode": "loss.kind", "filter_groups": "recipe.refills",
-    "mask_truncated_completions": "recipe.truncated", "per_device_train_batch_size": "train.micro_tokens",
-    "gradient_accumulation_steps": "train.micro_tokens", "max_steps": "train.steps", "save_steps": "train.save_every",
-    "save_total_limit": "train.keep", "eval_steps": "eval.every", "report_to": "log.to", "reward_funcs": "reward",
-    "bf16": "train.precision", "dataset_name": "task.source", "lambda": "recipe.lam", "kl_coef": "loss.beta",
-    "gradient_checkpointing": "train.checkpointing", "num_train_epochs": "train.epochs", "output_dir": "--out",
-}  # fmt: skip
-"""The name of an option in other libraries -> its name here. The error about an unknown option uses it."""
 
 
 def task_named(name: str) -> TaskConfig:

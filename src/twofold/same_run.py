@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from twofold import source, toml
-from twofold.config import ALIASES, Config, PythonEngine, PythonRecipe, PythonTask
+from twofold.config import ALIASES, Config, PythonRecipe, PythonTask
+from twofold.engine_options import PythonEngine
 from twofold.models.precision import choose_precision
 from twofold.tasks.procedural import PROCEDURAL
 from twofold.tasks.user import CORRECT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +12,9 @@ from typing import Any, Literal
 from twofold import durable, same_run, toml
 from twofold.compute.judge import Judging, judge_all
 from twofold.compute.room import check_room, too_long
-from twofold.config import Config, Native, task_named
+from twofold.config import Config, task_named
+from twofold.engine_options import Native, Vllm
 from twofold.engines.base import Engine, PolicyEngine
-from twofold.engines.native import NativeEngine
 from twofold.evals.during import evaluate_step
 from twofold.evals.run import Eval
 from twofold.models import head
@@ -86,13 +86,17 @@ class _Setup:
 
     def frozen(self, role: str = "policy") -> PolicyEngine:
         self.load_policy()
-        return self._engine(copy.deepcopy(self.models[role]))
+        fixed = isinstance(self.config.engine, Vllm)  # the learner's own numbers make the better KL term
+        make = partial(make_engine, replace(self.config, engine=Native())) if fixed else self._engine
+        return make(copy.deepcopy(self.models[role]))
 
     def reference(self, role: str = "policy") -> PolicyEngine | None:
         return self.frozen(role) if self.config.loss.beta else None
 
     def head(self, kind: Literal["bce", "regression"]) -> None:
         self.load_policy()
+        if not hasattr(self.engines["policy"], "values"):
+            raise ValueError('only the native engine reads a scalar head: set engine.name = "native"')
         head.attach(self.models["policy"], kind)
 
     @property
@@ -196,6 +200,8 @@ def _train(
         for role, learner in learners.items():
             checkpoint.restore(found if role == "policy" else found / role, learner)
         built.restore(state["recipe"])
+    for role, engine in setup.engines.items():
+        engine.load(learners[role].weights())
     check = _check(config, setup, run)
     setup.fit(built)
     for folder in damaged:
@@ -225,11 +231,7 @@ def _train(
 
 def make_engine(config: Config, model: Any) -> PolicyEngine:
     """Return the engine that a config names, for a module that trains."""
-    chosen = config.engine
-    if isinstance(chosen, Native):
-        precision = choose_precision(config.train.precision)
-        return NativeEngine(model, exact=chosen.exact, max_rows=chosen.max_rows, precision=precision)
-    return chosen.build(model)
+    return config.engine.build(model, choose_precision(config.train.precision))
 
 
 def _scores(setup: _Setup, rollouts: Sequence[Rollout]) -> Sequence[float | None]:

@@ -7,6 +7,7 @@ what a server needs: calls that advance token by token, many at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from twofold.types import Completion, Sampling
@@ -19,6 +20,14 @@ Finished = Callable[[int, int, Completion], None]
 """A callback ``finished(i, j, completion)``: sample j of prompt i has ended."""
 
 ResultT = TypeVar("ResultT", covariant=True)
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens since the engine was made: ``computed`` in forward passes, ``reused`` from a kept cache."""
+
+    computed: int = 0
+    reused: int = 0
 
 
 def ignore_finished(i: int, j: int, completion: Completion) -> None:

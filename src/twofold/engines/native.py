@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twofold.engines.base import Finished, Run, Scored, check_prompts, ignore_finished
+from twofold.engines.base import Finished, Run, Scored, Usage, check_prompts, ignore_finished
 from twofold.engines.decoding import Decoding, Part, PrefixCache
 from twofold.engines.sampling import uniforms
 from twofold.engines.static import StaticDecoder, obstacle
@@ -29,14 +29,6 @@ from twofold.models.logprobs import LOGITS
 from twofold.types import Completion, Context, Precision, Sampling
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Usage:
-    """Tokens since the engine was made: ``computed`` in forward passes, ``reused`` from a kept cache."""
-
-    computed: int = 0
-    reused: int = 0
 
 
 @dataclass(slots=True)

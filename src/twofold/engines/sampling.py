@@ -19,22 +19,26 @@ from twofold.models.logprobs import LEAST, shifted
 from twofold.types import Sampling
 
 
-def uniforms(prompts: Sequence[Sequence[int]], sampling: Sampling) -> np.ndarray:
-    """Return numbers in [0, 1), [len(prompts) * n, max_tokens]: one row per sample.
+def keys(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[int]:
+    """Return a number of 128 bits for each sample, those of one prompt together.
 
-    A row's key is a hash of the seed, the prompt's tokens, how often that prompt occurred earlier in this call, and the sample
-    index. So neither the order nor the rest of the batch matters.
+    It is a hash of the seed, the prompt's tokens, how often that prompt occurred earlier in this call, and the sample index.
+    So neither the order nor the rest of the batch matters.
     """
     seen: Counter[bytes] = Counter()
-    rows = []
+    found = []
     for prompt in prompts:
         ids = np.asarray(prompt, dtype=np.int64).tobytes()
         for j in range(sampling.n):
             key = blake2b(b"%d/%d/%d/" % (sampling.seed, seen[ids], j) + ids, digest_size=16).digest()
-            rows.append(
-                np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(sampling.max_tokens)
-            )
+            found.append(int.from_bytes(key, "little"))
         seen[ids] += 1
+    return found
+
+
+def uniforms(prompts: Sequence[Sequence[int]], sampling: Sampling) -> np.ndarray:
+    """Return numbers in [0, 1), [len(prompts) * n, max_tokens]: one row per sample, drawn with its key."""
+    rows = [np.random.Generator(np.random.Philox(key=k)).random(sampling.max_tokens) for k in keys(prompts, sampling)]
     return np.reshape(rows, (-1, sampling.max_tokens))
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the options are read where torch is not wanted
 Kind = Literal["clip", "cispo", "gspo"]
 READS: dict[Kind, set[str]] = {"clip": {"clip_low", "clip_high"}, "cispo": {"cap"}, "gspo": {"clip_low", "clip_high"}}
 """The options that a kind reads, of those that only some kinds read."""
+Correction = Literal["none", "token_truncate", "sequence_mask"]
 
 
 @checked
@@ -36,6 +37,11 @@ class Loss:
     """How tokens are averaged. GSPO as published takes ``sequence``."""
     constant: Count = 1024
     """Dr. GRPO's length, for ``normalise = "constant"``."""
+    correction: Correction = "none"
+    """Weigh the policy's loss by p_learner / p_engine, for an engine whose probabilities are not quite the learner's (vLLM):
+    that of each token, at most the cap (``token_truncate``, TIS), or the product over the sample, 0 above the cap
+    (``sequence_mask``, the default of TRL with a cap of 3)."""
+    correction_cap: Positive = 2.0
     beta: NonNegative = 0.0
     """Weight of the k3 KL to the reference policy (0: no reference model is kept)."""
 
@@ -43,6 +49,8 @@ class Loss:
         unread = set().union(*READS.values()) - READS[self.kind]
         if changed := [f.name for f in fields(self) if f.name in unread and getattr(self, f.name) != f.default]:
             raise ValueError(f'kind = "{self.kind}" does not read {", ".join(changed)}: leave it out')
+        if self.correction == "none" and self.correction_cap != 2.0:
+            raise ValueError('correction = "none" does not read correction_cap: leave it out')
 
 
 def policy_loss(
@@ -56,6 +64,25 @@ def policy_loss(
             return cispo(logp, behaviour, advantages, options.cap)
         case "gspo":
             return gspo(logp, behaviour, advantages, sample, options.clip_low, options.clip_high)
+
+
+def corrected(options: Loss, logp: Tensor, behaviour: Tensor, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (log-probs that ``policy_loss`` forms its ratios with, weight of each token's loss, whether the cap changed it).
+
+    Without a correction these are ``behaviour``, 1 and no. With one, ratios are to the learner's own log-probs, which must be
+    from before the step's first update, and the weight makes up for the engine's, as in TRL and verl: no gradient flows
+    through it. Log-probs -1 where the engine said -1.5 have the ratio 1.6487. Four such tokens of one sample have the product
+    7.389: with a cap of 2 ``token_truncate`` weighs each by 1.6487, and ``sequence_mask`` by 0.
+    """
+    if options.correction == "none":
+        return behaviour, logp.new_ones(logp.shape), logp.new_zeros(logp.shape)
+    old = logp.detach()
+    log_ratio = old - behaviour
+    if options.correction == "sequence_mask":
+        log_ratio = sample.bincount(log_ratio)[sample]
+    ratio, cap = log_ratio.exp(), options.correction_cap
+    weight = ratio.clamp(max=cap) if options.correction == "token_truncate" else ratio.masked_fill(ratio > cap, 0.0)
+    return old, weight, ratio > cap
 
 
 def clipped(

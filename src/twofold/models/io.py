@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -162,11 +163,21 @@ def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
     head.save(folder, model)
 
 
+def save_config(folder: Path, model: Any) -> None:
+    """Write the config of a model, by which other programs build it, without its weights."""
+    if isinstance(model, Llama):
+        config = {k: v for k, v in vars(model.config).items() if k != "torch_dtype"} | {"dtype": "float32"}
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    else:
+        own = copy.deepcopy(model.config)
+        own.architectures = [type(model).__name__]
+        own.save_pretrained(folder)
+
+
 def _write(folder: Path, model: Llama, weights: Mapping[str, Tensor]) -> None:
-    config = {k: v for k, v in vars(model.config).items() if k != "torch_dtype"} | {"dtype": "float32"}
-    for name, content in ((CONFIG, config), (GENERATION, model.generation)):
-        if content is not None:
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    save_config(folder, model)
+    if model.generation is not None:
+        (folder / GENERATION).write_text(json.dumps(model.generation, indent=2) + "\n")
     own = {name for name, _ in model.named_parameters()}  # a tied weight is saved once
     save_file({k: v.contiguous() for k, v in weights.items() if k in own}, folder / WEIGHTS, {"format": "pt"})
 

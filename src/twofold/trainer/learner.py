@@ -15,7 +15,7 @@ from torch.nn.functional import embedding
 from torch.nn.utils import get_total_norm
 
 from twofold.maths.losses import Loss as Loss
-from twofold.maths.losses import k3, policy_loss
+from twofold.maths.losses import corrected, k3, policy_loss
 from twofold.maths.schedule import Optim, learning_rate
 from twofold.models.context import context
 from twofold.models.decoder import Decoder, Module, network, recomputing
@@ -52,6 +52,8 @@ class Learner:
         checkpointing: bool = False,
         norms_every: int = 10,
     ) -> None:
+        if loss.correction != "none" and epochs * minibatches > 1:
+            raise ValueError("loss.correction needs one update per step: set train.epochs and train.minibatches to 1")
         self.model, self.optim, self.loss, self.temperature = model, optim, loss, temperature
         self.steps, self.epochs, self.minibatches, self.micro_tokens = steps, epochs, minibatches, micro_tokens
         self.precision, self.checkpointing, self.norms_every = precision, checkpointing, norms_every
@@ -128,14 +130,18 @@ class Learner:
             before = embedding(batch.before, hidden)  # unlike that of hidden[...], its gradient is summed in one order
             logp, entropy = token_logprobs(run.head, run.vocabulary, before, batch.ids, temperature, self.checkpointing)
         new = logp[batch.drawn]  # ratios are formed at the policy's tokens alone: at a target 1 / p may overflow
-        each, cut = policy_loss(self.loss, new, batch.behaviour, batch.advantages, batch.sample)
+        old, weight, capped = corrected(self.loss, new, batch.behaviour, batch.sample)
+        each, cut = policy_loss(self.loss, new, old, batch.advantages, batch.sample)
         stats = {
-            "policy_loss": (batch.policy * each).sum(),
+            "policy_loss": (batch.policy * weight * each).sum(),
             "target_loss": -(batch.targets * logp).sum(),
             "entropy": (batch.shares * entropy[batch.drawn]).sum(),
             "clip_ratio": (batch.shares * cut).sum(),
             "mismatch": (batch.shares * (new - batch.behaviour).abs()).sum(),
         }
+        if self.loss.correction != "none":
+            stats["correction"] = (batch.shares * weight).sum()
+            stats["correction_capped"] = (batch.shares * capped).sum()
         loss = stats["policy_loss"] + stats["target_loss"] if policy else stats["target_loss"]
         if self.loss.beta:
             divergence = k3(new, batch.reference)

@@ -1,0 +1,71 @@
+"""The ``[engine]`` section of a config: which engine samples while training, with its options. A name chooses it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from twofold import source
+from twofold.engines.base import PolicyEngine
+from twofold.ranges import Count, Positive, checked
+from twofold.types import Precision
+
+
+@checked
+class Native:
+    """The engine that samples from the same module that trains."""
+
+    name: Literal["native"] = "native"
+    exact: bool = False
+    """Run each prompt as a batch of its own, so that no other prompt can change its result by a rounding. This is slower."""
+    max_rows: Count = 1024
+    """Number of rows that are decoded at once; the samples of one prompt stay together."""
+
+    def build(self, model: Any, precision: Precision) -> PolicyEngine:
+        from twofold.engines.native import NativeEngine
+
+        return NativeEngine(model, exact=self.exact, max_rows=self.max_rows, precision=precision)
+
+
+@checked
+class Vllm:
+    """vLLM in this process (extra ``vllm``), with a copy of the weights that is overwritten after every update."""
+
+    name: Literal["vllm"] = "vllm"
+    context: Count | None = None
+    """The most tokens of a text, if that is to be less than the model's own context. The prefix cache must hold one such text."""
+    max_rows: Count = 256
+    """Number of texts that are decoded at once."""
+    kv_gib: Positive = 4.0
+    """Memory of the prefix cache in GiB."""
+    eager: bool = False
+    """Neither compile the model nor capture graphs: vLLM starts sooner and decodes more slowly."""
+    sleep: bool = True
+    """Give the GPU's memory back while the learner works. vLLM allows it to one engine of a process."""
+    deadline: Positive = 600.0
+    """Seconds in which vLLM must finish a step of whatever it is asked, or start."""
+
+    def build(self, model: Any, precision: Precision) -> PolicyEngine:
+        from twofold.engines.vllm import VllmEngine
+
+        return VllmEngine(
+            model, precision=precision, tokens=self.context, max_rows=self.max_rows, kv_gib=self.kv_gib,
+            eager=self.eager, sleep=self.sleep, deadline=self.deadline,
+        )  # fmt: skip
+
+
+@checked
+class PythonEngine:
+    """Your own engine: ``mine.py:Engine``. It is called with the module that trains, once for each role."""
+
+    name: Literal["python"] = "python"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise ValueError('source is required: the file and the name in it, such as source = "mine.py:Engine"')
+
+    def build(self, model: Any, precision: Precision) -> PolicyEngine:
+        return source.load(self.source)(model)
+
+
+EngineConfig = Native | Vllm | PythonEngine
