@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from twofold.tasks.doubts import Watch
 from twofold.tasks.stream import Problems, check_gradable, first, length
 from twofold.text.chat import Chat
 from twofold.trainer import checkpoint
+from twofold.trainer.dist import Team, team
 from twofold.trainer.learner import Learner
 from twofold.trainer.log import Log
 from twofold.trainer.loop import Schedule, run_steps
@@ -42,13 +44,13 @@ MakeEngine = Callable[[Any], PolicyEngine]
 class _Setup:
     """The run that a recipe is built from (see ``recipes.common.Setup``), with a model and an engine for each role."""
 
-    def __init__(self, config: Config, task: Task, engine: MakeEngine) -> None:
+    def __init__(self, config: Config, task: Task, engine: MakeEngine, team: Team) -> None:
         self.config, self.task, self.steps, self.seed = config, task, config.train.steps, config.train.seed
         self.models: dict[str, Any] = {}
         self.engines: dict[str, PolicyEngine] = {}
         self.tokenizer: Any = None
         self.problems = Problems(task, config.rollout.problems, config.train.seed)
-        self.spare, self._engine = self.problems.spare, engine
+        self.spare, self._engine, self._team = self.problems.spare, team.engine(engine), team
 
     def begin(self, model: object, tokenizer: object, stop: Sequence[int] = ()) -> None:
         self.tokenizer, self.stop = tokenizer, stop
@@ -114,8 +116,8 @@ class _Setup:
     def learner(self, role: str, updates: int) -> Learner:
         """Return the learner of a role, whose learning-rate schedule runs over ``updates`` updates."""
         config, model = self.config, self.models[role]
-        return Learner(
-            model, config.optim, config.loss,
+        return self._team.learner(
+            role, model, config.optim, config.loss,
             steps=updates, temperature=config.rollout.temperature, epochs=config.train.epochs,
             minibatches=config.train.minibatches, precision=choose_precision(config.train.precision),
             micro_tokens=config.train.micro_tokens or (4096 if model.device.type == "cpu" else 16384),
@@ -168,24 +170,45 @@ def train(
     another process writes to ``out``, and Stopped if Ctrl-C or SIGTERM ended the run before its last step (everything is saved).
     """
     share_cores()
-    run = Path(out)
-    config = same_run.begun(same_run.recorded(config, task, recipe, engine), run, resume, accept_changed)
+    run, ranks = Path(out), team()
+    if ranks.leads:
+        config = same_run.begun(same_run.recorded(config, task, recipe, engine), run, resume, accept_changed)
+        ranks.tell(config)
+    else:
+        config = toml.from_dict(Config, ranks.receive(0))
     make = engine or partial(make_engine, config)
-    with durable.writing(run):
+    with durable.writing(run) if ranks.leads else nullcontext():
         base = guarded(task) if task is not None else make_task(config.task)
-        setup = _Setup(config, rewarded(base, config.reward, config.reward_weights), make)
+        setup = _Setup(config, rewarded(base, config.reward, config.reward_weights), make, ranks)
         built = (recipe or config.recipe.build)(setup)
         if not isinstance(built, Recipe):
             raise ValueError(f"a recipe must be a tf.Recipe, and this one made {built!r}")
         setup.load_policy()
-        return _train(run, config, setup, built, resume, accept_changed, title)
+        updates = built.updates(config.train.steps)
+        learners = {role: setup.learner(role, updates.get(role, config.train.steps)) for role in setup.models}
+        if ranks.leads:
+            reached = _train(run, config, setup, built, learners, resume, accept_changed, title)
+            ranks.tell(["end", reached])
+        else:
+            reached = ranks.work(learners)
+    if reached < config.train.steps:
+        raise Stopped(f"stopped after step {reached}; saved in {run}")
+    last = latest_checkpoint(run)
+    assert last is not None
+    return last
 
 
 def _train(
-    run: Path, config: Config, setup: _Setup, built: Recipe, resume: bool, accepted: Collection[str], title: str
-) -> Path:
-    updates = built.updates(config.train.steps)
-    learners = {role: setup.learner(role, updates.get(role, config.train.steps)) for role in setup.models}
+    run: Path,
+    config: Config,
+    setup: _Setup,
+    built: Recipe,
+    learners: Mapping[str, Learner],
+    resume: bool,
+    accepted: Collection[str],
+    title: str,
+) -> int:
+    """Return the number of steps that are done."""
     inputs = same_run.hashes(setup.problems.known(), setup.models, setup.tokenizer, setup.stop)
     start = 0
     found, damaged = newest_good(run) if resume else (None, {})
@@ -196,6 +219,8 @@ def _train(
         for role, learner in learners.items():
             checkpoint.restore(found if role == "policy" else found / role, learner)
         built.restore(state["recipe"])
+    for role, engine in setup.engines.items():
+        engine.load(learners[role].weights())
     check = _check(config, setup, run)
     setup.fit(built)
     for folder in damaged:
@@ -208,7 +233,7 @@ def _train(
             log.say(f"{why}; it is now {folder.name}.damaged, and its steps are done again")
         if resume:
             log.say(f"resuming {run} at step {start}")
-        reached = run_steps(
+        return run_steps(
             built, setup.engines, learners, setup.problems, schedule,
             save=lambda step: checkpoint.save(
                 run, step, learners, setup.tokenizer,
@@ -216,11 +241,6 @@ def _train(
             ),
             evaluate=check, score=partial(_scores, setup), watch=Watch(log.say), log=log,
         )  # fmt: skip
-    if reached < config.train.steps:
-        raise Stopped(f"stopped after step {reached}; saved in {run}")
-    last = latest_checkpoint(run)
-    assert last is not None
-    return last
 
 
 def make_engine(config: Config, model: Any) -> PolicyEngine:
