@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -53,7 +54,9 @@ def samples() -> list[Sample]:
     return made
 
 
-def gradient(make: Any, model: str, micro_tokens: int, **options: Any) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+def gradient(
+    make: Any, model: str, micro_tokens: int, **options: Any
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Return the gradient of the samples by name, and the parts of the objective; both empty in other ranks than 0."""
     policy, _ = load_model(model)
     attach(policy, "bce")
@@ -68,6 +71,12 @@ def gradient(make: Any, model: str, micro_tokens: int, **options: Any) -> tuple[
     return {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}, parts
 
 
+def without_last_step(whole: Path, out: Path) -> None:
+    """Copy a run of two steps as if it had been killed in the second."""
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "checkpoints" / "step-2")
+
+
 def main(jobs: Path) -> None:
     told = json.loads(jobs.read_text())
     ranks = team()
@@ -77,8 +86,13 @@ def main(jobs: Path) -> None:
         if ranks.leads:
             save_file(found, out)
             Path(out).with_suffix(".json").write_text(json.dumps(parts))
-    for config, out, options in told.get("runs", []):
-        training.train(toml.from_dict(Config, config), out, **options)
+    for config, out in told.get("runs", []):
+        training.train(toml.from_dict(Config, config), out)
+    os.environ["CALLS"] += "-resumed"
+    for config, whole, out in told.get("resumed", []):
+        if ranks.leads:
+            without_last_step(Path(whole), Path(out))
+        training.train(toml.from_dict(Config, config), out, resume=True)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from dist_worker import gradient
+from dist_worker import gradient, without_last_step
 from safetensors.torch import load_file
 
 from twofold import training
@@ -60,7 +60,9 @@ def recipes(model: Path) -> dict[str, Config]:
     return {
         "rlv": config(model, RLV(rollouts=3, balance="balanced", refills=1), epochs=2, minibatches=2),
         "mrt": config(model, MRT(rollouts=2, method="online", answers=2, prover=prover, episodes=Episodes(shortest=1))),
-        "tango": config(model, Tango(rollouts=2, share=False, verifier_warmup=1, estimator="reinforce++", verifier_tokens=6)),
+        "tango": config(
+            model, Tango(rollouts=2, share=False, verifier_warmup=1, estimator="reinforce++", verifier_tokens=6)
+        ),
     }
 
 
@@ -96,9 +98,10 @@ def four(folder: Path, tiny_model: Path) -> Path:
 
 def many(folder: Path, model: Path, ranks: int) -> Path:
     """Make all runs in many processes, and the gradient in two ways."""
-    runs = [(chosen, f"{folder / name}-{ranks}", {}) for name, chosen in recipes(model).items()]
+    runs = [(chosen, f"{folder / name}-{ranks}") for name, chosen in recipes(model).items()]
+    resumed = [(chosen, out, f"{out}-resumed") for chosen, out in runs[:1]]
     gradients = [(str(model), n, f"{folder}/gradient-{ranks}-{n}.safetensors") for n in MICRO_TOKENS]
-    run = launched(ranks, folder, runs=runs, gradients=gradients)
+    run = launched(ranks, folder, runs=runs, resumed=resumed, gradients=gradients)
     assert run.returncode == 0, run.stderr
     return folder
 
@@ -107,9 +110,13 @@ def weights(run: Path, step: int, role: str = "") -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / f"step-{step}" / role / "model.safetensors")
 
 
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    return float(torch.cat([(a[name] - b[name]).flatten() for name in a]).norm())
+
+
 def metrics(run: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.endswith("_time")} for line in lines]
+    return [{k: math.nan if v is None else v for k, v in line.items() if not k.endswith("_time")} for line in lines]
 
 
 def texts(run: Path) -> list[Any]:
@@ -130,7 +137,9 @@ def check_gradients(folder: Path, model: Path, ranks: int) -> None:
         gap = torch.cat([g.flatten() for _, g in sorted(found.items())]) - whole
         assert float(gap.norm()) <= 1e-6 * float(whole.norm()), micro_tokens
         parts = json.loads((folder / f"gradient-{ranks}-{micro_tokens}.json").read_text())
-        assert parts == pytest.approx(numbers, rel=1e-5) and {"policy_loss", "target_loss", "value_loss"} <= parts.keys()
+        assert (
+            parts == pytest.approx(numbers, rel=1e-5) and {"policy_loss", "target_loss", "value_loss"} <= parts.keys()
+        )
 
 
 def check_run(folder: Path, name: str, ranks: int) -> None:
@@ -140,11 +149,10 @@ def check_run(folder: Path, name: str, ranks: int) -> None:
     for a, b in zip(metrics(one), metrics(many), strict=True):
         assert b == pytest.approx(a, rel=1e-4, abs=1e-5, nan_ok=True)
     assert any(line.get("grad_norm", 0) > 0 for line in metrics(one))
+    moved = distance(weights(one, 1), weights(one, 2))
+    assert moved > 0.1
     for role in ("", "verifier") if name == "tango" else ("",):
-        a, b = weights(one, 2, role), weights(many, 2, role)
-        assert all(torch.allclose(b[k], a[k], atol=1e-5) for k in a)
-    first, last = weights(one, 1), weights(one, 2)
-    assert any(float((first[k] - last[k]).abs().max()) > 1e-4 for k in last)
+        assert distance(weights(one, 2, role), weights(many, 2, role)) < 1e-3 * moved
     files = [{str(p.relative_to(run)) for p in run.rglob("*")} for run in (one, many)]
     assert files[0] == files[1]
     assert (one / "config.toml").read_text() == (many / "config.toml").read_text()
@@ -176,25 +184,24 @@ def test_every_rollout_is_graded_once(two):
 # ---------------------------------------------------------------- resuming, and the end
 
 
-@pytest.mark.timeout(300)
-def test_a_run_resumes_on_the_same_ranks_to_the_bit_and_on_others(two, tiny_model, tmp_path):
-    for name in ("same", "one"):
-        shutil.copytree(two / "rlv-2", tmp_path / name)
-        shutil.rmtree(tmp_path / name / "checkpoints" / "step-2")
-    chosen = recipes(tiny_model)["rlv"]
-    run = launched(2, tmp_path, runs=[(chosen, str(tmp_path / "same"), {"resume": True})])
-    assert run.returncode == 0, run.stderr
-    training.train(chosen, tmp_path / "one", resume=True)
-    whole, same, one = (weights(run, 2) for run in (two / "rlv-2", tmp_path / "same", tmp_path / "one"))
-    assert all(torch.equal(same[k], whole[k]) for k in whole)
-    assert metrics(tmp_path / "same") == pytest.approx(metrics(two / "rlv-2"), rel=0, abs=0, nan_ok=True)
-    assert all(torch.allclose(one[k], whole[k], atol=1e-5) for k in whole)
+def test_a_run_resumes_on_the_same_ranks_to_the_bit(two):
+    whole, resumed = two / "rlv-2", two / "rlv-2-resumed"
+    assert all(torch.equal(weight, weights(whole, 2)[name]) for name, weight in weights(resumed, 2).items())
+    for a, b in zip(metrics(whole), metrics(resumed), strict=True):
+        assert b == pytest.approx(a, rel=0, abs=0, nan_ok=True)
+
+
+def test_a_run_resumes_on_another_number_of_ranks(two, tiny_model, tmp_path):
+    without_last_step(two / "rlv-2", tmp_path / "one")
+    training.train(recipes(tiny_model)["rlv"], tmp_path / "one", resume=True)
+    start, whole = (weights(two / "rlv-2", step) for step in (1, 2))
+    assert distance(weights(tmp_path / "one", 2), whole) < 1e-3 * distance(start, whole)
 
 
 @pytest.mark.timeout(300)
 def test_all_ranks_end_when_one_dies_and_say_which(tiny_model, tmp_path):
     chosen = replace(config(tiny_model, RLV(rollouts=2)), engine=PythonEngine(source=f"{WORKER}:Dying"))
-    run = launched(2, tmp_path, runs=[(chosen, str(tmp_path / "run"), {})])
+    run = launched(2, tmp_path, runs=[(chosen, str(tmp_path / "run"))])
     assert run.returncode != 0
     assert "rank 0 has lost rank 1" in run.stderr
     assert (tmp_path / "run" / "checkpoints" / "step-1").is_dir()

@@ -113,8 +113,11 @@ class _Setup:
             return Judging("none")
         return Judging("p_yes")
 
-    def learner(self, role: str, updates: int) -> Learner:
-        """Return the learner of a role, whose learning-rate schedule runs over ``updates`` updates."""
+    def add_learners(self, updates: Mapping[str, int]) -> None:
+        """Make the learner of each role, whose learning-rate schedule runs over its ``updates`` (default: all steps)."""
+        self.learners = {role: self._learner(role, updates.get(role, self.steps)) for role in self.models}
+
+    def _learner(self, role: str, updates: int) -> Learner:
         config, model = self.config, self.models[role]
         return self._team.learner(
             role, model, config.optim, config.loss,
@@ -184,13 +187,12 @@ def train(
         if not isinstance(built, Recipe):
             raise ValueError(f"a recipe must be a tf.Recipe, and this one made {built!r}")
         setup.load_policy()
-        updates = built.updates(config.train.steps)
-        learners = {role: setup.learner(role, updates.get(role, config.train.steps)) for role in setup.models}
+        setup.add_learners(built.updates(config.train.steps))
         if ranks.leads:
-            reached = _train(run, config, setup, built, learners, resume, accept_changed, title)
+            reached = _train(run, config, setup, built, resume, accept_changed, title)
             ranks.tell(["end", reached])
         else:
-            reached = ranks.work(learners)
+            reached = ranks.work(setup.learners)
     if reached < config.train.steps:
         raise Stopped(f"stopped after step {reached}; saved in {run}")
     last = latest_checkpoint(run)
@@ -199,16 +201,10 @@ def train(
 
 
 def _train(
-    run: Path,
-    config: Config,
-    setup: _Setup,
-    built: Recipe,
-    learners: Mapping[str, Learner],
-    resume: bool,
-    accepted: Collection[str],
-    title: str,
+    run: Path, config: Config, setup: _Setup, built: Recipe, resume: bool, accepted: Collection[str], title: str
 ) -> int:
     """Return the number of steps that are done."""
+    learners = setup.learners
     inputs = same_run.hashes(setup.problems.known(), setup.models, setup.tokenizer, setup.stop)
     start = 0
     found, damaged = newest_good(run) if resume else (None, {})

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from twofold.maths.losses import Loss
-from twofold.maths.packing import micro_batches, rounded, shares
+from twofold.maths.packing import micro_batches, rounded
 from twofold.maths.weights import policy_weights, target_weights
 from twofold.models.attention import Packing
 from twofold.types import Sample
@@ -50,19 +50,18 @@ class Batch:
 
 
 def batches(
-    samples: Sequence[Sample], loss: Loss, budget: int, device: torch.device, part: tuple[int, int] = (0, 1)
+    samples: Sequence[Sample], loss: Loss, budget: int, device: torch.device, mine: Sequence[int]
 ) -> Iterator[Batch]:
-    """Micro-batches of at most ``budget`` tokens. Their weights are shares of all ``samples``, so their losses add up.
+    """Micro-batches of at most ``budget`` tokens, of the samples with the indices ``mine``.
 
-    With ``part`` = (i, n) they have the i-th of n parts of the samples.
+    Their weights are shares of all ``samples``, so their losses add up.
     """
     policy = policy_weights([s.sampled for s in samples], loss.normalise, loss.constant)
     targets = target_weights([s.targets for s in samples])
-    prefixes = [_prefix(s) for s in samples]
+    prefixes = [shared_prefix(s) for s in samples]
     rows = list(zip(samples, policy, targets, prefixes, strict=True))
     mass = sum(map(sum, policy)) or 1.0
     valued = sum(len(s.values) for s in samples)
-    mine = shares([len(s.tokens) for s in samples], prefixes, part[1])[part[0]]
     for chosen in micro_batches([len(samples[i].tokens) for i in mine], [prefixes[i] for i in mine], budget):
         yield _laid([rows[mine[i]] for i in chosen], mass, valued).to(device)
 
@@ -105,7 +104,7 @@ def _laid(rows: Sequence[Row], mass: float, valued: int) -> Batch:
     )
 
 
-def _prefix(sample: Sample) -> tuple[int, ...]:
+def shared_prefix(sample: Sample) -> tuple[int, ...]:
     """The tokens before the first that is learnt from. Samples of one prompt have them in common."""
     learnt = (i for i, (s, t) in enumerate(zip(sample.sampled, sample.targets, strict=True)) if s or t)
     return tuple(sample.tokens[: next(learnt, len(sample.tokens) - 1)])

@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import timedelta
@@ -27,6 +27,8 @@ import torch
 from torch import Tensor, distributed
 
 from twofold.engines.base import Finished, PolicyEngine, ignore_finished
+from twofold.maths.shares import shares
+from twofold.trainer.batch import shared_prefix
 from twofold.trainer.learner import Learner
 from twofold.types import Completion, Sample, Sampling
 
@@ -87,7 +89,7 @@ class Team:
         """Return the learner of a role, whose micro-batches are dealt out to all ranks."""
         return Learner(*args, **options) if self.size == 1 else SharedLearner(self, role, *args, **options)
 
-    def work(self, learners: dict[str, SharedLearner]) -> Any:
+    def work(self, learners: Mapping[str, Any]) -> Any:
         """Do what rank 0 tells, until it says that the run is over; return what it said last.
 
         Ctrl-C and SIGTERM are for rank 0, which finishes the step and saves. Raises LostRank if it ends without a word.
@@ -118,6 +120,12 @@ class Team:
         data = _packed(message)
         for rank in range(1, self.size):
             self._send(data, rank)
+
+    def gather(self, message: Any) -> list[Any]:
+        """Return the messages of all ranks in rank 0; in another one, its own."""
+        if self.rank:
+            self.send(message, 0)
+        return [message] if self.rank else [message, *map(self.receive, range(1, self.size))]
 
     def agree(self, message: Any) -> Any:
         """Return what rank 0 says, in all ranks."""
@@ -259,8 +267,12 @@ class SharedLearner(Learner):
 
     def __init__(self, team: Team, role: str, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.team, self.role, self.part = team, role, (team.rank, team.size)
+        self.team, self.role = team, role
         self._told: Sequence[Sample] = []
+
+    def mine(self, samples: Sequence[Sample]) -> list[int]:
+        parts = shares([len(s.tokens) for s in samples], [shared_prefix(s) for s in samples], self.team.size)
+        return parts[self.team.rank]
 
     def accumulate(self, samples: Sequence[Sample], policy: bool = True) -> dict[str, float]:
         again = samples is self._told  # the pass that separates the streams
@@ -274,11 +286,7 @@ class SharedLearner(Learner):
         self._told = self._told if samples is None else samples
         parts = super().accumulate(self._told, policy)
         parameters = list(self.model.parameters())
-        own = [parts, [p.grad is not None for p in parameters]]
-        others = range(1, self.team.size)
-        if self.team.rank:
-            self.team.send(own, 0)
-        rows = [own] if self.team.rank else [own, *map(self.team.receive, others)]
+        rows = self.team.gather([parts, [p.grad is not None for p in parameters]])
         used = self.team.agree([any(flags) for flags in zip(*(flags for _, flags in rows), strict=True)])
         for p, somewhere in zip(parameters, used, strict=True):
             if somewhere and p.grad is None:

@@ -56,12 +56,15 @@ class Learner:
         self.steps, self.epochs, self.minibatches, self.micro_tokens = steps, epochs, minibatches, micro_tokens
         self.precision, self.checkpointing, self.norms_every = precision, checkpointing, norms_every
         self.optimizer = make(optim, model)
-        self.part = 0, 1  # (i, n): compute the i-th of n parts of the gradients, see ``trainer.dist``
         self.step = 0
         self.skipped = 0
 
     def weights(self) -> Mapping[str, Tensor]:
         return self.model.state_dict()
+
+    def mine(self, samples: Sequence[Sample]) -> Sequence[int]:
+        """Return the indices of the samples whose gradients are computed in this process."""
+        return range(len(samples))
 
     def update(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Pass ``epochs`` times over the samples, in ``minibatches`` optimiser steps each, and return metrics by name.
@@ -113,7 +116,7 @@ class Learner:
         stats: dict[str, Tensor] = {}
         with recomputing(self.model, self.checkpointing):
             run = network(self.model, getattr(torch, self.precision), self.checkpointing)
-            for batch in batches(samples, self.loss, self.micro_tokens, self.model.device, self.part):
+            for batch in batches(samples, self.loss, self.micro_tokens, self.model.device, self.mine(samples)):
                 loss, part = self._losses(run, batch, policy)
                 loss.backward()
                 for name, value in part.items():
