@@ -9,7 +9,7 @@ from twofold import source, toml
 from twofold.engines.base import PolicyEngine
 from twofold.maths.losses import Loss
 from twofold.maths.schedule import Optim
-from twofold.ranges import Count, Finite, Range, Seed, Whole, checked
+from twofold.ranges import Count, Finite, Positive, Range, Seed, Whole, checked
 from twofold.recipes import backtrack, mrt, pretrain, rlv, sft, tango
 from twofold.recipes.common import Recipe, Setup
 from twofold.tasks.procedural import PROCEDURAL, Countdown, Letters, Sums
@@ -152,6 +152,18 @@ class Train:
 
 
 @checked
+class LoraOptions:
+    """Train an adapter of every role's model in place of its weights (LoRA, arXiv:2106.09685)."""
+
+    rank: Whole = 0
+    """Rank of the matrices that are trained (0: none; all weights are trained)."""
+    alpha: Positive = 32.0
+    """The adapter counts alpha / rank times."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """The layers that have one, by the last part of their names."""
+
+
+@checked
 class EvalOptions:
     """A short evaluation while training, saved in ``evals/step-N`` of the run. It samples as training does."""
 
@@ -195,6 +207,7 @@ class Config:
     engine: Native | PythonEngine = field(default_factory=Native)
     optim: Optim = field(default_factory=Optim)
     loss: Loss = field(default_factory=Loss)
+    lora: LoraOptions = field(default_factory=LoraOptions)
     train: Train = field(default_factory=Train)
     eval: EvalOptions = field(default_factory=EvalOptions)
     log: LogOptions = field(default_factory=LogOptions)
@@ -213,6 +226,7 @@ ALIASES = {
     "gradient_accumulation_steps": "train.micro_tokens", "max_steps": "train.steps", "save_steps": "train.save_every",
     "save_total_limit": "train.keep", "eval_steps": "eval.every", "report_to": "log.to", "reward_funcs": "reward",
     "bf16": "train.precision", "dataset_name": "task.source", "lambda": "recipe.lam", "kl_coef": "loss.beta",
+    "lora_r": "lora.rank", "lora_alpha": "lora.alpha", "target_modules": "lora.targets", "lora_target_modules": "lora.targets",
     "gradient_checkpointing": "train.checkpointing", "num_train_epochs": "train.epochs", "output_dir": "--out",
 }  # fmt: skip
 """The name of an option in other libraries -> its name here. The error about an unknown option uses it."""

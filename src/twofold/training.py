@@ -18,13 +18,14 @@ from twofold.engines.base import Engine, PolicyEngine
 from twofold.engines.native import NativeEngine
 from twofold.evals.during import evaluate_step
 from twofold.evals.run import Eval
-from twofold.models import head
+from twofold.maths.seeds import derive
+from twofold.models import head, lora
 from twofold.models.checkpoints import latest_checkpoint, newest_good
 from twofold.models.context import context
 from twofold.models.io import load_model, stop_tokens
 from twofold.models.precision import choose_precision
 from twofold.recipes.common import Recipe, Setup
-from twofold.run import find_model, guarded, make_task, rewarded
+from twofold.run import adapted, find_model, guarded, make_task, rewarded
 from twofold.runtime import share_cores
 from twofold.tasks.doubts import Watch
 from twofold.tasks.stream import Problems, check_gradable, first, length
@@ -53,6 +54,10 @@ class _Setup:
         self.spare, self._engine, self._team = self.problems.spare, team.engine(engine), team
 
     def begin(self, model: object, tokenizer: object, stop: Sequence[int] = ()) -> None:
+        if self.config.lora.rank and not lora.adapted(model):
+            raise ValueError(
+                "lora: this recipe begins with a new model, whose weights must all be trained: set rank = 0"
+            )
         self.tokenizer, self.stop = tokenizer, stop
         self._add("policy", model)
 
@@ -60,7 +65,8 @@ class _Setup:
         """Load the config's model, unless it is loaded or the recipe has begun with another."""
         if "policy" not in self.models:
             path = find_model(self.config.model)
-            self.begin(*load_model(path), stop_tokens(path))
+            model, tokenizer = load_model(path)
+            self.begin(self._adapted("policy", self.config.model, model), tokenizer, stop_tokens(path))
 
     @cached_property
     def chat(self) -> Chat:
@@ -79,16 +85,18 @@ class _Setup:
 
     def second(self, role: str, model: str | None = None) -> Engine:
         name = model or self.config.model
-        found, tokenizer = load_model(find_model(name))
         self.load_policy()
+        if self.config.lora.rank and name == self.config.model:
+            return self._add(role, self._adapted(role, name, self.models["policy"]))  # two adapters on one base
+        found, tokenizer = load_model(find_model(name))
         if tokenizer.get_vocab() != self.tokenizer.get_vocab():
             raise ValueError(f"{name} has another tokenizer than {self.config.model}: it could not read solutions")
-        self._add(role, found)
-        return self.engines[role]
+        return self._add(role, self._adapted(role, name, found))
 
     def frozen(self, role: str = "policy") -> PolicyEngine:
         self.load_policy()
-        return self._engine(copy.deepcopy(self.models[role]))
+        model = self.models[role]
+        return self._engine(lora.off(model) if self.config.lora.rank else copy.deepcopy(model))
 
     def reference(self, role: str = "policy") -> PolicyEngine | None:
         return self.frozen(role) if self.config.loss.beta else None
@@ -145,9 +153,13 @@ class _Setup:
             else:
                 check_room(limit, self.chat, texts, drawn, judging)
 
-    def _add(self, role: str, model: Any) -> None:
+    def _adapted(self, role: str, name: str, model: Any) -> Any:
+        return adapted(model, name, self.config.lora, derive(self.seed, role)) if self.config.lora.rank else model
+
+    def _add(self, role: str, model: Any) -> PolicyEngine:
         self.models[role] = model
         self.engines[role] = self._engine(model)
+        return self.engines[role]
 
 
 def train(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+
 def shares(lengths: Sequence[int], prefixes: Sequence[Sequence[int]], n: int) -> list[list[int]]:
     """Return the sample indices of ``n`` parts that have about as many tokens each, in the order of the samples.
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from twofold.models import gguf, head
+from twofold.models import gguf, head, lora
 from twofold.models.checkpoints import OLD_STATE, STATE
 from twofold.models.install import install
 from twofold.models.llama import Llama, plain, shapes
@@ -28,15 +28,19 @@ def load_model(path: str | Path, *, device: str | None = None) -> tuple[Any, Any
 
     The model may be any ``AutoModelForCausalLM`` that ``install`` accepts; a plain one of Llama's family becomes a ``Llama``.
     ``path`` may also be a GGUF file. Custom code in a model directory is never run. A scalar head that was saved is loaded
-    too (see ``head``). Raises OSError if there is no such model, ValueError if its attention is not supported, its weights
-    are not those of its config, or a file is not JSON.
+    too (see ``head``), and an adapter is added to the weights of its base (see ``lora.merge``). Raises OSError if there is no
+    such model, ValueError if its attention is not supported, its weights are not those of its config, or a file is not JSON.
     """
     tokenizer = load_tokenizer(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(path)
     if folder.suffix == gguf.SUFFIX:
         return gguf.read(folder, device), tokenizer
-    model = _read(folder, device) or _built(path, device)
+    if base := lora.base_of(folder):
+        model, _ = load_model(base, device=device)
+        lora.merge(folder, model)
+    else:
+        model = _read(folder, device) or _built(path, device)
     head.load(folder, model)
     return model, tokenizer
 
@@ -89,6 +93,8 @@ def load_tokenizer(path: str | Path) -> Any:
     """Return the tokenizer that ``AutoTokenizer`` finds. Raises OSError if there is no such model."""
     if Path(path).suffix == gguf.SUFFIX:
         return gguf.read_tokenizer(Path(path))
+    if (base := lora.base_of(Path(path))) and not (Path(path) / TOKENIZER).is_file():
+        return load_tokenizer(base)
     config, about = (_content(Path(path) / name) or {} for name in (CONFIG, TOKENIZER))
     if config.get("model_type") == "llama" and about.get("tokenizer_class") == GENERIC:
         from transformers import PreTrainedTokenizerFast
@@ -108,18 +114,23 @@ def _content(path: Path) -> dict[str, Any] | None:
 
 
 def convert(path: Path, out: Path) -> None:
-    """Write the model of a GGUF file as a plain directory. Raises FileExistsError if there is something in ``out``, and
-    ValueError if the file is no GGUF file."""
-    if path.suffix != gguf.SUFFIX:
-        raise ValueError(f"{path} is no {gguf.SUFFIX} file; any other model is a directory already")
+    """Write the model of a GGUF file, or an adapter with its base, as a plain directory. Raises FileExistsError if there is
+    something in ``out``, and ValueError if ``path`` is neither."""
+    if path.suffix != gguf.SUFFIX and lora.base_of(path) is None:
+        raise ValueError(f"{path} is no {gguf.SUFFIX} file and no adapter; any other model is a directory already")
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty: choose another directory")
     save_model(out, *load_model(path, device="cpu"))
 
 
 def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
-    """Write a directory that ``from_pretrained`` reads. A scalar head is no part of the architecture and has a file of its own."""
+    """Write a directory that ``from_pretrained`` reads; of a model with an adapter, the adapter only. A scalar head is no part of
+    the architecture and has a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    head.save(folder, model)
+    if lora.adapted(model):
+        return lora.save(folder, model)
     weights = {k: v for k, v in model.state_dict().items() if not k.startswith(f"{head.NAME}.")}
     if isinstance(model, Llama):
         _write(folder, model, weights)
@@ -128,8 +139,6 @@ def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
 
         logging.disable_progress_bar()
         model.save_pretrained(folder, state_dict=weights)
-    tokenizer.save_pretrained(folder)
-    head.save(folder, model)
 
 
 def _write(folder: Path, model: Llama, weights: Mapping[str, Tensor]) -> None:
@@ -139,6 +148,19 @@ def _write(folder: Path, model: Llama, weights: Mapping[str, Tensor]) -> None:
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     own = {name for name, _ in model.named_parameters()}  # a tied weight is saved once
     save_file({k: v.contiguous() for k, v in weights.items() if k in own}, folder / WEIGHTS, {"format": "pt"})
+
+
+def read_trained(folder: Path, model: Any) -> dict[str, Tensor]:
+    """Return what was saved of ``model`` in ``folder``, by name. Raises ValueError if that is of another model."""
+    own = lora.trained(model)
+    saved = (lora.read(folder) if lora.base_of(folder) else load_file(folder / WEIGHTS)) | head.read(folder)
+    addresses = {own[k].data_ptr() for k in saved if k in own}
+    missing = {
+        k for k in own.keys() - saved.keys() if own[k].data_ptr() not in addresses
+    }  # a tied weight is saved once
+    if different := missing | (saved.keys() - own.keys()):
+        raise ValueError(f"{folder} holds another model: the weights differ in {', '.join(sorted(different)[:3])}")
+    return saved
 
 
 def chat_options(path: Path) -> dict[str, Any]:
@@ -155,6 +177,8 @@ def stop_tokens(path: str | Path) -> tuple[int, ...]:
     """Return the tokens that end a text by the model's generation config (Llama-3 has three); none if it has no such file."""
     if Path(path).suffix == gguf.SUFFIX:
         return gguf.stop_tokens(Path(path))
+    if base := lora.base_of(Path(path)):
+        return stop_tokens(base)
     file = Path(path) / GENERATION
     if not Path(path).exists():  # a model on the hub
         from transformers.utils import cached_file

@@ -150,11 +150,12 @@ class Team:
             distributed.recv(data, rank)
         return json.loads(data.numpy().tobytes())
 
-    def spread(self, tensors: Iterable[Tensor]) -> None:
-        """Give all ranks rank 0's numbers, in place. A tensor that has two names goes once."""
+    def spread(self, model: Any) -> None:
+        """Give all ranks the weights of rank 0's model that training changes, in place."""
         with self._with("another rank"):
-            for tensor in {t.data_ptr(): t for t in tensors}.values():
-                distributed.broadcast(tensor, 0)
+            for p in model.parameters():
+                if p.requires_grad:
+                    distributed.broadcast(p.detach(), 0)
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
         """Add up all ranks' numbers in rank 0, in place and in an order that only the number of ranks decides."""
@@ -185,7 +186,7 @@ class SharedEngine:
         """Take rank 0's weights in all ranks."""
         if self.team.rank == 0:
             self.team.tell(["load", self.number])
-        self.team.spread(self.model.state_dict().values())
+        self.team.spread(self.model)
         self._homes = {}
         self.own.load(weights)
 
@@ -282,7 +283,7 @@ class SharedLearner(Learner):
     def add_gradients(self, samples: Sequence[Sample] | None, policy: bool) -> dict[str, float]:
         """Compute the gradients of this rank's micro-batches at rank 0's weights, add those of all ranks up in rank 0, and return
         the sums of their parts by name. Without ``samples`` they are those of the last call."""
-        self.team.spread(self.model.state_dict().values())  # this may be the second optimiser step of an update
+        self.team.spread(self.model)  # this may be the second optimiser step of an update
         self._told = self._told if samples is None else samples
         parts = super().accumulate(self._told, policy)
         parameters = list(self.model.parameters())
