@@ -17,7 +17,7 @@ from dist_worker import gradient, without_last_step
 from safetensors.torch import load_file
 
 from twofold import training
-from twofold.config import Config, LoraOptions, PythonEngine, Rollouts, Train
+from twofold.config import Config, EvalOptions, LoraOptions, PythonEngine, Rollouts, Train
 from twofold.recipes.mrt import MRT, Episodes, Prover
 from twofold.recipes.rlv import RLV
 from twofold.recipes.tango import Tango
@@ -58,7 +58,10 @@ def recipes(model: Path) -> dict[str, Config]:
     """Return a config for each recipe, with what it computes over a whole step, and one with two adapters on one model."""
     prover = Prover(hurry="", end="Yes", answer="\n", tokens=4)
     return {
-        "rlv": config(model, RLV(rollouts=3, balance="balanced", refills=1), epochs=2, minibatches=2),
+        "rlv": replace(
+            config(model, RLV(rollouts=3, balance="balanced", refills=1), epochs=2, minibatches=2),
+            eval=EvalOptions(every=2, problems=3, n=2),
+        ),
         "mrt": config(model, MRT(rollouts=2, method="online", answers=2, prover=prover, episodes=Episodes(shortest=1))),
         "lora": replace(config(model, RLV(rollouts=2, verify="separate")), lora=LoraOptions(rank=4)),
         "tango": config(

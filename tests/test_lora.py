@@ -131,6 +131,8 @@ def test_peft_computes_the_same(tiny_qwen, tmp_path):
     lora.save(tmp_path, view)
     theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_qwen), tmp_path)
     assert by_transformers(theirs) == pytest.approx(logprobs(view), abs=1e-4)
+    through_transformers = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert by_transformers(through_transformers) == pytest.approx(logprobs(view), abs=1e-4)
     theirs.save_pretrained(tmp_path / "again")
     model, tokenizer = load_model(tmp_path / "again")  # it has no tokenizer: the base's is taken
     assert tokenizer.chat_template
@@ -212,6 +214,8 @@ def seen(method: Any, kept: dict[str, Any]) -> Any:
 
 def test_what_cannot_be_adapted_is_refused(finished, tiny_model, tmp_path):
     chosen = config(tiny_model)
+    with pytest.raises(ValueError, match=r"lora\.targets is empty"):
+        LoraOptions(rank=2, targets=())
     wrong = replace(chosen, lora=LoraOptions(rank=2, targets=("query",)))
     with pytest.raises(ValueError, match=r"lora.targets: Llama has no query, only down_proj, gate_proj"):
         training.train(wrong, tmp_path / "a")

@@ -162,6 +162,10 @@ class LoraOptions:
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """The layers that have one, by the last part of their names."""
 
+    def __post_init__(self) -> None:
+        if self.rank and not self.targets:
+            raise ValueError("lora.targets is empty, so that nothing would be trained")
+
 
 @checked
 class EvalOptions:
