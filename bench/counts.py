@@ -137,7 +137,7 @@ def count(shape: dict[str, Any], given: Sequence[Sample], micro_tokens: int, che
         with torch.device("meta"):
             model = qwen2(**shape)
         learner = Learner(model, Optim(), Loss(), steps=1, precision="bfloat16", checkpointing=checkpointing)
-        laid = [moved(batch) for batch in batches(given, Loss(), micro_tokens, torch.device("cpu"))]
+        laid = [moved(batch) for batch in batches(given, Loss(), micro_tokens, torch.device("cpu"), range(len(given)))]
         with counted:
             run = network(model, torch.bfloat16, checkpointing)
             for batch in laid:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "training-path.md"
-LINES = 1500
+LINES = 1530
 
 
 def code_lines(text: str) -> int:

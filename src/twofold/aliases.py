@@ -13,6 +13,7 @@ ALIASES = {
     "gradient_accumulation_steps": "train.micro_tokens", "max_steps": "train.steps", "save_steps": "train.save_every",
     "save_total_limit": "train.keep", "eval_steps": "eval.every", "report_to": "log.to", "reward_funcs": "reward",
     "bf16": "train.precision", "dataset_name": "task.source", "lambda": "recipe.lam", "kl_coef": "loss.beta",
+    "lora_r": "lora.rank", "lora_alpha": "lora.alpha", "target_modules": "lora.targets", "lora_target_modules": "lora.targets",
     "gradient_checkpointing": "train.checkpointing", "num_train_epochs": "train.epochs", "output_dir": "--out",
 }  # fmt: skip
 """The name of an option in other libraries -> its name here. The error about an unknown option uses it."""

@@ -214,7 +214,7 @@ def _add_use(command: Callable[..., argparse.ArgumentParser]) -> None:
     _add_prompts(sub)
     _add_upstream(sub)
 
-    sub = command("convert", "Write the model of a GGUF file as a plain model directory.")
+    sub = command("convert", "Write the model of a GGUF file, or an adapter with its base, as a plain model directory.")
     sub.add_argument("file", metavar="FILE.gguf", type=Path, help="a model of type Llama, Qwen2 or Qwen3")
     sub.add_argument("out", metavar="DIR", type=Path, help="a new directory; its weights are fp32")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twofold import arguments
-from twofold.runtime import keep_memory
+from twofold.runtime import keep_memory, leads
 from twofold.terminal import visible
 from twofold.types import Stopped
 
@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.error(f"unknown arguments: {' '.join(rest)}")
         return args.run(args, rest)
     except Stopped as stopped:
-        print(f"twofold: {stopped}. The same command continues from there (train: with --resume)", file=sys.stderr)
+        if leads():
+            print(f"twofold: {stopped}. The same command continues from there (train: with --resume)", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         print("twofold: stopped", file=sys.stderr)
@@ -84,7 +85,8 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
 
     out = args.out or Path("runs") / args.config.stem
     last = training.train(config, out, resume=args.resume, accept_changed=args.accept_changed)
-    print(f"saved {last}")
+    if leads():
+        print(f"saved {last}")
     return 0
 
 

@@ -10,7 +10,7 @@ from twofold.aliases import ALIASES as ALIASES
 from twofold.engine_options import EngineConfig, Native
 from twofold.maths.losses import Loss
 from twofold.maths.schedule import Optim
-from twofold.ranges import Count, Finite, Range, Seed, Whole, checked
+from twofold.ranges import Count, Finite, Positive, Range, Seed, Whole, checked
 from twofold.recipes import backtrack, mrt, pretrain, rlv, sft, tango
 from twofold.recipes.common import Recipe, Setup
 from twofold.tasks.procedural import PROCEDURAL, Code, Countdown, Letters, Sums
@@ -128,6 +128,22 @@ class Train:
 
 
 @checked
+class LoraOptions:
+    """Train an adapter of every role's model in place of its weights (LoRA, arXiv:2106.09685)."""
+
+    rank: Whole = 0
+    """Rank of the matrices that are trained (0: none; all weights are trained)."""
+    alpha: Positive = 32.0
+    """The adapter counts alpha / rank times."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """The layers that have one, by the last part of their names."""
+
+    def __post_init__(self) -> None:
+        if self.rank and not self.targets:
+            raise ValueError("lora.targets is empty, so that nothing would be trained")
+
+
+@checked
 class EvalOptions:
     """A short evaluation while training, saved in ``evals/step-N`` of the run. It samples as training does."""
 
@@ -171,6 +187,7 @@ class Config:
     engine: EngineConfig = field(default_factory=Native)
     optim: Optim = field(default_factory=Optim)
     loss: Loss = field(default_factory=Loss)
+    lora: LoraOptions = field(default_factory=LoraOptions)
     train: Train = field(default_factory=Train)
     eval: EvalOptions = field(default_factory=EvalOptions)
     log: LogOptions = field(default_factory=LogOptions)

@@ -16,7 +16,7 @@ from twofold.compute.plan import Independent, Plan, parse
 from twofold.compute.room import check_room, too_long
 from twofold.compute.solve import Solution
 from twofold.compute.solve import solve as solve_all
-from twofold.config import SHIPPED, Data, Gym, PythonTask, TaskConfig, task_named
+from twofold.config import SHIPPED, Data, Gym, LoraOptions, PythonTask, TaskConfig, task_named
 from twofold.durable import writing
 from twofold.engines.native import NativeEngine
 from twofold.evals.plans import run_plans
@@ -25,7 +25,9 @@ from twofold.evals.probes import run_probes
 from twofold.evals.run import Eval
 from twofold.evals.run import evaluate as evaluate_task
 from twofold.maths.stopping import Lengths
+from twofold.models import lora
 from twofold.models.checkpoints import latest_checkpoint, verify
+from twofold.models.decoder import Decoder
 from twofold.models.gguf import SUFFIX as GGUF
 from twofold.models.io import chat_options, load_model, load_tokenizer
 from twofold.models.precision import choose_precision
@@ -133,6 +135,20 @@ def find_model(model: str | Path, *, weights: bool = True) -> Path:
     if len(path.parts) != 2 or Path(path.parts[0]).is_dir():
         raise FileNotFoundError(f"{model}: no such model directory, and not a name on a hub (OWNER/NAME)")
     return hub.model(str(model), weights=weights)
+
+
+def adapted(model: Any, name: str, options: LoraOptions, seed: int) -> Any:
+    """Return a view of the model of this name with a new adapter (see ``models.lora``).
+
+    Raises ValueError if the name is an adapter's, or the model is not of Llama's family.
+    """
+    path = find_model(name)
+    if not Decoder.suits(model):
+        raise ValueError(f"lora: {type(model).__name__} is not of Llama's family, whose layers adapters are made for")
+    if lora.base_of(path):
+        raise ValueError(f"lora: {path} is an adapter itself; make a model of it with `twofold convert {path} OUT`")
+    base = str(path.resolve()) if name == SHIPPED or Path(name).exists() else name
+    return lora.attach(model, lora.Lora(options.rank, options.alpha, options.targets, base), seed)
 
 
 def solve(model: Model, problem: str, plan: Plan | str | None = None) -> Solution:

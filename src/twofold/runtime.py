@@ -27,6 +27,11 @@ CALM = 8
 """Looks without load after which threads spin again."""
 
 
+def leads() -> bool:
+    """Return whether this process speaks for the run: torchrun did not start it, or started it first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def keep_memory() -> None:
     """Tell the C library to keep the memory that tensors free, instead of giving it back to the system.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,18 +18,20 @@ from twofold.engine_options import Native, Vllm
 from twofold.engines.base import Engine, PolicyEngine
 from twofold.evals.during import evaluate_step
 from twofold.evals.run import Eval
-from twofold.models import head
+from twofold.maths.seeds import derive
+from twofold.models import head, lora
 from twofold.models.checkpoints import latest_checkpoint, newest_good
 from twofold.models.context import context
 from twofold.models.io import load_model, stop_tokens
 from twofold.models.precision import choose_precision
 from twofold.recipes.common import Recipe, Setup
-from twofold.run import find_model, guarded, make_task, rewarded
+from twofold.run import adapted, find_model, guarded, make_task, rewarded
 from twofold.runtime import share_cores
 from twofold.tasks.doubts import Watch
 from twofold.tasks.stream import Problems, check_gradable, first, length
 from twofold.text.chat import Chat
 from twofold.trainer import checkpoint
+from twofold.trainer.dist import Team, team
 from twofold.trainer.learner import Learner
 from twofold.trainer.log import Log
 from twofold.trainer.loop import Schedule, run_steps
@@ -42,15 +45,19 @@ MakeEngine = Callable[[Any], PolicyEngine]
 class _Setup:
     """The run that a recipe is built from (see ``recipes.common.Setup``), with a model and an engine for each role."""
 
-    def __init__(self, config: Config, task: Task, engine: MakeEngine) -> None:
+    def __init__(self, config: Config, task: Task, engine: MakeEngine, team: Team) -> None:
         self.config, self.task, self.steps, self.seed = config, task, config.train.steps, config.train.seed
         self.models: dict[str, Any] = {}
         self.engines: dict[str, PolicyEngine] = {}
         self.tokenizer: Any = None
         self.problems = Problems(task, config.rollout.problems, config.train.seed)
-        self.spare, self._engine = self.problems.spare, engine
+        self.spare, self._engine, self._team = self.problems.spare, team.engine(engine), team
 
     def begin(self, model: object, tokenizer: object, stop: Sequence[int] = ()) -> None:
+        if self.config.lora.rank and not lora.adapted(model):
+            raise ValueError(
+                "lora: this recipe begins with a new model, whose weights must all be trained: set rank = 0"
+            )
         self.tokenizer, self.stop = tokenizer, stop
         self._add("policy", model)
 
@@ -58,7 +65,8 @@ class _Setup:
         """Load the config's model, unless it is loaded or the recipe has begun with another."""
         if "policy" not in self.models:
             path = find_model(self.config.model)
-            self.begin(*load_model(path), stop_tokens(path))
+            model, tokenizer = load_model(path)
+            self.begin(self._adapted("policy", self.config.model, model), tokenizer, stop_tokens(path))
 
     @cached_property
     def chat(self) -> Chat:
@@ -77,18 +85,20 @@ class _Setup:
 
     def second(self, role: str, model: str | None = None) -> Engine:
         name = model or self.config.model
-        found, tokenizer = load_model(find_model(name))
         self.load_policy()
+        if self.config.lora.rank and name == self.config.model:
+            return self._add(role, self._adapted(role, name, self.models["policy"]))  # two adapters on one base
+        found, tokenizer = load_model(find_model(name))
         if tokenizer.get_vocab() != self.tokenizer.get_vocab():
             raise ValueError(f"{name} has another tokenizer than {self.config.model}: it could not read solutions")
-        self._add(role, found)
-        return self.engines[role]
+        return self._add(role, self._adapted(role, name, found))
 
     def frozen(self, role: str = "policy") -> PolicyEngine:
         self.load_policy()
         fixed = isinstance(self.config.engine, Vllm)  # the learner's own numbers make the better KL term
         make = partial(make_engine, replace(self.config, engine=Native())) if fixed else self._engine
-        return make(copy.deepcopy(self.models[role]))
+        model = self.models[role]
+        return make(lora.off(model) if self.config.lora.rank else copy.deepcopy(model))
 
     def reference(self, role: str = "policy") -> PolicyEngine | None:
         return self.frozen(role) if self.config.loss.beta else None
@@ -115,11 +125,14 @@ class _Setup:
             return Judging("none")
         return Judging("p_yes")
 
-    def learner(self, role: str, updates: int) -> Learner:
-        """Return the learner of a role, whose learning-rate schedule runs over ``updates`` updates."""
+    def add_learners(self, updates: Mapping[str, int]) -> None:
+        """Make the learner of each role, whose learning-rate schedule runs over its ``updates`` (default: all steps)."""
+        self.learners = {role: self._learner(role, updates.get(role, self.steps)) for role in self.models}
+
+    def _learner(self, role: str, updates: int) -> Learner:
         config, model = self.config, self.models[role]
-        return Learner(
-            model, config.optim, config.loss,
+        return self._team.learner(
+            role, model, config.optim, config.loss,
             steps=updates, temperature=config.rollout.temperature, epochs=config.train.epochs,
             minibatches=config.train.minibatches, precision=choose_precision(config.train.precision),
             micro_tokens=config.train.micro_tokens or (4096 if model.device.type == "cpu" else 16384),
@@ -144,9 +157,13 @@ class _Setup:
             else:
                 check_room(limit, self.chat, texts, drawn, judging)
 
-    def _add(self, role: str, model: Any) -> None:
+    def _adapted(self, role: str, name: str, model: Any) -> Any:
+        return adapted(model, name, self.config.lora, derive(self.seed, role)) if self.config.lora.rank else model
+
+    def _add(self, role: str, model: Any) -> PolicyEngine:
         self.models[role] = model
         self.engines[role] = self._engine(model)
+        return self.engines[role]
 
 
 def train(
@@ -172,24 +189,38 @@ def train(
     another process writes to ``out``, and Stopped if Ctrl-C or SIGTERM ended the run before its last step (everything is saved).
     """
     share_cores()
-    run = Path(out)
-    config = same_run.begun(same_run.recorded(config, task, recipe, engine), run, resume, accept_changed)
+    run, ranks = Path(out), team()
+    if ranks.leads:
+        config = same_run.begun(same_run.recorded(config, task, recipe, engine), run, resume, accept_changed)
+        ranks.tell(config)
+    else:
+        config = toml.from_dict(Config, ranks.receive(0))
     make = engine or partial(make_engine, config)
-    with durable.writing(run):
+    with durable.writing(run) if ranks.leads else nullcontext():
         base = guarded(task) if task is not None else make_task(config.task)
-        setup = _Setup(config, rewarded(base, config.reward, config.reward_weights), make)
+        setup = _Setup(config, rewarded(base, config.reward, config.reward_weights), make, ranks)
         built = (recipe or config.recipe.build)(setup)
         if not isinstance(built, Recipe):
             raise ValueError(f"a recipe must be a tf.Recipe, and this one made {built!r}")
         setup.load_policy()
-        return _train(run, config, setup, built, resume, accept_changed, title)
+        setup.add_learners(built.updates(config.train.steps))
+        if ranks.leads:
+            reached = _train(run, config, setup, built, resume, accept_changed, title)
+            ranks.tell(["end", reached])
+        else:
+            reached = ranks.work(setup.learners)
+    if reached < config.train.steps:
+        raise Stopped(f"stopped after step {reached}; saved in {run}")
+    last = latest_checkpoint(run)
+    assert last is not None
+    return last
 
 
 def _train(
     run: Path, config: Config, setup: _Setup, built: Recipe, resume: bool, accepted: Collection[str], title: str
-) -> Path:
-    updates = built.updates(config.train.steps)
-    learners = {role: setup.learner(role, updates.get(role, config.train.steps)) for role in setup.models}
+) -> int:
+    """Return the number of steps that are done."""
+    learners = setup.learners
     inputs = same_run.hashes(setup.problems.known(), setup.models, setup.tokenizer, setup.stop)
     start = 0
     found, damaged = newest_good(run) if resume else (None, {})
@@ -214,7 +245,7 @@ def _train(
             log.say(f"{why}; it is now {folder.name}.damaged, and its steps are done again")
         if resume:
             log.say(f"resuming {run} at step {start}")
-        reached = run_steps(
+        return run_steps(
             built, setup.engines, learners, setup.problems, schedule,
             save=lambda step: checkpoint.save(
                 run, step, learners, setup.tokenizer,
@@ -222,11 +253,6 @@ def _train(
             ),
             evaluate=check, score=partial(_scores, setup), watch=Watch(log.say), log=log,
         )  # fmt: skip
-    if reached < config.train.steps:
-        raise Stopped(f"stopped after step {reached}; saved in {run}")
-    last = latest_checkpoint(run)
-    assert last is not None
-    return last
 
 
 def make_engine(config: Config, model: Any) -> PolicyEngine:

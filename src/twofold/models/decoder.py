@@ -23,6 +23,7 @@ from twofold.maths.packing import rounded
 from twofold.models.attention import Layout, attention_dtype
 from twofold.models.compiled import fused, on_gpu
 from twofold.models.llama import FAMILY, Llama
+from twofold.models.lora import NAME, Merged, off
 from twofold.models.norm import added_norm, rms_norm
 
 Affine = tuple[Tensor, Tensor | None]
@@ -55,7 +56,9 @@ class Decoder:
             type(model).__name__ in FAMILY
             and model.config.hidden_act == "silu"
             and getattr(model.config, "partial_rotary_factor", 1.0) == 1.0
-            and all(type(m) is nn.Linear for name, m in model.named_modules() if name.endswith(("_proj", "lm_head")))
+            and all(
+                type(m) is nn.Linear for name, m in off(model).named_modules() if name.endswith(("_proj", "lm_head"))
+            )
         )
 
     def __init__(self, model: Any, dtype: torch.dtype, recompute: bool = False) -> None:
@@ -66,7 +69,7 @@ class Decoder:
         self.padding = getattr(config, "pad_token_id", None)  # transformers does not train this token's embedding
         plain = isinstance(model, Llama)
         self.rotation = partial(_turned, model.frequencies(self.width)) if plain else partial(_scaled, model)
-        weights = dict(model.named_parameters(remove_duplicate=False))
+        weights, self.lora = dict(model.named_parameters(remove_duplicate=False)), getattr(model, "lora", None)
         self.embeddings, self.norm = weights["model.embed_tokens.weight"], weights["model.norm.weight"]
         self.layers = [self._layer(weights, f"model.layers.{i}.") for i in range(config.num_hidden_layers)]
         self.output = self._joined(weights, "lm_head")
@@ -88,9 +91,15 @@ class Decoder:
         )
 
     def _joined(self, weights: Mapping[str, Tensor], *layers: str) -> Affine:
-        matrices = [weights[f"{x}.weight"].to(self.dtype) for x in layers]
+        matrices = [self._matrix(weights, x).to(self.dtype) for x in layers]
         biases = [weights[f"{x}.bias"].to(self.dtype) for x in layers if f"{x}.bias" in weights]
         return matrices[0] if len(matrices) == 1 else torch.cat(matrices), torch.cat(biases) if biases else None
+
+    def _matrix(self, weights: Mapping[str, Tensor], layer: str) -> Tensor:
+        """Return the matrix of a layer, with its adapter if it has one."""
+        own = weights[f"{layer}.weight"]
+        a, b = (weights.get(f"{NAME}.{layer}.lora_{x}.weight") for x in "AB")
+        return own if self.lora is None or a is None else Merged.apply(own, a, b, self.lora.scale)
 
     def _paired(self, x: Tensor) -> Tensor:
         """Reorder the rows of queries and keys by ``_pairs``, which leaves their products as they are."""

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from twofold.models import gguf, head, outside
+from twofold import hub
+from twofold.models import gguf, head, lora, outside
 from twofold.models.checkpoints import OLD_STATE, STATE
 from twofold.models.install import install
 from twofold.models.llama import Llama, plain, shapes
@@ -29,14 +30,20 @@ def load_model(path: str | Path, *, device: str | None = None) -> tuple[Any, Any
 
     The model may be any ``AutoModelForCausalLM`` that ``install`` accepts; a plain one of Llama's family becomes a ``Llama``.
     ``path`` may also be a GGUF file. Custom code in a model directory is never run (see ``outside``). A scalar head that was
-    saved is loaded too (see ``head``). Raises OSError if there is no such model, ValueError if its attention is not
-    supported, its weights are not those of its config or not finite, its tokenizer has more tokens, or a file is not JSON.
+    saved is loaded too (see ``head``), and an adapter is added to the weights of its base (see ``lora.merge``). Raises OSError
+    if there is no such model, ValueError if its attention is not supported, its weights are not those of its config or not
+    finite, its tokenizer has more tokens, or a file is not JSON.
     """
     folder = Path(path)
     tokenizer = load_tokenizer(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if folder.suffix == gguf.SUFFIX:
         model = gguf.read(folder, device)
+    elif base := _base(folder):
+        model, _ = load_model(base, device=device)
+        with outside.reading(folder):
+            lora.merge(folder, model)
+        head.load(folder, model)
     else:
         held = outside.shapes(folder)
         config = outside.read_json(folder / CONFIG)
@@ -48,6 +55,17 @@ def load_model(path: str | Path, *, device: str | None = None) -> tuple[Any, Any
     outside.check_finite(folder, model)
     _check_tokens(folder, model, tokenizer)
     return install(model), tokenizer
+
+
+def _base(folder: Path) -> Path | None:
+    """Return the directory of the model that the adapter in ``folder`` belongs to; None if there is no adapter."""
+    name = lora.base_of(folder)
+    if name is None:
+        return None
+    base = Path(name) if Path(name).exists() else hub.model(name)
+    if lora.base_of(base) is not None:
+        raise ValueError(f"{folder / lora.CONFIG}: the base {name} is an adapter itself")
+    return base
 
 
 def _read(folder: Path, config: dict[str, Any], held: dict[str, list[int]], device: str) -> Llama | None:
@@ -118,6 +136,8 @@ def load_tokenizer(path: str | Path) -> Any:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such model directory")
     outside.check(folder)
+    if (base := _base(folder)) and not (folder / TOKENIZER).is_file():
+        return load_tokenizer(base)
     with outside.reading(folder):
         tokenizer = _tokenizer(folder)
     if not isinstance(tokenizer.chat_template, str | dict | None):
@@ -139,18 +159,23 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def convert(path: Path, out: Path) -> None:
-    """Write the model of a GGUF file as a plain directory. Raises FileExistsError if there is something in ``out``, and
-    ValueError if the file is no GGUF file."""
-    if path.suffix != gguf.SUFFIX:
-        raise ValueError(f"{path} is no {gguf.SUFFIX} file; any other model is a directory already")
+    """Write the model of a GGUF file, or an adapter with its base, as a plain directory. Raises FileExistsError if there is
+    something in ``out``, and ValueError if ``path`` is neither."""
+    if path.suffix != gguf.SUFFIX and lora.base_of(path) is None:
+        raise ValueError(f"{path} is no {gguf.SUFFIX} file and no adapter; any other model is a directory already")
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty: choose another directory")
     save_model(out, *load_model(path, device="cpu"))
 
 
 def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
-    """Write a directory that ``from_pretrained`` reads. A scalar head is no part of the architecture and has a file of its own."""
+    """Write a directory that ``from_pretrained`` reads; of a model with an adapter, the adapter only. A scalar head is no part of
+    the architecture and has a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    head.save(folder, model)
+    if lora.adapted(model):
+        return lora.save(folder, model)
     weights = {k: v for k, v in model.state_dict().items() if not k.startswith(f"{head.NAME}.")}
     if isinstance(model, Llama):
         _write(folder, model, weights)
@@ -159,8 +184,6 @@ def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
 
         logging.disable_progress_bar()
         model.save_pretrained(folder, state_dict=weights)
-    tokenizer.save_pretrained(folder)
-    head.save(folder, model)
 
 
 def save_config(folder: Path, model: Any) -> None:
@@ -182,6 +205,19 @@ def _write(folder: Path, model: Llama, weights: Mapping[str, Tensor]) -> None:
     save_file({k: v.contiguous() for k, v in weights.items() if k in own}, folder / WEIGHTS, {"format": "pt"})
 
 
+def read_trained(folder: Path, model: Any) -> dict[str, Tensor]:
+    """Return what was saved of ``model`` in ``folder``, by name. Raises ValueError if that is of another model."""
+    own = lora.trained(model)
+    saved = (lora.read(folder) if lora.base_of(folder) else load_file(folder / WEIGHTS)) | head.read(folder)
+    addresses = {own[k].data_ptr() for k in saved if k in own}
+    missing = {
+        k for k in own.keys() - saved.keys() if own[k].data_ptr() not in addresses
+    }  # a tied weight is saved once
+    if different := missing | (saved.keys() - own.keys()):
+        raise ValueError(f"{folder} holds another model: the weights differ in {', '.join(sorted(different)[:3])}")
+    return saved
+
+
 def chat_options(path: Path) -> dict[str, Any]:
     """Return how prompts are made for the model at ``path``: what a checkpoint of ours was trained with, by the names of
     ``text.chat.Chat``, and ``stop``, the tokens that end a text by its generation config."""
@@ -197,4 +233,6 @@ def chat_options(path: Path) -> dict[str, Any]:
 def stop_tokens(path: str | Path) -> tuple[int, ...]:
     """Return the tokens that end a text by the model's generation config (Llama-3 has three); none if it has no such file."""
     file = Path(path)
-    return gguf.stop_tokens(file) if file.suffix == gguf.SUFFIX else outside.ends(file / GENERATION)
+    if file.suffix == gguf.SUFFIX:
+        return gguf.stop_tokens(file)
+    return outside.ends((_base(file) or file) / GENERATION)

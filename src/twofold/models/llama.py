@@ -17,6 +17,16 @@ SIZES = {"hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers", 
 SIZES |= {"num_key_value_heads", "rms_norm_eps", "max_position_embeddings"}
 
 
+def place(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Register a parameter under a name with dots, and the modules on the way to it."""
+    *path, last = name.split(".")
+    for part in path:
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module.get_submodule(part)
+    module.register_parameter(last, nn.Parameter(tensor))
+
+
 class Llama(nn.Module):
     """The weights of a model under the names that ``transformers`` gives them, and its ``config`` (the content of config.json).
 
@@ -30,13 +40,7 @@ class Llama(nn.Module):
         super().__init__()
         self.config, self.generation = SimpleNamespace(**config), generation
         for name, tensor in tensors.items():
-            *path, last = name.split(".")
-            place: nn.Module = self
-            for part in path:
-                if part not in place._modules:
-                    place.add_module(part, nn.Module())
-                place = place.get_submodule(part)
-            place.register_parameter(last, nn.Parameter(tensor))
+            place(self, name, tensor)
         if "lm_head" not in self._modules:
             self.lm_head = self.get_input_embeddings()
 

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
+ADAPTER = "adapter_config.json"
 INDEX = f"{WEIGHTS}.index.json"
 TEMPLATE_BYTES, JSON_BYTES, TOKENIZER_BYTES = 1 << 20, 64 << 20, 512 << 20
 """The most bytes of a chat template, of a JSON file, and of a file of a tokenizer."""
@@ -38,10 +39,8 @@ def check(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.suffix in {*LIMITS, ".safetensors"} and not path.is_dir():
             _check_file(folder, path)
-    if (folder / "adapter_config.json").exists():
-        raise ValueError(
-            f"{folder / 'adapter_config.json'}: an adapter is no model: merge it into its base model first"
-        )
+    if (folder / ADAPTER).exists() and (folder / CONFIG).exists():
+        raise ValueError(f"{folder} has {ADAPTER} and {CONFIG}: it is either an adapter or a model")
     if (config := read_json(folder / CONFIG)) is not None:
         check_config(folder / CONFIG, config)
     ends(folder / GENERATION)

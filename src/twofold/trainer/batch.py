@@ -49,16 +49,21 @@ class Batch:
         return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def batches(samples: Sequence[Sample], loss: Loss, budget: int, device: torch.device) -> Iterator[Batch]:
-    """Micro-batches of at most ``budget`` tokens. Their weights are shares of all ``samples``, so their losses add up."""
+def batches(
+    samples: Sequence[Sample], loss: Loss, budget: int, device: torch.device, mine: Sequence[int]
+) -> Iterator[Batch]:
+    """Micro-batches of at most ``budget`` tokens, of the samples with the indices ``mine``.
+
+    Their weights are shares of all ``samples``, so their losses add up.
+    """
     policy = policy_weights([s.sampled for s in samples], loss.normalise, loss.constant)
     targets = target_weights([s.targets for s in samples])
-    prefixes = [_prefix(s) for s in samples]
+    prefixes = [shared_prefix(s) for s in samples]
     rows = list(zip(samples, policy, targets, prefixes, strict=True))
     mass = sum(map(sum, policy)) or 1.0
     valued = sum(len(s.values) for s in samples)
-    for chosen in micro_batches([len(s.tokens) for s in samples], prefixes, budget):
-        yield _laid([rows[i] for i in chosen], mass, valued).to(device)
+    for chosen in micro_batches([len(samples[i].tokens) for i in mine], [prefixes[i] for i in mine], budget):
+        yield _laid([rows[mine[i]] for i in chosen], mass, valued).to(device)
 
 
 def _laid(rows: Sequence[Row], mass: float, valued: int) -> Batch:
@@ -99,7 +104,7 @@ def _laid(rows: Sequence[Row], mass: float, valued: int) -> Batch:
     )
 
 
-def _prefix(sample: Sample) -> tuple[int, ...]:
+def shared_prefix(sample: Sample) -> tuple[int, ...]:
     """The tokens before the first that is learnt from. Samples of one prompt have them in common."""
     learnt = (i for i, (s, t) in enumerate(zip(sample.sampled, sample.targets, strict=True)) if s or t)
     return tuple(sample.tokens[: next(learnt, len(sample.tokens) - 1)])

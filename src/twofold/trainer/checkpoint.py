@@ -19,9 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from twofold import durable
-from twofold.models import head
 from twofold.models.checkpoints import OPTIMIZER, STATE, drop_moments, seal, steps, verify
-from twofold.models.io import WEIGHTS, save_model
+from twofold.models.io import read_trained, save_model
 from twofold.trainer.learner import Diverged, Learner
 from twofold.trainer.optim import moments, remember
 
@@ -86,15 +85,7 @@ def read_state(directory: Path) -> dict[str, Any]:
 
 def restore(directory: Path, learner: Learner) -> None:
     """Load weights and optimiser state of one model in place. Raises ValueError if the weights are another model's."""
-    own = learner.model.state_dict()
-    saved = load_file(directory / WEIGHTS) | head.read(directory)
-    addresses = {own[k].data_ptr() for k in saved if k in own}
-    missing = {
-        k for k in own.keys() - saved.keys() if own[k].data_ptr() not in addresses
-    }  # a tied weight is saved once
-    if different := missing | (saved.keys() - own.keys()):
-        raise ValueError(f"{directory} holds another model: the weights differ in {', '.join(sorted(different)[:3])}")
-    learner.model.load_state_dict(saved, strict=False)
+    learner.model.load_state_dict(read_trained(directory, learner.model), strict=False)
     remember(learner.optimizer, learner.model, load_file(directory / OPTIMIZER))
     state = read_state(directory)
     learner.step, learner.skipped = state["learner_step"], state["skipped"]

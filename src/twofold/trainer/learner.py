@@ -64,6 +64,10 @@ class Learner:
     def weights(self) -> Mapping[str, Tensor]:
         return self.model.state_dict()
 
+    def mine(self, samples: Sequence[Sample]) -> Sequence[int]:
+        """Return the indices of the samples whose gradients are computed in this process."""
+        return range(len(samples))
+
     def update(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Pass ``epochs`` times over the samples, in ``minibatches`` optimiser steps each, and return metrics by name.
 
@@ -94,7 +98,7 @@ class Learner:
 
     def _optimise(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Take one optimiser step on all of ``samples``."""
-        stats = self._accumulate(samples)
+        stats = self.accumulate(samples)
         stats |= self._clip(samples)
         finite = all(map(math.isfinite, (stats["loss"], stats["mismatch"], stats["grad_norm"])))
         self.skipped = 0 if finite else self.skipped + 1
@@ -109,12 +113,12 @@ class Learner:
             )
         return stats | {"skipped": float(not finite)}
 
-    def _accumulate(self, samples: Sequence[Sample], policy: bool = True) -> dict[str, float]:
+    def accumulate(self, samples: Sequence[Sample], policy: bool = True) -> dict[str, float]:
         """Add up the objective's gradients over micro-batches; without ``policy``, those of the other streams only."""
         stats: dict[str, Tensor] = {}
         with recomputing(self.model, self.checkpointing):
             run = network(self.model, getattr(torch, self.precision), self.checkpointing)
-            for batch in batches(samples, self.loss, self.micro_tokens, self.model.device):
+            for batch in batches(samples, self.loss, self.micro_tokens, self.model.device, self.mine(samples)):
                 loss, part = self._losses(run, batch, policy)
                 loss.backward()
                 for name, value in part.items():
@@ -170,7 +174,7 @@ class Learner:
             _scale(whole, self.optim.clip)
             return norms
         self.optimizer.zero_grad(set_to_none=True)
-        self._accumulate(samples, policy=False)
+        self.accumulate(samples, policy=False)
         targets = [torch.zeros_like(g) if p.grad is None else p.grad for p, g in zip(parameters, whole, strict=True)]
         policy = [g - t for g, t in zip(whole, targets, strict=True)]
         streams = {"policy": policy, "targets": targets}

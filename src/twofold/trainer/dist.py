@@ -1,0 +1,308 @@
+"""One run in many processes: rank 0 leads, and the other ranks sample and compute gradients for it.
+
+``torchrun --nproc-per-node N -m twofold train ...`` starts N processes ("ranks"), each with the whole model. Rank 0 runs the
+program that a single process runs: it has the recipe, the grading, the optimiser, the log and the checkpoints. Its engines deal
+their prompts out to the engines of all ranks, and its learners deal their micro-batches out. The other ranks do what they are
+told (``Team.work``) until the run ends.
+
+So everything that is computed over a whole step (a balance of verdicts, moving averages, denominators, an order of minibatches,
+the norm of a gradient) is computed in one place, and every rollout is graded once. No recipe, loss or optimiser knows of ranks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from twofold.engines.base import Finished, PolicyEngine, ignore_finished
+from twofold.maths.shares import shares
+from twofold.trainer.batch import shared_prefix
+from twofold.trainer.learner import Learner
+from twofold.types import Completion, Sample, Sampling
+
+MINUTES = 30
+"""How long a rank waits for another one that is alive but does not answer. One whose process has ended is noticed at once."""
+
+
+class LostRank(ConnectionError):
+    """Another process of the run has ended or does not answer."""
+
+
+@cache  # a process has one place
+def team() -> Team:
+    """Return this process's place among those that torchrun started: alone, if torchrun did not.
+
+    Raises ValueError if there are GPUs, but fewer than processes on this machine.
+    """
+    rank, size, here = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if size > 1:
+        gpus = torch.cuda.device_count()
+        if gpus:
+            if here >= gpus:
+                raise ValueError(f"rank {rank} has no GPU: this machine has {gpus}. Lower torchrun's --nproc-per-node")
+            torch.cuda.set_device(here)
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        distributed.init_process_group(backend, timeout=timedelta(minutes=MINUTES))
+        atexit.register(distributed.destroy_process_group)
+        if rank:
+            logging.getLogger("twofold").setLevel(logging.ERROR)  # rank 0 says it
+    return Team(rank, size)
+
+
+class Team:
+    """The ranks of a run, as one of them sees it. Messages are JSON; weights and gradients are tensors."""
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+        self.engines: list[SharedEngine] = []
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def engine(self, make: Callable[[Any], PolicyEngine]) -> Callable[[Any], PolicyEngine]:
+        """Return a function like ``make``, from a model to its engine, whose engines deal their prompts out to all ranks.
+
+        Every rank must make the same engines in the same order. Those of an earlier run in this process are forgotten.
+        """
+        self.engines = []
+
+        def shared(model: Any) -> SharedEngine:
+            self.engines.append(SharedEngine(self, len(self.engines), model, make(model)))
+            return self.engines[-1]
+
+        return make if self.size == 1 else shared
+
+    def learner(self, role: str, *args: Any, **options: Any) -> Learner:
+        """Return the learner of a role, whose micro-batches are dealt out to all ranks."""
+        return Learner(*args, **options) if self.size == 1 else SharedLearner(self, role, *args, **options)
+
+    def work(self, learners: Mapping[str, Any]) -> Any:
+        """Do what rank 0 tells, until it says that the run is over; return what it said last.
+
+        Ctrl-C and SIGTERM are for rank 0, which finishes the step and saves. Raises LostRank if it ends without a word.
+        """
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while True:
+                match self.receive(0):
+                    case ["generate", engine, prompts, sampling]:
+                        chosen = Sampling(**sampling | {"stop": tuple(sampling["stop"])})
+                        self.send(self.engines[engine].own.generate(prompts, chosen), 0)
+                    case ["logprobs" | "values" as verb, engine, *columns]:
+                        self.send(getattr(self.engines[engine].own, verb)(*columns), 0)
+                    case ["load", engine]:
+                        self.engines[engine].load(self.engines[engine].model.state_dict())
+                    case ["rest", engine]:
+                        self.engines[engine].own.rest()
+                    case ["gradients", role, samples, policy]:
+                        learners[role].add_gradients(samples and [Sample(**s) for s in samples], policy)
+                    case ["end", said]:
+                        return said
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def tell(self, message: Any) -> None:
+        """Send a message from rank 0 to all others."""
+        data = _packed(message)
+        for rank in range(1, self.size):
+            self._send(data, rank)
+
+    def gather(self, message: Any) -> list[Any]:
+        """Return the messages of all ranks in rank 0; in another one, its own."""
+        if self.rank:
+            self.send(message, 0)
+        return [message] if self.rank else [message, *map(self.receive, range(1, self.size))]
+
+    def agree(self, message: Any) -> Any:
+        """Return what rank 0 says, in all ranks."""
+        if self.rank:
+            return self.receive(0)
+        self.tell(message)
+        return message
+
+    def send(self, message: Any, rank: int) -> None:
+        self._send(_packed(message), rank)
+
+    def _send(self, data: Tensor, rank: int) -> None:
+        with self._with(f"rank {rank}"):
+            distributed.send(torch.tensor([len(data)]), rank)
+            distributed.send(data, rank)
+
+    def receive(self, rank: int) -> Any:
+        size = torch.zeros(1, dtype=torch.long)
+        with self._with(f"rank {rank}"):
+            distributed.recv(size, rank)
+            data = torch.empty(int(size), dtype=torch.uint8)
+            distributed.recv(data, rank)
+        return json.loads(data.numpy().tobytes())
+
+    def spread(self, model: Any) -> None:
+        """Give all ranks the weights of rank 0's model that training changes, in place."""
+        with self._with("another rank"):
+            for p in model.parameters():
+                if p.requires_grad:
+                    distributed.broadcast(p.detach(), 0)
+
+    def sum(self, tensors: Iterable[Tensor]) -> None:
+        """Add up all ranks' numbers in rank 0, in place and in an order that only the number of ranks decides."""
+        with self._with("another rank"):
+            for tensor in tensors:
+                distributed.reduce(tensor, 0)
+
+    @contextmanager
+    def _with(self, other: str) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise LostRank(f"rank {self.rank} has lost {other}, whose own message says why: {error}") from error
+
+
+class SharedEngine:
+    """A ``PolicyEngine`` in rank 0 that deals its prompts out to the engines of all ranks; ``own`` is this rank's.
+
+    Prompts that begin with an earlier one of this step go to the same rank, where the earlier one is cached. So do equal
+    prompts, whose random numbers depend on how often a prompt occurs in a call.
+    """
+
+    def __init__(self, team: Team, number: int, model: Any, own: PolicyEngine) -> None:
+        self.team, self.number, self.model, self.own = team, number, model, own
+        self._homes: dict[tuple[int, ...], int] = {}
+
+    def load(self, weights: Any) -> None:
+        """Take rank 0's weights in all ranks."""
+        if self.team.rank == 0:
+            self.team.tell(["load", self.number])
+        self.team.spread(self.model)
+        self._homes = {}
+        self.own.load(weights)
+
+    def rest(self) -> None:
+        self.team.tell(["rest", self.number])
+        self.own.rest()
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
+    ) -> list[list[Completion]]:
+        parts, self._homes = self._dealt(prompts)
+
+        def of_own(k: int, j: int, completion: Completion) -> None:
+            finished(parts[0][k], j, completion)
+
+        def arrived(part: list[int], rows: list[Any]) -> list[list[Completion]]:
+            groups = [[Completion(**c) for c in row] for row in rows]
+            for i, group in zip(part, groups, strict=True):
+                for j, completion in enumerate(group):
+                    finished(i, j, completion)
+            return groups
+
+        def own(chosen: list[Sequence[int]]) -> list[list[Completion]]:
+            return self.own.generate(chosen, sampling, of_own)
+
+        return self._shared("generate", parts, [prompts], [sampling], own, arrived)
+
+    def logprobs(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float = 1.0
+    ) -> list[list[float]]:
+        def own(chosen: list[Sequence[int]], more: list[Sequence[int]]) -> list[list[float]]:
+            return self.own.logprobs(chosen, more, temperature)
+
+        return self._shared("logprobs", self._dealt(prompts)[0], [prompts, continuations], [temperature], own)
+
+    def values(self, prompts: Sequence[Sequence[int]]) -> list[float]:
+        """P(right) by the model's scalar head (see ``NativeEngine.values``)."""
+        return self._shared("values", self._dealt(prompts)[0], [prompts], [], self.own.values)  # type: ignore[attr-defined]
+
+    def _dealt(self, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], dict[tuple[int, ...], int]]:
+        """Return the indices of each rank's prompts, and the rank of every prompt so far.
+
+        A prompt that begins like no earlier one goes to the rank that has the fewest in this call. If none does, the earlier
+        ones are forgotten.
+        """
+        parts: list[list[int]] = [[] for _ in range(self.team.size)]
+        homes, lengths, new = dict(self._homes), {len(p) for p in self._homes}, {}
+        for i, prompt in enumerate(map(tuple, prompts)):
+            home = next((homes[prompt[:n]] for n in lengths if prompt[:n] in homes), None)
+            if home is None:
+                home = min(range(self.team.size), key=lambda rank: len(parts[rank]))
+                homes[prompt] = new[prompt] = home
+                lengths.add(len(prompt))
+            parts[home].append(i)
+        return parts, homes if len(new) < len(set(map(tuple, prompts))) else new
+
+    def _shared(
+        self,
+        verb: str,
+        parts: list[list[int]],
+        columns: list[Sequence[Any]],
+        rest: list[Any],
+        own: Callable[..., list[Any]],
+        arrived: Callable[[list[int], list[Any]], list[Any]] = lambda part, rows: rows,
+    ) -> list[Any]:
+        """Let every rank do its part of a call. The results are in the order of the columns' entries."""
+        chosen = [[[column[i] for i in part] for column in columns] for part in parts]
+        others = [rank for rank in range(1, self.team.size) if parts[rank]]
+        for rank in others:
+            self.team.send([verb, self.number, *chosen[rank], *rest], rank)
+        results = dict(zip(parts[0], own(*chosen[0]), strict=True)) if parts[0] else {}
+        for rank in others:
+            results |= zip(parts[rank], arrived(parts[rank], self.team.receive(rank)), strict=True)
+        return [results[i] for i in range(len(columns[0]))]
+
+
+class SharedLearner(Learner):
+    """A learner whose micro-batches are dealt out to all ranks. Rank 0 has the sum of the gradients, and the optimiser."""
+
+    def __init__(self, team: Team, role: str, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.team, self.role = team, role
+        self._told: Sequence[Sample] = []
+
+    def mine(self, samples: Sequence[Sample]) -> list[int]:
+        parts = shares([len(s.tokens) for s in samples], [shared_prefix(s) for s in samples], self.team.size)
+        return parts[self.team.rank]
+
+    def accumulate(self, samples: Sequence[Sample], policy: bool = True) -> dict[str, float]:
+        again = samples is self._told  # the pass that separates the streams
+        self.team.tell(["gradients", self.role, None if again else samples, policy])
+        return self.add_gradients(samples, policy)
+
+    def add_gradients(self, samples: Sequence[Sample] | None, policy: bool) -> dict[str, float]:
+        """Compute the gradients of this rank's micro-batches at rank 0's weights, add those of all ranks up in rank 0, and return
+        the sums of their parts by name. Without ``samples`` they are those of the last call."""
+        self.team.spread(self.model)  # this may be the second optimiser step of an update
+        self._told = self._told if samples is None else samples
+        parts = super().accumulate(self._told, policy)
+        parameters = list(self.model.parameters())
+        rows = self.team.gather([parts, [p.grad is not None for p in parameters]])
+        used = self.team.agree([any(flags) for flags in zip(*(flags for _, flags in rows), strict=True)])
+        for p, somewhere in zip(parameters, used, strict=True):
+            if somewhere and p.grad is None:
+                p.grad = torch.zeros_like(p)
+        self.team.sum(p.grad for p in parameters if p.grad is not None)
+        if self.team.rank:
+            self.optimizer.zero_grad(set_to_none=True)
+        names = dict.fromkeys(name for found, _ in rows for name in found)
+        return {name: sum(found.get(name, 0.0) for found, _ in rows) for name in names}
+
+
+def _packed(message: Any) -> Tensor:
+    """Return a message as bytes of JSON; floats keep all their bits."""
+    return torch.frombuffer(bytearray(json.dumps(message, default=_record).encode()), dtype=torch.uint8)
+
+
+def _record(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in fields(value)}
