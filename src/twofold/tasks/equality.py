@@ -1,37 +1,41 @@
 r"""Decide whether two answers are mathematically equal, by math-verify, in processes that can be killed.
 
-``grading`` runs this file as a script, one socket per worker: ``python equality.py NICE FD FD ...``. The script loads
+``grading`` runs this file as a script, one socket per worker: ``python equality.py FD FD ...``. The script loads
 math-verify once and forks one worker per socket. It imports nothing of twofold, and a worker is never the child of a
 process that holds a model. A socket has one request at a time, JSON in and words out, with no pickle in either direction:
 
-    ->  [ticket, gold, answer, seconds]
-    <-  ticket label        label: correct | wrong | error
-    <-  timeout | error     the worker died of this request; a new one takes its place
+    ->  [ticket, gold, answer, until, limit]    until: a time of the system's monotonic clock; limit: processor seconds
+    <-  ticket label seconds                    label: correct | wrong | error; seconds: processor time that it took
+    <-  timeout seconds | error seconds         the worker died of this request; a new one takes its place
 
-The kernel keeps the deadline. A worker sets a timer whose signal nobody handles, so the signal kills it even inside a
-big-integer power that never returns to Python. Its parent sees that, reports it on the socket and forks the next worker
-(milliseconds). The timer counts the worker's own processor time, so a label does not depend on what else the machine does;
-workers run at a low priority and take what sampling leaves free. Closing the sockets ends everything, however the other
-side died.
+The kernel keeps the deadline. A worker sets two timers, of the clock and of its processor time. Nobody handles their signals,
+so they kill it even inside a big-integer power that never returns to Python. Its parent sees that, reports it on the socket
+and forks the next worker (milliseconds). Closing the sockets ends everything, however the other side died.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
+import mmap
 import os
+import pkgutil
 import re
 import resource
 import signal
 import sys
+import time
 from dataclasses import replace
 from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Eq, Expr, Intersection, Rational, Set, Symbol, Union, simplify
+from sympy import QQ, Eq, Expr, Float, Integer, Intersection, Number, Rational, Set, Symbol, Union, ring, simplify, symbols
+from sympy.parsing import sympy_parser
 
 MEMORY = 1 << 30  # bytes of address space a worker may have
 LIFETIME = 1_000  # requests that a worker answers before a new one replaces it, because sympy's caches grow
+TIMERS = {signal.SIGALRM, signal.SIGPROF}
 RECYCLE = 10  # exit status of a worker that reached its LIFETIME
 # Units are gone (``text.notation``): those of math-verify take the h of a cylinder's volume for one.
 NORMAL = replace(LatexExtractionConfig().normalization_config, units=False)
@@ -48,7 +52,15 @@ JOINED = (
         Intersection,
     ),
 )
+NUMERAL = re.compile(r"\d+|-?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?")
 INEQUALITY = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|lt|gt)(?![A-Za-z])|!=")
+
+
+def numeral(text: str, **_: Any) -> Number:
+    """Return a numeral's value. In the workers it takes the place of sympy's ``parse_expr``, which runs the text as Python code."""
+    if not NUMERAL.fullmatch(digits := text.replace(",", "")):
+        raise SyntaxError(f"no numeral: {text[:100]}")
+    return Integer(int(digits)) if digits.isdecimal() else Float(digits)
 
 
 def read(answer: str) -> list[Any]:
@@ -134,44 +146,36 @@ def is_finite(value: Any) -> bool:
     return bool(value.is_number and value.is_finite)
 
 
-PROCESSES = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.kill", "subprocess.", "socket.", "ctypes.")
-FILES = (
-    "os.remove",
-    "os.rename",
-    "os.mkdir",
-    "os.rmdir",
-    "os.link",
-    "os.symlink",
-    "os.chmod",
-    "os.truncate",
-    "shutil.",
-)
+def refuse(event: str, args: tuple[Any, ...]) -> None:
+    """Refuse whatever Python reports to audit hooks: to open a file, import, compile or run code, start a process, use a socket.
 
-
-def refuse_effects(event: str, args: tuple[Any, ...]) -> None:
-    """Refuse to write a file, open a socket or start a process; no answer needs that. The audit hook of a worker."""
-    if event.startswith(PROCESSES + FILES) or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+    Mathematics needs none of it. The audit hook of a worker.
+    """
+    if event not in ("builtins.id", "object.__getattr__", "sys._getframe"):
         raise PermissionError(f"a grading worker tried {event}")
 
 
-def work(fd: int) -> int:
-    """Answer the requests on one socket; return the exit status."""
+def work(fd: int, start: memoryview) -> int:
+    """Answer the requests on one socket; return the exit status. ``start[0]``: this process's seconds when a request begins."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    sys.addaudithook(refuse_effects)
     with open(fd, encoding="utf-8", closefd=False) as requests:
+        sys.addaudithook(refuse)
         for _ in range(LIFETIME):
             line = requests.readline()
             if not line:
                 return 0
-            ticket, gold, answer, seconds = json.loads(line)
-            signal.setitimer(signal.ITIMER_PROF, seconds)
+            ticket, gold, answer, until, limit = json.loads(line)
+            start[0] = time.process_time()
+            signal.setitimer(signal.ITIMER_REAL, max(until - time.monotonic(), 1e-6))
+            signal.setitimer(signal.ITIMER_PROF, limit)
             label = judge(gold, answer)
+            signal.setitimer(signal.ITIMER_REAL, 0)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            os.write(fd, f"{ticket} {label}\n".encode())
+            os.write(fd, f"{ticket} {label} {time.process_time() - start[0]}\n".encode())
     return RECYCLE
 
 
-def fork(fd: int, others: list[int]) -> int:
+def fork(fd: int, others: list[int], start: memoryview) -> int:
     """Start a worker on ``fd`` and return its pid. It closes the other workers' sockets, so that each sees its own one close."""
     pid = os.fork()
     if pid:
@@ -180,13 +184,17 @@ def fork(fd: int, others: list[int]) -> int:
     try:
         for other in others:
             os.close(other)
-        status = work(fd)
+        status = work(fd, start)
     finally:  # also after an exception, which the parent reports by the status
         os._exit(status)
 
 
-# sympy imports parts of itself late, and the first formula of a kind takes the LaTeX parser half a second where later ones
-# take milliseconds. These pairs are judged once, before the workers are forked, which inherit the result.
+# sympy imports parts of itself late, which a worker may not do: all of these packages is imported at the start.
+LATE = ("calculus", "concrete", "functions", "integrals", "matrices", "ntheory", "physics.units", "polys", "series", "sets", "simplify", "solvers")
+# It also compiles its own functions for polynomials when it meets the first one in so many variables.
+VARIABLES = 12
+# The first formula of a kind takes the LaTeX parser half a second where later ones take milliseconds. These pairs are judged
+# once, before the workers are forked, which inherit the result.
 WARM = (
     (r"\frac{a_{1} M^{1/3}}{G \cdot M^{2/3}+b}", r"\left(1+r/r_{0}\right)^{3/2} \times \frac12"),
     (r"\sqrt{4 \pi G \rho_{0} r^2} - \sqrt[3]{x}", r"A e^{-2t} + C_{1} \cos(\omega t) - \sin^{2} \theta"),
@@ -202,33 +210,47 @@ WARM = (
 )
 
 
-def main(nice: int, fds: list[int]) -> None:
+def prepare() -> None:
+    """Load and compile all that the workers will need."""
+    for package in (importlib.import_module(f"sympy.{name}") for name in LATE):
+        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            importlib.import_module(module.name)
+    for n in range(1, VARIABLES + 1):
+        ring(symbols(f"x:{n}"), QQ)
+    sympy_parser.parse_expr = numeral  # sympify reads all strings by it, those of the LaTeX parser too
+    for gold, answer in WARM:
+        judge(gold, answer)
+
+
+def main(fds: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
+    for timer in TIMERS:
+        signal.signal(timer, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TIMERS)
     sys.dont_write_bytecode = True
     sys.stdin.close()
     logging.disable(logging.CRITICAL)
-    for gold, answer in WARM:
-        judge(gold, answer)
-    os.nice(nice)
-    workers = {fork(fd, [other for other in fds if other != fd]): fd for fd in fds}
+    prepare()
+    starts = {fd: memoryview(mmap.mmap(-1, 8)).cast("d") for fd in fds}  # shared with the workers
+    workers = {fork(fd, [other for other in fds if other != fd], starts[fd]): fd for fd in fds}
     while workers:
-        pid, status = os.wait()
+        pid, status, usage = os.wait4(-1, 0)
         fd = workers.pop(pid)
         code = os.waitstatus_to_exitcode(status)
+        seconds = usage.ru_utime + usage.ru_stime - starts[fd][0]
         try:
-            if code == -signal.SIGPROF:
-                os.write(fd, b"timeout\n")
+            if -code in TIMERS:
+                os.write(fd, f"timeout {seconds}\n".encode())
             elif code not in (0, RECYCLE):
-                os.write(fd, b"error\n")
+                os.write(fd, f"error {seconds}\n".encode())
         except OSError:  # nobody is listening any more
             code = 0
         if code == 0:
             os.close(fd)
         else:
-            workers[fork(fd, list(workers.values()))] = fd
+            starts[fd][0] = 0.0
+            workers[fork(fd, list(workers.values()), starts[fd])] = fd
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), [int(fd) for fd in sys.argv[2:]])
+    main([int(fd) for fd in sys.argv[1:]])
