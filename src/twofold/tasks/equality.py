@@ -29,8 +29,11 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from latex2sympy2_extended.logic import And
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import QQ, Eq, Expr, Float, Integer, Intersection, Number, Rational, Set, Symbol, Union, ring, simplify, symbols
+from sympy import QQ, Basic, Eq, Expr, Float, I, Integer, Intersection, MatrixBase, Number, Rational, Set, Symbol, Union
+from sympy import ring, simplify, symbols
+from sympy.core.relational import Relational
 from sympy.parsing import sympy_parser
 
 MEMORY = 1 << 30  # bytes of address space a worker may have
@@ -53,6 +56,8 @@ JOINED = (
     ),
 )
 NUMERAL = re.compile(r"\d+|-?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?")
+APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])")
+DECIMAL = re.compile(r"-?\d*(?:\.(\d+))?")
 INEQUALITY = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|lt|gt)(?![A-Za-z])|!=")
 
 
@@ -64,15 +69,61 @@ def numeral(text: str, **_: Any) -> Number:
 
 
 def read(answer: str) -> list[Any]:
-    """Return the parsed answer, or [] if it cannot be read. Inequalities that "or" or "and" joins are read as one set."""
+    """Return the readings of an answer, or [] if it cannot be read. Inequalities that "or" or "and" joins are read as one set."""
     for word, join in JOINED:
         parts = word.split(answer)
         if len(parts) > 1 and INEQUALITY.search(answer):
             sets = [as_set(found[0]) if (found := read(part.strip(" ,"))) else None for part in parts]
             if None not in sets:
                 return [join(*sets)]
+    if APPROXIMATELY.search(answer):
+        return rounded(*(part.strip() for part in APPROXIMATELY.split(answer)))
     boxed = "\\boxed{" + answer + "}"
-    return parse(boxed, extraction_config=CONFIG, fallback_mode="no_fallback", parsing_timeout=None)
+    found = parse(boxed, extraction_config=CONFIG, fallback_mode="no_fallback", parsing_timeout=None)
+    return [value for one in found if (value := settled(named(one))) is not None]
+
+
+def named(found: Any) -> Any:
+    """Return what was read with one symbol for each name, and with the imaginary unit for i. The parser's depend on the text."""
+    symbols = found.free_symbols if isinstance(found, Basic | MatrixBase) else set()
+    names = {s: I if s.name == "i" else Symbol(s.name, real=True) for s in symbols if isinstance(s, Symbol)}
+    if all(symbol == name for symbol, name in names.items()):
+        return found
+    if isinstance(found, Relational):  # as it was read: nothing may decide that it is true or false
+        return found.func(named(found.lhs), named(found.rhs), evaluate=False)
+    if found.has(Relational):
+        return found.func(*map(named, getattr(found, "_unsorted_args", found.args)))
+    return found.xreplace(names)
+
+
+def rounded(*parts: str) -> list[Any]:
+    r"""Return the readings of "value \approx decimal", or [] if the decimal is not the rounded value: 5 \approx 6."""
+    found = [(part, values[0]) for part in parts if (values := read(part)) and not isinstance(values[0], Symbol)]
+    if not found or len(found) < len(parts) - 1:  # the name of the value may stand first
+        return []
+    exact = found[0][1]
+    for part, value in found[1:]:
+        decimal = DECIMAL.fullmatch(part)
+        distance = (value - exact).evalf(20) if isinstance(value, Expr) and isinstance(exact, Expr) else None
+        half = Rational(1, 2 * 10 ** len(decimal[1] or "")) if decimal else 0
+        if not (distance is not None and distance.is_comparable and abs(distance) <= half):
+            return []
+    return [value for _, value in found]
+
+
+def settled(found: Any) -> Any:
+    """Return what an equation or a chain of them says: 5 for 2+3=5, x=5 for 5=x and for x=2+3=5; None for 5=6, as it is not so."""
+    equations = found._unsorted_args if isinstance(found, And) else (found,)
+    if not all(isinstance(equation, Eq) for equation in equations):
+        return found
+    sides = [equations[0].lhs, *(equation.rhs for equation in equations)]
+    numbers = [side for side in sides if isinstance(side, Expr) and side.is_number]
+    if not all(agree(numbers[0], number, *DIGITS[False]) in (True, None) for number in numbers[1:]):
+        return None
+    others = [side for side in sides if side not in numbers]
+    if not others:
+        return numbers[-1]
+    return Eq(others[0], numbers[-1], evaluate=False) if numbers and len(others) == 1 else found
 
 
 def as_set(found: Any) -> Any:
@@ -90,20 +141,63 @@ def judge(gold: str, answer: str) -> str:
     golds = read(gold)
     if not golds:
         return "error"
-    answers = read(answer)
     percent = "%" in gold + answer  # 50% may stand for 50 and for 0.5
-    if not percent and all(differ_somewhere(g, a) for g in golds for a in answers):
-        return "wrong"
-    equal = verify(golds, answers, timeout_seconds=None, allow_set_relation_comp=True)
-    if equal and not percent:
-        equal = any(confirmed(g, a) for g in golds for a in answers)
-    return "correct" if equal else "wrong"
+    return "correct" if any(same(g, a, percent) for g in golds for a in read(answer)) else "wrong"
+
+
+def same(gold: Any, answer: Any, percent: bool) -> bool:
+    """Return whether two readings are equal: by values at points where they have any, else by math-verify and a second look."""
+    if isinstance(gold, Eq) and isinstance(answer, Eq):
+        if gold.lhs == answer.lhs:
+            return same(gold.rhs, answer.rhs, percent)
+        return multiples(gold.lhs - gold.rhs, answer.lhs - answer.rhs)
+    if not percent and differ_somewhere(gold, answer):
+        return False
+    numbers = not percent and all(isinstance(e, Expr) and e.is_number for e in (gold, answer))
+    if numbers and exact(gold, answer) and (alike := agree(gold, answer, *DIGITS[True])) is not None:
+        return alike
+    equal = verify([gold], [answer], timeout_seconds=None, allow_set_relation_comp=True)
+    if equal and numbers:  # math-verify rounds to 6 places, and takes all tiny numbers for equal
+        return gold == answer or agree(gold, answer, *DIGITS[False]) in (True, None)
+    return equal or bool(isinstance(gold, Relational) != isinstance(answer, Relational) and same_set(gold, answer))
+
+
+DIGITS = {True: (1e-50, 60), False: (1e-5, 15)}
+"""Relative tolerance, and digits that are computed, for exact formulas and for those with a decimal."""
+
+
+def exact(gold: Any, answer: Any) -> bool:
+    return not (gold.has(Float) or answer.has(Float))
+
+
+def same_set(gold: Any, answer: Any) -> bool:
+    """Return whether a relation and a chain of relations admit the same numbers: |x-1| < 2 and -1 < x < 3."""
+    relations = all(isinstance(e, Relational | And) for e in (gold, answer)) and gold.free_symbols == answer.free_symbols
+    found = as_set(gold) if relations else None
+    return found is not None and found == as_set(answer)
+
+
+def multiples(gold: Any, answer: Any) -> bool:
+    """Return whether two formulas that are set equal to 0 are one equation: the one is a number times the other."""
+    ratios = [ratio for point in POINTS if (ratio := at(point, 20, gold / answer, gold, answer)) is not None]
+    if len(ratios) == len(POINTS) and agree(*ratios, 1e-9) is False:
+        return False
+    ratio = simplify(gold / answer)
+    return bool(ratio.is_number and ratio.is_finite and ratio.is_zero is False)
 
 
 POINTS = (
     [Rational(k * k + 3, 7 * k + 5) for k in range(1, 40)],
     [Rational(5 * k + 3, 2 * k * k + 9) for k in range(1, 40)],
 )
+
+
+def at(point: list[Any], digits: int, formula: Any, *others: Any) -> Any:
+    """Return the value of a formula where its symbols, and those of the others, are the numbers of a point; None if it has none."""
+    symbols = sorted(set().union(*(f.free_symbols for f in (formula, *others))), key=lambda symbol: symbol.name)
+    # more than 39 symbols: some keep no value, so not a number
+    value = formula.evalf(digits, subs=dict(zip(symbols, point, strict=False)))
+    return value if value.is_number and value.is_finite else None
 
 
 def differ_somewhere(gold: Any, answer: Any) -> bool:
@@ -113,32 +207,24 @@ def differ_somewhere(gold: Any, answer: Any) -> bool:
     """
     if not all(isinstance(e, Expr) and not isinstance(e, Symbol) for e in (gold, answer)):
         return False
-    symbols = sorted(gold.free_symbols | answer.free_symbols, key=lambda symbol: symbol.name)
+    tolerance, digits = DIGITS[exact(gold, answer)]
     for point in POINTS:
-        values = dict(zip(symbols, point, strict=False))  # more than 39 symbols: some keep no value, so not a number
-        a, b = gold.evalf(15, subs=values), answer.evalf(15, subs=values)
-        if not (is_finite(a) and is_finite(b)):
-            return False
-        if abs(a - b) > 1e-5 * max(abs(a), abs(b)):
-            return True
+        a, b = at(point, digits, gold, answer), at(point, digits, answer, gold)
+        alike = None if a is None or b is None else agree(a, b, tolerance, digits)
+        if alike is not True:
+            return alike is False
     return False
 
 
-def confirmed(gold: Any, answer: Any) -> bool:
-    """Return whether two answers that math-verify calls equal are equal on a second look.
-
-    Numbers must agree relatively, because math-verify rounds to 6 places and takes all tiny numbers for equal. Two equations
-    must be multiples of one another, because math-verify compares only what it can solve for.
-    """
-    if gold == answer:
-        return True
-    if isinstance(gold, Eq) and isinstance(answer, Eq):
-        ratio = simplify((gold.lhs - gold.rhs) / (answer.lhs - answer.rhs))
-        return bool(ratio.is_number and ratio.is_finite and ratio.is_zero is False)
-    if all(isinstance(e, Expr) and e.is_number for e in (gold, answer)):
-        a, b = gold.evalf(20), answer.evalf(20)
-        return not (is_finite(a) and is_finite(b)) or bool(abs(a - b) <= 1e-6 * max(abs(a), abs(b)))
-    return True
+def agree(a: Any, b: Any, tolerance: float, digits: int = 20) -> bool | None:
+    """Return whether two numbers differ by no more than this share of the larger one; None if they have no finite values."""
+    if not (a.is_number and b.is_number):
+        return None
+    a, b = a.evalf(digits), b.evalf(digits)
+    try:
+        return bool(abs(a - b) <= tolerance * max(abs(a), abs(b))) if is_finite(a) and is_finite(b) else None
+    except TypeError:  # one of them keeps an unknown function
+        return None
 
 
 def is_finite(value: Any) -> bool:
