@@ -29,10 +29,27 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from latex2sympy2_extended.logic import And
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import QQ, Basic, Eq, Expr, Float, I, Integer, Intersection, MatrixBase, Number, Rational, Set, Symbol, Union
-from sympy import ring, simplify, symbols
+from sympy import (
+    QQ,
+    And,
+    Basic,
+    Eq,
+    Expr,
+    Float,
+    I,
+    Integer,
+    Intersection,
+    MatrixBase,
+    Number,
+    Rational,
+    Set,
+    Symbol,
+    Union,
+    ring,
+    simplify,
+    symbols,
+)
 from sympy.core.relational import Relational
 from sympy.parsing import sympy_parser
 
@@ -113,7 +130,7 @@ def rounded(*parts: str) -> list[Any]:
 
 def settled(found: Any) -> Any:
     """Return what an equation or a chain of them says: 5 for 2+3=5, x=5 for 5=x and for x=2+3=5; None for 5=6, as it is not so."""
-    equations = found._unsorted_args if isinstance(found, And) else (found,)
+    equations = getattr(found, "_unsorted_args", found.args) if isinstance(found, And) else (found,)
     if not all(isinstance(equation, Eq) for equation in equations):
         return found
     sides = [equations[0].lhs, *(equation.rhs for equation in equations)]
@@ -172,7 +189,9 @@ def exact(gold: Any, answer: Any) -> bool:
 
 def same_set(gold: Any, answer: Any) -> bool:
     """Return whether a relation and a chain of relations admit the same numbers: |x-1| < 2 and -1 < x < 3."""
-    relations = all(isinstance(e, Relational | And) for e in (gold, answer)) and gold.free_symbols == answer.free_symbols
+    relations = (
+        all(isinstance(e, Relational | And) for e in (gold, answer)) and gold.free_symbols == answer.free_symbols
+    )
     found = as_set(gold) if relations else None
     return found is not None and found == as_set(answer)
 
@@ -180,7 +199,7 @@ def same_set(gold: Any, answer: Any) -> bool:
 def multiples(gold: Any, answer: Any) -> bool:
     """Return whether two formulas that are set equal to 0 are one equation: the one is a number times the other."""
     ratios = [ratio for point in POINTS if (ratio := at(point, 20, gold / answer, gold, answer)) is not None]
-    if len(ratios) == len(POINTS) and agree(*ratios, 1e-9) is False:
+    if len(ratios) == len(POINTS) and agree(ratios[0], ratios[1], 1e-9) is False:
         return False
     ratio = simplify(gold / answer)
     return bool(ratio.is_number and ratio.is_finite and ratio.is_zero is False)
@@ -241,7 +260,7 @@ def refuse(event: str, args: tuple[Any, ...]) -> None:
         raise PermissionError(f"a grading worker tried {event}")
 
 
-def work(fd: int, start: memoryview) -> int:
+def work(fd: int, start: memoryview[float]) -> int:
     """Answer the requests on one socket; return the exit status. ``start[0]``: this process's seconds when a request begins."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     with open(fd, encoding="utf-8", closefd=False) as requests:
@@ -261,7 +280,7 @@ def work(fd: int, start: memoryview) -> int:
     return RECYCLE
 
 
-def fork(fd: int, others: list[int], start: memoryview) -> int:
+def fork(fd: int, others: list[int], start: memoryview[float]) -> int:
     """Start a worker on ``fd`` and return its pid. It closes the other workers' sockets, so that each sees its own one close."""
     pid = os.fork()
     if pid:
@@ -276,7 +295,20 @@ def fork(fd: int, others: list[int], start: memoryview) -> int:
 
 
 # sympy imports parts of itself late, which a worker may not do: all of these packages is imported at the start.
-LATE = ("calculus", "concrete", "functions", "integrals", "matrices", "ntheory", "physics.units", "polys", "series", "sets", "simplify", "solvers")
+LATE = (
+    "calculus",
+    "concrete",
+    "functions",
+    "integrals",
+    "matrices",
+    "ntheory",
+    "physics.units",
+    "polys",
+    "series",
+    "sets",
+    "simplify",
+    "solvers",
+)
 # It also compiles its own functions for polynomials when it meets the first one in so many variables.
 VARIABLES = 12
 # The first formula of a kind takes the LaTeX parser half a second where later ones take milliseconds. These pairs are judged

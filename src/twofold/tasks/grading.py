@@ -6,6 +6,10 @@ microseconds.
 (3) Ask math-verify, in a worker process that the kernel kills at the deadline (see ``equality``). Only a label comes
 back. A parsed expression never enters this process, where merely printing it could evaluate it and never end.
 
+The deadline runs on the clock from the moment when a worker gets the answer. There are more workers than processors, which
+they share: hostile answers end after the same time as one alone, and short ones beside them hardly wait. A worker that got
+too little of a processor (``SHARE``) decides nothing; the answer is tried again, up to ``PATIENCE`` deadlines in all.
+
     correct     1.0
     wrong       0.0    also an answer over MAX_ANSWER characters, or one that cannot be read
     no_answer   0.0
@@ -18,10 +22,11 @@ decimal (0.333333 for 1/3). ``42_5`` is the number 22. An answer with an ellipsi
 reference is. Unevaluated arithmetic counts (``3+4`` for 7), as in every public grader. Where writing down the sum must
 not earn the point, compare the numeral as well.
 
+A true equation between numbers stands for its value, 2+3=5 for 5; a false one, or a false rounding, is no answer: 5=6.
 50% equals 50 and 0.5. A word of three or more letters is a text, no product of letters.
 
 Known limits: units are dropped (10 cm equals 10 m and 10); and, kept from math-verify, ``(1,2)`` equals ``\{1,2\}`` and the
-open interval, 90 degrees is not pi/2, ``i^2`` is not -1, capital and small letters are one variable.
+open interval, 90 degrees is not pi/2 (but sin 90 degrees is 1), capital and small letters are one variable.
 
 Every function may be called from any thread; nothing touches this process's signals.
 """
