@@ -21,13 +21,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from twofold.tasks import grading
-
 THREADS = 1
 """Tiny tensors run slower on many threads. The tests that compare whole runs bit for bit need the same number in each."""
 torch.set_num_threads(THREADS)
-
-grading.NICE = 0  # a busy machine must not starve the tests of grading
 
 VOCABULARY = 512
 TEXT = """Please reason step by step, and put your final answer within \\boxed{}. Is this solution correct?

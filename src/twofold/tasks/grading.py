@@ -6,10 +6,14 @@ microseconds.
 (3) Ask math-verify, in a worker process that the kernel kills at the deadline (see ``equality``). Only a label comes
 back. A parsed expression never enters this process, where merely printing it could evaluate it and never end.
 
+The deadline runs on the clock from the moment when a worker gets the answer. There are more workers than processors, which
+they share: hostile answers end after the same time as one alone, and short ones beside them hardly wait. A worker that got
+too little of a processor (``SHARE``) decides nothing; the answer is tried again, up to ``PATIENCE`` deadlines in all.
+
     correct     1.0
     wrong       0.0    also an answer over MAX_ANSWER characters, or one that cannot be read
     no_answer   0.0
-    timeout     None   not decided within the deadline, which counts the worker's processor time
+    timeout     None   not decided within the deadline, on the clock, from the moment when a worker has the answer
     error       None   the reference cannot be read, or the worker died (memory)
 
 Policy. Numbers of any size are compared exactly, never to an absolute tolerance: 1/2^99 is not 1/2^98 and 7.4e-12 is
@@ -18,10 +22,11 @@ decimal (0.333333 for 1/3). ``42_5`` is the number 22. An answer with an ellipsi
 reference is. Unevaluated arithmetic counts (``3+4`` for 7), as in every public grader. Where writing down the sum must
 not earn the point, compare the numeral as well.
 
+A true equation between numbers stands for its value, 2+3=5 for 5; a false one, or a false rounding, is no answer: 5=6.
 50% equals 50 and 0.5. A word of three or more letters is a text, no product of letters.
 
 Known limits: units are dropped (10 cm equals 10 m and 10); and, kept from math-verify, ``(1,2)`` equals ``\{1,2\}`` and the
-open interval, 90 degrees is not pi/2, ``i^2`` is not -1, capital and small letters are one variable.
+open interval, 90 degrees is not pi/2 (but sin 90 degrees is 1), capital and small letters are one variable.
 
 Every function may be called from any thread; nothing touches this process's signals.
 """
@@ -39,8 +44,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -48,18 +54,22 @@ from twofold.text.extract import choice_letter, final_answer
 from twofold.text.notation import MAX_ANSWER, canonical, for_parser, number, same_time, words
 from twofold.types import Grade, Label
 
-WORKERS = min(8, max(2, os.cpu_count() or 2))
-NICE = 10
-"""The niceness of the workers: answers are graded while others are sampled, and sampling needs all processors."""
+WORKERS = 8
+"""More than many machines have processors: short answers share one with hostile answers, and do not queue behind them."""
 START = 120.0
-"""Seconds that the workers may take to start. No deadline runs during that time."""
+"""Seconds that the workers may take to start. No other deadline runs during that time."""
+SHARE = 1 / 8
+"""Share of the deadline that a worker must have had on a processor before its answer counts as undecided."""
+PATIENCE = 4
+"""Deadlines after which it does in any case."""
+LATE = 0.2
+"""Seconds behind the deadline after which a caller no longer waits to hear that its worker was killed."""
 GRACE = 120.0
-"""Seconds on the clock, beyond the deadline, after which a silent worker counts as broken. A deadline counts processor time,
-so it may expire late on a busy machine, where the workers give way to other processes."""
+"""Seconds behind the deadline after which a worker that is still silent counts as broken."""
 
 
 def grade(gold: str, text: str, *, deadline: float = 1.0) -> Grade:
-    r"""Grade the final answer of ``text`` against ``gold``. ``deadline`` is in seconds of processor time.
+    r"""Grade the final answer of ``text`` against ``gold``. ``deadline`` is in seconds, from when a worker has the answer.
 
     >>> grade("1/2", r"so it is \boxed{0.50}")
     Grade(reward=1.0, label='correct')
@@ -170,49 +180,96 @@ def stands_for(text: str, value: Fraction) -> bool:
 
 
 class Workers:
-    """Sockets to the worker processes. ``ask`` raises OSError when they are gone."""
+    """The worker processes, each with a socket and a thread of this process that hands it one answer after another."""
 
     def __init__(self, count: int) -> None:
         pairs = [socket.socketpair() for _ in range(count)]
         fds = [theirs.fileno() for _, theirs in pairs]
         # with -P no file of this folder hides a library; by its path the script runs without twofold being installed
-        command = [sys.executable, "-P", str(Path(__file__).with_name("equality.py")), str(NICE), *map(str, fds)]
+        command = [sys.executable, "-P", str(Path(__file__).with_name("equality.py")), *map(str, fds)]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=fds)
         self.sockets = [ours for ours, _ in pairs]
-        self.idle: queue.Queue[socket.socket] = queue.Queue()
-        self.tickets = itertools.count()
+        self.requests: queue.SimpleQueue[tuple[str, str, float, Future[Label]] | None] = queue.SimpleQueue()
+        self.lock = threading.Lock()
+        self.closed = False
         for ours, theirs in pairs:
             theirs.close()
-            self.idle.put(ours)
+            threading.Thread(target=self._serve, args=(ours,), daemon=True).start()
 
-    def ask(self, gold: str, answer: str, deadline: float, grace: float = GRACE) -> Label:
-        """Return a worker's label. Callers get the free workers in the order in which they ask.
+    def ask(self, gold: str, answer: str, deadline: float) -> Label:
+        """Return a worker's label. Answers are taken in the order in which they come. Raises OSError if the workers are gone."""
+        label: Future[Label] = Future()
+        with self.lock:
+            if self.closed:
+                raise ConnectionResetError("the grading workers were shut down")
+            self.requests.put((gold, answer, deadline, label))
+        return label.result()
 
-        The worker itself keeps the ``deadline``. After ``grace`` more seconds of silence it counts as broken.
+    def _serve(self, worker: socket.socket) -> None:
+        """Hand one request after another to a worker.
+
+        If the machine is so busy that even killing a worker takes more than ``LATE`` seconds, the caller is told ``timeout``,
+        and this thread waits until the worker has been heard of.
         """
-        worker = self.idle.get()
-        try:
-            drain(worker)
-            ticket = str(next(self.tickets))
-            worker.settimeout(deadline + grace)
-            worker.sendall(json.dumps([ticket, gold, answer, deadline]).encode() + b"\n")
-            while reply := worker.recv(4096).decode():
-                for line in reply.splitlines():
-                    *about, label = line.split()
-                    if about in ([], [ticket]):
-                        return label  # type: ignore[return-value]
-            raise ConnectionResetError("the grading workers are gone")
-        finally:
-            self.idle.put(worker)
+        tickets = map(str, itertools.count())
+        with worker:
+            while (request := self.requests.get()) is not None:
+                *asked, deadline, label = request
+                end = time.monotonic() + PATIENCE * deadline
+                try:
+                    try:
+                        label.set_result(decide(worker, tickets, asked, deadline, end))
+                    except TimeoutError:
+                        label.set_result("timeout")
+                        worker.settimeout(GRACE)
+                        worker.recv(4096)
+                except OSError as error:
+                    worker.close()  # whoever asks it next is told, and starts new workers
+                    if not label.done():
+                        label.set_exception(error)
 
     def close(self) -> None:
-        """End the processes. A worker that is busy ends at its deadline."""
+        """End the processes and the threads. What waits for an answer gets OSError."""
+        with self.lock:
+            self.closed = True
+            for _ in self.sockets:
+                self.requests.put(None)
         for ours in self.sockets:
-            with contextlib.suppress(OSError):  # wakes a thread that waits on it; may be disconnected already
+            with contextlib.suppress(OSError):  # wakes the thread that waits on it; may be disconnected already
                 ours.shutdown(socket.SHUT_RDWR)
-            ours.close()
         self.process.kill()
         self.process.wait()
+
+
+def decide(worker: socket.socket, tickets: Iterator[str], asked: list[str], deadline: float, end: float) -> Label:
+    """Return a worker's label. It is killed at the deadline, which begins now.
+
+    A worker that had less than ``SHARE`` of that time on a processor says more about the machine than about the answer: the
+    next one tries again, until it has had twice that, or until the ``end``. Raises TimeoutError if nothing comes by then.
+    """
+    drain(worker)
+    until, limit = time.monotonic() + deadline, deadline
+    for ticket in tickets:
+        worker.settimeout(max(end + LATE - time.monotonic(), 1e-3))
+        worker.sendall(json.dumps([ticket, *asked, until, limit]).encode() + b"\n")
+        label, seconds = receive(worker, ticket, end + LATE)
+        if label != "timeout" or seconds >= SHARE * deadline or until == end:
+            return label
+        until, limit = end, 2 * SHARE * deadline
+    raise AssertionError("tickets have no end")
+
+
+def receive(worker: socket.socket, ticket: str, until: float) -> tuple[Label, float]:
+    """Return the label of a request, and the processor time it took. Raises TimeoutError if there is none at that time."""
+    while True:
+        worker.settimeout(max(until - time.monotonic(), 1e-3))
+        reply = worker.recv(4096).decode()
+        if not reply:
+            raise ConnectionResetError("the grading workers are gone")
+        for line in reply.splitlines():
+            *about, label, seconds = line.split()
+            if about in ([], [ticket]):
+                return label, float(seconds)  # type: ignore[return-value]
 
 
 def drain(worker: socket.socket) -> None:
@@ -227,32 +284,36 @@ _lock = threading.Lock()
 _workers: Workers | None = None
 
 
-def warm() -> None:
+def warm() -> Workers:
     """Start the workers, if they are not running, and wait until they answer. Raises RuntimeError if they cannot start.
 
     ``grade`` calls this itself. Call it early so that loading sympy, which takes seconds, delays nothing.
     """
     global _workers
     with _lock:
-        if _workers is not None:
-            return
-        workers = Workers(WORKERS)
-        try:
-            workers.ask("x+1", "1+x", 10.0, grace=START)
-        except OSError as e:
-            workers.close()
-            raise RuntimeError(
-                f"the grading workers did not start ({e}); their own message is above. "
-                f"Try: {sys.executable} -c 'import math_verify'"
-            ) from e
-        _workers = workers
+        if _workers is None:
+            workers = Workers(WORKERS)
+            try:
+                failure = None if workers.ask("x+1", "1+x", START) == "correct" else f"no answer in {START:g} s"
+            except OSError as error:
+                failure = str(error)
+            if failure:
+                workers.close()
+                raise RuntimeError(
+                    f"the grading workers did not start ({failure}); their own message is above. "
+                    f"Try: {sys.executable} -c 'import math_verify'"
+                )
+            _workers = workers
+        return _workers
 
 
-def shutdown() -> None:
-    """End the workers. The next grade that needs them starts new ones. This is also done at exit."""
+def shutdown(which: Workers | None = None) -> None:
+    """End the workers, or these if they are still in use. The next grade starts new ones. This is also done at exit."""
     global _workers
     with _lock:
-        workers, _workers = _workers, None
+        workers = _workers if which in (None, _workers) else None
+        if workers is not None:
+            _workers = None
     if workers is not None:
         workers.close()
 
@@ -260,15 +321,13 @@ def shutdown() -> None:
 def ask_worker(gold: str, answer: str, deadline: float) -> Label:
     if deadline <= 0:
         raise ValueError(f"deadline must be a positive number of seconds, got {deadline}")
-    warm()
-    workers = _workers
-    if workers is None:  # shut down by another thread since
-        return "error"
-    try:
-        return workers.ask(for_parser(gold), for_parser(answer), deadline)
-    except OSError:  # killed, or silent long after the deadline: the next grade starts new workers
-        shutdown()
-        return "error"
+    for _ in range(2):  # once more if the workers were killed or shut down, which says nothing about this answer
+        workers = warm()
+        try:
+            return workers.ask(for_parser(gold), for_parser(answer), deadline)
+        except OSError:
+            shutdown(workers)
+    return "error"
 
 
 def _forget_after_fork() -> None:

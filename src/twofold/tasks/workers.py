@@ -22,8 +22,9 @@ from typing import Any, Literal
 from twofold.tasks import grading
 from twofold.types import Label, Problem
 
+PROCESSES = min(8, max(2, os.cpu_count() or 2))
 DEADLINE = 1.0
-"""Seconds of processor time that a call may take, as for the grader. What the file imports at its top is not counted."""
+"""Seconds of processor time that a call may take. What the file imports at its top is not counted."""
 WALL = 30.0
 """Seconds on the clock after which a call that waits for something is given up."""
 
@@ -43,7 +44,7 @@ class Workers:
         self.role, self.source = role, source
         self.broken = ""  # why the source cannot be loaded in a worker, once that is known
         self.idle: queue.Queue[Worker | None] = queue.Queue()
-        for _ in range(grading.WORKERS):
+        for _ in range(PROCESSES):
             self.idle.put(None)  # started when it is first needed
 
     def call(self, problem: Problem, text: str) -> Any:

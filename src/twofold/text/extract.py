@@ -67,6 +67,7 @@ def _boxed_answers(text: str) -> list[list[str]]:
     """
     text = text[-MAX_TAIL:]
     groups: list[list[str]] = []
+    forms: set[str] = set()  # of the last group
     last = inner = -1
     for start, content, end in sorted(_boxes(text), key=lambda box: box[2]):
         if start < inner:  # it holds the one before it
@@ -74,10 +75,12 @@ def _boxed_answers(text: str) -> list[list[str]]:
             continue
         answer = text[content:end].strip()
         if groups and start - last < 50 and _SEPARATOR.fullmatch(text, last + 1, start):
-            if canonical(answer) not in map(canonical, groups[-1]):
+            if canonical(answer) not in forms:
                 groups[-1].append(answer)
         else:
             groups.append([answer])
+            forms = set()
+        forms.add(canonical(answer))
         last, inner = end, content
     return groups
 

@@ -92,6 +92,7 @@ _NOTATION = _compiled(
     (r"(?<![A-Za-z\\])infinity(?![A-Za-z])", r"\\infty "),
     (rf"(?:(?<![A-Za-z\\])(?:np|math)\.)?(?<![A-Za-z\\])({_FUNCTIONS})(?![A-Za-z])", r"\\\1 "),
     (r"(?<![A-Za-z\\])sqrt ?\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"(\\sqrt(?: ?\[\w+\])?) ?(\d+)", r"\1{\2}"),
     (r"\*\*", "^"),
 )
 _POWER = re.compile(rf"(?<=\d) ?({_UPRIGHT} ?\{{)? ?\b({'|'.join(_POWERS)})\b")
@@ -235,6 +236,8 @@ _CONDITION = re.compile(
     rf"^[a-z]\s*\\in\s*\\mathbb\s*\{{?[ZNQR]\}}?\s*[,;]\s*|,?\s*(?:{_UPRIGHT}\s*\{{\s*,?\s*)?\b(?:where|with|for)\b.*|(?:,|\(|\s)\s*[a-z]\s*\\in\s*\\mathbb\s*\{{?[ZNQR]\}}?\)?$",
     re.DOTALL,
 )
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_DEGREES = re.compile(r"\{?(\d+(?:\.\d+)?)\}? ?\^ ?\\circ(?![A-Za-z])")
 _WORD = re.compile(r"[A-Za-z][A-Za-z .,'!?-]*")
 _LONG = re.compile(r"[A-Za-z]{3}")
 
@@ -315,6 +318,8 @@ def for_parser(answer: str) -> str:
     text = ", ".join(part if _OPEN.search(part) else without_unit(part) for part in text.split(", "))
     text = _SCRIPT.sub(r"\1\2", _ONE_LETTER.sub(r" \1 ", text))
     text = " ".join(_EULER_INDEX.sub(r"\\mathrm{\1}", text).split())
+    if _TRIGONOMETRIC.search(text):
+        text = _DEGREES.sub(r"(\\frac{\1}{180} \\pi)", text)
     if found := _BUILDER.fullmatch(text):
         text = found[2]
     return ", ".join(_ascending(part.strip()) for part in text.split(", "))
