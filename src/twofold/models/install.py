@@ -25,9 +25,13 @@ def install(model: Any) -> Any:
     token), and as the learner does (packed into one row, with what they share only once). Raises ValueError, which names the
     model's class, if the log-probs differ or the attention cannot be replaced.
     """
-    if isinstance(model, Llama) or model.config._attn_implementation == NAME:
-        return model  # ``Decoder`` runs a ``Llama``, always with this attention
+    if isinstance(model, Llama):
+        return model  # ``Decoder`` runs it, always with this attention
     from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attention)
+    if model.config._attn_implementation == NAME:
+        return model  # installed before, perhaps in another process
 
     name = type(model).__name__
     kinds = set(getattr(model.config, "layer_types", None) or []) - {"full_attention", *WINDOWS}
@@ -37,7 +41,6 @@ def install(model: Any) -> Any:
     ids_2_4 = torch.tensor([[0, 1, 2, 3], [0, 4, 5, 6]], device=model.device) + 7
     expected = _expected(model, ids_2_4)
     replace_norms(model)
-    AttentionInterface.register(NAME, attention)
     model.set_attn_implementation(NAME)
     if model.config._attn_implementation != NAME:
         raise ValueError(f"{name} has an attention of its own, which twofold cannot replace")
