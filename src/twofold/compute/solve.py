@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 
 from twofold.compute.backtrack import backtracking
 from twofold.compute.cost import Cost, Made
@@ -108,6 +108,7 @@ def solve(
     A problem's ``cost.seconds`` are its shares of the rounds it took part in.
     """
     chat = plan.judge.asking(chat)  # makers may ask for verdicts too
+    same = same and cache(same)  # a stopping rule looks at the same answers after every round
     sampling = plan.sampling(chat)
     works = [
         _Work(p, Cost(prompt=len(chat.prompt(p))), sampling.max_tokens, partial(classes, same=same, form=form))

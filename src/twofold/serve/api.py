@@ -165,8 +165,7 @@ def _handle_errors(api: FastAPI) -> None:
     """Make every error a reply in OpenAI's shape."""
 
     def reply(refused: Refused) -> JSONResponse:
-        wait = refused.retry_after
-        return JSONResponse(refused.body, refused.status, {} if wait is None else {"retry-after": str(wait)})
+        return JSONResponse(refused.body, refused.status, refused.headers)
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -10,10 +10,9 @@ from typing import Any
 
 from twofold.compute.plan import Plan, parse, settings
 from twofold.compute.rules import RULES
-from twofold.compute.select import Same
 from twofold.serve import jobs
 from twofold.serve.detokenize import StopStrings
-from twofold.serve.jobs import Answer
+from twofold.serve.jobs import Answer, Same
 from twofold.serve.scheduler import RequestEngine, RequestState
 from twofold.serve.schema import MAX_SAMPLES, MAX_TOKENS, ChatRequest, Refused, Request, TextRequest
 from twofold.text.chat import Chat

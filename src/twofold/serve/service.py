@@ -11,8 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from twofold.compute.select import Same
-from twofold.serve.jobs import Answer
+from twofold.serve.jobs import Answer, Same
 from twofold.serve.metrics import Metrics
 from twofold.serve.scheduler import Cancelled, RequestEngine, RequestState, Scheduler
 from twofold.serve.schema import Refused

@@ -32,6 +32,7 @@ import atexit
 import contextlib
 import itertools
 import json
+import math
 import os
 import queue
 import re
@@ -39,7 +40,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -53,6 +54,10 @@ NICE = 10
 """The niceness of the workers: answers are graded while others are sampled, and sampling needs all processors."""
 START = 120.0
 """Seconds that the workers may take to start. No deadline runs during that time."""
+LOOK = 0.1
+"""Seconds between two looks at whether a caller that waits for a worker still has time."""
+SHORTEST = 0.001
+"""The shortest deadline."""
 GRACE = 120.0
 """Seconds on the clock, beyond the deadline, after which a silent worker counts as broken. A deadline counts processor time,
 so it may expire late on a busy machine, where the workers give way to other processes."""
@@ -111,9 +116,13 @@ def as_grade(label: Label) -> Grade:
     return Grade({"correct": 1.0, "wrong": 0.0, "no_answer": 0.0}.get(label), label)
 
 
-def equal(gold: str, answer: str, *, deadline: float = 1.0) -> Label:
-    """Return the label of an answer that has been extracted already."""
-    return equal_exactly(gold, answer) or ask_worker(gold, answer, deadline)
+def equal(gold: str, answer: str, *, deadline: float = 1.0, left: Callable[[], float] = lambda: math.inf) -> Label:
+    """Return the label of an answer that has been extracted already.
+
+    ``left`` returns the seconds that the caller still has. When they are over, also while this waits for a free worker, the
+    label is ``timeout``, unless the answer is decided exactly.
+    """
+    return equal_exactly(gold, answer) or ask_worker(gold, answer, deadline, left)
 
 
 # --- in this process --------------------------------------------------------------------------------------------------
@@ -185,12 +194,24 @@ class Workers:
             theirs.close()
             self.idle.put(ours)
 
-    def ask(self, gold: str, answer: str, deadline: float, grace: float = GRACE) -> Label:
+    def ask(
+        self,
+        gold: str,
+        answer: str,
+        deadline: float,
+        grace: float = GRACE,
+        left: Callable[[], float] = lambda: math.inf,
+    ) -> Label:
         """Return a worker's label. Callers get the free workers in the order in which they ask.
+
+        A caller that has no time ``left`` gets no worker. One that has little gets it for no longer.
 
         The worker itself keeps the ``deadline``. After ``grace`` more seconds of silence it counts as broken.
         """
-        worker = self.idle.get()
+        worker = self._free(left)
+        if worker is None:
+            return "timeout"
+        deadline = min(deadline, max(left(), SHORTEST))
         try:
             drain(worker)
             ticket = str(next(self.tickets))
@@ -204,6 +225,13 @@ class Workers:
             raise ConnectionResetError("the grading workers are gone")
         finally:
             self.idle.put(worker)
+
+    def _free(self, left: Callable[[], float]) -> socket.socket | None:
+        """Wait for a free worker; return None if no time is ``left``, which is looked at every ``LOOK`` seconds."""
+        while left() > 0:
+            with contextlib.suppress(queue.Empty):
+                return self.idle.get(timeout=None if left() == math.inf else LOOK)
+        return None
 
     def close(self) -> None:
         """End the processes. A worker that is busy ends at its deadline."""
@@ -257,7 +285,7 @@ def shutdown() -> None:
         workers.close()
 
 
-def ask_worker(gold: str, answer: str, deadline: float) -> Label:
+def ask_worker(gold: str, answer: str, deadline: float, left: Callable[[], float] = lambda: math.inf) -> Label:
     if deadline <= 0:
         raise ValueError(f"deadline must be a positive number of seconds, got {deadline}")
     warm()
@@ -265,7 +293,7 @@ def ask_worker(gold: str, answer: str, deadline: float) -> Label:
     if workers is None:  # shut down by another thread since
         return "error"
     try:
-        return workers.ask(for_parser(gold), for_parser(answer), deadline)
+        return workers.ask(for_parser(gold), for_parser(answer), deadline, left=left)
     except OSError:  # killed, or silent long after the deadline: the next grade starts new workers
         shutdown()
         return "error"
