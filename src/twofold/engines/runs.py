@@ -66,7 +66,7 @@ class NativeRun:
     def begin(self, decoding: Decoding) -> None:
         """Take the samples of a part, which grow in the run's own lists from now on."""
         rows = [i * self.n + j for i in decoding.part.indices for j in range(self.n)]
-        decoding.tokens, decoding.logprobs = ([lists[r] for r in rows] for lists in (self.tokens, self.logprobs))
+        decoding.tokens, decoding.logprobs = [self.tokens[r] for r in rows], [self.logprobs[r] for r in rows]
         self.decodings.append(decoding)
 
 

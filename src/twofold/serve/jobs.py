@@ -43,6 +43,14 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Job:
+    """The work of a request, done by ``run``. ``tokens`` is the size of its prompts."""
+
+    run: Callable[[RequestEngine], Answer]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     choices: list[Choice]
     cost: Cost
