@@ -88,8 +88,7 @@ def sample(
             tokens, text = c.tokens, stops.cut(stops.decode(c.tokens))
         scores = ([*head[0], *tail[0]], [*head[1], *tail[1]])
         choices.append(Choice(text, c.finish, tokens, *scores, start=0 if echo else len(before)))
-    generated = sum(len(row) for progress in engine.progress for row in progress.tokens)
-    cost = Cost(sum(map(len, prompts)), generated, 0, engine.discarded, time.monotonic() - began)
+    cost = Cost(sum(map(len, prompts)), engine.generated, 0, engine.discarded, time.monotonic() - began)
     return Answer(choices, cost, time.monotonic() >= engine.state.deadline)
 
 

@@ -188,6 +188,11 @@ class RequestEngine:
         groups = self.scheduler.execute(Call(self, lambda: self.session.start(prompts, sampling), rows, sampling))
         return report_all(groups, finished)
 
+    @property
+    def generated(self) -> int:
+        """The tokens of all samples so far, with those that were discarded."""
+        return sum(len(row) for progress in self.progress for row in progress.tokens)
+
     def close(self) -> None:
         """Free what the session holds. No call may follow."""
         del self.session

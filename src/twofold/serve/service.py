@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -18,6 +20,10 @@ from twofold.serve.metrics import Metrics
 from twofold.serve.scheduler import Cancelled, RequestEngine, RequestState, Scheduler
 from twofold.serve.schema import Refused
 from twofold.text.chat import Chat
+
+LARGE = 1 << 14
+"""The tokens of a request, prompts and samples, from which on its memory is given back to the system when it has ended."""
+_libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +200,8 @@ class Service:
     def _forget(self, request: ActiveRequest, future: asyncio.Future[Any], expiry: asyncio.TimerHandle) -> None:
         expiry.cancel()
         self.requests.discard(request)
+        if request.tokens + request.engine.generated > LARGE:  # in a moment, when the scheduler has let go of it, too
+            future.get_loop().call_later(1.0, _give_memory_back)
         if not future.cancelled():
             self._throughput.count(request.tokens)
             future.exception()  # mark it as seen, or asyncio logs the error of a request whose client has left
@@ -204,3 +212,9 @@ def _wake(loop: asyncio.AbstractEventLoop, request: ActiveRequest) -> None:
     if not request.progress.is_set():
         with suppress(RuntimeError):  # the event loop is closed after a second SIGTERM; then nobody waits
             loop.call_soon_threadsafe(request.progress.set)
+
+
+def _give_memory_back() -> None:
+    """Return freed memory to the system, which glibc keeps for the next large request."""
+    if hasattr(_libc, "malloc_trim"):
+        threading.Thread(target=_libc.malloc_trim, args=(0,)).start()
