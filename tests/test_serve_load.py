@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from serving import Served, chat_body, serving, until
 
 from twofold import run
-from twofold.compute.plan import Plan
+from twofold.compute.judge import ASKED
+from twofold.compute.plan import Plan, settings
+from twofold.compute.rules import RULES
 from twofold.compute.solve import solve
 from twofold.engines.base import DeadlinePassed
 from twofold.engines.native import NativeEngine
 from twofold.models.kv import KV
 from twofold.run import Model, load
 from twofold.serve import server, service
+from twofold.serve.parse import PLAN_LIMITS, read_plan
+from twofold.serve.schema import MAX_TOKENS, Refused
 from twofold.serve.service import Limits, Throughput
 from twofold.tasks import grading
 from twofold.types import Sampling
@@ -209,7 +220,7 @@ def gone(connection: socket.socket) -> bool:
 
 
 def test_prompts_under_way_have_so_many_tokens_and_no_more(model: Model) -> None:
-    with serving(model, Limits(tokens=6000)) as served:
+    with serving(model, Limits(prompt_tokens=6000)) as served:
         alone = served.open(TEXTS, large(4))  # 8000 tokens: a request alone may have more
         until(lambda: len(served.service.requests) == 1)
         status, reply, headers = served.ask(TEXTS, {**large(1, 1000)})
@@ -411,7 +422,49 @@ def test_the_grader_stops_when_its_caller_has_no_time() -> None:
     for worker in taken:
         workers.idle.put(worker)
     assert grading.equal("x+1", "1+x", left=lambda: 60) == "correct"
-    assert grading.equal("x", "9^{9^{9}}", left=lambda: 0.2) == "timeout"
+    assert grading.equal("5", "9^{9^{9^{9}}}", left=lambda: 0.2) == "timeout"
+
+
+# Plans ----------------------------------------------------------------------------------------------------------------
+
+
+def options() -> Iterator[str]:
+    """Yield the short forms of plans with every option of every part at the ends of its range and beyond."""
+    hints = get_type_hints(Plan)
+    heads = [f"weighted-4:{part}={kind().name}" for part in ("make", "stop") for kind in get_args(hints[part])]
+    heads += [f"weighted-4:judge={name}" for name in ASKED] + [f"{rule}-4:seed=1" for rule in RULES]
+    seen = set()
+    for head in heads:
+        for place, value, _ in settings(run.parse(head)):
+            most = PLAN_LIMITS.get(place, PLAN_LIMITS.get(place.rpartition(".")[2], MAX_TOKENS))
+            numbers = [0, -1, 0.5, most, most + 1, "nan", "inf", "9" * 30]
+            lists = ["[]", "[0]", "[-1,3]", "x", '""']
+            for v in lists if isinstance(value, str | tuple) else numbers:
+                if (key := (place, v, head if place.startswith(("make", "stop")) else "")) not in seen:
+                    seen.add(key)
+                    yield f"{head},{place}={v}"
+
+
+def test_every_option_of_a_plan_has_its_range() -> None:
+    """A plan is read or refused with an error that says why, never with another error."""
+    read = refused = 0
+    for spec in options():
+        try:
+            read_plan(spec)
+            read += 1
+        except Refused as error:
+            assert error.status == 400 and error.message
+            refused += 1
+    assert read > 80 and refused > 250
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_what_is_in_its_range_can_be_run(served: Served) -> None:
+    """The server answers such a plan, or says why it cannot run."""
+    answers = [served.ask(CHAT, chat_body(plan=spec, max_tokens=6, seed=1, timeout=20)) for spec in options()]
+    assert {status for status, _, _ in answers} == {200, 400}
+    assert sum(status == 200 for status, _, _ in answers) > 100
 
 
 # What there is at the deadline ----------------------------------------------------------------------------------------
@@ -484,3 +537,99 @@ def test_nothing_of_a_request_outlives_it(served: Served, monkeypatch: pytest.Mo
         assert len(made) >= 8
     finally:
         gc.enable()
+
+
+# Overload -------------------------------------------------------------------------------------------------------------
+
+PHASE, PHASES = 15.0, 4
+"""Seconds at capacity, and then in overload, and how often: what else the machine does is the same for both."""
+CONCURRENT, QUEUE = 8, 8
+
+
+@dataclass
+class Reply:
+    status: int
+    seconds: float
+    retry_after: int
+
+
+async def ask(port: int, seed: int) -> Reply:
+    """Send one request on a connection of its own."""
+    began = time.monotonic()
+    body = json.dumps(chat_body(seed=seed, max_tokens=40, ignore_eos=True)).encode()
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(head.encode() + b"connection: close\r\n\r\n" + body)
+    reply = await reader.read()
+    writer.close()
+    after = re.search(rb"retry-after: (\d+)", reply)
+    return Reply(int(reply[9:12]), time.monotonic() - began, int(after[1]) if after else 0)
+
+
+async def at_capacity(port: int) -> list[Reply]:
+    """Fill every place of the server and no more."""
+    end, replies = time.monotonic() + PHASE, []
+
+    async def client(seed: int) -> None:
+        while time.monotonic() < end:
+            replies.append(await ask(port, seed))
+
+    await asyncio.gather(*(client(i) for i in range(CONCURRENT + QUEUE)))
+    return replies
+
+
+async def at_rate(port: int, rate: float) -> list[Reply]:
+    """Send requests at a rate, whatever the replies are."""
+    began, asked = time.monotonic(), []
+    for i in range(int(PHASE * rate)):
+        await asyncio.sleep(began + i / rate - time.monotonic())
+        asked.append(asyncio.create_task(ask(port, i)))
+    return await asyncio.gather(*asked)
+
+
+def p99(replies: list[Reply]) -> float:
+    return sorted(reply.seconds for reply in replies)[len(replies) * 99 // 100]
+
+
+def megabytes(pid: int) -> int:
+    """Return the resident memory of a process."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) // 1024  # type: ignore[index]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_overload_does_not_slow_down_what_is_accepted() -> None:
+    """At ten times the capacity, the accepted requests take as long as at capacity, the others are refused at once."""
+    places = ["--concurrent", str(CONCURRENT), "--queue", str(QUEUE)]
+    code = [sys.executable, "-m", "twofold.cli", "serve", "tiny", "--port", "0", *places]
+    environment = os.environ | {"PYTHONPATH": str(Path(run.__file__).parents[1])}
+    one = subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    try:
+        assert one.stdout is not None
+        port = int(one.stdout.readline().split("/v1")[0].rsplit(":")[-1])
+        full, flood, memory = [], [], []
+        for _ in range(PHASES):
+            now = asyncio.run(at_capacity(port))
+            memory.append(megabytes(one.pid))
+            flood += asyncio.run(at_rate(port, 10 * len(now) / PHASE))
+            full += now
+        memory.append(megabytes(one.pid))
+    finally:
+        one.kill()
+        one.communicate()
+    accepted = [reply for reply in flood if reply.status == 200]
+    refused = [reply for reply in flood if reply.status == 429]
+    print(
+        f"at capacity {len(full) / PHASE / PHASES:.1f}/s, p99 {p99(full):.2f} s; of {len(flood)} at ten times that {len(accepted)} were "
+        f"accepted, p99 {p99(accepted):.2f} s, {len(refused)} refused, p99 {p99(refused) * 1000:.0f} ms, to come back after "
+        f"{min(r.retry_after for r in refused)} to {max(r.retry_after for r in refused)} s; memory {memory} MB"
+    )
+    assert {reply.status for reply in full} == {200}
+    assert len(accepted) + len(refused) == len(flood) and len(accepted) > 0.6 * len(full)
+    assert p99(accepted) <= 1.2 * p99(full)
+    assert p99(refused) <= 0.1
+    rate = len(full) / PHASE / PHASES
+    assert all(1 <= r.retry_after <= 2 + 3 * QUEUE / rate for r in refused), "the time in which the queue is worked off"
+    assert memory[-1] <= memory[0] + 20

@@ -30,14 +30,14 @@ _libc = ctypes.CDLL(None)
 class Limits:
     """The limits of a server.
 
-    ``concurrent`` requests run at once and ``queue`` more may wait. The prompts of them all have at most ``tokens`` tokens, unless
-    it is one request alone. ``body`` is the most bytes of a request's body. Requests still running ``seconds`` after they came,
+    ``concurrent`` requests run at once and ``queue`` more may wait. The prompts of them all have at most ``prompt_tokens`` tokens,
+    unless it is one request alone. ``body`` is the most bytes of a request's body. Requests still running ``seconds`` after they came,
     or ``grace`` seconds after SIGTERM, are answered with what they have.
     """
 
     concurrent: int = 64
     queue: int = 64
-    tokens: int = 1 << 17
+    prompt_tokens: int = 1 << 17
     body: int = 1 << 20
     grace: float = 30.0
     seconds: float = 600.0
@@ -132,7 +132,7 @@ class Service:
 
     def begin(self, job: Job, state: RequestState) -> ActiveRequest:
         """Let a request in and start its job. Raises Refused if the prompts of all have too many tokens."""
-        over = sum(r.tokens for r in self.requests) + job.tokens - self.limits.tokens
+        over = sum(r.tokens for r in self.requests) + job.tokens - self.limits.prompt_tokens
         if self.requests and over > 0:
             message = f"the prompts of the requests under way have too many tokens to add {job.tokens}: try again later"
             raise Refused(429, message, "overloaded", retry_after=self.retry_after(over))
