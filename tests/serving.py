@@ -49,7 +49,7 @@ class Served:
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         sent = json.dumps(body).encode()
         key = f"authorization: Bearer {self.key}\r\n" if self.key else ""
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\n{key}content-type: application/json\r\ncontent-length: {len(sent)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\n{key}content-type: application/json\r\ncontent-length: {len(sent)}\r\n\r\n"
         connection.sendall(head.encode() + sent)
         return connection
 

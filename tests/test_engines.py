@@ -294,6 +294,118 @@ def test_calls_taken_token_by_token_in_company_are_calls_alone(pair: Pair) -> No
     assert spent(two, lambda: two.logprobs([text], [[50]]))[1] == len(text), "and shares it with no other"
 
 
+def stepped(engine: NativeEngine, runs: list[Any], each: Any = lambda: None) -> None:
+    """Advance the runs to their ends, and do ``each`` after every step."""
+    while not all(run.done for run in runs):
+        engine.step(runs)
+        each()
+
+
+LENGTHY = [[7, 8, *range(60, 130)], [5, 6], [9, *range(20, 57)], list(range(200, 216)), [300, 301]]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_prompts_run_in_chunks_give_what_whole_ones_give(pair: Pair, n: int) -> None:
+    """A step has 16 tokens, so a prompt of 72 runs in nine chunks of 8 and short ones run together."""
+    sampling = replace(ROLLOUT, n=n, temperature=0.8)
+    engine = NativeEngine(pair.ours, step_tokens=16)
+    session = engine.session()
+    run = session.start(LENGTHY, sampling)
+    stepped(engine, [run])
+    alone = NativeEngine(pair.ours).generate(LENGTHY, sampling)
+    assert tokens_of(run.results) == tokens_of(alone)
+    assert logprobs_of(run.results) == near(logprobs_of(alone))
+    for prompt, group in zip(LENGTHY, run.results, strict=True):
+        assert group[0].logprobs == near(full_forward(pair.plain, prompt, group[0].tokens, 0.8))
+    asked = [[*p, *c.tokens, 400, 401] for p, group in zip(LENGTHY, run.results, strict=True) for c in group]
+    scores = session.score(asked, [[50]] * len(asked), 1.0, 0)
+    stepped(engine, [scores])
+    want = NativeEngine(pair.ours).logprobs(asked, [[50]] * len(asked))
+    assert [x for logprobs, _ in scores.results for x in logprobs] == near([x for row in want for x in row])
+    assert session.usage.reused > sum(map(len, LENGTHY)), "it read the caches"
+
+
+def test_texts_scored_in_chunks_are_scored_whole(pair: Pair) -> None:
+    """The chunks end within a prompt, at its end, and within a continuation, which two of the texts share."""
+    engine = NativeEngine(pair.ours, step_tokens=16)
+    prompts = [LENGTHY[0], LENGTHY[0], LENGTHY[2][:8], [5], [4, 4]]
+    continuations = [LENGTHY[2], [*LENGTHY[2][:-1], 99], list(range(100, 130)), [], [1, 2]]
+    run = engine.score(prompts, continuations, 0.7, 2)
+    stepped(engine, [run])
+    want = NativeEngine(pair.ours).scored(prompts, continuations, 0.7, 2)
+    assert [len(tops) for _, tops in run.results] == [*map(len, continuations)]
+    for (found, tops), (scores, best) in zip(run.results, want, strict=True):
+        assert found == near(scores)
+        assert [[*x] for x in tops] == [[*x] for x in best]
+
+
+def test_a_step_has_no_more_tokens_than_it_may(pair: Pair) -> None:
+    engine = NativeEngine(pair.ours, step_tokens=24)
+    sessions = [engine.session() for _ in range(3)]
+    runs = [s.start(LENGTHY, replace(ROLLOUT, n=2)) for s in sessions]
+    runs.append(sessions[0].score([LENGTHY[0]] * 2, [[1, 2], [3, 4]], 1.0, 0))
+    before, most = 0, []
+
+    def count() -> None:
+        nonlocal before
+        now = engine.usage.computed + sum(s.usage.computed for s in sessions)
+        most.append(now - before)
+        before = now
+
+    stepped(engine, runs, count)
+    rows = 3 * 2 * len(LENGTHY)  # at most; these leave the prompts half of the tokens
+    assert 12 < max(most) <= rows + 12 and max(most[:5]) <= 24
+    assert len(most) > 3 * sum(map(len, LENGTHY)) // 24
+
+
+def test_a_short_call_does_not_wait_for_a_long_one(pair: Pair) -> None:
+    """Whoever comes first: calls take turns, chunk by chunk."""
+    engine = NativeEngine(pair.ours, step_tokens=16)
+    long = engine.session().start([list(range(5, 505))] * 2, Sampling(max_tokens=2))  # 125 chunks
+    engine.step([long])
+    others = [engine.session().start([[9, 8, 7 + i]], Sampling(max_tokens=2)) for i in range(3)]
+    short = engine.session().score([[1, 2, 3]], [[4, 5]], 1.0, 0)
+    for _ in range(6):
+        engine.step([long, *others, short])
+    assert all(run.done for run in (*others, short)) and not long.tokens[0]
+    stepped(engine, [long])
+    assert tokens_of(long.results) == tokens_of(
+        NativeEngine(pair.ours).generate([list(range(5, 505))] * 2, Sampling(max_tokens=2))
+    )
+
+
+def test_exact_mode_keeps_its_bits_in_steps(pair: Pair) -> None:
+    engine = NativeEngine(pair.ours, exact=True, step_tokens=16)
+    one, two = engine.session(), engine.session()
+    runs = [one.start(LENGTHY, ROLLOUT), two.start(PROMPTS, SHORT)]
+    stepped(engine, runs)
+    assert [run.results for run in runs] == [
+        pair.engine("exact").generate(*x) for x in ((LENGTHY, ROLLOUT), (PROMPTS, SHORT))
+    ]
+    asked = [[*p, 400, 401] for p in LENGTHY]
+    scores = two.score(asked, [[50, 51]] * 5, 1.0, 0)
+    stepped(engine, [scores])
+    assert [x for x, _ in scores.results] == pair.engine("exact").logprobs(asked, [[50, 51]] * 5)
+
+
+def test_a_call_that_fails_while_its_prompts_run_fails_alone(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, extend = NativeEngine(pair.ours, step_tokens=16), NativeEngine._extend
+
+    def full(self: NativeEngine, kv: Any, pieces: Any) -> torch.Tensor:
+        if any(511 in piece for piece in pieces):
+            raise MemoryError("no room")
+        return extend(self, kv, pieces)
+
+    monkeypatch.setattr(NativeEngine, "_extend", full)
+    bad = [engine.session().start([[5] * 30 + [511]], ROLLOUT), engine.session().score([[511, 6]], [[7]], 1.0, 0)]
+    good = engine.session().start(PROMPTS, ROLLOUT)
+    stepped(engine, [bad[0], good, bad[1]])
+    assert tokens_of(good.results) == tokens_of(NativeEngine(pair.ours).generate(PROMPTS, ROLLOUT))
+    for run in bad:
+        with pytest.raises(MemoryError):
+            _ = run.results
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_confidence_of_tokens_by_a_full_forward_pass(pair: Pair, tracing: Engine, temperature: float) -> None:
     """At temperature 1, confidence is minus the mean ln p of the 3 likeliest and certainty is KL(uniform || p)."""

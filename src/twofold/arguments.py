@@ -208,6 +208,10 @@ def _add_use(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--queue", metavar="N", type=_number(Whole), default=64, help="further requests that may wait (%(default)s)"
     )
     sub.add_argument(
+        "--prompt-tokens", metavar="N", type=_number(Count), default=131072,
+        help="tokens that the prompts of all these requests may have together (%(default)s)",
+    )  # fmt: skip
+    sub.add_argument(
         "--grace", metavar="SECONDS", type=_number(NonNegative), default=30.0,
         help="seconds for running requests to finish after SIGTERM (%(default)s)",
     )  # fmt: skip

@@ -228,8 +228,10 @@ def _solve(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _serve(args: argparse.Namespace, rest: list[str]) -> int:
     import logging
+    from concurrent.futures import ThreadPoolExecutor
 
     from twofold import run
+    from twofold.tasks import grading
 
     try:
         from twofold.serve.server import read_key, serve
@@ -241,8 +243,12 @@ def _serve(args: argparse.Namespace, rest: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     for name in ("uvicorn", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    limits = Limits(concurrent=args.concurrent, queue=args.queue, grace=args.grace)
-    serve(run.service(_model(args), limits), args.host, args.port, key)
+    limits = Limits(args.concurrent, args.queue, args.prompt_tokens, grace=args.grace)
+    with ThreadPoolExecutor(1) as thread:
+        warming = thread.submit(grading.warm)  # takes seconds, which no request should wait for
+        service = run.service(_model(args), limits)
+        warming.result()
+    serve(service, args.host, args.port, key)
     return 0
 
 

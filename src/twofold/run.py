@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -174,12 +175,13 @@ def solve_many(model: Model, problems: Sequence[str], plan: Plan | str | None = 
 
 
 @lru_cache(maxsize=100_000)  # a server sees answers for ever
-def same(a: str, b: str) -> bool:
+def same(a: str, b: str, left: Callable[[], float] = lambda: math.inf) -> bool:
     """Return whether the grader finds two answers mathematically equal. If it cannot decide in time, they are not.
 
-    Two texts of letters are not, unless they are one: whether they are words or products is not known here.
+    ``left`` returns the seconds that the caller still has. Two texts of letters are not equal, unless they are one: whether they
+    are words or products is not known here.
     """
-    return a == b or (not (a.isalpha() and b.isalpha()) and equal(a, b) == "correct")
+    return a == b or (not (a.isalpha() and b.isalpha()) and equal(a, b, left=left) == "correct")
 
 
 def service(model: Model, limits: Limits | None = None) -> Service:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 
 from twofold.compute.backtrack import backtracking
 from twofold.compute.cost import Cost, Made
@@ -18,13 +18,13 @@ from twofold.compute.rules import Seen, rule_named
 from twofold.compute.search import beam, dvts, particles, rebase
 from twofold.compute.select import Same, classes, select, settled
 from twofold.compute.think import correction, forcing
-from twofold.engines.base import Engine
+from twofold.engines.base import DeadlinePassed, Engine
 from twofold.maths.confidence import trace
 from twofold.maths.seeds import derive
 from twofold.maths.stopping import Lengths, Number, rounds
 from twofold.text.chat import Chat
 from twofold.text.notation import canonical
-from twofold.types import Candidate, Finish
+from twofold.types import Candidate, Finish, Sampling
 
 MAKERS: dict[str, Callable[..., list[Made]]] = {
     "prune": prune, "deepconf_online": deepconf_online, "forcing": forcing, "correction": correction,
@@ -106,13 +106,29 @@ def solve(
 
     All problems advance together: a round is one ``generate`` and at most one judging call for those that have not stopped.
     A problem's ``cost.seconds`` are its shares of the rounds it took part in.
+
+    If the engine raises ``DeadlinePassed``, the answer is made from what there is: of samples without a verdict by majority.
+    It is raised again if there are no samples.
     """
     chat = plan.judge.asking(chat)  # makers may ask for verdicts too
+    same = same and cache(same)  # a stopping rule looks at the same answers after every round
     sampling = plan.sampling(chat)
     works = [
         _Work(p, Cost(prompt=len(chat.prompt(p))), sampling.max_tokens, partial(classes, same=same, form=form))
         for p in problems
     ]
+    try:
+        _work(engine, chat, works, plan, sampling)
+    except DeadlinePassed:
+        if not any(work.group for work in works):
+            raise
+        if plan.judged and not any(score is not None for work in works for score in work.scores):
+            plan = replace(plan, rule="majority")  # there was no time for verdicts
+    return [_solution(plan, work) for work in works]
+
+
+def _work(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, sampling: Sampling) -> None:
+    """Make the candidates and judge them."""
     if isinstance(plan.stop, Lengths):
         _lengthen(engine, chat, works, plan, plan.stop)
     elif isinstance(plan.make, Independent):
@@ -120,12 +136,11 @@ def solve(
     else:
         began = time.monotonic()
         also = {"traces": plan.traces} if isinstance(plan.make, DeepConfOnline) else {}
-        made = MAKERS[plan.make.name](engine, chat, problems, plan.n, sampling, plan.make, **also)
+        made = MAKERS[plan.make.name](engine, chat, [w.question for w in works], plan.n, sampling, plan.make, **also)
         for work, m in zip(works, made, strict=True):
             work.add(m.candidates, m.scores)
             work.cost = replace(m.cost, seconds=0.0)
         _judge(engine, chat, works, plan, began)
-    return [_solution(plan, work) for work in works]
 
 
 def _draw(engine: Engine, chat: Chat, works: list[_Work], plan: Plan, stop: Number) -> None:

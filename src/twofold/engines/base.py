@@ -127,8 +127,15 @@ class StepEngine(Engine, Protocol):
         ...
 
     def step(self, runs: Sequence[Run[Any]]) -> None:
-        """Advance these runs, of whatever sessions, by one token each, or wait a moment for tokens to arrive."""
+        """Advance these runs, of whatever sessions, by at most a token per sample, or wait a moment for tokens to arrive.
+
+        A step is short: prompts and texts that are long take several.
+        """
         ...
+
+
+class DeadlinePassed(TimeoutError):
+    """The caller's time is over, and the call has no result. Calls that the caller makes after it fail as well."""
 
 
 class UpstreamError(OSError):

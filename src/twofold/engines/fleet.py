@@ -21,8 +21,8 @@ import torch
 from ray.exceptions import RayActorError
 from torch import Tensor, nn
 
-from twofold.engines.base import Finished, check_prompts, ignore_finished
-from twofold.engines.native import NativeEngine, Usage
+from twofold.engines.base import Finished, Usage, check_prompts, ignore_finished
+from twofold.engines.native import NativeEngine
 from twofold.models.context import context
 from twofold.types import Completion, Context, Precision, Sampling
 

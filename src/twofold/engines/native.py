@@ -8,10 +8,11 @@ computed from the end of that prefix.
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from twofold.engines.base import Finished, Run, Scored, Usage, check_prompts, ignore_finished
 from twofold.engines.decoding import Decoding, Part, PrefixCache
+from twofold.engines.runs import NativeRun, NativeScores, Work, batches, by_prompt, stretches
 from twofold.engines.sampling import uniforms
 from twofold.engines.static import StaticDecoder, obstacle
 from twofold.models.context import context
@@ -31,55 +33,6 @@ from twofold.types import Completion, Context, Precision, Sampling
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class NativeRun:
-    """A ``generate`` call that ``NativeEngine.step`` advances. Implements ``Run``."""
-
-    session: NativeEngine
-    decodings: list[Decoding]
-
-    @property
-    def done(self) -> bool:
-        return all(d.done for d in self.decodings)
-
-    @property
-    def tokens(self) -> list[list[int]]:
-        return [d.tokens[r] for group in self._samples() for d, r in group]
-
-    @property
-    def logprobs(self) -> list[list[float]]:
-        return [d.logprobs[r] for group in self._samples() for d, r in group]
-
-    @property
-    def results(self) -> list[list[Completion]]:
-        return [[d.completion(r) for d, r in group] for group in self._samples()]
-
-    def stop(self) -> None:
-        """Keep the caches in the session, whether the run is done or not."""
-        self.session._kept = [d.cache() for d in self.decodings]
-
-    def _samples(self) -> list[list[tuple[Decoding, int]]]:
-        """Return (decoding, its row) of every sample, by prompt."""
-        found: dict[int, list[tuple[Decoding, int]]] = {}
-        for d in self.decodings:
-            n = d.sampling.n
-            found |= {i: [(d, k * n + j) for j in range(n)] for k, i in enumerate(d.part.indices)}
-        return [found[i] for i in range(len(found))]
-
-
-@dataclass(frozen=True, slots=True)
-class NativeScores:
-    """A ``scored`` call, which is done at once. Implements ``Run``."""
-
-    results: list[Scored]
-    tokens: tuple[()] = ()
-    logprobs: tuple[()] = ()
-    done: bool = True
-
-    def stop(self) -> None:
-        pass
-
-
 def _last(hidden: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
     """Return the hidden state of each row's last token, [rows, D], from [rows, longest, D]."""
     return hidden[torch.arange(len(pieces)), torch.tensor([len(p) - 1 for p in pieces])]
@@ -90,6 +43,7 @@ class NativeEngine:
 
     With ``exact`` every prompt (with its n samples) runs as a batch of its own, so that the rest of the batch cannot change a
     result by a rounding; this is slower. ``max_rows`` bounds the rows decoded at once; one prompt's samples stay together.
+    ``step_tokens`` bounds the tokens that ``step`` runs.
     ``precision`` must be the learner's, so that what is sampled is what is scored: with ``bfloat16`` the model and its head
     run under autocast, or, where ``Decoder`` suits, as if they did. Call ``load`` after the weights have changed.
 
@@ -104,14 +58,16 @@ class NativeEngine:
         *,
         exact: bool = False,
         max_rows: int = 1024,
+        step_tokens: int = 512,
         precision: Precision = "float32",
     ) -> None:
         self.model = install(model)
         self.exact = exact
-        self.max_rows = max_rows
+        self.max_rows, self.step_tokens = max_rows, step_tokens
         self.precision = precision
         self.usage = Usage()
         self._kept: list[PrefixCache] = []
+        self._turns = itertools.count()  # the sessions' as well
         self._built: Decoder | Module | None = None
         self._built_static: StaticDecoder | None = None
         hindrance = obstacle(self.model)
@@ -158,40 +114,80 @@ class NativeEngine:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
     ) -> list[list[Completion]]:
         size = 1 if self.exact else max(1, self.max_rows // sampling.n)
-        run = NativeRun(self, [])
+        decodings = []
         with self._autocast():
             for part, randoms in self._take(prompts, sampling, size):
-                decoding = self._begin(part, sampling, randoms, self.static)
+                pieces, kv = part.pieces(), self._prompt_cache(part, sampling, self.static)
+                ends = _last(self._extend(kv, pieces), pieces)
+                decoding = self._decoding(part, sampling, kv, ends, randoms, self.static)
                 if self.static:
                     self.usage.computed += self._static.decode(decoding, finished)
                 while not decoding.done:
                     self._advance([decoding])
                     decoding.report(finished)
-                run.decodings.append(decoding)
-        run.stop()
-        return run.results
+                decodings.append(decoding)
+        self._keep([d.cache() for d in decodings])
+        return by_prompt(decodings)
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> NativeRun:
-        """Run the prompts of a ``generate`` call, whose tokens ``step`` draws."""
-        with self._autocast():
-            parts = self._take(prompts, sampling, 1 if self.exact else max(1, len(prompts)))
-            return NativeRun(self, [self._begin(part, sampling, randoms) for part, randoms in parts])
+        """Begin a ``generate`` call. ``step`` runs its prompts and draws its tokens."""
+        rows = range(len(prompts) * sampling.n)
+        run = NativeRun(self._keep, sampling.n, [[] for _ in rows], [[] for _ in rows], [])
+        run.work = Work(self._run_prompts(run, prompts, sampling), next(self._turns))
+        return run
 
     @torch.inference_mode()
     def step(self, runs: Sequence[Run[Any]]) -> None:
         """Draw one more token for every unfinished sample of these runs, of whatever sessions, in one forward pass.
 
+        Before that, the prompts and texts that wait are run, a chunk of each call in turn, while all this has at most
+        ``step_tokens`` tokens. Prompts get at least half of them, however many samples there are. A chunk is one prompt or
+        text, part of a long one, or several short ones of a call; with ``exact`` it is one, however long.
+
         A run that gets done leaves its caches to its session.
         """
-        running = [run for run in runs if isinstance(run, NativeRun) and not run.done]
-        decodings = [d for run in running for d in run.decodings if not d.done]
+        running = [run for run in runs if isinstance(run, NativeRun | NativeScores) and not run.done]
+        drawing = [run for run in running if isinstance(run, NativeRun)]
+        rows = sum(d.kv.active for run in drawing for d in run.decodings if not d.done)
         with self._autocast():
+            self._run_chunks([run.work for run in running], max(self.step_tokens - rows, self.step_tokens // 2))
+            decodings = [d for run in drawing if run.work.error is None for d in run.decodings if not d.done]
             for batch in [[d] for d in decodings] if self.exact else [decodings]:
                 self._advance(batch)
-        for run in running:
+        for run in drawing:
             if run.done:
                 run.stop()
+
+    def _keep(self, caches: list[PrefixCache]) -> None:
+        self._kept = caches
+
+    @property
+    def _chunk(self) -> float:
+        """The most tokens of a chunk."""
+        return math.inf if self.exact else max(1, self.step_tokens // 2)
+
+    def _run_chunks(self, works: Sequence[Work], tokens: int) -> None:
+        """Run chunks of ``tokens`` tokens at most, but at least one. The call that has waited longest is the next."""
+        left = tokens
+        while waiting := [work for work in works if work.next]:
+            work = min(waiting, key=lambda w: w.turn)
+            if work.next > left < tokens:
+                return
+            left -= work.next
+            work.advance(next(self._turns))
+
+    def _run_prompts(self, run: NativeRun, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Generator[int]:
+        """Run the prompts of a call and begin to decode them, chunk by chunk (see ``Work``)."""
+        size = 1 if self.exact else max(1, len(prompts))
+        for part, randoms in self._take(prompts, sampling, size, self._chunk):
+            kv = None
+            for _, stretch in stretches(part.pieces(), self._chunk):
+                yield len(stretch) * max(map(len, stretch))
+                kv = kv or self._prompt_cache(part, sampling)
+                ends = _last(self._extend(kv, stretch), stretch)
+            assert kv is not None
+            run.begin(self._decoding(part, sampling, kv, ends, randoms))
 
     def logprobs(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float = 1.0
@@ -207,27 +203,56 @@ class NativeEngine:
         top: int = 0,
     ) -> list[Scored]:
         """Return the ``logprobs`` and the ``top`` likeliest tokens of each place with theirs."""
+        found: dict[int, Scored] = {}
+        with self._autocast():
+            for _ in self._score_texts(found, prompts, continuations, temperature, top, math.inf):
+                pass
+        return [found[i] for i in range(len(prompts))]
+
+    @torch.inference_mode()
+    def score(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float, top: int
+    ) -> NativeScores:
+        """Begin a ``scored`` call. ``step`` runs its texts."""
+        run = NativeScores({})
+        texts = self._score_texts(run.found, prompts, continuations, temperature, top, self._chunk)
+        run.work = Work(texts, next(self._turns))
+        return run
+
+    def _score_texts(
+        self,
+        found: dict[int, Scored],
+        prompts: Sequence[Sequence[int]],
+        continuations: Sequence[Sequence[int]],
+        temperature: float,
+        top: int,
+        tokens: float,
+    ) -> Generator[int]:
+        """Fill ``found``, by the indices of the pairs, in chunks of at most ``tokens`` tokens (see ``Work``)."""
         if len(prompts) != len(continuations):
             raise ValueError(f"{len(prompts)} prompts but {len(continuations)} continuations")
         check_prompts(prompts)
         self.context.check(max((len(p) + len(c) for p, c in zip(prompts, continuations, strict=True)), default=0))
+        found |= {i: ([], []) for i in range(len(prompts))}
         same_pass: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
         for i, (p, c) in enumerate(zip(prompts, continuations, strict=True)):
             same_pass[tuple(p), tuple(c[:-1])].append(i)  # the last token is looked up, not run
-        groups = list(same_pass.values())
-        results: dict[int, Scored] = {}
-        with self._autocast():
-            firsts = [prompts[group[0]] for group in groups]
-            for part in self._parts(firsts, self._kept, 1 if self.exact else self.max_rows):
-                chosen = [[continuations[i] for i in groups[j]] for j in part.indices]
-                for j, found in zip(part.indices, self._score_part(part, chosen, temperature, top), strict=True):
-                    results |= zip(groups[j], found, strict=True)
-        return [results[i] for i in range(len(prompts))]
-
-    def score(
-        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float, top: int
-    ) -> NativeScores:
-        return NativeScores(self.scored(prompts, continuations, temperature, top))
+        groups = [group for group in same_pass.values() if any(continuations[i] for i in group)]
+        firsts, shared = [prompts[group[0]] for group in groups], [continuations[group[0]][:-1] for group in groups]
+        size = 1 if self.exact else self.max_rows
+        for part in self._parts(firsts, self._kept, size, tokens, [*map(len, shared)]):
+            kv = None
+            own = part.pieces()  # with the last prompt token: its logits predict the continuation's first token
+            pieces = [[*p, *shared[j]] for p, j in zip(own, part.indices, strict=True)]
+            for at, stretch in stretches(pieces, tokens):
+                yield len(stretch) * max(map(len, stretch))
+                kv = kv or part.begin(max(map(len, pieces)), self.model.device)
+                for j, p, hidden_T_D in zip(part.indices, own, self._extend(kv, stretch), strict=True):
+                    chosen = [continuations[i] for i in groups[j]]
+                    scored = self._score_row(hidden_T_D, len(p) - 1 - at, chosen, temperature, top)
+                    for i, (logprobs, likeliest) in zip(groups[j], scored, strict=True):
+                        found[i][0].extend(logprobs)
+                        found[i][1].extend(likeliest)
 
     @torch.inference_mode()
     def values(self, prompts: Sequence[Sequence[int]]) -> list[float]:
@@ -244,25 +269,17 @@ class NativeEngine:
             results |= zip(part.indices, scores, strict=True)
         return [results[i] for i in range(len(prompts))]
 
-    def _score_part(
-        self, part: Part, continuations: Sequence[Sequence[Sequence[int]]], temperature: float, top: int
-    ) -> list[list[Scored]]:
-        """Score the continuations of every prompt, which share all tokens but the last, by one pass per prompt."""
-        if not any(c for group in continuations for c in group):
-            return [[([], []) for _ in group] for group in continuations]
-        own = part.pieces()  # with the last prompt token: its logits predict the continuation's first token
-        pieces = [[*p, *group[0][:-1]] for p, group in zip(own, continuations, strict=True)]
-        hidden = self._extend(part.begin(max(map(len, pieces)), self.model.device), pieces)
-        results = []
-        for row_T_D, p, group in zip(hidden, own, continuations, strict=True):
-            first = len(p) - 1
-            results.append(self._score_row(row_T_D[first : first + max(map(len, group))], group, temperature, top))
-        return results
-
     def _score_row(
-        self, hidden_T_D: Tensor, continuations: Sequence[Sequence[int]], temperature: float, top: int
+        self, hidden_T_D: Tensor, first: int, continuations: Sequence[Sequence[int]], temperature: float, top: int
     ) -> list[Scored]:
-        """Score G continuations from the hidden states before each of their tokens, with at most ``LOGITS`` logits at once."""
+        """Score the tokens of G continuations that these hidden states precede, with at most ``LOGITS`` logits at once.
+
+        The state before the continuations' first token is at ``first``, which is negative if it was in an earlier stretch.
+        """
+        start, end = max(first, 0), min(first + max(map(len, continuations)), len(hidden_T_D))
+        if start >= end:
+            return [([], []) for _ in continuations]
+        hidden_T_D, continuations = hidden_T_D[start:end], [c[start - first : end - first] for c in continuations]
         padded = [[*c, *[0] * (len(hidden_T_D) - len(c))] for c in continuations]
         ids_T_G = torch.tensor(padded, dtype=torch.long, device=hidden_T_D.device).T
         size = max(1, LOGITS // self._network.vocabulary)
@@ -279,29 +296,47 @@ class NativeEngine:
         columns = torch.cat(logprobs).T.tolist()
         return [(x[: len(c)], likeliest[: len(c)]) for x, c in zip(columns, continuations, strict=True)]
 
-    def _take(self, prompts: Sequence[Sequence[int]], sampling: Sampling, size: int) -> Iterator[tuple[Part, Tensor]]:
+    def _take(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, size: int, tokens: float = math.inf
+    ) -> Iterator[tuple[Part, Tensor]]:
         """Yield the parts of a call, each with its random numbers [R, max_tokens]. The caches of the last call are dropped as
         soon as no part needs them."""
         check_prompts(prompts)
         self.context.check(max(map(len, prompts), default=0), sampling.max_tokens)
         randoms = torch.from_numpy(uniforms(prompts, sampling)).view(len(prompts), sampling.n, sampling.max_tokens)
         kept, self._kept = self._kept, []
-        for part in self._parts(prompts, kept, size):
+        for part in self._parts(prompts, kept, size, tokens):
             yield part, randoms[part.indices].flatten(0, 1).to(self.model.device)
 
-    def _begin(self, part: Part, sampling: Sampling, randoms_R_T: Tensor, static: bool = False) -> Decoding:
-        """Run each prompt once and give every sample a row of the cache. A static step reads one other cache, the prompts'."""
-        n, prompts, pieces = sampling.n, part.prompts, part.pieces()
-        longest = max(map(len, pieces))
-        even = n == 1 and longest == min(map(len, pieces)) and not static
-        kv = part.begin(longest + (sampling.max_tokens if even else 0), self.model.device)
-        logits = self._head(_last(self._extend(kv, pieces), pieces))
-        if not even:
+    def _prompt_cache(self, part: Part, sampling: Sampling, static: bool = False) -> KV:
+        """Return the cache for a part's prompts, and for their samples as well if these need no fork (see ``_decoding``)."""
+        longest = max(map(len, part.pieces()))
+        even = self._is_even(part, sampling, static)
+        return part.begin(longest + (sampling.max_tokens if even else 0), self.model.device)
+
+    def _decoding(
+        self,
+        part: Part,
+        sampling: Sampling,
+        kv: KV,
+        last_P_D: Tensor,
+        randoms_R_T: Tensor,
+        static: bool = False,
+    ) -> Decoding:
+        """Give every sample a row of the cache. ``last_P_D`` are the states of the prompts' last tokens. A static step reads one
+        other cache, the prompts'."""
+        n, prompts = sampling.n, part.prompts
+        logits = self._head(last_P_D)
+        if not self._is_even(part, sampling, static):
             prompt_of_R, lengths = torch.arange(len(prompts)).repeat_interleave(n), torch.tensor([*map(len, prompts)])
             kv = kv.whole(lengths) if static else kv
             kv = kv.fork(prompt_of_R, lengths[prompt_of_R], sampling.max_tokens)
             logits = logits[prompt_of_R.to(logits.device)]
         return Decoding(part, sampling, kv, logits, randoms_R_T)
+
+    def _is_even(self, part: Part, sampling: Sampling, static: bool) -> bool:
+        """Return whether samples can grow in their prompts' own rows."""
+        return sampling.n == 1 and len({len(p) for p in part.pieces()}) == 1 and not static
 
     def _advance(self, decodings: Sequence[Decoding]) -> None:
         """Draw a token for every row and run those that are not their sample's last."""
@@ -314,8 +349,19 @@ class NativeEngine:
         for decoding, rows in zip(running, logits.split([d.kv.active for d in running]), strict=True):
             decoding.logits = rows
 
-    def _parts(self, prompts: Sequence[Sequence[int]], kept: list[PrefixCache], size: int) -> Iterator[Part]:
-        """Yield the prompts in parts of at most ``size``, each part of prompts that begin in the same kept cache."""
+    def _parts(
+        self,
+        prompts: Sequence[Sequence[int]],
+        kept: list[PrefixCache],
+        size: int,
+        tokens: float = math.inf,
+        more: Sequence[int] | None = None,
+    ) -> Iterator[Part]:
+        """Yield the prompts in parts, each of prompts that begin in the same kept cache.
+
+        A part has at most ``size`` prompts, and ``tokens`` tokens to run with the padding, unless it is one prompt. ``more[i]``
+        tokens are run behind prompt i.
+        """
         found: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
         for i, prompt in enumerate(prompts):
             prefixes = ((*cache.longest_prefix(prompt), which) for which, cache in enumerate(kept))
@@ -324,8 +370,9 @@ class NativeEngine:
             self.usage.reused += start
             found[which if start else -1].append((i, row, start))
         for which, members in found.items():
-            for i in range(0, len(members), size):
-                indices, rows, starts = map(list, zip(*members[i : i + size], strict=True))
+            lengths = [len(prompts[i]) - start + (more[i] if more else 0) for i, _, start in members]
+            for these in batches(lengths, size, tokens):
+                indices, rows, starts = map(list, zip(*members[these], strict=True))
                 texts = [prompts[j] for j in indices]
                 yield Part(indices, texts, None if which < 0 else kept[which].kv, rows, starts)
 

@@ -23,8 +23,9 @@ class KV:
     Row r is the first ``start[r]`` tokens of row ``source[r]`` of ``parent``, followed by its own tokens. So n samples of a
     prompt read one copy of it, in one product for all n, and a judgement reads the cache that its solution left.
 
-    Own tokens are appended in two ways only: many per row at once, right-padded, into an empty cache (a prefill), or one per
-    row while all rows are equally long. Either way they are a plain slice, and the causal mask is the only mask they need.
+    Own tokens are appended in two ways only: many per row at once, right-padded, into an empty cache (a prefill), or equally
+    many per row while all rows are equally long. Either way they are a plain slice, and the causal mask is the only mask they
+    need.
 
     The first ``active`` rows take part in a call; a finished row is swapped to a place after them and keeps its tokens.
     """
@@ -50,11 +51,14 @@ class KV:
     def begin(self, counts: list[int]) -> Tensor:
         """Make place for ``counts[r]`` tokens of each row r < active, right-padded to T = max; return positions [active, T].
 
-        Raises ValueError if there is no room, or if rows that hold tokens get several or are not equally long.
+        Raises ValueError if there is no room, or if rows that hold tokens are not equally long, before or after.
         """
-        if self.filled and (max(counts) > 1 or not self._even):
-            raise ValueError("a cache that holds tokens takes one more per row, of equally long rows: fork this one")
-        self._even = min(counts) == max(counts)
+        even = min(counts) == max(counts)
+        if self.filled and not (even and self._even):
+            raise ValueError(
+                "a cache that holds tokens takes equally many per row, of equally long rows: fork this one"
+            )
+        self._even = even
         self._from, self.filled = self.filled, self.filled + max(counts)
         if self.filled > self.room:
             raise ValueError(f"a row would hold {self.filled} tokens, the cache has room for {self.room}")
@@ -80,7 +84,11 @@ class KV:
             return out.transpose(1, 2)
         if not first:  # the heads that share a key head become its queries, and it is read once for all
             query = query.reshape(rows, keys.shape[1], -1, width)
-        out, lse = partial_attention(query, keys, values, scale, causal=first)
+        mask = None
+        if not first and steps > 1:  # what the new tokens see of one another, and of the tokens before them
+            mask = query.new_full((steps, self.filled), float("-inf")).triu(self._from + 1)
+            mask = mask.repeat(heads // keys.shape[1], 1)[None, None]
+        out, lse = partial_attention(query, keys, values, scale, mask, causal=first)
         query, out, lse = (x.reshape(rows, keys.shape[1], -1, *x.shape[3:]) for x in (query, out, lse))
         for part in self._inherited:
             out, lse = merge(out, lse, *part.attend(layer, query, scale))

@@ -19,8 +19,8 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.exceptions import HTTPException
 
 from twofold.serve import parse
+from twofold.serve.jobs import Job
 from twofold.serve.middleware import Guard, to_refused
-from twofold.serve.parse import Job
 from twofold.serve.render import ChatFormat, ChunkWriter, ReplyFormat, TextFormat, full_reply
 from twofold.serve.schema import ChatRequest, ErrorReply, Refused, TextRequest
 from twofold.serve.schema import Request as Body
@@ -65,17 +65,21 @@ def app(service: Service, key: str | None = None) -> Guard:
     @api.post("/v1/chat/completions", responses=STREAMED)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         s = service
-        job, plan = await asyncio.to_thread(parse.chat_job, body, s.name, s.chat, s.context, s.same)
-        return await _serve(service, body, job, ChatFormat(body, service.chat, plan is not None), request)
+        with service.entering():
+            job, plan = await asyncio.to_thread(parse.chat_job, body, s.name, s.chat, s.context, s.same)
+            active = _begin(service, body, job)
+        return await _reply(service, body, active, ChatFormat(body, service.chat, plan is not None), request)
 
     @api.post("/v1/completions", responses=STREAMED)
     async def completions(body: TextRequest, request: Request) -> Response:
-        job = await asyncio.to_thread(parse.text_job, body, service.name, service.chat, service.context)
-        return await _serve(service, body, job, TextFormat(body, service.chat), request)
+        with service.entering():
+            job = await asyncio.to_thread(parse.text_job, body, service.name, service.chat, service.context)
+            active = _begin(service, body, job)
+        return await _reply(service, body, active, TextFormat(body, service.chat), request)
 
     _handle_errors(api)
     paths = frozenset(route.path for route in api.routes if hasattr(route, "path"))
-    return Guard(api, paths, service.metrics, key, service.limits.body)
+    return Guard(api, paths, service.metrics, key, service.limits.body, service.check_room)
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:
@@ -83,14 +87,16 @@ def _model(service: Service, name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": service.created, **about}
 
 
-async def _serve(service: Service, body: Body, job: Job, fmt: ReplyFormat, request: Request) -> Response:
-    """Let a request in and reply to it, in full or as a stream. Cancels it when its client leaves."""
+def _begin(service: Service, body: Body, job: Job) -> ActiveRequest:
     parse.check_logprobs(body, service.raw_logprobs)
-    state = parse.request_state(body, service.chat, service.context, service.limits.seconds)
-    active = service.begin(job, state)
+    return service.begin(job, parse.request_state(body, service.chat, service.context, service.limits.seconds))
+
+
+async def _reply(service: Service, body: Body, active: ActiveRequest, fmt: ReplyFormat, request: Request) -> Response:
+    """Reply to a request that was let in, in full or as a stream. Cancels it when its client leaves."""
     identity = {"id": f"{fmt.id_prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
     if body.stream:
-        return EventStream(active, ChunkWriter(fmt, identity, body, active.engine, service.chat))
+        return EventStream(service, active, ChunkWriter(fmt, identity, body, active.engine, service.chat))
     client_left = asyncio.create_task(_disconnect(request.receive))
     either: list[asyncio.Future[Any]] = [active.future, client_left]
     try:
@@ -98,7 +104,7 @@ async def _serve(service: Service, body: Body, job: Job, fmt: ReplyFormat, reque
         if not active.future.done():
             active.cancel()
             return Response(status_code=499)
-        return JSONResponse(full_reply(fmt, identity, active.future.result()))
+        return JSONResponse(full_reply(fmt, identity, service.result(active)))
     except Exception as error:  # from the strategy or the engine
         raise to_refused(error) from None
     finally:
@@ -110,10 +116,10 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, active: ActiveRequest, writer: ChunkWriter) -> None:
+    def __init__(self, service: Service, active: ActiveRequest, writer: ChunkWriter) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self.active, self.writer = active, writer
+        self.service, self.active, self.writer = service, active, writer
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         client_left = asyncio.create_task(_disconnect(receive))
@@ -148,7 +154,7 @@ class EventStream(Response):
                 for chunk in writer.new():
                     yield json.dumps(chunk)
                 await asyncio.sleep(writer.pause)
-            for chunk in writer.last(active.future.result()):
+            for chunk in writer.last(self.service.result(active)):
                 yield json.dumps(chunk)
         except Exception as error:  # the status was sent already, so the error goes into the stream
             yield json.dumps(to_refused(error).body)
@@ -165,8 +171,7 @@ def _handle_errors(api: FastAPI) -> None:
     """Make every error a reply in OpenAI's shape."""
 
     def reply(refused: Refused) -> JSONResponse:
-        wait = refused.retry_after
-        return JSONResponse(refused.body, refused.status, {} if wait is None else {"retry-after": str(wait)})
+        return JSONResponse(refused.body, refused.status, refused.headers)
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Protocol
 
 from twofold.compute.cost import Cost
 from twofold.compute.plan import Plan
-from twofold.compute.select import Same
 from twofold.compute.solve import solve
 from twofold.serve.scheduler import RequestEngine
 from twofold.serve.schema import Refused
 from twofold.text.chat import Chat
 from twofold.types import Sampling
+
+
+class Same(Protocol):
+    """Whether two answers in normal form are mathematically equal, as far as that can be decided in time.
+
+    ``left`` returns the seconds that are left, 0 or less when the result is no longer wanted.
+    """
+
+    def __call__(self, a: str, b: str, left: Callable[[], float]) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,14 @@ class Choice:
     details: dict[str, Any] = field(default_factory=dict)
     start: int = 0
     """Where the first token's text begins, in characters from the beginning of the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The work of a request, done by ``run``. ``tokens`` is the size of its prompts."""
+
+    run: Callable[[RequestEngine], Answer]
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +88,7 @@ def sample(
             tokens, text = c.tokens, stops.cut(stops.decode(c.tokens))
         scores = ([*head[0], *tail[0]], [*head[1], *tail[1]])
         choices.append(Choice(text, c.finish, tokens, *scores, start=0 if echo else len(before)))
-    generated = sum(len(row) for progress in engine.progress for row in progress.tokens)
-    cost = Cost(sum(map(len, prompts)), generated, 0, engine.discarded, time.monotonic() - began)
+    cost = Cost(sum(map(len, prompts)), engine.generated, 0, engine.discarded, time.monotonic() - began)
     return Answer(choices, cost, time.monotonic() >= engine.state.deadline)
 
 
@@ -87,7 +103,7 @@ def score(engine: RequestEngine, chat: Chat, prompts: Sequence[Sequence[int]], t
 def run_plan(engine: RequestEngine, chat: Chat, question: str, plan: Plan, same: Same) -> Answer:
     """Return the plan's one choice. Raises Refused if the plan cannot run."""
     try:
-        s = solve(engine, chat, [question], plan, same)[0]
+        s = solve(engine, chat, [question], plan, partial(same, left=engine.state.seconds_left))[0]
     except ValueError as error:
         raise Refused(400, f"this plan cannot run: {error}"[:400], "invalid_plan", "plan") from error
     beyond = engine.discarded  # drawn after stop strings, which no strategy sees

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import json
 import logging
+import re
 import time
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -29,13 +31,22 @@ log = logging.getLogger("twofold.serve")
 
 
 class Guard:
-    """Wrap the application in a check of key and body. Every request is counted and logged, but never a prompt or a key.
+    """Wrap the application in a check of key, host and body. Every request is counted and logged, but never a prompt or a key.
 
-    ``paths`` are those that are logged by name; ``body`` is the most bytes of a body.
+    ``paths`` are those that are logged by name; ``body`` is the most bytes of a body. ``check_room`` raises Refused if no
+    request with a body can be let in now; then its body is not read.
     """
 
-    def __init__(self, app: App, paths: frozenset[str], metrics: Metrics, key: str | None, body: int) -> None:
-        self.app, self.paths, self.metrics, self.body = app, paths, metrics, body
+    def __init__(
+        self,
+        app: App,
+        paths: frozenset[str],
+        metrics: Metrics,
+        key: str | None,
+        body: int,
+        check_room: Callable[[], None],
+    ) -> None:
+        self.app, self.paths, self.metrics, self.body, self.check_room = app, paths, metrics, body, check_room
         self.key = None if key is None else key.encode()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -51,7 +62,7 @@ class Guard:
             await send(message)
 
         try:
-            self._check_key(scope)
+            self._check_head(scope)
             await self.app(scope, await self._read_body(scope, receive), send_noting_status)
         except Refused as refused:
             await _reply(refused, send_noting_status)
@@ -64,10 +75,27 @@ class Guard:
             self.metrics.count_request(path, status, seconds)
             log.info("%s %s %d %.3f s", scope["method"], path, status, seconds)
 
-    def _check_key(self, scope: MutableMapping[str, Any]) -> None:
-        if self.key is None or scope["path"] in OPEN:
+    def _check_head(self, scope: MutableMapping[str, Any]) -> None:
+        """Raise Refused for a head that is ambiguous, that comes from a foreign page or without the key, or when there is no room.
+
+        Without a key, only programs of this machine can connect. But a browser of this machine runs pages from everywhere, and
+        a page may give its own host name our address (DNS rebinding). Its requests still name its own host.
+        """
+        headers = dict(scope["headers"])
+        if (
+            b"transfer-encoding" in headers and b"content-length" in headers
+        ):  # a proxy may read the other (RFC 9112, 6.1)
+            raise Refused(400, "a request has a Content-Length or a Transfer-Encoding, not both", close=True)
+        if self.key is None and not is_loopback(_name_in(headers.get(b"host", b""))):
+            message = "without an API key this server answers only to localhost, 127.0.0.1 and ::1 as its Host"
+            raise Refused(421, message, "wrong_host")
+        self._check_key(scope["path"], headers.get(b"authorization", b""))
+        if scope["method"] == "POST":
+            self.check_room()
+
+    def _check_key(self, path: str, given: bytes) -> None:
+        if self.key is None or path in OPEN:
             return
-        given = dict(scope["headers"]).get(b"authorization", b"")
         if not hmac.compare_digest(given, b"Bearer " + self.key):
             raise Refused(
                 401, "this server needs a valid API key, sent as Authorization: Bearer KEY", "invalid_api_key"
@@ -100,7 +128,7 @@ class Guard:
         return body_first
 
     def _too_large(self) -> Refused:
-        return Refused(413, f"the body may have at most {self.body} bytes", "too_large")
+        return Refused(413, f"the body may have at most {self.body} bytes", "too_large", close=True)
 
 
 def to_refused(error: BaseException) -> Refused:
@@ -125,7 +153,26 @@ def to_refused(error: BaseException) -> Refused:
 async def _reply(refused: Refused, send: Send) -> None:
     body = json.dumps(refused.body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if refused.status == 413:
-        headers.append((b"connection", b"close"))
+    headers += [(name.encode(), value.encode()) for name, value in refused.headers.items()]
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host's name or address is this machine's own, which no other machine reaches."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _name_in(host: bytes) -> str:
+    """Return the name or address in a Host header, without the port and the brackets of IPv6.
+
+    >>> _name_in(b"[::1]:8000"), _name_in(b"LocalHost:8000"), _name_in(b"::1")
+    ('::1', 'localhost', '')
+    """
+    found = re.fullmatch(rb"(?:\[([0-9a-f:.]+)\]|([^:]+))(?::[0-9]*)?", host.lower())
+    return (found[1] or found[2]).decode("latin-1") if found else ""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from twofold.compute.plan import Plan, parse, settings
 from twofold.compute.rules import RULES
-from twofold.compute.select import Same
 from twofold.serve import jobs
 from twofold.serve.detokenize import StopStrings
-from twofold.serve.jobs import Answer
-from twofold.serve.scheduler import RequestEngine, RequestState
+from twofold.serve.jobs import Job, Same
+from twofold.serve.scheduler import RequestState
 from twofold.serve.schema import MAX_SAMPLES, MAX_TOKENS, ChatRequest, Refused, Request, TextRequest
 from twofold.text.chat import Chat
 from twofold.types import COLDEST, Sampling
@@ -26,7 +25,6 @@ PLAN_LIMITS = {
 """The largest values of the options that multiply a plan's cost. Every other number is limited by ``MAX_TOKENS``."""
 MAX_TOP_LOGPROBS = 131_072
 """The most likeliest tokens in one reply: as many as ``MAX_SAMPLES`` of 2,048 tokens have log-probs."""
-Job = Callable[[RequestEngine], Answer]
 
 
 def chat_job(body: ChatRequest, name: str, chat: Chat, context: int, same: Same) -> tuple[Job, Plan | None]:
@@ -48,7 +46,8 @@ def chat_job(body: ChatRequest, name: str, chat: Chat, context: int, same: Same)
         if body.top and not body.logprobs:
             raise Refused(400, "top_logprobs needs logprobs: true", param="top_logprobs")
         sampling = _sampling(body, _stop(body, chat), [prompt], context)
-        return partial(jobs.sample, chat=chat, prompts=[prompt], sampling=sampling, top=body.top), None
+        run = partial(jobs.sample, chat=chat, prompts=[prompt], sampling=sampling, top=body.top)
+        return Job(run, len(prompt)), None
     if body.n not in (None, 1):
         raise Refused(400, "a plan returns one choice and sets its own number of samples: leave n out", param="n")
     if body.logprobs or body.top:
@@ -59,7 +58,7 @@ def chat_job(body: ChatRequest, name: str, chat: Chat, context: int, same: Same)
             raise Refused(400, message, param=name)
     asked = len(chat.follow_up(plan.judge.asking(chat).question, cut=True))
     plan = _adjusted(body, plan, len(prompt), context - asked - 1)
-    return partial(jobs.run_plan, chat=chat, question=question, plan=plan, same=same), plan
+    return Job(partial(jobs.run_plan, chat=chat, question=question, plan=plan, same=same), len(prompt)), plan
 
 
 def text_job(body: TextRequest, name: str, chat: Chat, context: int) -> Job:
@@ -67,6 +66,7 @@ def text_job(body: TextRequest, name: str, chat: Chat, context: int) -> Job:
     if _plan(body, name) is not None:
         raise Refused(400, "a plan needs a question: use /v1/chat/completions", param="plan")
     prompts = _prompts(body, chat)
+    tokens = sum(map(len, prompts))
     if body.echo and body.stream:
         raise Refused(400, "echo and stream cannot be used together", param="echo")
     if body.limit == 0:
@@ -74,10 +74,12 @@ def text_job(body: TextRequest, name: str, chat: Chat, context: int) -> Job:
             raise Refused(400, "max_tokens 0 scores a prompt and needs echo: true", param="max_tokens")
         _check_drawing(body)
         _check_length(max(map(len, prompts)), 0, context)
-        _check_top(body, sum(map(len, prompts)))
-        return partial(jobs.score, chat=chat, prompts=prompts, temperature=body.temperature or 1.0, top=body.top)
-    sampling = _sampling(body, _stop(body, chat), prompts, context)
-    return partial(jobs.sample, chat=chat, prompts=prompts, sampling=sampling, echo=bool(body.echo), top=body.top)
+        _check_top(body, tokens)
+        temperature = body.temperature or 1.0
+        return Job(partial(jobs.score, chat=chat, prompts=prompts, temperature=temperature, top=body.top), tokens)
+    sampling, echo = _sampling(body, _stop(body, chat), prompts, context), bool(body.echo)
+    run = partial(jobs.sample, chat=chat, prompts=prompts, sampling=sampling, echo=echo, top=body.top)
+    return Job(run, tokens)
 
 
 def request_state(body: Request, chat: Chat, context: int, seconds: float) -> RequestState:

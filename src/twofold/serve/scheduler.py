@@ -1,6 +1,7 @@
 """The scheduler: one thread owns the engine and advances the calls of all requests together.
 
-With the native engine that is one forward pass per token for all requests; a remote engine leaves it to its server.
+With the native engine all requests share a forward pass per token, and take turns with their prompts; a remote engine leaves
+it to its server.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from twofold.engines.base import Finished, Run, Scored, StepEngine, UpstreamError, ignore_finished, report_all
+from twofold.engines.base import DeadlinePassed, Finished, Run, Scored, StepEngine, ignore_finished, report_all
 from twofold.serve.detokenize import StopStrings
 from twofold.types import Completion, Sampling
 
-OVERTIME = 5.0
+OVERTIME = 1.0
 """Seconds that a strategy has to end after its deadline. Until then each of its generate calls returns one token per sample."""
 MAX_CALL_SAMPLES = 1024
 """The most samples of one call."""
@@ -44,6 +45,10 @@ class RequestState:
     deadline: float = float("inf")
     cancelled: threading.Event = field(default_factory=threading.Event)
     on_progress: Callable[[], None] = lambda: None
+
+    def seconds_left(self) -> float:
+        """Return the seconds until the deadline, below 0 after it; 0 if the request is cancelled."""
+        return 0.0 if self.cancelled.is_set() else self.deadline - time.monotonic()
 
 
 @dataclass(slots=True)
@@ -88,6 +93,11 @@ class Call:
     @property
     def cancelled(self) -> bool:
         return self.engine.state.cancelled.is_set()
+
+    @property
+    def late(self) -> float:
+        """The seconds since the request's deadline, below 0 before it."""
+        return time.monotonic() - self.engine.state.deadline
 
 
 class RunningCall:
@@ -149,7 +159,8 @@ class RunningCall:
 class RequestEngine:
     """Implements ``Engine`` for one request: the scheduler carries out its calls together with those of the other requests.
 
-    Every call may raise ``Cancelled``, and whatever the engine raises.
+    Every call may raise ``Cancelled``; ``DeadlinePassed``, if the deadline was over ``OVERTIME`` seconds ago; and whatever the
+    engine raises. ``close`` frees the caches.
     """
 
     def __init__(self, scheduler: Scheduler, session: StepEngine, state: RequestState) -> None:
@@ -166,7 +177,7 @@ class RequestEngine:
             return []
         late = time.monotonic() - self.state.deadline
         if late > OVERTIME:
-            raise TimeoutError(f"the strategy still generates {OVERTIME:g} s after its deadline")
+            raise DeadlinePassed
         room = 1 if late >= 0 else self.state.context - max(map(len, prompts))
         if room < 1:
             raise ValueError(f"a prompt of {max(map(len, prompts))} tokens fills the context of {self.state.context}")
@@ -176,6 +187,15 @@ class RequestEngine:
         rows = [list(p) for p in prompts for _ in range(sampling.n)]
         groups = self.scheduler.execute(Call(self, lambda: self.session.start(prompts, sampling), rows, sampling))
         return report_all(groups, finished)
+
+    @property
+    def generated(self) -> int:
+        """The tokens of all samples so far, with those that were discarded."""
+        return sum(len(row) for progress in self.progress for row in progress.tokens)
+
+    def close(self) -> None:
+        """Free what the session holds. No call may follow."""
+        del self.session
 
     def logprobs(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], temperature: float = 1.0
@@ -195,7 +215,10 @@ class RequestEngine:
 
 
 class Scheduler:
-    """Carries out the calls of all requests. At most ``max_rows`` samples are decoded at once; later calls wait in order."""
+    """Carries out the calls of all requests. At most ``max_rows`` samples are decoded at once; later calls wait in order.
+
+    A call that waits until its request's deadline begins then, because it draws only one token per sample.
+    """
 
     def __init__(self, engine: StepEngine, max_rows: int = 256) -> None:
         self.engine, self.max_rows = engine, max_rows
@@ -237,8 +260,8 @@ class Scheduler:
                 if self._closed:
                     break
                 admitted = self._admit()
-            for call in admitted:
-                self._begin(call)
+            while admitted:
+                self._begin(admitted.popleft())  # and keep no reference to it
             self._step()
         for running in self._running:
             running.fail(Cancelled("the server is stopping"))
@@ -246,13 +269,13 @@ class Scheduler:
             call.result.set_exception(Cancelled("the server is stopping"))
         self._running = []
 
-    def _admit(self) -> list[Call]:
+    def _admit(self) -> deque[Call]:
         """Take the calls that can begin: scoring at once, generate calls in order while there are rows for them."""
-        admitted, blocked = [], deque[Call]()
+        admitted, blocked = deque[Call](), deque[Call]()
         rows = self.running_rows
         for call in self._waiting:
             fits = call.rows == 0 or (not blocked and (rows == 0 or rows + call.rows <= self.max_rows))
-            if fits or call.cancelled:
+            if fits or call.cancelled or call.late >= 0:
                 admitted.append(call)
                 rows += call.rows
             else:
@@ -291,16 +314,15 @@ class Scheduler:
                 running.call.result.set_exception(error)
             self._running = []
             return
-        now = time.monotonic()
         for running in tuple(self._running):
-            late = now - running.state.deadline
+            late = running.call.late
             done = running.run.done  # read before the update, which then sees every token of a run that is done
             running.update(done)
             if done or running.has_enough(late=late >= 0):
                 self._end(running)
             elif late > OVERTIME:
                 self._running.remove(running)
-                running.fail(UpstreamError(504, f"the engine gave no answer {OVERTIME:g} s after the deadline"))
+                running.fail(DeadlinePassed())
 
     def _end(self, running: RunningCall) -> None:
         self._running.remove(running)

@@ -235,7 +235,10 @@ class ErrorReply(BaseModel):
 
 
 class Refused(Exception):
-    """A request cannot be served. Holds the HTTP status and the error in OpenAI's shape."""
+    """A request cannot be served. Holds the HTTP status and the error in OpenAI's shape.
+
+    ``retry_after`` is in seconds. ``close``: the connection ends with the reply, since what follows may be no request.
+    """
 
     def __init__(
         self,
@@ -244,9 +247,13 @@ class Refused(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after: int | None = None,
+        close: bool = False,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.param, self.retry_after = status, message, code, param, retry_after
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+        if close:
+            self.headers["connection"] = "close"
 
     @property
     def body(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
 import os
 import socket
 import time
@@ -10,12 +10,18 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from twofold.serve.api import app
+from twofold.serve.middleware import is_loopback
 from twofold.serve.service import Service
 
 KEY = "TWOFOLD_API_KEY"
 """The environment variable with the API key, read if no file is given."""
+HEAD_SECONDS = 10.0
+"""Seconds in which the head of a request (its first line and its headers) must arrive."""
+READ_SECONDS = 60.0
+"""Seconds after which a client that does not read its reply loses its connection."""
 
 
 def read_key(file: Path | None, host: str) -> str | None:
@@ -28,7 +34,7 @@ def read_key(file: Path | None, host: str) -> str | None:
         raise ValueError(f"{file} holds no key")
     if key and not key.isascii():
         raise ValueError("the API key must be ASCII, because it is sent in a header")
-    if not key and not _loopback(host):
+    if not key and not is_loopback(host):
         raise ValueError(f"other machines can reach {host}, so clients need a key: set {KEY}, or give --api-key-file")
     return key or None
 
@@ -46,6 +52,43 @@ def serve(service: Service, host: str, port: int, key: str | None) -> None:
         service.close()
 
 
+class Protocol(H11Protocol):
+    """Uvicorn's HTTP/1.1, without waiting for ever: neither for the head of a request nor for a client that does not read."""
+
+    _head: asyncio.TimerHandle | None = None  # runs while the head of a request is expected
+    _reading: asyncio.TimerHandle | None = None  # runs while the client reads more slowly than we write
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head = self.loop.call_later(HEAD_SECONDS, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.trailing_data[0] and self._between_requests():  # the beginning of a head
+            self._head = self._head or self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+        elif self._head:
+            self._head.cancel()
+            self._head = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for timer in (self._head, self._reading):
+            if timer:
+                timer.cancel()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reading = self.loop.call_later(READ_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._reading:
+            self._reading.cancel()
+
+    def _between_requests(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+
 class Server(uvicorn.Server):
     """Uvicorn, which on SIGTERM lets the requests under way end within the service's grace time."""
 
@@ -53,7 +96,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app(service, key), log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
-                timeout_graceful_shutdown=5,
+                timeout_graceful_shutdown=5, http=Protocol,
             )
         )  # fmt: skip
         self.service = service
@@ -82,12 +125,3 @@ class Server(uvicorn.Server):
                 self.service.expire_all()
             self.should_exit |= not self.service.requests or late >= 2
         return await super().on_tick(counter)
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

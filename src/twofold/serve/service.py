@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import math
+import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from twofold.compute.select import Same
-from twofold.serve.jobs import Answer
+from twofold.engines.base import DeadlinePassed
+from twofold.serve.jobs import Answer, Job, Same
 from twofold.serve.metrics import Metrics
 from twofold.serve.scheduler import Cancelled, RequestEngine, RequestState, Scheduler
 from twofold.serve.schema import Refused
 from twofold.text.chat import Chat
+
+LARGE = 1 << 14
+"""The tokens of a request, prompts and samples, from which on its memory is given back to the system when it has ended."""
+_libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The limits of a server.
 
-    ``concurrent`` requests run at once and ``queue`` more may wait. ``body`` is the most bytes of a request's body. Requests
-    still running ``seconds`` after they came, or ``grace`` seconds after SIGTERM, are answered with what they have.
+    ``concurrent`` requests run at once and ``queue`` more may wait. The prompts of them all have at most ``prompt_tokens`` tokens,
+    unless it is one request alone. ``body`` is the most bytes of a request's body. Requests still running ``seconds`` after they came,
+    or ``grace`` seconds after SIGTERM, are answered with what they have.
     """
 
     concurrent: int = 64
     queue: int = 64
+    prompt_tokens: int = 1 << 17
     body: int = 1 << 20
     grace: float = 30.0
     seconds: float = 600.0
@@ -37,14 +46,41 @@ class Limits:
 class ActiveRequest:
     """A request that was let in. ``future`` is its answer; ``progress`` is set when its engine has new tokens or verdicts."""
 
-    def __init__(self, state: RequestState, engine: RequestEngine) -> None:
-        self.state, self.engine = state, engine
+    def __init__(self, state: RequestState, engine: RequestEngine, tokens: int) -> None:
+        self.state, self.engine, self.tokens = state, engine, tokens
         self.progress = asyncio.Event()
         self.future: asyncio.Future[Answer]
 
     def cancel(self) -> None:
         self.state.cancelled.set()
         self.future.cancel()  # takes effect if no thread has begun it
+
+
+class Throughput:
+    """How fast requests end, by those that have ended last, while there is any. A server that is idle forgets it."""
+
+    def __init__(self) -> None:
+        self._ended: deque[tuple[float, int]] = deque(maxlen=65)
+        """The time at which counting began, then the times at which requests ended, with the tokens of their prompts."""
+
+    def begin(self) -> None:
+        """Begin to count: the first request has come."""
+        self._ended.clear()
+        self._ended.append((time.monotonic(), 0))
+
+    def count(self, tokens: int) -> None:
+        """Count a request that has ended."""
+        self._ended.append((time.monotonic(), tokens))
+
+    def seconds(self, requests: int, tokens: int) -> float:
+        """Return the time in which so many requests, and tokens of prompts, end at the present rate.
+
+        If none has ended yet, one is expected in as much time as has passed.
+        """
+        (began, _), *ended = self._ended
+        passed = time.monotonic() - began
+        done = sum(size for _, size in ended)
+        return passed * max(requests / max(1, len(ended)), tokens / done if done else 1.0)
 
 
 class Service:
@@ -72,33 +108,74 @@ class Service:
         self.created = int(time.time())
         self.draining = False
         self.requests: set[ActiveRequest] = set()
-        self._mean_seconds = 1.0  # of a request, a moving mean
+        self._entering = 0  # requests that are read
+        self._throughput = Throughput()
         self._pool = ThreadPoolExecutor(self.limits.concurrent, "twofold-request")
 
-    def begin(self, job: Callable[[RequestEngine], Answer], state: RequestState) -> ActiveRequest:
-        """Let a request in and start its job. Raises Refused if the server is full or stopping."""
+    def check_room(self) -> None:
+        """Raise Refused if the server is full or stopping."""
         if self.draining:
             raise Refused(503, "the server is shutting down", "shutting_down", retry_after=int(self.limits.grace) + 1)
-        if len(self.requests) >= self.limits.concurrent + self.limits.queue:
-            wait = max(1, math.ceil(self._mean_seconds))
-            raise Refused(429, "too many requests at once: try again later", "overloaded", retry_after=wait)
+        if len(self.requests) + self._entering >= self.limits.concurrent + self.limits.queue:
+            message = "too many requests at once: try again later"
+            raise Refused(429, message, "overloaded", retry_after=self.retry_after())
+
+    @contextmanager
+    def entering(self) -> Iterator[None]:
+        """Hold a place for a request that is read, until ``begin`` has let it in. Raises Refused as ``check_room``."""
+        self.check_room()
+        self._entering += 1
+        try:
+            yield
+        finally:
+            self._entering -= 1
+
+    def begin(self, job: Job, state: RequestState) -> ActiveRequest:
+        """Let a request in and start its job. Raises Refused if the prompts of all have too many tokens."""
+        over = sum(r.tokens for r in self.requests) + job.tokens - self.limits.prompt_tokens
+        if self.requests and over > 0:
+            message = f"the prompts of the requests under way have too many tokens to add {job.tokens}: try again later"
+            raise Refused(429, message, "overloaded", retry_after=self.retry_after(over))
+        if not self.requests:
+            self._throughput.begin()
         loop = asyncio.get_running_loop()
-        request = ActiveRequest(state, self.scheduler.request_engine(state))
+        request = ActiveRequest(state, self.scheduler.request_engine(state), job.tokens)
         state.on_progress = lambda: _wake(loop, request)
 
         def run() -> Answer:
             if state.cancelled.is_set():
                 raise Cancelled("the request was cancelled")
-            began = time.monotonic()
-            answer = job(request.engine)
-            self._mean_seconds += 0.1 * (time.monotonic() - began - self._mean_seconds)
+            if state.seconds_left() <= 0:
+                raise DeadlinePassed
+            try:
+                answer = job.run(request.engine)
+            finally:
+                request.engine.close()
             self.metrics.count_tokens(answer.cost)
             return answer
 
-        request.future = loop.run_in_executor(self._pool, run)
+        work = self._pool.submit(run)
+        request.future = asyncio.wrap_future(work)
+        expiry = loop.call_later(min(state.seconds_left(), self.limits.seconds), work.cancel)  # if it has not begun
         self.requests.add(request)
-        request.future.add_done_callback(lambda future: self._forget(request, future))
+        request.future.add_done_callback(lambda future: self._forget(request, future, expiry))
         return request
+
+    def result(self, request: ActiveRequest) -> Answer:
+        """Return the answer of a request that has ended. Raises what it failed with."""
+        try:
+            if request.future.cancelled() and not request.state.cancelled.is_set():
+                raise DeadlinePassed
+            return request.future.result()
+        except DeadlinePassed as error:
+            message = "the model did not answer in time: the request's timeout is over, and no answer was complete"
+            raise Refused(504, message, "timeout", retry_after=self.retry_after()) from error
+
+    def retry_after(self, tokens: int = 0) -> int:
+        """Return in how many seconds the requests that wait now, and so many tokens of prompts, will be done."""
+        waiting = max(1, len(self.requests) - self.limits.concurrent)
+        seconds = self._throughput.seconds(waiting, tokens) if self.requests else 1.0
+        return math.ceil(min(max(1.0, seconds), self.limits.seconds))
 
     def expire_all(self) -> None:
         """Set every deadline to now, so that all requests are answered with what they have."""
@@ -120,9 +197,13 @@ class Service:
             "samples_running": self.scheduler.running_rows,
         }
 
-    def _forget(self, request: ActiveRequest, future: asyncio.Future[Any]) -> None:
+    def _forget(self, request: ActiveRequest, future: asyncio.Future[Any], expiry: asyncio.TimerHandle) -> None:
+        expiry.cancel()
         self.requests.discard(request)
+        if request.tokens + request.engine.generated > LARGE:  # in a moment, when the scheduler has let go of it, too
+            future.get_loop().call_later(1.0, _give_memory_back)
         if not future.cancelled():
+            self._throughput.count(request.tokens)
             future.exception()  # mark it as seen, or asyncio logs the error of a request whose client has left
 
 
@@ -131,3 +212,9 @@ def _wake(loop: asyncio.AbstractEventLoop, request: ActiveRequest) -> None:
     if not request.progress.is_set():
         with suppress(RuntimeError):  # the event loop is closed after a second SIGTERM; then nobody waits
             loop.call_soon_threadsafe(request.progress.set)
+
+
+def _give_memory_back() -> None:
+    """Return freed memory to the system, which glibc keeps for the next large request."""
+    if hasattr(_libc, "malloc_trim"):
+        threading.Thread(target=_libc.malloc_trim, args=(0,)).start()

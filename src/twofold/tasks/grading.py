@@ -37,6 +37,7 @@ import atexit
 import contextlib
 import itertools
 import json
+import math
 import os
 import queue
 import re
@@ -45,7 +46,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -64,6 +65,10 @@ PATIENCE = 4
 """Deadlines after which it does in any case."""
 LATE = 0.2
 """Seconds behind the deadline after which a caller no longer waits to hear that its worker was killed."""
+LOOK = 0.1
+"""Seconds between two looks at whether a caller that waits for a worker still has time."""
+SHORTEST = 0.001
+"""The shortest deadline."""
 GRACE = 120.0
 """Seconds behind the deadline after which a worker that is still silent counts as broken."""
 
@@ -121,9 +126,13 @@ def as_grade(label: Label) -> Grade:
     return Grade({"correct": 1.0, "wrong": 0.0, "no_answer": 0.0}.get(label), label)
 
 
-def equal(gold: str, answer: str, *, deadline: float = 1.0) -> Label:
-    """Return the label of an answer that has been extracted already."""
-    return equal_exactly(gold, answer) or ask_worker(gold, answer, deadline)
+def equal(gold: str, answer: str, *, deadline: float = 1.0, left: Callable[[], float] = lambda: math.inf) -> Label:
+    """Return the label of an answer that has been extracted already.
+
+    ``left`` returns the seconds that the caller still has. When they are over, also while this waits for a free worker, the
+    label is ``timeout``, unless the answer is decided exactly.
+    """
+    return equal_exactly(gold, answer) or ask_worker(gold, answer, deadline, left)
 
 
 # --- in this process --------------------------------------------------------------------------------------------------
@@ -189,21 +198,28 @@ class Workers:
         command = [sys.executable, "-P", str(Path(__file__).with_name("equality.py")), *map(str, fds)]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=fds)
         self.sockets = [ours for ours, _ in pairs]
-        self.requests: queue.SimpleQueue[tuple[str, str, float, Future[Label]] | None] = queue.SimpleQueue()
+        self.requests: queue.SimpleQueue[tuple[str, str, float, Callable[[], float], Future[Label]] | None] = (
+            queue.SimpleQueue()
+        )
         self.lock = threading.Lock()
         self.closed = False
         for ours, theirs in pairs:
             theirs.close()
             threading.Thread(target=self._serve, args=(ours,), daemon=True).start()
 
-    def ask(self, gold: str, answer: str, deadline: float) -> Label:
-        """Return a worker's label. Answers are taken in the order in which they come. Raises OSError if the workers are gone."""
+    def ask(self, gold: str, answer: str, deadline: float, left: Callable[[], float] = lambda: math.inf) -> Label:
+        """Return a worker's label. Answers are taken in the order in which they come, with a deadline of at most the seconds that
+        are ``left`` then. A caller that has none left gets ``timeout``. Raises OSError if the workers are gone."""
         label: Future[Label] = Future()
         with self.lock:
             if self.closed:
                 raise ConnectionResetError("the grading workers were shut down")
-            self.requests.put((gold, answer, deadline, label))
-        return label.result()
+            self.requests.put((gold, answer, deadline, left, label))
+        while left() > 0:
+            with contextlib.suppress(TimeoutError):
+                return label.result(None if left() == math.inf else LOOK)
+        label.cancel()
+        return "timeout"
 
     def _serve(self, worker: socket.socket) -> None:
         """Hand one request after another to a worker.
@@ -214,7 +230,10 @@ class Workers:
         tickets = map(str, itertools.count())
         with worker:
             while (request := self.requests.get()) is not None:
-                *asked, deadline, label = request
+                *asked, deadline, left, label = request
+                if not label.set_running_or_notify_cancel():
+                    continue
+                deadline = min(deadline, max(left(), SHORTEST))
                 end = time.monotonic() + PATIENCE * deadline
                 try:
                     try:
@@ -318,13 +337,13 @@ def shutdown(which: Workers | None = None) -> None:
         workers.close()
 
 
-def ask_worker(gold: str, answer: str, deadline: float) -> Label:
+def ask_worker(gold: str, answer: str, deadline: float, left: Callable[[], float] = lambda: math.inf) -> Label:
     if deadline <= 0:
         raise ValueError(f"deadline must be a positive number of seconds, got {deadline}")
     for _ in range(2):  # once more if the workers were killed or shut down, which says nothing about this answer
         workers = warm()
         try:
-            return workers.ask(for_parser(gold), for_parser(answer), deadline)
+            return workers.ask(for_parser(gold), for_parser(answer), deadline, left)
         except OSError:
             shutdown(workers)
     return "error"
