@@ -25,7 +25,7 @@ from twofold.models.context import context
 from twofold.models.decoder import Decoder, Module, network
 from twofold.models.install import install
 from twofold.models.kv import KV, JoinedKV
-from twofold.models.logprobs import LOGITS
+from twofold.models.logprobs import LOGITS, shifted
 from twofold.types import Completion, Context, Precision, Sampling
 
 log = logging.getLogger(__name__)
@@ -96,14 +96,16 @@ def _last(hidden: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
 class NativeEngine:
     """Implements ``PolicyEngine`` and ``StepEngine`` over a ``transformers`` causal LM with full attention.
 
-    With ``exact`` every prompt (with its n samples) runs as a batch of its own, so that the rest of the batch cannot change a
-    result by a rounding; this is slower. ``max_rows`` bounds the rows decoded at once; one prompt's samples stay together.
+    With ``exact`` a result is, bit for bit, a function of its prompt and settings, and its log-probs are those of a learner in
+    exact mode (see ``models.exact``); this is slower. ``max_rows`` bounds the rows decoded at once; one prompt's samples stay
+    together.
     ``precision`` must be the learner's, so that what is sampled is what is scored: with ``bfloat16`` the model and its head
     run under autocast, or, where ``Decoder`` suits, as if they did. Call ``load`` after the weights have changed.
 
     On a CUDA device ``generate`` decodes with ``StaticDecoder``, unless ``exact`` is set; if it cannot, the log says why.
 
-    Raises ValueError for a model that ``install`` refuses.
+    Raises ValueError for a model that ``install`` refuses, and with ``exact``, once it is used, for one that is not of Llama's
+    family.
     """
 
     def __init__(
@@ -143,7 +145,7 @@ class NativeEngine:
     @torch.inference_mode()
     def _network(self) -> Decoder | Module:
         if self._built is None:
-            self._built = network(self.model, getattr(torch, self.precision))
+            self._built = network(self.model, getattr(torch, self.precision), exact=self.exact)
         return self._built
 
     @property
@@ -165,7 +167,7 @@ class NativeEngine:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
     ) -> list[list[Completion]]:
-        size = 1 if self.exact else max(1, self.max_rows // sampling.n)
+        size = max(1, self.max_rows // sampling.n)
         run = NativeRun(self, [])
         with self._autocast():
             for part, randoms in self._take(prompts, sampling, size):
@@ -183,7 +185,7 @@ class NativeEngine:
     def start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> NativeRun:
         """Run the prompts of a ``generate`` call, whose tokens ``step`` draws."""
         with self._autocast():
-            parts = self._take(prompts, sampling, 1 if self.exact else max(1, len(prompts)))
+            parts = self._take(prompts, sampling, max(1, len(prompts)))
             return NativeRun(self, [self._begin(part, sampling, randoms) for part, randoms in parts])
 
     @torch.inference_mode()
@@ -195,8 +197,7 @@ class NativeEngine:
         running = [run for run in runs if isinstance(run, NativeRun) and not run.done]
         decodings = [d for run in running for d in run.decodings if not d.done]
         with self._autocast():
-            for batch in [[d] for d in decodings] if self.exact else [decodings]:
-                self._advance(batch)
+            self._advance(decodings)
         for run in running:
             if run.done:
                 run.stop()
@@ -226,7 +227,7 @@ class NativeEngine:
         results: dict[int, Scored] = {}
         with self._autocast():
             firsts = [prompts[group[0]] for group in groups]
-            for part in self._parts(firsts, self._kept, 1 if self.exact else self.max_rows):
+            for part in self._parts(firsts, self._kept, self.max_rows):
                 chosen = [[continuations[i] for i in groups[j]] for j in part.indices]
                 for j, found in zip(part.indices, self._score_part(part, chosen, temperature, top), strict=True):
                     results |= zip(groups[j], found, strict=True)
@@ -277,7 +278,7 @@ class NativeEngine:
         logprobs: list[Tensor] = []
         likeliest: list[dict[int, float]] = []
         for hidden_t_D, ids_t_G in zip(hidden_T_D.split(size), ids_T_G.split(size), strict=True):
-            logp_t_V = (self._head(hidden_t_D).float() / temperature).log_softmax(-1)
+            logp_t_V = shifted(self._head(hidden_t_D), temperature).log_softmax(-1)
             logprobs.append(logp_t_V.gather(1, ids_t_G))
             best = logp_t_V.topk(min(top, logp_t_V.shape[1]))
             likeliest += [
