@@ -64,7 +64,7 @@ PHASES: dict[bytes, tuple[str, Any, str]] = {
     b"e": ("evaluating", training, "evaluate_step"),
     b"r": ("resuming", training, "newest_good"),
 }
-OFTEN = {b"s": 3, b"j": 2, b"e": 2}
+OFTEN = {b"s": 5, b"j": 2, b"e": 2}
 """How much more often than once a phase is chosen: a save is where a kill could do most harm."""
 
 

@@ -59,8 +59,8 @@ def token_logprobs(
 
 
 def shifted(logits: Tensor, temperature: Tensor | float) -> Tensor:
-    """Return (logits - the row's greatest) / temperature, in fp32."""
-    x = logits.float()
+    """Return (logits - the row's greatest) / temperature, at least in fp32."""
+    x = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return (x - x.amax(-1, keepdim=True)).div_(temperature)
 
 

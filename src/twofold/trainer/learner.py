@@ -58,8 +58,7 @@ class Learner:
         self.steps, self.epochs, self.minibatches, self.micro_tokens = steps, epochs, minibatches, micro_tokens
         self.precision, self.checkpointing, self.exact, self.norms_every = precision, checkpointing, exact, norms_every
         self.optimizer = make(optim, model)
-        self.step = 0
-        self.skipped = 0
+        self.step = self.skipped = 0
 
     def weights(self) -> Mapping[str, Tensor]:
         return self.model.state_dict()
