@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from test_train import OPTIONS
 
 from twofold import toml, training
@@ -90,24 +92,31 @@ COMMON = [
     "train.save_every=0",
 ]  # fmt: skip
 RUNS = {
-    "rlv": 'recipe.rollouts=3',
+    "rlv": "recipe.rollouts=3",
     "paid": "recipe.rollouts=3 task.choice=0",
-    "vine": 'recipe.rollouts=1 recipe.estimator=vineppo recipe.vine_k=1',
-    "off": 'recipe.rollouts=3 train.epochs=3',
-    "longer": 'recipe.rollouts=2 recipe.verify=none train.steps=3',
-    "data": 'recipe.rollouts=3 recipe.verify=none task.name=data task.source=ROWS',
+    "vine": "recipe.rollouts=1 recipe.estimator=vineppo recipe.vine_k=1",
+    "off": "recipe.rollouts=3 train.epochs=3",
+    "longer": "recipe.rollouts=2 recipe.verify=none train.steps=3",
+    "data": "recipe.rollouts=3 recipe.verify=none task.name=data task.source=ROWS",
     "sft": "recipe.name=sft task.name=data task.source=ROWS task.solution_column=work",
     "mrt": "recipe.name=mrt recipe.rollouts=2 recipe.branches=2 task.choice=1 task.choices=3 rollout.max_tokens=48 "
-    'recipe.prover.opening=OPENING recipe.prover.hurry= recipe.prover.answer=ANSWER '
+    "recipe.prover.opening=OPENING recipe.prover.hurry= recipe.prover.answer=ANSWER "
     "recipe.prover.tokens=8 recipe.episodes.shortest=1 recipe.episodes.most=5",
-    "mrt_b": 'recipe.name=mrt_b recipe.rollouts=2 recipe.branches=2 recipe.continuations=2',
+    "mrt_b": "recipe.name=mrt_b recipe.rollouts=2 recipe.branches=2 recipe.continuations=2 task.choice=0 task.level=3 "
+    "rollout.problems=6 rollout.max_tokens=40",
     "generator": "recipe.name=tango recipe.rollouts=3 recipe.verifier_warmup=0 recipe.cut=lines recipe.verifier_tokens=40 "
-    'task.choice=0 task.level=2 rollout.max_tokens=40 recipe.question=CHECK recipe.alpha=0.5',
-    "python": 'recipe.name=python recipe.source=MINE:One',
+    "task.choice=0 task.level=2 rollout.max_tokens=40 recipe.question=CHECK recipe.alpha=0.5",
+    "python": "recipe.name=python recipe.source=MINE:One",
     "base": "recipe.name=base recipe.hidden=32 recipe.layers=1 recipe.heads=2 recipe.ffn=32 recipe.documents=24",
 }
-RUNS["verifier"] = RUNS["generator"] + " recipe.verifier_warmup=1 recipe.rollouts=4"
-RUNS["turns"] = RUNS["generator"] + " recipe.rollouts=2 recipe.generator_updates=1 recipe.verifier_updates=1 train.steps=3"
+RUNS["verifier"] = (
+    RUNS["generator"]
+    + " recipe.verifier_warmup=1 recipe.rollouts=4 recipe.verifier_tokens=80 task.level=3 rollout.problems=6 "
+    "rollout.temperature=1.2"
+)
+RUNS["turns"] = (
+    RUNS["generator"] + " recipe.rollouts=2 recipe.generator_updates=1 recipe.verifier_updates=1 train.steps=3"
+)
 RUNS["two"] = RUNS["verifier"] + " recipe.share=false recipe.rollouts=2"
 
 ROWS_OF_RUNS = """
@@ -116,7 +125,7 @@ system                         rlv    system=Brief.                             
 reward                         paid   reward=["MINE:mixed"]                               credit
 reward_weights                 paid   reward=["MINE:mixed","MINE:brief"] / reward_weights=[1,9]   credit
 recipe                         rlv    recipe.name=mrt                                   credit
-recipe[rlv].estimator          rlv    recipe.estimator=grpo                             credit
+recipe[rlv].estimator          rlv    rollout.problems=6 / recipe.estimator=grpo         credit
 recipe[rlv].verify             rlv    recipe.verify=none                                credit
 recipe[rlv].lam                rlv    recipe.lam=0.5                                    credit
 recipe[rlv].lam_warmup         rlv    recipe.lam_warmup=4                               credit
@@ -125,19 +134,19 @@ recipe[rlv].balance            rlv    recipe.balance=balanced                   
 recipe[rlv].truncated          paid   rollout.max_tokens=12 / recipe.truncated=exclude  credit
 recipe[rlv].rollouts           rlv    recipe.rollouts=2                                 tokens
 recipe[rlv].refills            paid   recipe.refills=2                                  tokens
-recipe[rlv].vine_k             vine   recipe.vine_k=3                                   credit
+recipe[rlv].vine_k             vine   rollout.problems=6 / recipe.vine_k=3               credit
 recipe[rlv].score_every        rlv    recipe.score_every=0                              log
 recipe[mrt].method             mrt    recipe.method=grpo                                tokens
 recipe[mrt].rollouts           mrt    recipe.rollouts=3                                 tokens
 recipe[mrt].alpha              mrt    recipe.alpha=0.5                                  credit
-recipe[mrt].source             mrt    recipe.method=star train.steps=2 / recipe.source=start   tokens
+recipe[mrt].source             mrt    recipe.method=star train.steps=2 rollout.problems=6 / recipe.source=start   tokens
 recipe[mrt].bonus              mrt    recipe.bonus=termination                          credit
 recipe[mrt].branches           mrt    recipe.branches=4                                 tokens
 recipe[mrt].where              mrt    rollout.problems=6 / recipe.where=late            tokens
 recipe[mrt].answers            mrt    recipe.method=online / recipe.answers=2           credit
-recipe[mrt].reward_to_go       mrt    recipe.method=online / recipe.reward_to_go=true   credit
+recipe[mrt].reward_to_go       mrt    recipe.method=online rollout.problems=8 rollout.max_tokens=96 / recipe.reward_to_go=true   credit
 recipe[mrt].keep               mrt    recipe.method=mrt_star rollout.problems=6 / recipe.keep=problem   tokens
-recipe[mrt].penalty            mrt    recipe.method=length / recipe.penalty=0.9         credit
+recipe[mrt].penalty            mrt    recipe.method=length rollout.problems=6 / recipe.penalty=0.9   credit
 recipe[mrt].prover.opening     mrt    recipe.prover.opening=                            tokens
 recipe[mrt].prover.hurry       mrt    rollout.problems=6 / recipe.prover.hurry=So       tokens
 recipe[mrt].prover.end         mrt    recipe.prover.end=</step>                         tokens
@@ -149,11 +158,11 @@ recipe[mrt].episodes.group     mrt    recipe.method=online / recipe.episodes.gro
 recipe[mrt].episodes.marks     mrt    recipe.method=online / recipe.episodes.marks=["never"]   credit
 recipe[mrt_b].method           mrt_b  recipe.method=grpo                                tokens
 recipe[mrt_b].rollouts         mrt_b  recipe.rollouts=3                                 tokens
-recipe[mrt_b].alpha            mrt_b  recipe.alpha=0.5                                  credit
-recipe[mrt_b].bonus            mrt_b  recipe.bonus=termination                          credit
+recipe[mrt_b].alpha            mrt_b  reward=["MINE:mixed"] / recipe.alpha=0.5          credit
+recipe[mrt_b].bonus            mrt_b  reward=["MINE:mixed"] / recipe.bonus=termination  credit
 recipe[mrt_b].branches         mrt_b  recipe.branches=3                                 tokens
-recipe[mrt_b].source           mrt_b  recipe.method=star train.steps=2 / recipe.source=start   tokens
-recipe[mrt_b].continuations    mrt_b  recipe.method=warm / recipe.continuations=4       tokens
+recipe[mrt_b].source           mrt_b  recipe.method=star train.steps=2 rollout.problems=6 / recipe.source=start   tokens
+recipe[mrt_b].continuations    mrt_b  reward=["MINE:mixed"] recipe.method=warm / recipe.continuations=4   tokens
 recipe[mrt_b].learn            mrt_b  recipe.method=warm / recipe.learn=turn            credit
 recipe[tango].share            two    recipe.share=true                                 files
 recipe[tango].verifier         two    recipe.verifier=OTHER                             tokens
@@ -163,13 +172,13 @@ recipe[tango].generator_updates  turns  recipe.generator_updates=2              
 recipe[tango].verifier_updates   turns  recipe.verifier_updates=2                       tokens
 recipe[tango].verifier_warmup    turns  recipe.verifier_warmup=1                        tokens
 recipe[tango].alpha            generator  recipe.alpha=0.9                              credit
-recipe[tango].alpha_min        generator  train.steps=2 / recipe.alpha_min=0.4          credit
+recipe[tango].alpha_min        generator  train.steps=2 rollout.problems=6 / recipe.alpha_min=0.4          credit
 recipe[tango].credit           generator  recipe.credit=first_error                     credit
 recipe[tango].verifications    generator  recipe.verifications=3                        credit
 recipe[tango].verifier_learns  verifier  recipe.verifier_learns=sft                     credit
 recipe[tango].format           verifier  recipe.format=0                                credit
 recipe[tango].class_weights    verifier  recipe.class_weights=false                     credit
-recipe[tango].ema              verifier  recipe.verifier_warmup=2 train.steps=2 rollout.problems=3 / recipe.ema=0   credit
+recipe[tango].ema              verifier  recipe.verifier_warmup=2 train.steps=2 / recipe.ema=0   credit
 recipe[tango].consistency      verifier  recipe.consistency=1                           credit
 recipe[tango].step_labels      verifier  recipe.step_labels=1                           credit
 recipe[tango].continuations    verifier  recipe.step_labels=1 / recipe.continuations=1  log
@@ -210,9 +219,9 @@ task[letters].seed             rlv    task.name=letters / task.seed=1           
 task[data].source              data   task.source=MORE                                  tokens
 task[data].split               data   task.source=gsm8k / task.split=test               error
 task[data].prompt_column       data   task.prompt_column=other                          tokens
-task[data].answer_column       data   task.extract=number / task.answer_column=third   error
+task[data].answer_column       data   task.answer_column=third                          rollouts
 task[data].solution_column     sft    task.solution_column=more                         tokens
-task[data].extract             data   rollout.problems=5 rollout.temperature=1.5 / task.extract=number   log
+task[data].extract             data   rollout.max_tokens=6 / task.extract=number        rollouts
 task[data].skip_bad            data   task.source=BAD / task.skip_bad=true              error
 task[data].skip_long           data   task.source=LONG / task.skip_long=true            error
 task[gym].task                 rlv    task.name=gym task.task=chain_sum / task.task=leg_counting   tokens
@@ -333,9 +342,12 @@ def files_for(root: Path) -> dict[str, str]:
         (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     other = shutil.copytree(shipped(), root / "other")
     model = load("tiny").engine.model
-    from safetensors.torch import save_file
-
-    weights = {k: (v * 1.05).clone() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    noise = torch.Generator().manual_seed(0)
+    weights = {
+        k: v + 0.1 * v.std() * torch.randn(v.shape, generator=noise)
+        for k, v in model.state_dict().items()
+        if k != "lm_head.weight"
+    }
     save_file(weights, other / "model.safetensors", {"format": "pt"})
     thinking = shutil.copytree(shipped(), root / "thinking")
     (thinking / "chat_template.jinja").write_text(THINKING)

@@ -6,7 +6,7 @@ import argparse
 import ast
 import json
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def test_every_option_of_a_plan_has_a_row() -> None:
 
 @pytest.fixture(scope="module")
 def solved(model: Any) -> Callable[[Plan], list[Any]]:
-    @lru_cache(maxsize=None)
+    @cache
     def solve(plan: Plan) -> list[Any]:
         found = solve_many(model, QUESTIONS, plan)
         counts = [{k: v for k, v in vars_of(s.cost).items() if k != "seconds"} for s in found]
@@ -185,7 +185,9 @@ def vars_of(value: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("option", PLANS)
 def test_an_option_of_a_plan_changes_what_is_found(option: str, solved: Callable[[Plan], list[Any]]) -> None:
-    plan, changed = PLANS[option].replace("THINK", THINK).replace("VALUE", "outlook").replace("KIND", "tail").rsplit(None, 1)
+    plan, changed = (
+        PLANS[option].replace("THINK", THINK).replace("VALUE", "outlook").replace("KIND", "tail").rsplit(None, 1)
+    )
     base = toml.override(Plan(), ["temperature=1", "max_tokens=40"])
     before = parse(plan.strip(), base)
     words = [w if not w.startswith(("stop=", "make=", "judge=")) else w.replace("=", ".name=", 1)
@@ -204,7 +206,7 @@ def test_every_option_of_an_evaluation_has_a_row() -> None:
 def evaluated(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     root = tmp_path_factory.mktemp("evaluated")
 
-    @lru_cache(maxsize=None)
+    @cache
     def act(*words: str) -> Any:
         """Return the lines that an evaluation writes, and how many calls of the engine it took."""
         calls = [0]

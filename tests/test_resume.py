@@ -116,7 +116,7 @@ def test_a_checkpoint_of_an_unknown_form_is_refused_by_name(tiny_model: Path, tm
 
 
 def test_saving_at_the_default_interval_takes_less_than_three_hundredths_of_the_time(tmp_path: Path) -> None:
-    """Counted in this process's own seconds, which no other process can stretch, on the shipped model, with an eighth of the demo's rollouts a step."""
+    """Counted in this process's own seconds, which no other process can stretch, with an eighth of the demo's rollouts a step."""
     spent, whole = [0.0], [0.0]
     save, steps_of = checkpoint.save, training.run_steps
 

@@ -106,7 +106,9 @@ class Decoder:
     def __call__(self, ids_B_T: Tensor, positions_B_T: Tensor, layout: Layout) -> Tensor:
         """Return hidden states [B, T, hidden] after the last norm, in ``dtype``."""
         x, rows = embedding(ids_B_T, self.embeddings, self.padding), ids_B_T.numel()
-        turned = exact.rotations(self.rotation, positions_B_T, self.most) if self.exact else self.rotation(positions_B_T)
+        turned = (
+            exact.rotations(self.rotation, positions_B_T, self.most) if self.exact else self.rotation(positions_B_T)
+        )
         turn = torch.view_as_real(turned[:, :, None])
         with torch.autocast(x.device.type, enabled=False):
             x = self._rows(x.flatten(0, 1))
@@ -260,7 +262,9 @@ def network(model: Any, dtype: torch.dtype, recompute: bool = False, exact: bool
     Raises ValueError if it is to be ``exact`` and ``Decoder`` does not suit.
     """
     if exact and not Decoder.suits(model):
-        raise ValueError(f"exact mode is for models of Llama's family, and {type(model).__name__} is none: leave it out")
+        raise ValueError(
+            f"exact mode is for models of Llama's family, and {type(model).__name__} is none: leave it out"
+        )
     return Decoder(model, dtype, recompute, exact) if Decoder.suits(model) else Module(model)
 
 

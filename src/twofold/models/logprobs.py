@@ -46,7 +46,9 @@ def token_logprobs(
         logits = head(hidden)
         logp, entropy = chosen.apply(logits, tokens[:, None], temperature[:, None])
         if exact:
-            logp = with_gradient(logp, shifted(logits.detach(), temperature[:, None]).log_softmax(-1).gather(1, tokens[:, None])[:, 0])
+            logp = with_gradient(
+                logp, shifted(logits.detach(), temperature[:, None]).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+            )
         return logp, entropy
 
     most = KEPT // hidden_N_D.element_size() if gpu and not sparing and compiles() else LOGITS
