@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -305,6 +305,11 @@ def leaves(cls: type, prefix: str = "") -> Iterator[str]:
             yield from leaves(part, f"{place}{name}.")
 
 
+def some(options: Iterable[str]) -> list[Any]:
+    """Return every sixth of these for the quick suite; ``make torture`` takes the others."""
+    return [o if i % 6 == 0 else pytest.param(o, marks=pytest.mark.torture) for i, o in enumerate(options)]
+
+
 def test_every_option_of_a_run_has_a_row() -> None:
     assert sorted(CASES) == sorted(leaves(Config))
     flat = {option.replace(option[option.find("[") : option.find("]") + 1], "") for option in CASES}
@@ -398,7 +403,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows]
 
 
-@pytest.mark.parametrize("option", CASES)
+@pytest.mark.parametrize("option", some(CASES))
 def test_an_option_of_a_run_changes_what_it_says(option: str, run: Callable[..., dict[str, Any]]) -> None:
     if "[gym]" in option:
         pytest.importorskip("reasoning_gym")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_options import leaves
+from test_options import leaves, some
 
 import twofold as tf
 from twofold import arguments, cli, toml
@@ -183,7 +183,7 @@ def vars_of(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in value.__slots__}
 
 
-@pytest.mark.parametrize("option", PLANS)
+@pytest.mark.parametrize("option", some(PLANS))
 def test_an_option_of_a_plan_changes_what_is_found(option: str, solved: Callable[[Plan], list[Any]]) -> None:
     plan, changed = (
         PLANS[option].replace("THINK", THINK).replace("VALUE", "outlook").replace("KIND", "tail").rsplit(None, 1)
@@ -228,7 +228,7 @@ def evaluated(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return act
 
 
-@pytest.mark.parametrize("option", EVALS)
+@pytest.mark.parametrize("option", some(EVALS))
 def test_an_option_of_an_evaluation_changes_what_is_written(option: str, evaluated: Callable[..., Any]) -> None:
     """``batch`` changes the number of calls of the engine alone."""
     both, _, changed = EVALS[option].rpartition("/")
