@@ -16,7 +16,8 @@ class Native:
 
     name: Literal["native"] = "native"
     exact: bool = False
-    """Run each prompt as a batch of its own, so that no other prompt can change its result by a rounding. This is slower."""
+    """Let the engine and the learner compute log-probs that depend, bit for bit, on their own text alone: what is sampled is what
+    is scored, in any company. For models of Llama's family, on a CPU. This is slower."""
     max_rows: Count = 1024
     """Number of rows that are decoded at once; the samples of one prompt stay together."""
 

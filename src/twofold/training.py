@@ -136,7 +136,7 @@ class _Setup:
             steps=updates, temperature=config.rollout.temperature, epochs=config.train.epochs,
             minibatches=config.train.minibatches, precision=choose_precision(config.train.precision),
             micro_tokens=config.train.micro_tokens or (4096 if model.device.type == "cpu" else 16384),
-            checkpointing=config.train.checkpointing,
+            checkpointing=config.train.checkpointing, exact=isinstance(config.engine, Native) and config.engine.exact,
         )  # fmt: skip
 
     def check_room(self, questions: Sequence[tuple[str, str]]) -> None:

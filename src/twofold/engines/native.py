@@ -27,7 +27,7 @@ from twofold.models.context import context
 from twofold.models.decoder import Decoder, Module, network
 from twofold.models.install import install
 from twofold.models.kv import KV, JoinedKV
-from twofold.models.logprobs import LOGITS
+from twofold.models.logprobs import LOGITS, shifted
 from twofold.types import Completion, Context, Precision, Sampling
 
 log = logging.getLogger(__name__)
@@ -41,15 +41,16 @@ def _last(hidden: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
 class NativeEngine:
     """Implements ``PolicyEngine`` and ``StepEngine`` over a ``transformers`` causal LM with full attention.
 
-    With ``exact`` every prompt (with its n samples) runs as a batch of its own, so that the rest of the batch cannot change a
-    result by a rounding; this is slower. ``max_rows`` bounds the rows decoded at once; one prompt's samples stay together.
-    ``step_tokens`` bounds the tokens that ``step`` runs.
+    With ``exact`` a result is, bit for bit, a function of its prompt and settings, and its log-probs are those of a learner in
+    exact mode (see ``models.exact``); this is slower. ``max_rows`` bounds the rows decoded at once; one prompt's samples stay
+    together. ``step_tokens`` bounds the tokens that ``step`` runs.
     ``precision`` must be the learner's, so that what is sampled is what is scored: with ``bfloat16`` the model and its head
     run under autocast, or, where ``Decoder`` suits, as if they did. Call ``load`` after the weights have changed.
 
     On a CUDA device ``generate`` decodes with ``StaticDecoder``, unless ``exact`` is set; if it cannot, the log says why.
 
-    Raises ValueError for a model that ``install`` refuses.
+    Raises ValueError for a model that ``install`` refuses, and with ``exact``, once it is used, for one that is not of Llama's
+    family.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class NativeEngine:
     @torch.inference_mode()
     def _network(self) -> Decoder | Module:
         if self._built is None:
-            self._built = network(self.model, getattr(torch, self.precision))
+            self._built = network(self.model, getattr(torch, self.precision), exact=self.exact)
         return self._built
 
     @property
@@ -113,7 +114,7 @@ class NativeEngine:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
     ) -> list[list[Completion]]:
-        size = 1 if self.exact else max(1, self.max_rows // sampling.n)
+        size = max(1, self.max_rows // sampling.n)
         decodings = []
         with self._autocast():
             for part, randoms in self._take(prompts, sampling, size):
@@ -143,7 +144,7 @@ class NativeEngine:
 
         Before that, the prompts and texts that wait are run, a chunk of each call in turn, while all this has at most
         ``step_tokens`` tokens. Prompts get at least half of them, however many samples there are. A chunk is one prompt or
-        text, part of a long one, or several short ones of a call; with ``exact`` it is one, however long.
+        text, part of a long one, or several short ones of a call.
 
         A run that gets done leaves its caches to its session.
         """
@@ -153,8 +154,7 @@ class NativeEngine:
         with self._autocast():
             self._run_chunks([run.work for run in running], max(self.step_tokens - rows, self.step_tokens // 2))
             decodings = [d for run in drawing if run.work.error is None for d in run.decodings if not d.done]
-            for batch in [[d] for d in decodings] if self.exact else [decodings]:
-                self._advance(batch)
+            self._advance(decodings)
         for run in drawing:
             if run.done:
                 run.stop()
@@ -165,7 +165,7 @@ class NativeEngine:
     @property
     def _chunk(self) -> float:
         """The most tokens of a chunk."""
-        return math.inf if self.exact else max(1, self.step_tokens // 2)
+        return max(1, self.step_tokens // 2)
 
     def _run_chunks(self, works: Sequence[Work], tokens: int) -> None:
         """Run chunks of ``tokens`` tokens at most, but at least one. The call that has waited longest is the next."""
@@ -179,8 +179,7 @@ class NativeEngine:
 
     def _run_prompts(self, run: NativeRun, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Generator[int]:
         """Run the prompts of a call and begin to decode them, chunk by chunk (see ``Work``)."""
-        size = 1 if self.exact else max(1, len(prompts))
-        for part, randoms in self._take(prompts, sampling, size, self._chunk):
+        for part, randoms in self._take(prompts, sampling, max(1, len(prompts)), self._chunk):
             kv = None
             for _, stretch in stretches(part.pieces(), self._chunk):
                 yield len(stretch) * max(map(len, stretch))
@@ -239,8 +238,7 @@ class NativeEngine:
             same_pass[tuple(p), tuple(c[:-1])].append(i)  # the last token is looked up, not run
         groups = [group for group in same_pass.values() if any(continuations[i] for i in group)]
         firsts, shared = [prompts[group[0]] for group in groups], [continuations[group[0]][:-1] for group in groups]
-        size = 1 if self.exact else self.max_rows
-        for part in self._parts(firsts, self._kept, size, tokens, [*map(len, shared)]):
+        for part in self._parts(firsts, self._kept, self.max_rows, tokens, [*map(len, shared)]):
             kv = None
             own = part.pieces()  # with the last prompt token: its logits predict the continuation's first token
             pieces = [[*p, *shared[j]] for p, j in zip(own, part.indices, strict=True)]
@@ -286,7 +284,7 @@ class NativeEngine:
         logprobs: list[Tensor] = []
         likeliest: list[dict[int, float]] = []
         for hidden_t_D, ids_t_G in zip(hidden_T_D.split(size), ids_T_G.split(size), strict=True):
-            logp_t_V = (self._head(hidden_t_D).float() / temperature).log_softmax(-1)
+            logp_t_V = shifted(self._head(hidden_t_D), temperature).log_softmax(-1)
             logprobs.append(logp_t_V.gather(1, ids_t_G))
             best = logp_t_V.topk(min(top, logp_t_V.shape[1]))
             likeliest += [

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from twofold.models import exact
 from twofold.models.compiled import on_gpu
 
 NAME = "twofold"
@@ -33,6 +34,10 @@ class Layout(Protocol):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """query [B, H, T, D], key and value [B, H_kv, T, D] -> [B, T, H, D]."""
+        ...
+
+    def attend_exactly(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Do the same by ``models.exact.attend``, whose bits depend on the query's own text alone."""
         ...
 
 
@@ -241,11 +246,19 @@ class Packing:
 
     def attend_padded(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """Attend the plain way, with every sample in a row of its own."""
-        index, slots = self.rows
-        flat = (x.squeeze(0).index_select(1, index) for x in (query, key, value))
-        q, k, v = (x.view(x.shape[0], *self.index.shape, -1).transpose(0, 1) for x in flat)
+        q, k, v = self._in_rows(query, key, value)
         out = sdpa(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-        return out.transpose(1, 2).flatten(0, 1).index_select(0, slots)[None]
+        return out.transpose(1, 2).flatten(0, 1).index_select(0, self.rows[1])[None]
+
+    def attend_exactly(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        positions = torch.arange(self.index.shape[1], device=query.device).expand(self.index.shape)
+        out = exact.attend(*self._in_rows(query, key, value), positions, scale)
+        return out.flatten(0, 1).index_select(0, self.rows[1])[None]
+
+    def _in_rows(self, *laid: Tensor) -> list[Tensor]:
+        """Return tensors [1, H, N, D] as [samples, H, longest, D]."""
+        flat = [x.squeeze(0).index_select(1, self.rows[0]) for x in laid]
+        return [x.view(x.shape[0], *self.index.shape, -1).transpose(0, 1) for x in flat]
 
     # Each way to attend needs tensors of its own, which are made when they are needed.
 

@@ -16,6 +16,8 @@ TRAINER = "trainer"
 MANIFEST, STATE, OPTIMIZER = (
     f"{TRAINER}/{name}" for name in ("manifest.json", "trainer_state.json", "optimizer.safetensors")
 )
+FORM = {"step", "learner_step", "skipped", "recipe", "inputs"}
+"""What the state of a checkpoint has that a run can resume from."""
 OLD_STATE = "trainer_state.json"
 """Where versions before the manifest wrote the state. Their checkpoints are models that can be loaded."""
 
@@ -66,6 +68,8 @@ def verify(folder: Path, *, resume: bool = False) -> None:
             raise Damaged(f"{path} {what}: the checkpoint of step {step} is damaged")
         if resume and name.endswith(MANIFEST):
             verify(path.parent.parent, resume=True)
+    if resume and (lacking := sorted(FORM - json.loads((folder / STATE).read_text()).keys())):
+        raise Damaged(f"{folder / STATE} has no {', '.join(lacking)}: another version wrote it")
 
 
 def newest_good(run: Path) -> tuple[Path | None, dict[Path, str]]:

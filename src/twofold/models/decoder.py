@@ -16,12 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear, pad, silu
+from torch.nn import functional
+from torch.nn.functional import embedding, pad, silu
 from torch.utils.checkpoint import checkpoint
 
 from twofold.maths.packing import rounded
+from twofold.models import exact
 from twofold.models.attention import Layout, attention_dtype
 from twofold.models.compiled import fused, on_gpu
+from twofold.models.context import context
 from twofold.models.llama import FAMILY, Llama
 from twofold.models.lora import NAME, Merged, off
 from twofold.models.norm import added_norm, rms_norm
@@ -46,7 +49,8 @@ class Layer:
 class Decoder:
     """The forward pass with a copy of the model's matrices in ``dtype``, laid out for it. Make another when they change.
 
-    One copy serves the micro-batches of one optimiser step. With ``recompute``, backward passes compute the layers again.
+    One copy serves the micro-batches of one optimiser step. With ``recompute``, backward passes compute the layers again. With
+    ``exact``, every number is a function of its own text (see ``models.exact``).
     """
 
     @staticmethod
@@ -61,9 +65,10 @@ class Decoder:
             )
         )
 
-    def __init__(self, model: Any, dtype: torch.dtype, recompute: bool = False) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype, recompute: bool = False, exact: bool = False) -> None:
         config = model.config
-        self.dtype, self.recompute, self.eps = dtype, recompute, config.rms_norm_eps
+        self.dtype, self.recompute, self.exact, self.eps = dtype, recompute, exact, config.rms_norm_eps
+        self.most = context(config).tokens
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.width = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.padding = getattr(config, "pad_token_id", None)  # transformers does not train this token's embedding
@@ -110,9 +115,12 @@ class Decoder:
     def __call__(self, ids_B_T: Tensor, positions_B_T: Tensor, layout: Layout) -> Tensor:
         """Return hidden states [B, T, hidden] after the last norm, in ``dtype``."""
         x, rows = embedding(ids_B_T, self.embeddings, self.padding), ids_B_T.numel()
-        turn = torch.view_as_real(self.rotation(positions_B_T)[:, :, None])
+        turned = (
+            exact.rotations(self.rotation, positions_B_T, self.most) if self.exact else self.rotation(positions_B_T)
+        )
+        turn = torch.view_as_real(turned[:, :, None])
         with torch.autocast(x.device.type, enabled=False):
-            x = _padded(x.flatten(0, 1))
+            x = self._rows(x.flatten(0, 1))
             run = partial(checkpoint, self._run, use_reentrant=False) if self.recompute else self._run
             for i in range(len(self.layers)):
                 x = run(i, x, turn, layout)
@@ -122,14 +130,27 @@ class Decoder:
         """Run layer ``i``."""
         layer = self.layers[i]
         q, k, v = self._heads(layer, rms_norm(x_N_C, layer.before_attention, self.eps, self.dtype), turn_B_T_1_D)
-        seen = layout.attend(i, q, k, v, self.width**-0.5).to(self.dtype).flatten(0, 1).flatten(1)
-        x, h = added_norm(x_N_C, linear(_padded(seen), *layer.out), layer.before_mlp, self.eps, self.dtype)
-        return x + linear(_SwiGLU.apply(linear(h, *layer.gate), linear(h, *layer.up)), *layer.down)
+        seen = self._attend(layout, i, q, k, v).to(self.dtype).flatten(0, 1).flatten(1)
+        x, h = added_norm(x_N_C, self._linear(self._rows(seen), layer.out), layer.before_mlp, self.eps, self.dtype)
+        return x + self._linear(_SwiGLU.apply(self._linear(h, layer.gate), self._linear(h, layer.up)), layer.down)
+
+    def _attend(self, layout: Layout, i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scale = self.width**-0.5
+        if not self.exact:
+            return layout.attend(i, q, k, v, scale)
+        value = layout.attend_exactly(i, q.detach(), k.detach(), v.detach(), scale)
+        return exact.with_gradient(layout.attend(i, q, k, v, scale), value) if q.requires_grad else value
+
+    def _rows(self, x_N_C: Tensor) -> Tensor:
+        return exact.tiled(x_N_C) if self.exact else _padded(x_N_C)
+
+    def _linear(self, x_N_C: Tensor, affine: Affine) -> Tensor:
+        return exact.linear(x_N_C, *affine) if self.exact else functional.linear(x_N_C, *affine)
 
     def _heads(self, layer: Layer, h_N_C: Tensor, turn_B_T_1_D: Tensor) -> list[Tensor]:
         """Return rotated queries, rotated keys, and values: [B, heads, T, D] each."""
         B, T = turn_B_T_1_D.shape[:2]
-        every = _first(B * T, linear(h_N_C, *layer.heads)).view(B, T, -1, self.width)
+        every = _first(B * T, self._linear(h_N_C, layer.heads)).view(B, T, -1, self.width)
         sizes = [self.heads, self.kv_heads]
         qk, v = every.split([sum(sizes), self.kv_heads], 2)
         if layer.query_norm is not None and layer.key_norm is not None:
@@ -142,7 +163,7 @@ class Decoder:
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return the logits of hidden states [N, hidden]."""
-        return _first(len(hidden), linear(_padded(hidden), *self.output))
+        return _first(len(hidden), self._linear(self._rows(hidden), self.output))
 
 
 def _turned(frequencies_D: Tensor, positions_B_T: Tensor) -> Tensor:
@@ -244,9 +265,16 @@ class Module:
         return out.last_hidden_state
 
 
-def network(model: Any, dtype: torch.dtype, recompute: bool = False) -> Decoder | Module:
-    """Return the forward pass of ``model``, for sampling and for learning. A ``Module`` recomputes only within ``recomputing``."""
-    return Decoder(model, dtype, recompute) if Decoder.suits(model) else Module(model)
+def network(model: Any, dtype: torch.dtype, recompute: bool = False, exact: bool = False) -> Decoder | Module:
+    """Return the forward pass of ``model``, for sampling and for learning. A ``Module`` recomputes only within ``recomputing``.
+
+    Raises ValueError if it is to be ``exact`` and ``Decoder`` does not suit.
+    """
+    if exact and not Decoder.suits(model):
+        raise ValueError(
+            f"exact mode is for models of Llama's family, and {type(model).__name__} is none: leave it out"
+        )
+    return Decoder(model, dtype, recompute, exact) if Decoder.suits(model) else Module(model)
 
 
 @contextmanager

@@ -37,11 +37,11 @@ class Head(nn.Linear):
     def loss(self, hidden_V_D: Tensor, labels_V: Tensor, weights_V: Tensor) -> Tensor:
         """The weighted sum of the losses of V texts, whose labels are 1 (right) or 0."""
         each = binary_cross_entropy_with_logits if self.kind == "bce" else mse_loss
-        return (weights_V * each(self(hidden_V_D.float())[:, 0], labels_V, reduction="none")).sum()
+        return (weights_V * each(self(hidden_V_D.to(self.weight.dtype))[:, 0], labels_V, reduction="none")).sum()
 
     def probability(self, hidden_V_D: Tensor) -> Tensor:
         """P(right) of V texts. Raises ValueError if the head's kind is not known."""
-        numbers_V = self(hidden_V_D.float())[:, 0]
+        numbers_V = self(hidden_V_D.to(self.weight.dtype))[:, 0]
         match self.kind:
             case "bce":
                 return numbers_V.sigmoid()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from twofold.models import exact
 from twofold.models.attention import merge, partial_attention
 
 SMALLEST = 64
@@ -73,10 +75,7 @@ class KV:
         """Store key and value [active, H_kv, T, D] of the new tokens; return the attention's output [active, T, H, D] for
         their query [active, H, T, D]."""
         rows, heads, steps, width = query.shape
-        self._grow(layer, key, value)
-        self.keys[layer][:rows, :, self._from : self.filled] = key
-        self.values[layer][:rows, :, self._from : self.filled] = value
-        keys, values = (x[layer][:rows, :, : self.filled] for x in (self.keys, self.values))
+        keys, values = self._store(layer, key, value)
         first = self._from == 0
         assert self._inherited is not None
         if not self._inherited and first:
@@ -93,6 +92,33 @@ class KV:
         for part in self._inherited:
             out, lse = merge(out, lse, *part.attend(layer, query, scale))
         return out.to(value.dtype).view(rows, heads, steps, -1).transpose(1, 2)
+
+    def attend_exactly(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Do the same by ``models.exact.attend``, for which the keys of every text are copied into one tensor."""
+        keys, values = (self._texts(layer, own) for own in enumerate(self._store(layer, key, value)))
+        positions = self.start[: len(query), None] + torch.arange(self._from, self.filled)
+        return exact.attend(query, keys, values, positions.to(self.device), scale)
+
+    def _store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new tokens' keys and values, and return those of all own tokens of the active rows."""
+        rows = len(key)
+        self._grow(layer, key, value)
+        self.keys[layer][:rows, :, self._from : self.filled] = key
+        self.values[layer][:rows, :, self._from : self.filled] = value
+        keys, values = (x[layer][:rows, :, : self.filled] for x in (self.keys, self.values))
+        return keys, values
+
+    def _texts(self, layer: int, own: tuple[int, Tensor]) -> Tensor:
+        """Return what the active rows inherit, followed by their own keys (0) or values (1): [rows, H_kv, tokens, D]."""
+        which, own_R_K_S_D = own
+        starts, steps = self.start[: len(own_R_K_S_D), None], torch.arange(self.filled)
+        longest = int(starts.max()) + self.filled
+        out = own_R_K_S_D.new_zeros(len(starts), longest, *own_R_K_S_D.shape[1::2])
+        assert self._inherited is not None
+        for part in self._inherited:
+            part.copy((part.kv.keys, part.kv.values)[which][layer], out)
+        out[torch.arange(len(starts))[:, None], starts + steps] = own_R_K_S_D.transpose(1, 2)
+        return out.transpose(1, 2)
 
     def reserve(self, count: int, smallest: int) -> bool:
         """Make place for ``count`` more tokens of every row of a fork, which the caller writes into ``keys`` and ``values``.
@@ -252,5 +278,11 @@ class JoinedKV:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """Do ``KV.attend`` in every cache."""
-        rows = zip(self.caches, *(x.split(self.sizes) for x in (query, key, value)), strict=True)
-        return torch.cat([kv.attend(layer, *qkv, scale) for kv, *qkv in rows])
+        return torch.cat([kv.attend(layer, *qkv, scale) for kv, *qkv in self._each(query, key, value)])
+
+    def attend_exactly(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Do ``KV.attend_exactly`` in every cache."""
+        return torch.cat([kv.attend_exactly(layer, *qkv, scale) for kv, *qkv in self._each(query, key, value)])
+
+    def _each(self, *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
+        return zip(self.caches, *(x.split(self.sizes) for x in tensors), strict=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from twofold.models.compiled import compiles, fused, on_gpu
+from twofold.models.exact import with_gradient
 
 LOGITS = 2**27
 """The most logits that exist at once. They take 512 MiB in fp32: 4096 tokens with a vocabulary of 32 thousand, or 900 with
@@ -29,18 +30,26 @@ def token_logprobs(
     tokens_N: Tensor,
     temperature_N: Tensor,
     sparing: bool = True,
+    exact: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return (log p of each token, entropy of each distribution), both [N] in fp32 nats. The entropy carries no gradient.
 
     ``head`` turns hidden states [n, D] into logits [n, ``vocabulary``], of which at most ``LOGITS`` exist at a time: if there
     are more, they are computed in chunks, and again in the backward pass. A GPU that need not be ``sparing`` of memory, and
-    can read them without a copy in fp32, keeps up to ``KEPT`` bytes of them instead.
+    can read them without a copy in fp32, keeps up to ``KEPT`` bytes of them instead. With ``exact``, log-probs have the bits
+    of the engine's (see ``models.exact``).
     """
     gpu = on_gpu(hidden_N_D)
     chosen = _Reread if gpu else _Chosen
 
     def part(hidden: Tensor, tokens: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-        return chosen.apply(head(hidden), tokens[:, None], temperature[:, None])
+        logits = head(hidden)
+        logp, entropy = chosen.apply(logits, tokens[:, None], temperature[:, None])
+        if exact:
+            logp = with_gradient(
+                logp, shifted(logits.detach(), temperature[:, None]).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+            )
+        return logp, entropy
 
     most = KEPT // hidden_N_D.element_size() if gpu and not sparing and compiles() else LOGITS
     size = max(1, most // vocabulary)
@@ -52,8 +61,8 @@ def token_logprobs(
 
 
 def shifted(logits: Tensor, temperature: Tensor | float) -> Tensor:
-    """Return (logits - the row's greatest) / temperature, in fp32."""
-    x = logits.float()
+    """Return (logits - the row's greatest) / temperature, at least in fp32."""
+    x = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return (x - x.amax(-1, keepdim=True)).div_(temperature)
 
 

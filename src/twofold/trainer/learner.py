@@ -34,7 +34,8 @@ class Diverged(ArithmeticError):
 class Learner:
     """Owns a model's optimiser. ``temperature`` is the one at which the policy's tokens were sampled.
 
-    Where samples carry ``values``, the model must have a scalar head (see ``models.head``).
+    Where samples carry ``values``, the model must have a scalar head (see ``models.head``). With ``exact``, the log-probs of
+    tokens that an exact engine sampled have the bits that it gave them (see ``models.exact``).
     """
 
     def __init__(
@@ -50,16 +51,16 @@ class Learner:
         micro_tokens: int = 8192,
         precision: Precision = "float32",
         checkpointing: bool = False,
+        exact: bool = False,
         norms_every: int = 10,
     ) -> None:
         if loss.correction != "none" and epochs * minibatches > 1:
             raise ValueError("loss.correction needs one update per step: set train.epochs and train.minibatches to 1")
         self.model, self.optim, self.loss, self.temperature = model, optim, loss, temperature
         self.steps, self.epochs, self.minibatches, self.micro_tokens = steps, epochs, minibatches, micro_tokens
-        self.precision, self.checkpointing, self.norms_every = precision, checkpointing, norms_every
+        self.precision, self.checkpointing, self.exact, self.norms_every = precision, checkpointing, exact, norms_every
         self.optimizer = make(optim, model)
-        self.step = 0
-        self.skipped = 0
+        self.step = self.skipped = 0
 
     def weights(self) -> Mapping[str, Tensor]:
         return self.model.state_dict()
@@ -117,7 +118,7 @@ class Learner:
         """Add up the objective's gradients over micro-batches; without ``policy``, those of the other streams only."""
         stats: dict[str, Tensor] = {}
         with recomputing(self.model, self.checkpointing):
-            run = network(self.model, getattr(torch, self.precision), self.checkpointing)
+            run = network(self.model, getattr(torch, self.precision), self.checkpointing, self.exact)
             for batch in batches(samples, self.loss, self.micro_tokens, self.model.device, self.mine(samples)):
                 loss, part = self._losses(run, batch, policy)
                 loss.backward()
@@ -132,7 +133,8 @@ class Learner:
             # what is sampled is what is scored: policy tokens at the run's temperature, targets at 1
             temperature = torch.ones_like(batch.targets).index_fill_(0, batch.drawn, self.temperature)
             before = embedding(batch.before, hidden)  # unlike that of hidden[...], its gradient is summed in one order
-            logp, entropy = token_logprobs(run.head, run.vocabulary, before, batch.ids, temperature, self.checkpointing)
+            how = self.checkpointing, self.exact
+            logp, entropy = token_logprobs(run.head, run.vocabulary, before, batch.ids, temperature, *how)
         new = logp[batch.drawn]  # ratios are formed at the policy's tokens alone: at a target 1 / p may overflow
         old, weight, capped = corrected(self.loss, new, batch.behaviour, batch.sample)
         each, cut = policy_loss(self.loss, new, old, batch.advantages, batch.sample)
