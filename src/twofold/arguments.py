@@ -124,6 +124,14 @@ def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     _add_prompts(sub)
     _add_upstream(sub)
 
+    about = "Measure how often a model calls solutions right that are made to fool it."
+    sub = command("audit", about, _options("evals.audit", "Audit"))
+    sub.add_argument("model", help="as for eval")
+    sub.add_argument("--task", default="sums", help="as for eval (default: %(default)s)")
+    sub.add_argument("--out", metavar="DIR", type=Path, help="where audit.json goes (default: runs/audit-MODEL-TASK)")
+    _add_prompts(sub)
+    _add_upstream(sub)
+
     about = "Measure how well a model finds the first wrong step of solutions."
     sub = command("critic", about, _options("evals.critic", "Critic"))
     sub.add_argument("model", help="as for eval; for a run with two models, the verifier's checkpoint")
