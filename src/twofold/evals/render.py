@@ -271,7 +271,8 @@ def print_audit(found: Audited, console: Console | None = None) -> None:
 
 def _clipped(text: str) -> str:
     """Return a text in quotes, cut to the width of a column."""
-    return repr(text if len(text) <= 20 else f"{text[:19]}…")
+    shown = repr(text)
+    return shown if len(shown) <= 18 else f"{shown[:17]}…"
 
 
 def _comparisons(task: TaskReport) -> Table:
