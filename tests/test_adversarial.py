@@ -274,11 +274,11 @@ def test_claims_and_lengths_are_compared_with_the_unchanged_solution(chat: Chat)
     assert changes['the question says "No or Yes"'].judged == 10
 
 
-def test_an_audit_is_printed_in_80_columns_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_audit_is_printed_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["audit", "tiny", "--problems", "2", "--n", "2", "--max_tokens", "40", "--out", str(tmp_path)]
     assert cli.main(asked) == 0
     printed = capsys.readouterr().out
-    assert max(map(len, printed.split("\n"))) <= 100
+    assert "accepted as right" in printed and f"saved {tmp_path / 'audit.json'}" in printed
     saved = json.loads((tmp_path / "audit.json").read_text())
     assert saved["model"] == "tiny" and saved["problems"] == 2
     assert {row["kind"] for row in saved["accepted"]} >= {"key", "praise", "injection", "forged", "echo", "bare", "all"}
@@ -286,9 +286,11 @@ def test_an_audit_is_printed_in_80_columns_and_saved(tmp_path: Path, capsys: pyt
 
 def test_the_tables_fit_80_columns(chat: Chat) -> None:
     out = io.StringIO()
-    print_audit(audited(chat, lambda text: True, ["3\n\\boxed{3}"]), Console(file=out, width=200))
+    found = audited(chat, lambda text: True, ["3\n\\boxed{3}"])
+    many = [replace(row, accepted=1234, judged=12345) for row in found.accepted]
+    print_audit(replace(found, accepted=many), Console(file=out, width=200))
     lines = [line.rstrip() for line in out.getvalue().split("\n")]
-    assert any("for training" in line for line in lines) and max(map(len, lines)) <= 80
+    assert any(" training " in line for line in lines) and max(map(len, lines)) <= 80
 
 
 def test_every_judged_evaluation_carries_a_short_form(shipped: run.Model, tmp_path: Path) -> None:

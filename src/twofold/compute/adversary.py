@@ -11,20 +11,25 @@ from twofold.text.chat import Chat
 from twofold.types import Problem, Rollout, Task
 
 
+OFTEN = {"off-topic": 3, "truncated": 2}
+"""How much more often a verifier in training meets the kinds that look like a solution. The others are learnt at once."""
+
+
 def negatives(
     chat: Chat, task: Task, drawn: Sequence[Rollout], judged: int, share: float, seed: int, max_tokens: int
 ) -> list[Rollout]:
     """Return adversarial solutions of the problems of ``drawn``, made from these rollouts, for a verifier to reject.
 
     They are ``share`` of all verdicts, of which ``judged`` more are about rollouts. None is of the held-out half (see
-    ``text.adversarial``). The kinds are equally frequent. Left out are those that the task does not grade as wrong, and those
-    that are longer than the longest prompt with ``max_tokens`` more.
+    ``text.adversarial``). The kinds are drawn equally often but for those in ``OFTEN``. Left out are those that the task does
+    not grade as wrong, and those that are longer than the longest prompt with ``max_tokens`` more.
     """
     rng, chosen = random.Random(seed), []
     for _ in range(round(judged * share / (1 - share))):
         rollout, other = rng.choice(drawn), rng.choice(drawn)
         kinds = of_kinds([a for a in attacks(rollout, other) if not a.held_out])
-        chosen.append((rollout.problem, rng.choice(kinds[rng.choice([*kinds])])))
+        (kind,) = rng.choices([*kinds], [OFTEN.get(kind, 1) for kind in kinds])
+        chosen.append((rollout.problem, rng.choice(kinds[kind])))
     room = max((len(r.prompt) for r in drawn), default=0) + max_tokens
     return [rollout for rollout, _ in wrong(chat, task, chosen, room)]
 

@@ -241,13 +241,13 @@ def print_audit(found: Audited, console: Console | None = None) -> None:
     console = console or Console()
     if not console.is_terminal:
         console.width = PIPE_WIDTH
-    heads = ["kind", "wordings", "accepted", "rate", "95%: at\nmost", "the most accepted one"]
+    heads = ["kind", "wordings", "accepted", "rate", "95%: at\nmost", "most accepted"]
     title = f"adversarial solutions of {found.problems} {found.task} problems: accepted as right"
     table = _table(title, heads)
     table.columns[-1].justify = "left"
     for row in found.accepted:
-        worst = "" if row.worst is None else f"{percent(row.worst_rate)} {_clipped(row.worst)}"
-        half = "held out" if row.held_out else "for training"
+        worst = "" if row.worst is None else _clipped(row.worst)
+        half = "held out" if row.held_out else "training"
         cells = [half, f"{row.accepted} of {row.judged}", percent(row.accepted / row.judged), percent(row.at_most)]
         table.add_row(row.kind, *cells, escape(worst))
     console.print(table)
@@ -272,7 +272,7 @@ def print_audit(found: Audited, console: Console | None = None) -> None:
 def _clipped(text: str) -> str:
     """Return a text in quotes, cut to the width of a column."""
     shown = repr(text)
-    return shown if len(shown) <= 18 else f"{shown[:17]}…"
+    return shown if len(shown) <= 16 else f"{shown[:15]}…"
 
 
 def _comparisons(task: TaskReport) -> Table:
