@@ -269,7 +269,7 @@ def test_claims_and_lengths_are_compared_with_the_unchanged_solution(chat: Chat)
     claims = [c for name, c in changes.items() if "claim" in name]
     assert len(claims) == 2 and sum(c.judged for c in claims) == 80
     assert all(c.before == 0 and 0 < c.after == c.flipped < 1 for c in claims)
-    long = changes["a wrong solution is made 4 times as long"]
+    long = changes["wrong solution made 4 times as long"]
     assert (long.judged, long.before, long.after, long.flipped) == (10, 0, 1, 1)
     assert changes['the question says "No or Yes"'].judged == 10
 

@@ -124,6 +124,23 @@ def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     _add_prompts(sub)
     _add_upstream(sub)
 
+    _add_verifiers(command)
+
+    sub = command("report", "Write tables and figures from saved evaluations. This needs no model.")
+    sub.add_argument("runs", nargs="+", type=Path, help="evaluation or run directories")
+    sub.add_argument(
+        "--out", metavar="DIR", type=Path, help="where report.html and report.json go (default: the first directory)"
+    )
+    sub.add_argument("--baseline", metavar="NAME", help="the evaluation to compare with (default: the first)")
+    _add_report_options(sub)
+
+    sub = command("calibrate", "Fit and print the six numbers of rule=posterior and stop=posterior.")
+    sub.add_argument(
+        "runs", nargs="+", type=Path, help="evaluation or run directories whose problems are used for nothing else"
+    )
+
+
+def _add_verifiers(command: Callable[..., argparse.ArgumentParser]) -> None:
     about = "Measure how often a model calls solutions right that are made to fool it."
     sub = command("audit", about, _options("evals.audit", "Audit"))
     sub.add_argument("model", help="as for eval")
@@ -143,19 +160,6 @@ def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--tune-on", metavar="CASES", help="for how=p_yes: choose the threshold on these other cases first"
     )
     _add_prompts(sub)
-
-    sub = command("report", "Write tables and figures from saved evaluations. This needs no model.")
-    sub.add_argument("runs", nargs="+", type=Path, help="evaluation or run directories")
-    sub.add_argument(
-        "--out", metavar="DIR", type=Path, help="where report.html and report.json go (default: the first directory)"
-    )
-    sub.add_argument("--baseline", metavar="NAME", help="the evaluation to compare with (default: the first)")
-    _add_report_options(sub)
-
-    sub = command("calibrate", "Fit and print the six numbers of rule=posterior and stop=posterior.")
-    sub.add_argument(
-        "runs", nargs="+", type=Path, help="evaluation or run directories whose problems are used for nothing else"
-    )
 
 
 def _add_data(sub: argparse.ArgumentParser) -> None:

@@ -10,7 +10,6 @@ from twofold.text.adversarial import Attack, added, alone, off_topic, truncated
 from twofold.text.chat import Chat
 from twofold.types import Problem, Rollout, Task
 
-
 OFTEN = {"off-topic": 3, "truncated": 2}
 """How much more often a verifier in training meets the kinds that look like a solution. The others are learnt at once."""
 

@@ -98,7 +98,7 @@ def audit(
         before = {r.problem.id: score for r, score in firsts if not r.grade.correct}
         for (r, a), score in zip(probes, scores, strict=True):
             if a.added:
-                name = f"a claim is added to a wrong solution{' (held out)' if a.held_out else ''}"
+                name = f"claim added to a wrong solution{' (held out)' if a.held_out else ''}"
                 changed.append((name, before[r.problem.id], score))
         changed += _changes(engine, chat, firsts, config.judge, room)
     progress(len(problems), len(problems))
@@ -147,7 +147,7 @@ def _changes(
     long = [(replace(r, completion=forced(chat.reply(longer(r.text)))), score) for r, score in firsts]
     fit = [(r, score) for r, score in long if room is None or len(r.prompt) + len(r.completion.tokens) <= room]
     for (r, before), (_, after) in zip(fit, judged(engine, chat, [r for r, _ in fit], judging), strict=True):
-        found.append((f"a {'right' if r.grade.correct else 'wrong'} solution is made 4 times as long", before, after))
+        found.append((f"{'right' if r.grade.correct else 'wrong'} solution made 4 times as long", before, after))
     words = judging.words(chat)
     if (swapped := words.replace("Yes or No", "No or Yes")) != words:
         scores = judged(engine, chat, [r for r, _ in firsts], replace(judging, question=swapped))

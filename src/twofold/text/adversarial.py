@@ -106,7 +106,7 @@ def truncated(solution: str) -> Iterator[Attack]:
     r"""Yield a solution cut before its answer: after whole lines (for training), and within its last line but one (held out).
 
     >>> [a.text for a in truncated("9-4=5\n5+1=6\n\\boxed{6}")]
-    ['9-4=5', '9-4=5\n5+1=6', '9-4=5\n5+', '9-']
+    ['9-4=5', '9-4=5\n5+1=6', '9-4=5\n5', '9-']
     """
     lines = solution.rstrip().split("\n")[:-1]
     for i in range(1, len(lines) + 1):
