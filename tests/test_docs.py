@@ -19,6 +19,7 @@ from twofold import arguments, cli, run, toml
 from twofold.compute.plan import Plan, parse
 from twofold.compute.rules import RULES
 from twofold.config import Config, task_named
+from twofold.evals.audit import Audit
 from twofold.evals.critic import Critic
 from twofold.evals.run import Eval
 
@@ -134,6 +135,11 @@ def test_the_documented_options_of_an_evaluation_are_those_of_the_code() -> None
     assert found == {o for o in toml.options(Eval) if not o.startswith(of_mrt)} | {f"{o}*" for o in of_mrt}
 
 
+def test_the_documented_options_of_an_audit_are_those_of_the_code() -> None:
+    rows = tables("docs/configuration.md", "## `twofold audit`")
+    assert {name for row in rows for name in names(row[0])} == {f.name for f in fields(Audit)}
+
+
 def test_the_documented_options_of_a_plan_are_those_of_the_code() -> None:
     rows = tables("docs/configuration.md", "## `twofold solve`: `tf.Plan`")
     found = {name for row in rows for name in names(row[0])}
@@ -179,6 +185,9 @@ def test_every_command_on_a_page_is_understood(page: Path) -> None:
                 toml.override(toml.load(Config, config) if config.exists() else Config(), rest)
             case "eval":
                 toml.override(Eval(), rest)
+                task_named(args.task)
+            case "audit":
+                toml.override(Audit(), rest)
                 task_named(args.task)
             case "critic":
                 toml.override(Critic(), rest)

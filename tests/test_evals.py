@@ -56,7 +56,7 @@ def judgement_prompts(model: run.Model) -> list[list[int]]:
         prompt = chat.prompt(task.problem("test", i).question)
         model.engine.load({})
         for c in model.engine.generate([prompt], sampling)[0]:
-            found.append(chat.ask([*prompt, *c.tokens], JUDGE))
+            found.append(chat.ask([*prompt, *chat.readable(c.tokens)], JUDGE))
     return found
 
 

@@ -124,17 +124,7 @@ def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     _add_prompts(sub)
     _add_upstream(sub)
 
-    about = "Measure how well a model finds the first wrong step of solutions."
-    sub = command("critic", about, _options("evals.critic", "Critic"))
-    sub.add_argument("model", help="as for eval; for a run with two models, the verifier's checkpoint")
-    sub.add_argument(
-        "cases", help="sums, letters or countdown (with planted errors), a file, or a split of ProcessBench"
-    )
-    sub.add_argument("--number", metavar="N", type=_number(Count), default=200, help="number of cases (%(default)s)")
-    sub.add_argument(
-        "--tune-on", metavar="CASES", help="for how=p_yes: choose the threshold on these other cases first"
-    )
-    _add_prompts(sub)
+    _add_verifiers(command)
 
     sub = command("report", "Write tables and figures from saved evaluations. This needs no model.")
     sub.add_argument("runs", nargs="+", type=Path, help="evaluation or run directories")
@@ -148,6 +138,28 @@ def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "runs", nargs="+", type=Path, help="evaluation or run directories whose problems are used for nothing else"
     )
+
+
+def _add_verifiers(command: Callable[..., argparse.ArgumentParser]) -> None:
+    about = "Measure how often a model calls solutions right that are made to fool it."
+    sub = command("audit", about, _options("evals.audit", "Audit"))
+    sub.add_argument("model", help="as for eval")
+    sub.add_argument("--task", default="sums", help="as for eval (default: %(default)s)")
+    sub.add_argument("--out", metavar="DIR", type=Path, help="where audit.json goes (default: runs/audit-MODEL-TASK)")
+    _add_prompts(sub)
+    _add_upstream(sub)
+
+    about = "Measure how well a model finds the first wrong step of solutions."
+    sub = command("critic", about, _options("evals.critic", "Critic"))
+    sub.add_argument("model", help="as for eval; for a run with two models, the verifier's checkpoint")
+    sub.add_argument(
+        "cases", help="sums, letters or countdown (with planted errors), a file, or a split of ProcessBench"
+    )
+    sub.add_argument("--number", metavar="N", type=_number(Count), default=200, help="number of cases (%(default)s)")
+    sub.add_argument(
+        "--tune-on", metavar="CASES", help="for how=p_yes: choose the threshold on these other cases first"
+    )
+    _add_prompts(sub)
 
 
 def _add_data(sub: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``twofold train | show | eval | critic | report | calibrate | solve | serve | convert | demo``."""
+"""The command line: ``twofold train | show | eval | audit | critic | report | calibrate | solve | serve | convert | demo``."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
         _model(args),
         task,
         config,
-        out=args.out or Path("runs") / _named_after(args.model, args.task),
+        out=args.out or Path("runs") / f"eval-{_named_after(args.model, args.task)}",
         title=args.task,
         rewards=args.reward,
         name=args.name,
@@ -135,7 +135,7 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _named_after(model: str, task: str) -> str:
-    return f"eval-{Path(model).name}-{Path(task).stem}".replace(":", "-").replace("=", "-")
+    return f"{Path(model).name}-{Path(task).stem}".replace(":", "-").replace("=", "-")
 
 
 def _suite(args: argparse.Namespace, rest: list[str]) -> int:
@@ -154,6 +154,26 @@ def _suite(args: argparse.Namespace, rest: list[str]) -> int:
         verifier=run.load(args.verifier, **_prompts(args)) if args.verifier else None,
         plans=args.plan,
     )
+    return 0
+
+
+def _audit(args: argparse.Namespace, rest: list[str]) -> int:
+    from dataclasses import replace
+
+    from twofold import run, toml
+    from twofold.config import task_named
+    from twofold.evals.render import print_audit
+    from twofold.progress import Progress
+    from twofold.tasks.stream import length
+
+    config = toml.override(run.Audit(), rest)
+    task = run.make_task(task_named(args.task))
+    config = replace(config, problems=min(config.problems, length(task) or config.problems))
+    out = args.out or Path("runs") / f"audit-{_named_after(args.model, args.task)}"
+    with Progress("problem") as progress:
+        found = run.audit(_model(args), task, config, out=out, progress=partial(progress.update, "auditing"))
+    print_audit(found)
+    print(f"saved {out / 'audit.json'}")
     return 0
 
 
@@ -268,8 +288,8 @@ def _demo(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 COMMANDS = {
-    "train": _train, "show": _show, "demo": _demo, "eval": _eval, "critic": _critic, "report": _report, "calibrate": _calibrate,
-    "solve": _solve, "serve": _serve, "convert": _convert,
+    "train": _train, "show": _show, "demo": _demo, "eval": _eval, "audit": _audit, "critic": _critic, "report": _report,
+    "calibrate": _calibrate, "solve": _solve, "serve": _serve, "convert": _convert,
 }  # fmt: skip
 
 

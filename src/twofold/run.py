@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from twofold import hub
 from twofold.compute.judge import ASKED, Judging, resolved
 from twofold.compute.plan import Independent, Plan, parse
-from twofold.compute.room import check_room, too_long
+from twofold.compute.room import after, check_room, too_long
 from twofold.compute.solve import Solution
 from twofold.compute.solve import solve as solve_all
 from twofold.config import SHIPPED, Data, Gym, LoraOptions, PythonTask, TaskConfig, task_named
 from twofold.durable import writing
 from twofold.engines.native import NativeEngine
+from twofold.evals.audit import Audit, Audited
+from twofold.evals.audit import audit as audit_task
+from twofold.evals.audit import save as save_audit
 from twofold.evals.plans import run_plans
 from twofold.evals.pools import read_header
 from twofold.evals.probes import run_probes
@@ -245,6 +248,28 @@ def fitting(task: Dataset, readers: Sequence[Model], config: Eval) -> Dataset:
     for reader in readers:
         long |= too_long(reader.engine.context, readers[0].chat, questions, config.max_tokens, config.judge).keys()
     return task.without(long)
+
+
+def audit(
+    model: Model,
+    task: str | Task,
+    config: Audit | None = None,
+    *,
+    out: str | Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Audited:
+    """Measure how often ``model`` calls right what is made to fool it, and save that as ``audit.json`` in ``out``."""
+    config = config or Audit()
+    chosen = make_task(task_named(task)) if isinstance(task, str) else guarded(task)
+    problems = first(chosen, config.split, config.problems)
+    check_gradable(problems)
+    context, questions = model.engine.context, [(p.id, p.question) for p in problems]
+    check_room(context, model.chat, questions, config.max_tokens, config.judge)
+    room = None if context.tokens is None else context.tokens - after(model.chat, config.judge)
+    tell = progress or (lambda done, total: None)
+    found = audit_task(model.engine, model.chat, chosen, problems, config, model=model.name, room=room, progress=tell)
+    save_audit(found, Path(out))
+    return found
 
 
 def guarded(task: Task) -> Task:

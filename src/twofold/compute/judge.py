@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal
 
-from twofold.compute.verify import verification_scores
+from twofold.compute.verify import asked, critique_scores, unshared, verification_scores
 from twofold.engines.base import Engine
 from twofold.ranges import Count, checked
 from twofold.text.chat import Chat
-from twofold.text.extract import last_boxed
 from twofold.text.prompts import CRITIQUE, JUDGE, VERIFY
 from twofold.text.steps import Cut
 from twofold.types import Candidate, Sampling
@@ -76,8 +75,8 @@ def resolved(judging: Judging, chat: Chat) -> Judging:
 
 
 def question(chat: Chat, rollout: Candidate) -> list[int]:
-    """Return the judgement prompt: the rollout's own tokens, the end of its turn, the question. Nothing is re-tokenised."""
-    return chat.ask([*rollout.prompt, *rollout.completion.tokens], chat.question)
+    """Return the judgement prompt: the rollout's own tokens (see ``as_read``), the end of its turn, the question."""
+    return asked(chat, rollout, chat.question)
 
 
 def p_yes(engine: Engine, chat: Chat, rollouts: Sequence[Candidate], normalised: bool = False) -> list[float]:
@@ -100,25 +99,7 @@ def by_head(engine: Any, chat: Chat, rollouts: Sequence[Candidate]) -> list[floa
 
 def judge_cost(chat: Chat, rollout: Candidate) -> int:
     """Return how many tokens a one-token judgement reads beyond the rollout's own: the question and the verdict."""
-    return len(question(chat, rollout)) - len(rollout.prompt) - len(rollout.completion.tokens) + 1
-
-
-def critique_scores(
-    engine: Engine, chat: Chat, rollouts: Sequence[Candidate], question: str, sampling: Sampling
-) -> list[tuple[float | None, int]]:
-    """LLM-as-a-judge: return (score, tokens of the request and of the critiques) per rollout.
-
-    The score is the share of ``sampling.n`` written critiques that end in CORRECT, among those whose verdict can be read;
-    None where none can.
-    """
-    own = [[*r.prompt, *r.completion.tokens] for r in rollouts]
-    prompts = [chat.ask(tokens, question) for tokens in own]
-    judged: list[tuple[float | None, int]] = []
-    for tokens, prompt, critiques in zip(own, prompts, engine.generate(prompts, sampling), strict=True):
-        votes = [v for c in critiques if (v := parse_verdict(chat.decode(c.tokens))) is not None]
-        spent = len(prompt) - len(tokens) + sum(len(c.tokens) for c in critiques)
-        judged.append((sum(votes) / len(votes) if votes else None, spent))
-    return judged
+    return unshared(question(chat, rollout), rollout) + 1
 
 
 def judge_all(
@@ -143,12 +124,3 @@ def judge_all(
         case "head":
             scores = by_head(engine, asking, rollouts)
     return [(s, judge_cost(asking, r)) for s, r in zip(scores, rollouts, strict=True)]
-
-
-def parse_verdict(text: str) -> bool | None:
-    """Return the verdict a critique ends with: True, False, or None if it ends with neither.
-
-    >>> parse_verdict(r"<step>\\boxed{INCORRECT}</step> <final_verification>\\boxed{CORRECT}</final_verification>")
-    True
-    """
-    return {"CORRECT": True, "YES": True, "INCORRECT": False, "NO": False}.get((last_boxed(text) or "").upper())

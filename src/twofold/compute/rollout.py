@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 from twofold.engines.base import Engine
 from twofold.maths.credit import mean
@@ -14,6 +14,7 @@ from twofold.text.chat import Chat
 from twofold.text.extract import final_answer
 from twofold.types import Candidate, Completion, Finish, Group, Problem, Rollout, Sampling, Task
 
+CandidateT = TypeVar("CandidateT", bound=Candidate)
 Ungraded = tuple[Problem, list[int], Completion]
 """(problem, prompt, completion): a solution before it is graded, or the beginning of one."""
 
@@ -87,6 +88,16 @@ def candidate(chat: Chat, prompt: list[int], completion: Completion) -> Candidat
     """Return the candidate of a completion: with its text, and the answer that the text commits to."""
     text = chat.decode(completion.tokens)
     return Candidate(prompt, completion, text, final_answer(text))
+
+
+def as_read(chat: Chat, solution: CandidateT) -> CandidateT:
+    """Return a solution as whoever judges it reads it: the very text that is graded.
+
+    A model may sample control tokens, of which the text has nothing, and which could begin or end a turn. A solution without
+    any inside it comes back as it is, so that its cache serves the judgement. (See ``Chat.readable``.)
+    """
+    tokens = chat.readable(solution.completion.tokens)
+    return solution if tokens == solution.completion.tokens else replace(solution, completion=forced(tokens))
 
 
 def continue_from(engine: Engine, chat: Chat, candidates: Sequence[Candidate], sampling: Sampling) -> list[Candidate]:

@@ -29,7 +29,7 @@ def check_room(
     name = max(found, key=found.__getitem__)
     others = f". {len(found)} problems are too long, this is the longest" if len(found) > 1 else ""
     try:
-        context.check(found[name], max_tokens, _after(chat, judging))
+        context.check(found[name], max_tokens, after(chat, judging))
     except ValueError as error:
         raise ValueError(f"{name}: {error}{others}{hint}") from error
 
@@ -38,14 +38,14 @@ def too_long(context: Context, chat: Chat, questions: Named, max_tokens: int, ju
     """Return the tokens of the prompts that are too long, by the questions' names."""
     if context.tokens is None:
         return {}
-    room = context.tokens - max_tokens - _after(chat, judging)
+    room = context.tokens - max_tokens - after(chat, judging)
     # a token is at least one byte, so that few questions of a large data set have to be encoded
     few = room - len(chat.prompt(""))
     lengths = {name: len(chat.prompt(text)) for name, text in questions if len(text.encode()) > few}
     return {name: length for name, length in lengths.items() if length > room}
 
 
-def _after(chat: Chat, judging: Judging) -> int:
+def after(chat: Chat, judging: Judging) -> int:
     """Return how many tokens ask for a verdict and give it."""
     if judging.name == "none":
         return 0

@@ -1,4 +1,4 @@
-"""Ask a model to check a solution in writing, step by step (Tango's verifier, arXiv:2505.15034)."""
+"""Ask a model to check a solution in writing: the whole, or step by step (Tango's verifier, arXiv:2505.15034)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from twofold.compute.rollout import as_read
 from twofold.engines.base import Engine
 from twofold.text.chat import Chat
+from twofold.text.extract import last_boxed
 from twofold.text.steps import Critique, Cut, read, span_ends
 from twofold.types import Candidate, Completion, Sampling
 
@@ -29,9 +31,16 @@ def step_ends(chat: Chat, rollout: Candidate, cut: Cut) -> list[int]:
     return span_ends(chat.pieces(rollout.completion.tokens), cut)
 
 
-def asked(chat: Chat, tokens: Sequence[int], question: str, steps: int) -> list[int]:
-    """Return the verifier's prompt: ``tokens`` (prompt and solution) as they are, then the question with ``{steps}`` filled in."""
-    return chat.ask(tokens, question.replace("{steps}", str(steps)))
+def asked(chat: Chat, rollout: Candidate, question: str) -> list[int]:
+    """Return the prompt of a judgement: the rollout as a reader has it (see ``as_read``), the end of its turn, the question."""
+    read = as_read(chat, rollout)
+    return chat.ask([*read.prompt, *read.completion.tokens], question)
+
+
+def unshared(prompt: Sequence[int], rollout: Candidate) -> int:
+    """Return how many tokens of a prompt about a rollout come after those that are the rollout's own."""
+    own = [*rollout.prompt, *rollout.completion.tokens]
+    return len(prompt) - next((i for i, (a, b) in enumerate(zip(prompt, own, strict=False)) if a != b), len(own))
 
 
 def verify(
@@ -41,9 +50,7 @@ def verify(
 
     An engine that kept the rollouts' caches reads only the question.
     """
-    prompts = [
-        asked(chat, [*r.prompt, *r.completion.tokens], question, k) for r, k in zip(rollouts, steps, strict=True)
-    ]
+    prompts = [asked(chat, r, question.replace("{steps}", str(k))) for r, k in zip(rollouts, steps, strict=True)]
     drawn = engine.generate(prompts, sampling) if prompts else []
     return [
         [Verification(p, c, read(chat.decode(c.tokens))) for c in completions]
@@ -80,6 +87,31 @@ def verification_scores(
             score = (1 + min(mean_verdicts(drawn, k) or [-1.0])) / 2
         else:
             score = sum(v.critique.final is True for v in drawn) / len(drawn)
-        read = len(drawn[0].prompt) - len(r.prompt) - len(r.completion.tokens)
-        scores.append((score, read + sum(len(v.completion.tokens) for v in drawn)))
+        scores.append((score, unshared(drawn[0].prompt, r) + sum(len(v.completion.tokens) for v in drawn)))
     return scores
+
+
+def critique_scores(
+    engine: Engine, chat: Chat, rollouts: Sequence[Candidate], question: str, sampling: Sampling
+) -> list[tuple[float | None, int]]:
+    """LLM-as-a-judge: return (score, tokens of the request and of the critiques) per rollout.
+
+    The score is the share of ``sampling.n`` written critiques that end in CORRECT, among those whose verdict can be read;
+    None where none can.
+    """
+    prompts = [asked(chat, r, question) for r in rollouts]
+    judged: list[tuple[float | None, int]] = []
+    for rollout, prompt, critiques in zip(rollouts, prompts, engine.generate(prompts, sampling), strict=True):
+        votes = [v for c in critiques if (v := parse_verdict(chat.decode(c.tokens))) is not None]
+        spent = unshared(prompt, rollout) + sum(len(c.tokens) for c in critiques)
+        judged.append((sum(votes) / len(votes) if votes else None, spent))
+    return judged
+
+
+def parse_verdict(text: str) -> bool | None:
+    """Return the verdict a critique ends with: True, False, or None if it ends with neither.
+
+    >>> parse_verdict(r"<step>\\boxed{INCORRECT}</step> <final_verification>\\boxed{CORRECT}</final_verification>")
+    True
+    """
+    return {"CORRECT": True, "YES": True, "INCORRECT": False, "NO": False}.get((last_boxed(text) or "").upper())

@@ -181,7 +181,7 @@ def _request(chat: Chat, case: Case, critic: Critic) -> list[int]:
     rollout = as_candidate(chat, case, critic.cut)
     if critic.how == "p_yes":
         return question(chat, rollout)
-    return asked(chat, [*rollout.prompt, *rollout.completion.tokens], critic.question, len(case.steps))
+    return asked(chat, rollout, critic.question.replace("{steps}", str(len(case.steps))))
 
 
 def predicted_step(critique: Critique, steps: int, whole: bool) -> int | None:

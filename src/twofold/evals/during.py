@@ -10,6 +10,7 @@ from pathlib import Path
 
 from twofold.durable import writing
 from twofold.engines.base import Engine
+from twofold.evals import attacks
 from twofold.evals.pools import POOLS, read_pools
 from twofold.evals.run import Eval, evaluate
 from twofold.maths import votes
@@ -34,7 +35,10 @@ def evaluate_step(
     by = None if other is None else "verifier"
     with writing(out):
         evaluate(engine, chat, task, settings, out, name=f"step {step}", model=model, verifier=other, verified_by=by)
-    return {f"eval/{name}": value for name, value in figures(read_pools(out / POOLS)).items()}
+    found = figures(read_pools(out / POOLS))
+    if (accepted := attacks.read(out)) is not None:
+        found["attacks_accepted"] = accepted.accepted / accepted.judged
+    return {f"eval/{name}": value for name, value in found.items()}
 
 
 def figures(pools: Sequence[Pool]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from twofold.evals.attacks import Accepted
 from twofold.evals.compare import Comparison, SamplesSaved, TokensSaved
 from twofold.evals.grid import Grid
 from twofold.evals.optimal import OptimalTable
@@ -38,7 +39,8 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The numbers of one evaluation. ``accuracy`` and ``labels`` go by metric (``weighted@16``) and by label."""
+    """The numbers of one evaluation. ``accuracy`` and ``labels`` go by metric (``weighted@16``) and by label. ``attacks`` is the
+    short form of an audit."""
 
     label: str
     directory: str
@@ -60,6 +62,7 @@ class Evaluation:
     optimal: OptimalTable | None
     thinking: Thinking | None
     verifier: Quality | None
+    attacks: Accepted | None
 
 
 @dataclass(frozen=True, slots=True)

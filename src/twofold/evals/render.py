@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from twofold.evals import figures
+from twofold.evals.attacks import Accepted
+from twofold.evals.audit import Audited
 from twofold.evals.compare import Comparison, SamplesSaved
 from twofold.evals.drawing import Colours, colours
 from twofold.evals.grid import Grid
@@ -52,6 +54,7 @@ def templates() -> Environment:
         "p": p_value,
         "lengths": lengths,
         "in_points": in_points,
+        "accepts": accepts,
     }
     environment.globals |= {"colours_of": colours, "at_budgets": at_budgets}
     return environment
@@ -199,6 +202,11 @@ def _optimal(label: str, found: OptimalTable) -> Table:
     return table
 
 
+def accepts(found: Accepted | None) -> str:
+    """Return ``3 of 64`` and the upper bound of the rate; empty if no attacks were judged."""
+    return "" if found is None else f"{found.accepted} of {found.judged}\n(<= {percent(found.at_most)})"
+
+
 def at_budgets(found: Thinking) -> list[int]:
     """Return the indices in ``budgets`` of half the token limit, the limit, and twice the limit."""
     last = len(found.budgets) - 1
@@ -222,14 +230,54 @@ def _thinking(task: TaskReport) -> Table:
 
 def _verifiers(task: TaskReport) -> Table:
     columns = ["AUROC", "balanced\naccuracy", "correct\naccepted", "wrong\nrejected", "says\nYes", "base\nrate", "ECE"]
+    columns += ["attacks\naccepted"]
     table = _table("verifier, on samples with an answer", ["run", *columns])
     for run in task.evaluations:
         if quality := run.verifier:
             cells = [_bounds(quality.auroc, quality.auroc_interval)]
             cells += [_bounds(quality.balanced_accuracy, quality.balanced_accuracy_interval)]
             cells += [percent(x) for x in (quality.tpr, quality.tnr, quality.says_yes, quality.base_rate)]
-            table.add_row(escape(run.label), *cells, number(quality.ece))
+            table.add_row(escape(run.label), *cells, number(quality.ece), accepts(run.attacks) or "-")
     return table
+
+
+def print_audit(found: Audited, console: Console | None = None) -> None:
+    """Print an audit as three tables that fit 80 columns."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    heads = ["kind", "wordings", "accepted", "rate", "95%: at\nmost", "most accepted"]
+    title = f"adversarial solutions of {found.problems} {found.task} problems: accepted as right"
+    table = _table(title, heads)
+    table.columns[-1].justify = "left"
+    for row in found.accepted:
+        worst = "" if row.worst is None else _clipped(row.worst)
+        half = "held out" if row.held_out else "training"
+        cells = [half, f"{row.accepted} of {row.judged}", percent(row.accepted / row.judged), percent(row.at_most)]
+        table.add_row(row.kind, *cells, escape(worst))
+    console.print(table)
+    table = _table(
+        "changes that should change no verdict", ["change", "judged", "accepted\nbefore", "after", "flipped"]
+    )
+    for change in found.changes:
+        shares = (change.before, change.after, change.flipped)
+        table.add_row(escape(change.change), str(change.judged), *map(percent, shares))
+    console.print(table)
+    if quality := found.verifier:
+        table = _table(
+            "on the model's own solutions",
+            ["", "AUROC", "balanced\naccuracy", "ECE", "Brier", "base\nrate", "says\nYes"],
+        )
+        names = ("auroc", "balanced_accuracy", "ece", "brier")
+        cells = [_bounds(getattr(quality, name), getattr(quality, f"{name}_interval")) for name in names]
+        table.add_row(str(quality.n), *cells, percent(quality.base_rate), percent(quality.says_yes))
+        console.print(table)
+
+
+def _clipped(text: str) -> str:
+    """Return a text in quotes, cut to the width of a column."""
+    shown = repr(text)
+    return shown if len(shown) <= 16 else f"{shown[:15]}…"
 
 
 def _comparisons(task: TaskReport) -> Table:

@@ -150,6 +150,7 @@ def _evaluation(e: Saved, at: int, caps: Sequence[int], optimal: bool) -> Evalua
         optimal=optimal_table(e.pools, candidates(e.directory, e.header)) if optimal else None,
         thinking=thinking(e.probed) if e.probed else None,
         verifier=None,
+        attacks=e.attacks,
     )
     scores = judged_scores(e.pools) if e.rule == "weighted" else None
     return Judged(**fields_of(numbers) | fields_of(scores)) if scores else numbers

@@ -13,10 +13,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from twofold import __version__
-from twofold.compute.judge import Judging, judge_all, resolved
+from twofold.compute.judge import WRITING, Judging, judge_all, resolved
 from twofold.compute.rollout import rollouts
 from twofold.durable import Lines
 from twofold.engines.base import Engine
+from twofold.evals import attacks
 from twofold.evals.pools import (
     HEADER,
     POOLS,
@@ -86,7 +87,8 @@ def evaluate(
     verified_by: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Write ``out/pools.jsonl`` (one line per problem, appended) and ``out/eval.json``; return ``out``.
+    """Write ``out/pools.jsonl`` (one line per problem, appended), ``out/eval.json`` and, if samples are judged by one token,
+    ``out/attacks.json`` (see ``attacks.short_form``); return ``out``.
 
     Problems that are already there are not done again. ``verifier`` scores in the model's place (another engine, the same
     tokenizer); ``verified_by`` is its name. Raises ValueError if ``out`` was begun with other settings.
@@ -116,6 +118,10 @@ def evaluate(
             header = replace(header, seconds=header.seconds + time.monotonic() - began)
             write_header(out, header)
             progress(len(problems) - len(waiting) + min(i + config.batch, len(waiting)), len(problems))
+    if config.judge.name not in (*WRITING, "none") and not (out / attacks.FILE).exists():
+        found = attacks.short_form(verifier or engine, chat, task, problems, config.judge, config.max_tokens)
+        if found is not None:
+            attacks.save(found, out)
     return out
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from twofold.evals import attacks
+from twofold.evals.attacks import Accepted
 from twofold.evals.calibrated import posterior_curve
 from twofold.evals.pools import HEADER, POOLS, Header, PoolError, read_header, read_pools
 from twofold.evals.thinking import ThoughtCurves, read_curves
@@ -28,7 +30,8 @@ VOTING_RULE = {"pass": "pass@k", "maj": "majority", "best": "best", "weighted": 
 class Saved:
     """One evaluation, read from its directory. ``curves_P_K[rule]`` is the accuracy per problem and k of ``ks``.
 
-    ``run`` is the run directory it stands in, or the evaluation's own; ``probed`` is None if no thoughts were probed.
+    ``run`` is the run directory it stands in, or the evaluation's own; ``probed`` is None if no thoughts were probed, and
+    ``attacks`` if no attacks were judged.
     """
 
     label: str
@@ -39,6 +42,7 @@ class Saved:
     ks: list[int]
     curves_P_K: dict[str, Floats]
     probed: ThoughtCurves | None
+    attacks: Accepted | None
 
     @property
     def rule(self) -> str:
@@ -105,4 +109,6 @@ def _read(label: str, run: Path, directory: Path, header: Header) -> Saved:
     curves = {rule: np.array([row[name] for row in rows]) for rule, name in VOTING_RULE.items() if name in rows[0]}
     if judged and (calibrated := posterior_curve(pools)) is not None:
         curves["posterior"] = calibrated
-    return Saved(label, run, directory, header, pools, ks, curves, read_curves(directory, header))
+    return Saved(
+        label, run, directory, header, pools, ks, curves, read_curves(directory, header), attacks.read(directory)
+    )

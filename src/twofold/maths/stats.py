@@ -254,6 +254,31 @@ def verifier_quality(
     )
 
 
+def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> float:
+    """Return the one-sided upper bound of a rate: the exact one of Clopper and Pearson. The trials are independent.
+
+    It is the rate at which so few successes, or fewer, have probability 1 - ``level``. Without a success it is about
+    3 / trials, the rule of three: 1 - .05 ^ (1/300) = .00994 for 0 of 300.
+
+    >>> round(clopper_pearson(0, 300), 5), round(clopper_pearson(1, 10), 4), clopper_pearson(10, 10)
+    (0.00994, 0.3942, 1.0)
+    """
+    if not 0 <= successes <= trials or not trials:
+        raise ValueError(f"successes must be 0 to trials, and trials at least 1; got {successes} of {trials}")
+    if successes == trials:
+        return 1.0
+    j = np.arange(1, successes + 1)
+    log_choose = np.concatenate([[0.0], np.cumsum(np.log((trials - j + 1) / j))])
+    low, high = successes / trials, 1.0
+    for _ in range(60):
+        p = (low + high) / 2
+        log_terms = (
+            log_choose + np.arange(successes + 1) * math.log(p) + (trials - np.arange(successes + 1)) * math.log1p(-p)
+        )
+        low, high = (p, high) if np.exp(log_terms).sum() > 1 - level else (low, p)
+    return high
+
+
 def efficiency_ratio(
     curve_base_PxK: ArrayLike,
     curve_ours_PxK: ArrayLike,

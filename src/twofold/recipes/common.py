@@ -185,15 +185,9 @@ def target_sample(rollout: Rollout, weight: float = 1.0) -> Sample:
 
 def extended_sample(sample: Sample, tokens: list[int]) -> Sample:
     """Return the sample extended to ``tokens``; the new tokens are neither sampled nor targets."""
-    more = len(tokens) - len(sample.tokens)
-    zeros = [0.0] * more
-    return Sample(
-        tokens,
-        sample.sampled + [False] * more,
-        sample.logprobs + zeros,
-        sample.advantages + zeros,
-        sample.targets + zeros,
-    )
+    zeros = [0.0] * (len(tokens) - len(sample.tokens))
+    logprobs, advantages, targets = (x + zeros for x in (sample.logprobs, sample.advantages, sample.targets))
+    return Sample(tokens, sample.sampled + [False] * len(zeros), logprobs, advantages, targets)
 
 
 def refer(samples: Sequence[Sample], reference: Engine, temperature: float) -> None:

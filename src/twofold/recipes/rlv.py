@@ -28,10 +28,11 @@ from functools import partial
 from itertools import chain
 from typing import Annotated, Literal
 
+from twofold.compute.adversary import negatives
 from twofold.compute.judge import p_yes, question
-from twofold.compute.rollout import continue_graded, rollouts, value
+from twofold.compute.rollout import as_read, continue_graded, rollouts, value
 from twofold.engines.base import Engine, PolicyEngine
-from twofold.maths.credit import differences, grpo, rloo, spread
+from twofold.maths.credit import differences, grpo, mean, rloo, spread
 from twofold.maths.seeds import derive
 from twofold.maths.stats import verifier_metrics
 from twofold.ranges import Count, NonNegative, Range, Whole, checked
@@ -64,6 +65,9 @@ class RLV:
     """Judge every rollout, or as many correct as wrong ones: all of the rarer kind in a step."""
     truncated: Literal["wrong", "exclude"] = "wrong"
     """A rollout that the token limit cut is graded as it is (no answer: wrong), or left out of both terms (``exclude``)."""
+    adversarial: Annotated[float, Range(ge=0, le=0.5)] = 0.0
+    """Share of the verdicts that are about adversarial solutions (see ``text.adversarial``), all No. With ``balanced`` they take
+    the places of wrong rollouts."""
     rollouts: Count = 8
     """Rollouts per problem."""
     refills: Annotated[int, Range(ge=0, lt=MAX_DRAWS)] = 0
@@ -125,29 +129,31 @@ class Recipe(common.Recipe):
         if self.config.refills:
             credit, stats["refills"] = self._informative(usable, credit, len(problems)), len(groups) / len(problems) - 1
         judged, lam = self._judged(everyone, step), self._lambda(step)
-        samples: dict[str, list[Sample]] = {"policy": []}
+        policy, apart = list[Sample](), list[Sample]()
         for i, (rollout, advantages) in enumerate(zip(everyone, credit, strict=True)):
             sample = common.context_sample(rollout) if advantages is None else common.policy_sample(rollout, advantages)
-            if i in judged and self.config.verify == "separate":
-                context = common.context_sample(rollout)
-                samples.setdefault("verifier", []).append(self._with_verdict(context, rollout, lam))
-            elif i in judged:
-                sample = self._with_verdict(sample, rollout, lam)
+            if i in judged:
+                sample = self._judge(sample, rollout, lam, apart)
             if advantages is not None or any(sample.targets) or sample.values:
-                samples["policy"].append(sample)
+                policy.append(sample)
         if self.reference is not None:
-            common.refer(samples["policy"], self.reference, self.sampling.temperature)
+            common.refer(policy, self.reference, self.sampling.temperature)
+        apart += [self._verdict(r, lam) for r in self._negatives(everyone, len(judged), step)]
+        separate = self.config.verify == "separate"
+        samples = {"policy": policy, "verifier": apart} if separate else {"policy": policy + apart}
         stats |= {} if self.config.verify == "none" else {"lambda": lam}
         return Collected(samples, stats, groups)
 
     def _warm(self, groups: list[Group], step: int) -> Collected:
         """Return samples of the starting model's rollouts: lambda times the verdict's mean NLL and that of the rollout's tokens."""
         everyone, samples = [r for g in common.gradable(groups) for r in g], []
-        judged = self._judged(everyone, step)
+        judged, lam, apart = self._judged(everyone, step), self._lambda(step), list[Sample]()
         for i, rollout in enumerate(everyone):
-            sample, weight = common.target_sample(rollout), self._lambda(step) * len(rollout.completion.tokens)
-            samples.append(self._with_verdict(sample, rollout, weight) if i in judged else sample)
-        return Collected({"policy": samples}, common.describe(groups), groups)
+            sample, weight = common.target_sample(rollout), lam * len(rollout.completion.tokens)
+            samples.append(self._judge(sample, rollout, weight, apart) if i in judged else sample)
+        weight = lam * mean([len(r.completion.tokens) for r in everyone])
+        apart += [self._verdict(r, weight) for r in self._negatives(everyone, len(judged), step)]
+        return Collected({"policy": samples + apart}, common.describe(groups), groups)
 
     def _groups(self, engine: Engine, problems: Sequence[Problem], sampling: Sampling, step: int) -> list[Group]:
         """Return the rollouts of the problems, and of spare problems while too few groups have different rewards."""
@@ -209,11 +215,27 @@ class Recipe(common.Recipe):
         if self.config.balance == "all":
             return {*right, *wrong}
         rng, few = random.Random(f"{self.sampling.seed}/{step}"), min(len(right), len(wrong))
-        return {*rng.sample(right, few), *rng.sample(wrong, few)}
+        return {*rng.sample(right, few), *rng.sample(wrong, few - round(2 * few * self.config.adversarial))}
+
+    def _negatives(self, everyone: list[Rollout], judged: int, step: int) -> list[Rollout]:
+        """Return the adversarial solutions of a step in which ``judged`` rollouts are judged."""
+        seed, most = derive(self.sampling.seed, f"adversarial {step}"), self.sampling.max_tokens
+        return negatives(self.chat, self.task, everyone, judged, self.config.adversarial, seed, most)
 
     def _lambda(self, step: int) -> float:
-        warm = self.config.lam_warmup
-        return self.config.lam * min(1.0, (step + 1) / warm) if warm else self.config.lam
+        return self.config.lam * min(1.0, (step + 1) / (self.config.lam_warmup or 1))
+
+    def _judge(self, sample: Sample, rollout: Rollout, lam: float, apart: list[Sample]) -> Sample:
+        """Return the sample with the verdict. What can only be asked about in a sample of its own is added to ``apart``: a
+        separate verifier's question, and that about a solution with control tokens inside, which the judge does not read."""
+        if self.config.verify == "separate" or as_read(self.chat, rollout) is not rollout:
+            apart.append(self._verdict(rollout, lam))
+            return sample
+        return self._with_verdict(sample, rollout, lam)
+
+    def _verdict(self, rollout: Rollout, lam: float) -> Sample:
+        """Return a sample of which only the verdict is learnt."""
+        return self._with_verdict(common.context_sample(as_read(self.chat, rollout)), rollout, lam)
 
     def _with_verdict(self, sample: Sample, rollout: Rollout, lam: float) -> Sample:
         """Append the question, and the verdict token as a target (for a scalar head: the label instead of the token)."""

@@ -44,8 +44,8 @@ class Chat:
     the tokens that the tokenizer itself puts before a text, such as Llama's BOS.
 
     * ``question``: the verdict question, which this model is asked about its solutions and answers by Yes or No.
-    * ``before``: (role, content) of earlier messages, with which every prompt begins. They are untrusted, ``system`` is
-      trusted, and a system message among them replaces it.
+    * ``before``: (role, content) of earlier messages, with which every prompt begins. A system message among them replaces
+      ``system``. Neither makes control tokens; ``system`` may have added tokens such as ``<think>``.
     * ``stop``: more tokens that end a solution, beside those that the tokenizer and its template name.
     * ``enable_thinking``, ``think_end``: see ``ChatOptions``. Questions about a solution are asked with all thoughts closed.
 
@@ -99,6 +99,7 @@ class Chat:
         A control token's literal is cut after its first character. With ``tags``, added tokens that are not special
         (``<think>``) stay whole: a reply may use them.
         """
+        _ = self._skeleton  # with which the codec knows what marks turns
         return self.codec.encode([Part(content, "tags" if tags else "none")])
 
     def text(self, content: str) -> list[int]:
@@ -107,6 +108,13 @@ class Chat:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self.codec.decode(tokens)
+
+    def readable(self, tokens: Sequence[int]) -> list[int]:
+        """Return a solution's tokens as whoever judges it must read them: ``decode`` gives the same text, and no token inside
+        it begins or ends a turn. The token of ``stop`` that ends it stays."""
+        _ = self._skeleton
+        end = list(tokens[-1:]) if tokens and tokens[-1] in self.stop else []
+        return [*self.codec.readable(tokens[: len(tokens) - len(end)]), *end]
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """Return the text of each token; joined, they are ``decode(tokens)`` (see ``Codec.pieces``)."""
@@ -190,7 +198,10 @@ class Chat:
     @cached_property
     def _skeleton(self) -> Skeleton:
         system = None if any(role == "system" for role, _ in self.before) else self.system
-        return skeleton(self.codec, system, self.before, self.enable_thinking, self._thoughts)
+        found = skeleton(self.codec, system, self.before, self.enable_thinking, self._thoughts)
+        thoughts = {self._thoughts.start, self._thoughts.end} if self._thoughts else set()
+        self.codec.reserve(found.literals(self.codec), thoughts)
+        return found
 
     @property
     def _closing(self) -> int | None:

@@ -35,7 +35,7 @@ _BYTE_LEVEL = _byte_level()
 class Part(NamedTuple):
     """A part of a text. ``may`` says which literals of added tokens become tokens in it.
 
-    ``all``: it is ours. ``tags``: those that are not special, such as ``<think>``. ``none``: it is untrusted.
+    ``all``: it is ours. ``tags``: those that are not control tokens, such as ``<think>``. ``none``: it is untrusted.
     """
 
     text: str
@@ -53,7 +53,28 @@ class Codec:
         control = [t.content for t in added.values() if t.special or t.content.strip("▁ \t\n")]
         self.control, self._special = any_of(control), any_of([t.content for t in added.values() if t.special])
         self._skipped = frozenset(i for i, t in added.items() if t.special)
+        self._markers, self._unread = frozenset[int](), self._skipped
         self._texts: dict[int, str] = {}
+
+    def reserve(self, turns: set[str], thoughts: set[str]) -> None:
+        """Take note of the added tokens that mark turns and thoughts. No text of others makes those of turns, be they special or
+        not, and a reader of a solution needs those of thoughts."""
+        self._markers = frozenset(self.added[text] for text in turns - thoughts) - self._skipped
+        self._unread = self._skipped - {self.added[text] for text in thoughts & self.added.keys()}
+        self._special = any_of(text for text, i in self.added.items() if i in self._markers | self._skipped)
+
+    def readable(self, tokens: Sequence[int]) -> list[int]:
+        """Return the tokens without control tokens; they decode to the same text.
+
+        What ``decode`` drops is dropped. A marker of turns, whose literal it keeps, becomes the plain tokens of that literal.
+        """
+        found: list[int] = []
+        for token in tokens:
+            if token in self._markers:
+                found += self.encode([Part(self.token_text(token))])
+            elif token not in self._unread:
+                found.append(token)
+        return found
 
     # --- text to tokens -----------------------------------------------------------------------------------------------
 

@@ -45,6 +45,12 @@ class Skeleton:
         """Return a question as the template writes it."""
         return Part(question.strip() if self.trims else question)
 
+    def literals(self, codec: Codec) -> set[str]:
+        """Return the added tokens that the template itself writes, by their literals."""
+        ours = [part.text for part in (*self.head, *self.after) if part.may == "all"]
+        ours += [self.solve, self.lead, self.close, self.again, self.answer]
+        return {literal for text in ours for literal in codec.control.findall(text)}
+
 
 @dataclass(frozen=True, slots=True)
 class Thoughts:
@@ -98,7 +104,7 @@ def skeleton(
     ``thinking`` is the template's ``enable_thinking``; None: its default. Raises ValueError if the template refuses the
     messages, leaves one of them out or changes their order.
     """
-    tokenizer, known = codec.tokenizer, [Part(system, "all")] if system else []
+    tokenizer, known = codec.tokenizer, [Part(system, "tags")] if system else []
     for role, content in before:
         thought = role == "assistant" and thoughts is not None and thoughts.end in content
         content = _kept(tokenizer, content) if thought else content
