@@ -126,7 +126,6 @@ class _Process:
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()], cwd="/",
                 env={"PYTHONHASHSEED": "0"}, start_new_session=True,
             )  # fmt: skip
-        os.setpriority(os.PRIO_PROCESS, self.process.pid, grading.NICE)
         self.control.settimeout(WALL)
 
     def ask(self, request: bytes) -> tuple[bytes, int]:
