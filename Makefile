@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smollm2 test test-slow torture test-interop test-vllm bench bench-trl bench-gpu clean
+.PHONY: help demo smollm2 test test-slow torture test-interop test-vllm test-fleet bench bench-trl bench-gpu clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ torture: $(READY) ## run the reliability tests in full: kill runs 200 times, com
 
 test-interop: $(VENV)/.interop ## run other projects' clients against the server
 	$(BIN)/pytest -q -m 'slow or not slow' tests/test_interop.py
+
+test-fleet: $(VENV)/.ray ## run the engines' tests on a Ray cluster, and kill its workers and nodes
+	$(BIN)/pytest -q -k fleet tests/test_engines.py tests/test_fleet.py
 
 test-vllm: .venv-vllm/.ready ## run the engines' tests on vLLM's CPU build, in an environment of its own (about 4 GB)
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -q -m 'slow or not slow' -k vllm \
@@ -80,6 +83,10 @@ $(READY): pyproject.toml constraints.txt
 
 $(VENV)/.interop: $(READY)
 	@$(PIP) --editable '.[dev,interop]'
+	@touch $@
+
+$(VENV)/.ray: $(READY)
+	@$(PIP) --editable '.[dev,ray]'
 	@touch $@
 
 .venv-trl/.ready:

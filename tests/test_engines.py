@@ -38,7 +38,11 @@ SHORT = Sampling(n=2, max_tokens=5, stop=MANY_STOPS, seed=4)
 
 
 TRACING = ["native", "static", "exact", "oracle"]  # these give confidences
-ENGINES = [*TRACING, *["vllm"] * bool(find_spec("vllm"))]  # vLLM is in an environment of its own: make test-vllm
+APART = {
+    "vllm": "vllm",
+    "fleet": "ray",
+}  # engine -> a package that the tests need not have: make test-vllm, make test-fleet
+ENGINES = [*TRACING, *[kind for kind, package in APART.items() if find_spec(package)]]
 
 
 @dataclass
@@ -54,9 +58,15 @@ class Pair:
 
         return VllmEngine(self.ours, kv_gib=0.1, eager=True)
 
+    @cached_property
+    def fleet(self) -> Engine:
+        from twofold.engines.fleet import FleetEngine
+
+        return FleetEngine(self.ours, workers=2, cpus=0.5)
+
     def engine(self, kind: str) -> Engine:
-        if kind == "vllm":
-            return self.vllm
+        if kind in APART:
+            return getattr(self, kind)
         if kind == "oracle":
             return Oracle(copy.deepcopy(self.plain))
         engine = NativeEngine(self.ours, exact=kind == "exact")

@@ -29,7 +29,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from twofold.engines.fleet import Fleet  # noqa: E402
+from twofold.engines.fleet import FleetEngine  # noqa: E402
 
 SAMPLING = Sampling(n=3, max_tokens=12, stop=tuple(range(0, 512, 12)), seed=4)
 PROMPTS = [list(range(100, 180)), *([7 * i % 500 + 1, 17, i + 1] for i in range(24)), [8, 17, 1], [8, 17, 1]]
@@ -61,10 +61,10 @@ def one(model: Any) -> list[list[Completion]]:
 
 
 @pytest.fixture
-def fleet(cluster: Any, model: Any) -> Iterator[Fleet]:
+def fleet(cluster: Any, model: Any) -> Iterator[FleetEngine]:
     while ray.available_resources().get("CPU", 0) < 2:  # the last test's workers are still going
         time.sleep(0.1)
-    fleet = Fleet(model, workers=2, exact=True, timeout=120)
+    fleet = FleetEngine(model, workers=2, exact=True, timeout=120)
     yield fleet
     for worker in [*fleet._workers, *fleet._starting.values()]:
         ray.kill(worker)
@@ -77,7 +77,7 @@ def kill(cluster: Any, worker: Any, node: str, what: str) -> None:
         cluster.remove_node(next(n for n in cluster.worker_nodes if n.node_id == node), allow_graceful=False)
 
 
-def test_two_workers_say_bit_for_bit_what_one_engine_says(fleet: Fleet, one: list[list[Completion]]) -> None:
+def test_two_workers_say_bit_for_bit_what_one_engine_says(fleet: FleetEngine, one: list[list[Completion]]) -> None:
     assert fleet.generate(PROMPTS, SAMPLING) == one
     assert len(fleet._workers) == 2
     single = NativeEngine(fleet.model, exact=True)
@@ -86,7 +86,7 @@ def test_two_workers_say_bit_for_bit_what_one_engine_says(fleet: Fleet, one: lis
     assert fleet.logprobs(texts, [[3, 4]] * len(texts), 0.7) == single.logprobs(texts, [[3, 4]] * len(texts), 0.7)
 
 
-def test_a_question_about_a_solution_goes_to_the_worker_that_has_its_cache(fleet: Fleet) -> None:
+def test_a_question_about_a_solution_goes_to_the_worker_that_has_its_cache(fleet: FleetEngine) -> None:
     groups = fleet.generate(PROMPTS, SAMPLING)
     before = fleet.usage.computed
     texts = [[*p, *c.tokens, 9] for p, group in zip(PROMPTS, groups, strict=True) for c in group]
@@ -96,7 +96,7 @@ def test_a_question_about_a_solution_goes_to_the_worker_that_has_its_cache(fleet
 
 @pytest.mark.parametrize("what", ["worker", "node"])
 def test_what_dies_in_the_middle_of_a_call_is_replaced_and_its_prompts_are_done_once(
-    cluster: Any, fleet: Fleet, one: list[list[Completion]], what: str
+    cluster: Any, fleet: FleetEngine, one: list[list[Completion]], what: str
 ) -> None:
     fleet.generate(PROMPTS[:2], replace(SAMPLING, max_tokens=1))
     fleet.load({})  # nobody has a cache, so that prompts go to whoever has less to do
@@ -120,7 +120,7 @@ def test_what_dies_in_the_middle_of_a_call_is_replaced_and_its_prompts_are_done_
 
 
 def test_new_weights_reach_all_workers_and_those_that_join_later(
-    cluster: Any, fleet: Fleet, one: list[list[Completion]]
+    cluster: Any, fleet: FleetEngine, one: list[list[Completion]]
 ) -> None:
     assert fleet.generate(PROMPTS, SAMPLING) == one
     old = copy.deepcopy(fleet.model.state_dict())
@@ -140,7 +140,7 @@ def test_new_weights_reach_all_workers_and_those_that_join_later(
 
 
 def test_a_worker_that_does_not_answer_is_named(cluster: Any, model: Any) -> None:
-    fleet = Fleet(model, workers=1, timeout=60)
+    fleet = FleetEngine(model, workers=1, timeout=60)
     fleet.generate(PROMPTS[1:2], SAMPLING)
     fleet.timeout = 0.01
     [(node, pid)] = fleet._workers.values()
@@ -153,10 +153,10 @@ def test_a_worker_that_does_not_answer_is_named(cluster: Any, model: Any) -> Non
 
 def test_what_the_cluster_cannot_hold_is_said(cluster: Any, model: Any) -> None:
     with pytest.raises(TimeoutError, match=r"each needs .*'num_cpus': 64.*the cluster has .*'CPU': "):
-        Fleet(model, workers=1, cpus=64, timeout=1).generate(PROMPTS[:1], SAMPLING)
+        FleetEngine(model, workers=1, cpus=64, timeout=1).generate(PROMPTS[:1], SAMPLING)
 
 
-def test_a_call_over_which_workers_keep_dying_ends(cluster: Any, fleet: Fleet) -> None:
+def test_a_call_over_which_workers_keep_dying_ends(cluster: Any, fleet: FleetEngine) -> None:
     stop = threading.Event()
 
     def kill_all() -> None:
@@ -178,6 +178,6 @@ def test_training_with_a_fleet_is_training_with_one_engine(cluster: Any, tmp_pat
     sets = ["train.steps=2", "rollout.problems=4", "recipe.rollouts=4", "rollout.max_tokens=24", "engine.exact=true"]
     config = override(tf.Config(), sets)
     alone = tf.train(config, tmp_path / "alone")
-    spread = tf.train(config, tmp_path / "spread", engine=lambda model: Fleet(model, workers=2, exact=True))
+    spread = tf.train(config, tmp_path / "spread", engine=lambda model: FleetEngine(model, workers=2, exact=True))
     for one, other in zip(*(load_model(p, device="cpu")[0].parameters() for p in (alone, spread)), strict=True):
         assert one.equal(other)

@@ -526,7 +526,7 @@ OPTIONS = [
     "task.skip_bad", "task.skip_long", "task.task", "rollout.problems",
     "rollout.temperature", "rollout.max_tokens", "chat.enable_thinking", "chat.think_end", "judge.question",
     "engine.name", "engine.exact", "engine.max_rows", "engine.context", "engine.kv_gib", "engine.eager", "engine.sleep",
-    "engine.deadline", "engine.source", "optim.name", "optim.lr", "optim.schedule", "optim.warmup",
+    "engine.deadline", "engine.workers", "engine.address", "engine.cpus", "engine.gpus", "engine.timeout", "engine.source", "optim.name", "optim.lr", "optim.schedule", "optim.warmup",
     "optim.hold", "optim.final", "optim.beta1", "optim.beta2", "optim.weight_decay", "optim.clip", "loss.kind", "loss.clip_low",
     "loss.clip_high", "loss.cap", "loss.normalise", "loss.constant", "loss.correction",
     "loss.correction_cap", "loss.beta", "lora.rank", "lora.alpha", "lora.targets", "train.steps", "train.seed", "train.epochs",

@@ -123,6 +123,11 @@ def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     _add_prompts(sub)
     _add_upstream(sub)
+    sub.add_argument(
+        "--fleet",
+        metavar="OPTIONS",
+        help="sample in the workers of a Ray cluster, such as workers=8,gpus=1,address=auto (docs/engines.md)",
+    )
 
     _add_verifiers(command)
 

@@ -58,6 +58,13 @@ def _model(args: argparse.Namespace) -> Model:
         return run.connect(args.upstream, args.model, serves=args.upstream_model, **_prompts(args))
     if args.upstream_model:
         raise ValueError("--upstream-model names a model of the server at --upstream URL: give both")
+    if getattr(args, "fleet", None):
+        from twofold import toml
+        from twofold.engine_options import Fleet
+
+        return run.load(
+            args.model, **_prompts(args), fleet=toml.override(Fleet(), args.fleet.split(","), where="--fleet")
+        )
     return run.load(args.model, **_prompts(args))
 
 

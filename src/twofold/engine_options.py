@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from twofold import source
 from twofold.engines.base import PolicyEngine
-from twofold.ranges import Count, Positive, checked
+from twofold.ranges import Count, NonNegative, Positive, checked
 from twofold.types import Precision
+
+if TYPE_CHECKING:
+    from twofold.engines.fleet import FleetEngine
 
 
 @checked
@@ -55,6 +58,35 @@ class Vllm:
 
 
 @checked
+class Fleet:
+    """Native engines in the workers of a Ray cluster (extra ``ray``)."""
+
+    name: Literal["fleet"] = "fleet"
+    workers: Count = 2
+    """Number of workers. The fleet works with as many as the cluster can hold, and takes in the others when it can."""
+    address: str = ""
+    """Address of the cluster, as ``ray.init`` takes it; empty: start one on this machine."""
+    cpus: Positive = 1.0
+    """Processor cores of a worker."""
+    gpus: NonNegative = 0.0
+    """GPUs of a worker."""
+    timeout: Positive = 600.0
+    """Seconds to wait for a worker's result, or for the first worker to start."""
+    exact: bool = False
+    """As ``Native.exact``: the results have the same bits with any number of workers."""
+    max_rows: Count = 1024
+    """Number of rows that a worker decodes at once."""
+
+    def build(self, model: Any, precision: Precision) -> FleetEngine:
+        from twofold.engines.fleet import FleetEngine
+
+        return FleetEngine(
+            model, workers=self.workers, address=self.address, cpus=self.cpus, gpus=self.gpus, timeout=self.timeout,
+            exact=self.exact, max_rows=self.max_rows, precision=precision,
+        )  # fmt: skip
+
+
+@checked
 class PythonEngine:
     """Your own engine: ``mine.py:Engine``. It is called with the module that trains, once for each role."""
 
@@ -69,4 +101,4 @@ class PythonEngine:
         return source.load(self.source)(model)
 
 
-EngineConfig = Native | Vllm | PythonEngine
+EngineConfig = Native | Vllm | Fleet | PythonEngine

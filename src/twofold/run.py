@@ -46,6 +46,8 @@ from twofold.text.prompts import CRITIQUE
 from twofold.types import Precision, Task
 
 if TYPE_CHECKING:
+    from twofold.engine_options import Fleet
+    from twofold.engines.fleet import FleetEngine
     from twofold.engines.remote import RemoteEngine
     from twofold.serve.service import Limits, Service
     from twofold.tasks.datasets import Dataset
@@ -56,7 +58,7 @@ class Model:
     """A model that is ready to use: ``engine`` generates, ``chat`` writes its prompts."""
 
     name: str
-    engine: NativeEngine | RemoteEngine
+    engine: NativeEngine | RemoteEngine | FleetEngine
     chat: Chat
     tokenizer: Any
 
@@ -73,18 +75,21 @@ def load(
     precision: Literal["auto", Precision] = "float32",
     enable_thinking: bool | None = None,
     think_end: str | None = None,
+    fleet: Fleet | None = None,
 ) -> Model:
     """Load a model by its directory or hub name; ``"tiny"`` is the model that comes with the package.
 
     A run directory stands for its newest checkpoint. A checkpoint is asked the verdict question that it was trained on, and
-    thinks as it was trained to, unless ``enable_thinking`` and ``think_end`` say otherwise (see ``text.chat.Chat``). Raises
-    OSError if there is no such model.
+    thinks as it was trained to, unless ``enable_thinking`` and ``think_end`` say otherwise (see ``text.chat.Chat``). With ``fleet``
+    it runs in the workers of a Ray cluster. Raises OSError if there is no such model.
     """
     share_cores()
     path = find_model(model)
     weights, tokenizer = load_model(path)
     chat = _chat(path, tokenizer, system, enable_thinking, think_end)
-    return Model(str(model), NativeEngine(weights, precision=choose_precision(precision)), chat, tokenizer)
+    chosen = choose_precision(precision)
+    engine = fleet.build(weights, chosen) if fleet else NativeEngine(weights, precision=chosen)
+    return Model(str(model), engine, chat, tokenizer)
 
 
 def _chat(path: Path, tokenizer: Any, system: str | None, enable_thinking: bool | None, think_end: str | None) -> Chat:
@@ -189,10 +194,13 @@ def same(a: str, b: str, left: Callable[[], float] = lambda: math.inf) -> bool:
 
 def service(model: Model, limits: Limits | None = None) -> Service:
     """Return the service that ``serve/`` runs. Raises ValueError if the model's context length or Yes and No are not known."""
+    from twofold.engines.remote import RemoteEngine
     from twofold.serve.scheduler import Scheduler
     from twofold.serve.service import Service
 
     engine = model.engine
+    if not isinstance(engine, NativeEngine | RemoteEngine):
+        raise ValueError("a fleet cannot be served: it has no requests that advance token by token")
     if engine.context.tokens is None:
         where = "its config has no max_position_embeddings"
         if not isinstance(engine, NativeEngine):
@@ -322,7 +330,7 @@ def evaluate(
             f"plan {too_large[0]}: the evaluation draws {config.n} samples: raise --n, or lower the plan's n"
         )
     if config.judge.name == "head" and not isinstance((verifier or model).engine, NativeEngine):
-        raise ValueError("judge=head reads a scalar head that was trained here; an upstream has none")
+        raise ValueError("judge=head reads a scalar head that was trained here; an upstream and a fleet have none")
     if traced := [plan.traces for plan in parsed if plan.traced]:
         config = replace(config, trace_top=traced[0].top, trace_window=traced[0].window)
     problems = first(chosen, config.split, config.problems)

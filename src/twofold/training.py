@@ -14,7 +14,7 @@ from twofold import durable, same_run, toml
 from twofold.compute.judge import Judging, judge_all
 from twofold.compute.room import check_room, too_long
 from twofold.config import Config, task_named
-from twofold.engine_options import Native, Vllm
+from twofold.engine_options import Fleet, Native, Vllm
 from twofold.engines.base import Engine, PolicyEngine
 from twofold.evals.during import evaluate_step
 from twofold.evals.run import Eval
@@ -95,7 +95,7 @@ class _Setup:
 
     def frozen(self, role: str = "policy") -> PolicyEngine:
         self.load_policy()
-        fixed = isinstance(self.config.engine, Vllm)  # the learner's own numbers make the better KL term
+        fixed = isinstance(self.config.engine, Vllm | Fleet)  # the learner's own numbers make the better KL term
         make = partial(make_engine, replace(self.config, engine=Native())) if fixed else self._engine
         model = self.models[role]
         return make(lora.off(model) if self.config.lora.rank else copy.deepcopy(model))
@@ -136,7 +136,7 @@ class _Setup:
             steps=updates, temperature=config.rollout.temperature, epochs=config.train.epochs,
             minibatches=config.train.minibatches, precision=choose_precision(config.train.precision),
             micro_tokens=config.train.micro_tokens or (4096 if model.device.type == "cpu" else 16384),
-            checkpointing=config.train.checkpointing, exact=isinstance(config.engine, Native) and config.engine.exact,
+            checkpointing=config.train.checkpointing, exact=getattr(config.engine, "exact", False),
         )  # fmt: skip
 
     def check_room(self, questions: Sequence[tuple[str, str]]) -> None:

@@ -99,7 +99,7 @@ class Worker:
         return self.engine
 
 
-class Fleet:
+class FleetEngine:
     """Implements ``PolicyEngine`` with ``workers`` processes of a Ray cluster, each with ``cpus`` cores and ``gpus`` GPUs.
 
     ``address`` is that of a running cluster, as ``ray.init`` takes it; without one, a cluster is started on this machine. The
