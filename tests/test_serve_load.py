@@ -413,14 +413,14 @@ def test_the_grader_stops_when_its_caller_has_no_time() -> None:
     assert grading.equal("1/2", "0.5", left=lambda: 0) == "correct"
     assert grading.equal("x+1", "1+x", left=lambda: 0) == "timeout"
     grading.warm()
-    workers = grading._workers
-    assert workers is not None
-    taken = [workers.idle.get() for _ in range(grading.WORKERS)]  # all are busy
-    looks = iter([1.0, 1.0, 1.0])
-    assert grading.equal("x+1", "1+x", left=lambda: next(looks, 0)) == "timeout"
-    assert next(looks, None) is None
-    for worker in taken:
-        workers.idle.put(worker)
+    hostile = "9^{9^{9^{9}}}"
+    with ThreadPoolExecutor(grading.WORKERS) as threads:  # all workers are busy
+        busy = [threads.submit(grading.equal, "5", hostile, deadline=4.0) for _ in range(grading.WORKERS)]
+        time.sleep(0.5)
+        end = time.monotonic() + 0.3
+        assert grading.equal("x+1", "1+x", left=lambda: end - time.monotonic()) == "timeout"
+        assert not any(job.done() for job in busy)
+    assert [job.result() for job in busy] == ["timeout"] * grading.WORKERS
     assert grading.equal("x+1", "1+x", left=lambda: 60) == "correct"
     assert grading.equal("5", "9^{9^{9^{9}}}", left=lambda: 0.2) == "timeout"
 
