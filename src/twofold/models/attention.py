@@ -252,7 +252,8 @@ class Packing:
 
     def attend_exactly(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         positions = torch.arange(self.index.shape[1], device=query.device).expand(self.index.shape)
-        out = exact.attend(*self._in_rows(query, key, value), positions, scale)
+        q, k, v = self._in_rows(query, key, value)
+        out = exact.attend(q, k, v, positions, scale)
         return out.flatten(0, 1).index_select(0, self.rows[1])[None]
 
     def _in_rows(self, *laid: Tensor) -> list[Tensor]:
