@@ -100,8 +100,8 @@ RUNS = {
     "rlv": "recipe.rollouts=3",
     "paid": "recipe.rollouts=3 task.choice=0",
     "vine": "recipe.rollouts=1 recipe.estimator=vineppo recipe.vine_k=1",
-    "off": "recipe.rollouts=3 train.epochs=3",
-    "longer": "recipe.rollouts=2 recipe.verify=none train.steps=3",
+    "off": "recipe.rollouts=4 train.epochs=3 rollout.problems=5",
+    "longer": "recipe.rollouts=3 recipe.verify=none train.steps=3 rollout.problems=5 optim.lr=1e-3",
     "data": "recipe.rollouts=3 recipe.verify=none task.name=data task.source=ROWS",
     "sft": "recipe.name=sft task.name=data task.source=ROWS task.solution_column=work",
     "mrt": "recipe.name=mrt recipe.rollouts=2 recipe.branches=2 task.choice=1 task.choices=3 rollout.max_tokens=48 "
@@ -185,9 +185,9 @@ recipe[tango].format           verifier  rollout.temperature=2 / recipe.format=0
 recipe[tango].class_weights    verifier  recipe.class_weights=false                     credit
 recipe[tango].ema              verifier  recipe.verifier_warmup=2 train.steps=2 optim.lr=1e-5 / recipe.ema=0   credit
 recipe[tango].consistency      verifier  rollout.temperature=2 / recipe.consistency=1    credit
-recipe[tango].step_labels      verifier  recipe.step_labels=1                           credit
+recipe[tango].step_labels      verifier  rollout.temperature=2 / recipe.step_labels=1    credit
 recipe[tango].continuations    verifier  recipe.step_labels=1 / recipe.continuations=1  log
-recipe[tango].label_ratio      verifier  recipe.step_labels=1 / recipe.label_ratio=1    credit
+recipe[tango].label_ratio      verifier  rollout.temperature=2 recipe.step_labels=1 / recipe.label_ratio=1   credit
 recipe[tango].cut              generator  recipe.cut=tags                               credit
 recipe[tango].question         verifier  recipe.question=Right?                         tokens
 recipe[tango].verifier_tokens  verifier  recipe.verifier_tokens=8                       tokens
@@ -243,7 +243,7 @@ engine[native].exact           rlv    engine.exact=true                         
 engine[native].max_rows        rlv    engine.max_rows=3                                 work
 engine[python].source          rlv    engine.name=python engine.source=MINE:Plain / engine.source=MINE:Other   tokens
 optim.name                     rlv    optim.name=muon                                   weights
-optim.lr                       rlv    optim.lr=1e-3                                     weights
+optim.lr                       rlv    optim.lr=1e-4                                     weights
 optim.schedule                 longer  optim.schedule=linear                            weights
 optim.warmup                   longer  optim.warmup=1                                   weights
 optim.hold                     longer  optim.schedule=linear / optim.hold=0.7           weights
