@@ -60,6 +60,11 @@ class Words(Letters):
     pass
 
 
+class Loose(Sums):
+    def grade(self, problem, text):
+        return "any", mixed(problem, text)
+
+
 class Plain(NativeEngine):
     pass
 
@@ -95,8 +100,8 @@ RUNS = {
     "rlv": "recipe.rollouts=3",
     "paid": "recipe.rollouts=3 task.choice=0",
     "vine": "recipe.rollouts=1 recipe.estimator=vineppo recipe.vine_k=1",
-    "off": "recipe.rollouts=3 train.epochs=3",
-    "longer": "recipe.rollouts=2 recipe.verify=none train.steps=3",
+    "off": "recipe.rollouts=4 train.epochs=3 rollout.problems=5",
+    "longer": "recipe.rollouts=3 recipe.verify=none train.steps=3 rollout.problems=5 optim.lr=1e-3",
     "data": "recipe.rollouts=3 recipe.verify=none task.name=data task.source=ROWS",
     "sft": "recipe.name=sft task.name=data task.source=ROWS task.solution_column=work",
     "mrt": "recipe.name=mrt recipe.rollouts=2 recipe.branches=2 task.choice=1 task.choices=3 rollout.max_tokens=48 "
@@ -158,31 +163,31 @@ recipe[mrt].episodes.group     mrt    recipe.method=online / recipe.episodes.gro
 recipe[mrt].episodes.marks     mrt    recipe.method=online / recipe.episodes.marks=["never"]   credit
 recipe[mrt_b].method           mrt_b  recipe.method=grpo                                tokens
 recipe[mrt_b].rollouts         mrt_b  recipe.rollouts=3                                 tokens
-recipe[mrt_b].alpha            mrt_b  reward=["MINE:mixed"] / recipe.alpha=0.5          credit
-recipe[mrt_b].bonus            mrt_b  reward=["MINE:mixed"] / recipe.bonus=termination  credit
+recipe[mrt_b].alpha            mrt_b  recipe.alpha=0                                    tokens
+recipe[mrt_b].bonus            mrt_b  task.name=python task.source=MINE:Loose rollout.temperature=3 / recipe.bonus=termination   credit
 recipe[mrt_b].branches         mrt_b  recipe.branches=3                                 tokens
 recipe[mrt_b].source           mrt_b  recipe.method=star train.steps=2 rollout.problems=6 / recipe.source=start   tokens
 recipe[mrt_b].continuations    mrt_b  reward=["MINE:mixed"] recipe.method=warm / recipe.continuations=4   tokens
 recipe[mrt_b].learn            mrt_b  recipe.method=warm / recipe.learn=turn            credit
 recipe[tango].share            two    recipe.share=true                                 files
-recipe[tango].verifier         two    recipe.verifier=OTHER                             tokens
+recipe[tango].verifier         two    recipe.verifier=OTHER                             weights
 recipe[tango].estimator        generator  recipe.estimator=rloo                         credit
 recipe[tango].rollouts         generator  recipe.rollouts=2                             tokens
 recipe[tango].generator_updates  turns  recipe.generator_updates=2                      tokens
 recipe[tango].verifier_updates   turns  recipe.verifier_updates=2                       tokens
 recipe[tango].verifier_warmup    turns  recipe.verifier_warmup=1                        tokens
 recipe[tango].alpha            generator  recipe.alpha=0.9                              credit
-recipe[tango].alpha_min        generator  train.steps=2 rollout.problems=6 / recipe.alpha_min=0.4          credit
+recipe[tango].alpha_min        generator  train.steps=2 rollout.problems=6 optim.lr=1e-5 / recipe.alpha_min=0.4   credit
 recipe[tango].credit           generator  recipe.credit=first_error                     credit
 recipe[tango].verifications    generator  recipe.verifications=3                        credit
 recipe[tango].verifier_learns  verifier  recipe.verifier_learns=sft                     credit
-recipe[tango].format           verifier  recipe.format=0                                credit
+recipe[tango].format           verifier  rollout.temperature=2 / recipe.format=0         credit
 recipe[tango].class_weights    verifier  recipe.class_weights=false                     credit
-recipe[tango].ema              verifier  recipe.verifier_warmup=2 train.steps=2 / recipe.ema=0   credit
-recipe[tango].consistency      verifier  recipe.consistency=1                           credit
-recipe[tango].step_labels      verifier  recipe.step_labels=1                           credit
+recipe[tango].ema              verifier  recipe.verifier_warmup=2 train.steps=2 optim.lr=1e-5 / recipe.ema=0   credit
+recipe[tango].consistency      verifier  rollout.temperature=2 / recipe.consistency=1    credit
+recipe[tango].step_labels      verifier  rollout.temperature=2 / recipe.step_labels=1    credit
 recipe[tango].continuations    verifier  recipe.step_labels=1 / recipe.continuations=1  log
-recipe[tango].label_ratio      verifier  recipe.step_labels=1 / recipe.label_ratio=1    credit
+recipe[tango].label_ratio      verifier  rollout.temperature=2 recipe.step_labels=1 / recipe.label_ratio=1   credit
 recipe[tango].cut              generator  recipe.cut=tags                               credit
 recipe[tango].question         verifier  recipe.question=Right?                         tokens
 recipe[tango].verifier_tokens  verifier  recipe.verifier_tokens=8                       tokens
@@ -238,7 +243,7 @@ engine[native].exact           rlv    engine.exact=true                         
 engine[native].max_rows        rlv    engine.max_rows=3                                 work
 engine[python].source          rlv    engine.name=python engine.source=MINE:Plain / engine.source=MINE:Other   tokens
 optim.name                     rlv    optim.name=muon                                   weights
-optim.lr                       rlv    optim.lr=1e-3                                     weights
+optim.lr                       rlv    optim.lr=1e-4                                     weights
 optim.schedule                 longer  optim.schedule=linear                            weights
 optim.warmup                   longer  optim.warmup=1                                   weights
 optim.hold                     longer  optim.schedule=linear / optim.hold=0.7           weights
@@ -336,6 +341,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any
 
     def act(name: str, *words: str) -> dict[str, Any]:
         written = [*COMMON, *RUNS[name].split(), *words]
+        tasks = [word for word in written if word.startswith("task.name=")]
+        if tasks and tasks[-1].endswith(("data", "gym", "python")):  # they have no level
+            written = [word for word in written if not word.startswith(("task.level", "task.choice"))]
         return cached(tuple(replaced(word, places) for word in written))
 
     return act
