@@ -204,7 +204,7 @@ def _optimal(label: str, found: OptimalTable) -> Table:
 
 def accepts(found: Accepted | None) -> str:
     """Return ``3 of 64`` and the upper bound of the rate; empty if no attacks were judged."""
-    return "" if found is None else f"{found.accepted} of {found.judged}\n(<= {percent(found.at_most)})"
+    return "" if found is None else f"{found.accepted} of {found.judged}\n<= {percent(found.at_most)}"
 
 
 def at_budgets(found: Thinking) -> list[int]:
@@ -229,14 +229,15 @@ def _thinking(task: TaskReport) -> Table:
 
 
 def _verifiers(task: TaskReport) -> Table:
-    columns = ["AUROC", "balanced\naccuracy", "correct\naccepted", "wrong\nrejected", "says\nYes", "base\nrate", "ECE"]
+    columns = ["AUROC", "balanced\naccuracy", "correct\naccepted", "wrong\nrejected", "says Yes\n/ right", "ECE"]
     columns += ["attacks\naccepted"]
     table = _table("verifier, on samples with an answer", ["run", *columns])
     for run in task.evaluations:
         if quality := run.verifier:
             cells = [_bounds(quality.auroc, quality.auroc_interval)]
             cells += [_bounds(quality.balanced_accuracy, quality.balanced_accuracy_interval)]
-            cells += [percent(x) for x in (quality.tpr, quality.tnr, quality.says_yes, quality.base_rate)]
+            cells += [percent(quality.tpr), percent(quality.tnr)]
+            cells += [f"{percent(quality.says_yes)}\n/ {percent(quality.base_rate)}"]
             table.add_row(escape(run.label), *cells, number(quality.ece), accepts(run.attacks) or "-")
     return table
 
