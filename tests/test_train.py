@@ -444,6 +444,7 @@ REAL = [
     "rlv-grpo-qwen2.5-math-1.5b",
     "rlv-vineppo-qwen2.5-math-1.5b",
     "rlv-r1-distill-qwen-1.5b",
+    "rlv-qwen2.5-math-7b",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ SPACE = {
     "gradients": "set lora.rank",
     "activations": "set train.checkpointing = true, or lower train.micro_tokens",
     "logits": "lower train.micro_tokens",
-    "keys and values": "lower rollout.problems or engine.kv_gib",
+    "keys and values": "the native engine keeps those of a whole call, so lower rollout.problems; vLLM's are engine.kv_gib",
     "copy for products": "a GPU with more memory",
     "vLLM's weights": "set engine.sleep = true, or use the native engine",
 }
@@ -152,7 +153,7 @@ def _times(
         shape, machine, precision, rates, work.learnt.scaled(passes / layout.devices),
         checkpointing=config.train.checkpointing, frozen_head=lora,
     )  # fmt: skip
-    batches = max(work.updates, work.learnt.laid / layout.devices / micro_tokens(config, machine))
+    batches = math.ceil(max(work.updates, work.learnt.laid / layout.devices / micro_tokens(config, machine)))
     moved = exchange(machine, layout, shape, tuned, work.updates, batches, sum(learnt.values()))
     if isinstance(engine, Vllm) and engine.sleep and machine.family == "gpu":
         moved += 2 * 2 * shape.parameters / layout.tensor_parallel / HOST

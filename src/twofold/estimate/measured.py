@@ -1,13 +1,16 @@
 """The measured runs that ``seconds.RATES`` are fitted to, and how far the fitted model is from each of them.
 
-Every row is from dev/LOG.md or docs/performance.md, which say how it was measured.
+Rows of a CPU are from dev/LOG.md (5, Speed) and docs/performance.md. Those of an H100 are from one session of 26 November 2026 and
+stand in docs/performance.md and dev/LOG.md (12); the code was that before decoding and learning were rewritten for GPUs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
 
 from twofold.engine_options import Native
 from twofold.estimate.machines import MACHINES
@@ -38,6 +41,11 @@ class Row:
     checkpointing: bool = False
 
     @property
+    def title(self) -> str:
+        """What was measured, and where."""
+        return f"{MACHINES[self.machine].name}, {self.precision}: {self.what}"
+
+    @property
     def group(self) -> tuple[str, str]:
         family = MACHINES[self.machine].family
         return family, self.precision if family == "cpu" else "measured"
@@ -56,8 +64,9 @@ def _draw(prompts: int, prompt: int, n: int, length: float, longest: float) -> D
     return Draw(prompts, prompt, prompt, prompts * n, length, longest)
 
 
-def _learnt(prompts: int, prompt: int, n: int, own: float) -> Learnt:
-    return laid_out(prompts, prompt, n, own, own, 1, 1)
+def _learnt(prompts: int, prompt: int, n: int, own: float, question: int = 0) -> Learnt:
+    """``question``: tokens of a question about the solution, with a verdict."""
+    return laid_out(prompts, prompt, n, own + question, own + bool(question), 1, 1)
 
 
 def _share(width: int, share: float, precision: Precision = "bfloat16") -> Row:
@@ -103,43 +112,32 @@ ROWS: tuple[Row, ...] = (
     _share(512, 0.70, "float32"),
     Row("draw 32 tokens of 32 x 16 texts, 0.5B", 32 * 0.0310, "h100", H, draw=Draw(32, 72, 0, 512, 32, 32)),
     Row("draw 32 x 16 x 256 tokens, 0.5B", 11.48, "h100", H, draw=_draw(32, 64, 16, 256, 256)),
-    Row("learn these with verdicts, 173k tokens", 3.17, "h100", H, learnt=_learnt(32, 64, 16, 275)),
-    Row("the same with checkpointing", 3.52, "h100", H, learnt=_learnt(32, 64, 16, 275), checkpointing=True),
+    Row("learn these with verdicts, 173k tokens", 3.17, "h100", H, learnt=_learnt(32, 64, 16, 256, 19)),
+    Row("the same with checkpointing", 3.52, "h100", H, learnt=_learnt(32, 64, 16, 256, 19), checkpointing=True),
     Row("a step of RL, 64 x 8 x 41 tokens, 135M", 2.74, "h100", S, draw=_draw(64, 80, 8, 41, 56), learnt=_learnt(64, 80, 8, 41)),
-    Row("a step of RL^V, the same", 3.51, "h100", S, draw=_draw(64, 80, 8, 41, 56), learnt=_learnt(64, 80, 8, 65)),
+    Row("a step of RL^V, the same", 3.51, "h100", S, draw=_draw(64, 80, 8, 41, 56), learnt=_learnt(64, 80, 8, 41, 21)),
 )  # fmt: skip
 
 
-def loss(rows: Sequence[Row], rates: Rates) -> float:
-    """Return the sum of squared logarithms of predicted / measured."""
-    return sum(math.log(row.predicted(rates) / row.seconds) ** 2 for row in rows)
+def fit(rows: Sequence[Row], start: Rates) -> Rates:
+    """Return the rates at which the squares of log(predicted / measured) are least (Gauss-Newton in the rates' logarithms).
 
+    A rate that no row depends on stays. None moves by more than a factor of e from one iteration to the next.
+    """
+    names = [field.name for field in fields(Rates)]
 
-def least(function: Callable[[float], float], low: float, high: float) -> float:
-    """Return where a function of one positive number is least, by golden section of its logarithm."""
-    a, b, golden = math.log(low), math.log(high), (math.sqrt(5) - 1) / 2
-    for _ in range(40):
-        c, d = b - golden * (b - a), a + golden * (b - a)
-        a, b = (a, d) if function(math.exp(c)) < function(math.exp(d)) else (c, b)
-    return math.exp((a + b) / 2)
+    def rates(x: np.ndarray) -> Rates:
+        return Rates(**dict(zip(names, np.exp(x).tolist(), strict=True)))
 
+    def residuals(x: np.ndarray) -> np.ndarray:
+        return np.array([math.log(row.predicted(rates(x)) / row.seconds) for row in rows])
 
-def fit(rows: Sequence[Row], start: Rates, sweeps: int = 8) -> Rates:
-    """Return the rates at which the model is nearest to ``rows``, found one after the other. One that no row depends on stays."""
-    rates, bounds = start, {"narrow": (50.0, 2e4)} if any(row.learnt for row in rows) else {}
-    if any(row.draw for row in rows):
-        bounds |= {"gap": (1e-6, 1e-2), "passes": (1e-3, 1.0)}
-    for _ in range(sweeps):
-        for name, (low, high) in bounds.items():
-            rates = _improved(rows, rates, name, low, high)
-    return rates
-
-
-def _improved(rows: Sequence[Row], rates: Rates, name: str, low: float, high: float) -> Rates:
-    def changed(x: float) -> Rates:
-        return replace(rates, **{name: x})
-
-    return changed(least(lambda x: loss(rows, changed(x)), low, high))
+    x, small = np.log([getattr(start, name) for name in names]), 1e-5
+    for _ in range(30):
+        here = residuals(x)
+        slopes = np.stack([(residuals(x + small * unit) - here) / small for unit in np.eye(len(x))], 1)
+        x = x + np.clip(np.linalg.lstsq(slopes, -here, rcond=1e-6)[0], -1, 1)
+    return rates(x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +154,7 @@ def errors(group: tuple[str, str]) -> list[Error]:
     rows = [row for row in ROWS if row.group == group]
     start = RATES[group]
     whole = fit(rows, start)
-    others = (fit([other for other in rows if other is not row], whole, 3) for row in rows)
+    others = (fit([other for other in rows if other is not row], whole) for row in rows)
     return [Error(row, row.predicted(whole), row.predicted(rates)) for row, rates in zip(rows, others, strict=True)]
 
 
