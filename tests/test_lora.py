@@ -90,6 +90,9 @@ def test_an_adapter_is_added_to_the_weights(fixture, request):
     assert logprobs(view) == pytest.approx(by_transformers(theirs), abs=1e-4)
     assert max(abs(x - y) for x, y in zip(logprobs(view), logprobs(model), strict=True)) > 0.1
     assert logprobs(lora.off(view)) == logprobs(model)
+    own, _ = load_model(path)
+    own.load_state_dict(Learner(view, Optim(), Loss(), steps=1).weights())  # as an engine with a copy of its own does
+    assert logprobs(own) == pytest.approx(logprobs(view), abs=1e-4)
 
 
 def test_a_new_adapter_changes_nothing_and_depends_on_the_seed(tiny_model):
