@@ -29,7 +29,7 @@ recipes evals same_run -> tasks -> text -> types
 compute -> text
 cli demo suite evaluating training run same_run config evals compute -> toml
 cli demo suite evaluating trainer -> progress
-run tasks -> hub
+run tasks models -> hub
 config -> aliases
 arguments -> evals compute
 same_run config engine_options evals compute tasks -> source

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from twofold import run, training
+from twofold import run, toml, training
 from twofold.config import Config, LoraOptions, Rollouts, Train
 from twofold.engines.native import NativeEngine
 from twofold.maths.losses import Loss
@@ -243,3 +243,8 @@ def test_other_kinds_of_adapters_and_other_models_are_refused(tiny_model, tiny_q
         ValueError, match=r"is an adapter of another model: Llama has no model.layers.0.self_attn.query"
     ):
         lora.merge(tmp_path, model)
+
+
+def test_adapters_and_vllm_together_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"vllm.*does not sample from adapters"):
+        toml.override(Config(), ["lora.rank=4", "engine.name=vllm"])
