@@ -134,10 +134,11 @@ ALLOWED = allowed()
 def test_the_order_says_what_the_house_says() -> None:
     assert ALLOWED["maths"] == {"maths", "types", "ranges"}
     assert ALLOWED["text"] == {"text", "types", "ranges"}
-    assert ALLOWED["models"] == {"models", "durable", "maths", "types", "ranges"}
+    assert ALLOWED["models"] == {"models", "durable", "hub", "maths", "types", "ranges"}
     assert ALLOWED["trainer"] == {
         "trainer",
         "models",
+        "hub",
         "durable",
         "engines.base",
         "progress",

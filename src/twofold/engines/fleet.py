@@ -108,8 +108,8 @@ class FleetEngine:
     ``exact`` the results have the same bits as one engine's, however the prompts are spread. ``model`` is the one in training:
     its numbers are copied before the first call after ``load``.
 
-    Raises ValueError in a run of several learners (``torchrun``); TimeoutError, which says who did not answer, if nothing comes for that long or no worker can be placed; RuntimeError
-    if the workers of one call keep dying.
+    Raises ValueError in a run of several learners (``torchrun``); TimeoutError, which says who did not answer, if nothing comes
+    for that long or no worker can be placed; RuntimeError if the workers of one call keep dying.
     """
 
     def __init__(
