@@ -33,6 +33,7 @@ run tasks -> hub
 config -> aliases
 arguments -> evals compute
 same_run config engine_options evals compute tasks -> source
+cli source -> packaged
 training run same_run evals trainer models -> durable
 cli solving evaluating progress evals tasks -> terminal
 recipes evals serve compute trainer tasks models -> maths -> types -> ranges
@@ -147,7 +148,7 @@ def test_the_order_says_what_the_house_says() -> None:
         "ranges",
     }
     assert ALLOWED["engines"] == {"engines", "models", "durable", "engines.base", "maths", "types", "ranges"}
-    assert ALLOWED["compute"] == {"compute", "toml", "source", "engines.base", "text", "maths", "types", "ranges"}
+    assert ALLOWED["compute"] == {"compute", "toml", "source", "packaged", "engines.base", "text", "maths", "types", "ranges"}
     assert not ALLOWED["recipes"] & {"trainer", "models", "evals", "serve", "run", "cli", "engines"}
     assert not ALLOWED["trainer"] & {"recipes", "tasks", "text"}
 

@@ -53,7 +53,7 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
         "Train a model as a TOML config says.",
         "Every option of the config may be set as --section.key VALUE or section.key=VALUE; --dry-run prints them all.",
     )
-    sub.add_argument("config", type=Path, help="a file such as configs/rlv-sums.toml")
+    sub.add_argument("config", type=Path, help="a file, or the name of a config of the package, such as rlv-sums")
     sub.add_argument(
         "--out", metavar="DIR", type=Path, help="run directory (default: runs/NAME for a config NAME.toml)"
     )

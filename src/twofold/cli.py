@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twofold import arguments
+from twofold import arguments, packaged
 from twofold.runtime import keep_memory, leads
 from twofold.terminal import visible
 from twofold.types import Stopped
@@ -84,13 +84,14 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import toml
     from twofold.config import ALIASES, Config
 
-    config = toml.override(toml.load(Config, args.config, ALIASES), rest, ALIASES)
+    path = packaged.config(args.config)
+    config = toml.override(toml.load(Config, path, ALIASES), rest, ALIASES)
     if args.dry_run:
         print(toml.to_toml(config), end="")
         return 0
     from twofold import training
 
-    out = args.out or Path("runs") / args.config.stem
+    out = args.out or Path("runs") / path.stem
     last = training.train(config, out, resume=args.resume, accept_changed=args.accept_changed)
     if leads():
         print(f"saved {last}")
