@@ -20,7 +20,7 @@ PACKAGE = ROOT / "src" / "twofold"
 # A part may import what stands to the right of it on any line, and itself. `engines` is a concrete engine and its
 # helpers, `engines.base` the protocols. A new part needs a place here.
 ORDER = """
-cli -> arguments demo suite solving evaluating -> training -> run same_run -> runtime config -> recipes
+cli -> arguments demo suite solving evaluating card -> training -> run same_run -> runtime config -> recipes
 config -> recipes evals serve -> compute -> engines.base -> types
 cli training run same_run config -> trainer -> models engines.base
 training same_run config -> engine_options -> engines -> models engines.base

@@ -1,4 +1,4 @@
-"""The command line: ``twofold train | show | eval | audit | critic | report | calibrate | solve | serve | convert | demo``."""
+"""The command line: ``twofold train | show | eval | audit | critic | report | calibrate | solve | serve | convert | card | push | demo``."""
 
 from __future__ import annotations
 
@@ -288,6 +288,26 @@ def _convert(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _card(args: argparse.Namespace, rest: list[str]) -> int:
+    from twofold import card
+
+    if args.write:
+        print(f"saved {card.write(args.run_directory)}")
+    else:
+        print(card.card(args.run_directory), end="")
+    return 0
+
+
+def _push(args: argparse.Namespace, rest: list[str]) -> int:
+    from twofold import card
+
+    files = card.push(args.run_directory, args.repo, private=args.private, dry_run=args.dry_run)
+    for name, size in files.items():
+        print(f"{size:>13,}  {name}")
+    print(f"{'would publish' if args.dry_run else 'published'} {len(files)} files as {args.repo}")
+    return 0
+
+
 def _demo(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold.demo import demo
 
@@ -298,6 +318,7 @@ def _demo(args: argparse.Namespace, rest: list[str]) -> int:
 COMMANDS = {
     "train": _train, "show": _show, "demo": _demo, "eval": _eval, "audit": _audit, "critic": _critic, "report": _report,
     "calibrate": _calibrate, "solve": _solve, "serve": _serve, "convert": _convert,
+    "card": _card, "push": _push,
 }  # fmt: skip
 
 
