@@ -28,7 +28,7 @@ from twofold.types import Candidate, Completion
 ROOT = Path(__file__).parents[1]
 QUESTION = "Is it right? Say Yes or No."
 CONFIG = Config(
-    recipe=RLV(rollouts=4), rollout=Rollouts(problems=2, max_tokens=16), train=Train(steps=2, save_every=0, seed=5)
+    recipe=RLV(rollouts=4), rollout=Rollouts(problems=2, max_tokens=40), train=Train(steps=2, save_every=0, seed=5)
 )
 PROBLEM, SOLUTION = "Start with 47. Add 38. What is the result?", "47+38=85\n\\boxed{85}"
 
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run of two steps with a verdict question of its own, and an evaluation of its last checkpoint."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
     tf.train(toml.override(CONFIG, [f"judge.question={QUESTION}"]), folder)
-    tf.evaluate(tf.load(folder), "sums", tf.Eval(problems=4, n=2, max_tokens=16), out=folder / "evals" / "test")
+    tf.evaluate(tf.load(folder), "sums", tf.Eval(problems=8, n=2, max_tokens=40), out=folder / "evals" / "test")
     return folder
 
 
@@ -52,7 +52,7 @@ def test_the_card_says_what_was_made_how_and_how_good_it_is(run: Path) -> None:
     assert f"| {state['inputs']['model']} |" in text
     assert "| Base | tiny, which comes with twofold" in text and "| Seed | 5; one run |" in text
     assert "estimator = rloo, verify = generative" in text and f'"{QUESTION}"' in text
-    assert "2 of 2, each 2 problems x 4 rollouts of at most 16 tokens" in text
+    assert "2 of 2, each 2 problems x 4 rollouts of at most 40 tokens" in text
 
 
 def test_the_front_matter_is_what_the_hub_reads(run: Path) -> None:

@@ -29,7 +29,7 @@ recipes evals same_run -> tasks -> text -> types
 compute -> text
 cli demo suite evaluating training run same_run config evals compute -> toml
 cli demo suite evaluating trainer -> progress
-run tasks -> hub
+run tasks models -> hub
 config -> aliases
 arguments -> evals compute
 same_run config engine_options evals compute tasks -> source
@@ -135,10 +135,11 @@ ALLOWED = allowed()
 def test_the_order_says_what_the_house_says() -> None:
     assert ALLOWED["maths"] == {"maths", "types", "ranges"}
     assert ALLOWED["text"] == {"text", "types", "ranges"}
-    assert ALLOWED["models"] == {"models", "durable", "maths", "types", "ranges"}
+    assert ALLOWED["models"] == {"models", "durable", "hub", "maths", "types", "ranges"}
     assert ALLOWED["trainer"] == {
         "trainer",
         "models",
+        "hub",
         "durable",
         "engines.base",
         "progress",
@@ -147,7 +148,7 @@ def test_the_order_says_what_the_house_says() -> None:
         "types",
         "ranges",
     }
-    assert ALLOWED["engines"] == {"engines", "models", "durable", "engines.base", "maths", "types", "ranges"}
+    assert ALLOWED["engines"] == {"engines", "models", "hub", "durable", "engines.base", "maths", "types", "ranges"}
     assert ALLOWED["compute"] == {"compute", "toml", "source", "packaged", "engines.base", "text", "maths", "types", "ranges"}
     assert not ALLOWED["recipes"] & {"trainer", "models", "evals", "serve", "run", "cli", "engines"}
     assert not ALLOWED["trainer"] & {"recipes", "tasks", "text"}

@@ -174,18 +174,18 @@ def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
     """Write a directory that ``from_pretrained`` reads; of a model with an adapter, the adapter only. A scalar head is no part of
     the architecture and has a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
-    head.save(folder, model)
-    if lora.adapted(model):
-        return lora.save(folder, model)
     weights = {k: v for k, v in model.state_dict().items() if not k.startswith(f"{head.NAME}.")}
-    if isinstance(model, Llama):
+    if lora.adapted(model):
+        lora.save(folder, model)
+    elif isinstance(model, Llama):
         _write(folder, model, weights)
     else:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         model.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)
+    head.save(folder, model)
 
 
 def save_config(folder: Path, model: Any) -> None:
