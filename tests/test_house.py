@@ -20,7 +20,7 @@ PACKAGE = ROOT / "src" / "twofold"
 # A part may import what stands to the right of it on any line, and itself. `engines` is a concrete engine and its
 # helpers, `engines.base` the protocols. A new part needs a place here.
 ORDER = """
-cli -> arguments demo suite solving evaluating -> training -> run same_run -> runtime config -> recipes
+cli -> arguments demo suite solving evaluating card -> training -> run same_run -> runtime config -> recipes
 cli -> planning -> estimate -> config engine_options recipes toml
 planning -> terminal
 config -> recipes evals serve -> compute -> engines.base -> types
@@ -35,6 +35,7 @@ run tasks models -> hub
 config -> aliases
 arguments -> evals compute
 same_run config engine_options evals compute tasks -> source
+cli source -> packaged
 training run same_run evals trainer models -> durable
 cli solving evaluating progress evals tasks -> terminal
 recipes evals serve compute trainer tasks models -> maths -> types -> ranges
@@ -150,7 +151,7 @@ def test_the_order_says_what_the_house_says() -> None:
         "ranges",
     }
     assert ALLOWED["engines"] == {"engines", "models", "hub", "durable", "engines.base", "maths", "types", "ranges"}
-    assert ALLOWED["compute"] == {"compute", "toml", "source", "engines.base", "text", "maths", "types", "ranges"}
+    assert ALLOWED["compute"] == {"compute", "toml", "source", "packaged", "engines.base", "text", "maths", "types", "ranges"}
     assert not ALLOWED["recipes"] & {"trainer", "models", "evals", "serve", "run", "cli", "engines"}
     assert not ALLOWED["trainer"] & {"recipes", "tasks", "text"}
 

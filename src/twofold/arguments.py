@@ -53,7 +53,7 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
         "Train a model as a TOML config says.",
         "Every option of the config may be set as --section.key VALUE or section.key=VALUE; --dry-run prints them all.",
     )
-    sub.add_argument("config", type=Path, help="a file such as configs/rlv-sums.toml")
+    sub.add_argument("config", type=Path, help="a file, or the name of a config of the package, such as rlv-sums")
     sub.add_argument(
         "--out", metavar="DIR", type=Path, help="run directory (default: runs/NAME for a config NAME.toml)"
     )
@@ -273,6 +273,16 @@ def _add_use(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("convert", "Write the model of a GGUF file, or an adapter with its base, as a plain model directory.")
     sub.add_argument("file", metavar="FILE.gguf", type=Path, help="a model of type Llama, Qwen2 or Qwen3")
     sub.add_argument("out", metavar="DIR", type=Path, help="a new directory; its weights are fp32")
+
+    sub = command("card", "Print the model card of a run's newest checkpoint: base, method, figures, how to judge with it.")
+    sub.add_argument("run_directory", metavar="RUN", type=Path, help="a run directory; evaluations in RUN/evals are reported")
+    sub.add_argument("--write", action="store_true", help="write it to RUN/README.md instead")
+
+    sub = command("push", "Publish a run's newest checkpoint on the hub, with its model card.")
+    sub.add_argument("run_directory", metavar="RUN", type=Path, help="a run directory")
+    sub.add_argument("repo", metavar="OWNER/NAME", help="the model's name on the hub")
+    sub.add_argument("--private", action="store_true", help="if the repository is made, make it private")
+    sub.add_argument("--dry-run", action="store_true", help="list what would be published, and publish nothing")
 
 
 def _add_prompts(sub: argparse.ArgumentParser) -> None:
