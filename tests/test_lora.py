@@ -248,3 +248,54 @@ def test_other_kinds_of_adapters_and_other_models_are_refused(tiny_model, tiny_q
 def test_adapters_and_vllm_together_are_refused() -> None:
     with pytest.raises(ValueError, match=r"vllm.*does not sample from adapters"):
         toml.override(Config(), ["lora.rank=4", "engine.name=vllm"])
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of an adapter on another run's checkpoint; that run asks its own question."""
+    root = tmp_path_factory.mktemp("adapter")
+    words = [
+        "train.steps=1",
+        "rollout.problems=2",
+        "recipe.rollouts=2",
+        "rollout.max_tokens=6",
+        "judge.question=Is it?",
+    ]
+    training.train(toml.override(Config(), [f"model={tiny_qwen}", *words]), root / "base")
+    return training.train(toml.override(Config(), [f"model={root / 'base'}", *words, "lora.rank=2"]), root / "run")
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("what", ["base", "adapter"])
+def test_a_damaged_base_or_adapter_is_neither_loaded_nor_converted(adapter: Path, tmp_path: Path, what: str) -> None:
+    copied = shutil.copytree(adapter, tmp_path / "step-1")
+    if what == "adapter":
+        flipped(copied / "adapter_model.safetensors")
+    else:
+        base = shutil.copytree(Path(str(lora.base_of(adapter))), tmp_path / "base")
+        flipped(base / "model.safetensors")
+        shutil.rmtree(copied / "trainer")  # or the changed file below would be the damage that is found
+        about = json.loads((copied / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(base)}
+        (copied / "adapter_config.json").write_text(json.dumps(about))
+    for act in (lambda: run.load(copied), lambda: convert(copied, tmp_path / "out")):
+        with pytest.raises(ValueError, match=r"model\.safetensors"):
+            act()
+
+
+def test_a_converted_adapter_asks_the_question_that_it_learnt(adapter: Path, tmp_path: Path) -> None:
+    convert(adapter, tmp_path / "out")
+    assert run.load(tmp_path / "out").chat.question == run.load(adapter).chat.question == "Is it?"
+
+
+def test_a_base_that_is_gone_is_named(adapter: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(adapter, tmp_path / "step-1")
+    shutil.rmtree(copied / "trainer")
+    about = json.loads((copied / "adapter_config.json").read_text()) | {"base_model_name_or_path": "/gone/models/base"}
+    (copied / "adapter_config.json").write_text(json.dumps(about))
+    with pytest.raises(FileNotFoundError, match=r"adapter_config.json: its base model /gone/models/base is not there"):
+        run.load(copied)

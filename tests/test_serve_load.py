@@ -634,3 +634,17 @@ def test_overload_does_not_slow_down_what_is_accepted() -> None:
     rate = len(full) / PHASE / PHASES
     assert all(1 <= r.retry_after <= 2 + 3 * QUEUE / rate for r in refused), "the time in which the queue is worked off"
     assert memory[-1] <= memory[0] + 20
+
+
+def test_answers_compared_for_one_request_are_known_to_the_next_and_keep_nothing_of_it() -> None:
+    class Caller:
+        def left(self) -> float:
+            return 60.0
+
+    caller = Caller()
+    gone = weakref.ref(caller)
+    assert run.same("x+2", "2+x", caller.left)
+    del caller
+    assert gone() is None
+    assert run.same("x+2", "2+x", lambda: 0)
+    assert not run.same("x+3", "3+x", lambda: 0) and run.same("x+3", "3+x")  # no time is no verdict

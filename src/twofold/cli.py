@@ -54,6 +54,8 @@ def _prompts(args: argparse.Namespace) -> dict[str, Any]:
 def _model(args: argparse.Namespace) -> Model:
     from twofold import run
 
+    if args.upstream and getattr(args, "fleet", None):
+        raise ValueError("--fleet and --upstream are two places to sample: give one")
     if args.upstream:
         return run.connect(args.upstream, args.model, serves=args.upstream_model, **_prompts(args))
     if args.upstream_model:

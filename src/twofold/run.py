@@ -6,7 +6,6 @@ import math
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -182,14 +181,27 @@ def solve_many(model: Model, problems: Sequence[str], plan: Plan | str | None = 
     return solve_all(model.engine, model.chat, problems, plan, same)
 
 
-@lru_cache(maxsize=100_000)  # a server sees answers for ever
+_compared: dict[tuple[str, str], bool] = {}
+PAIRS = 100_000
+"""Number of pairs of answers that are remembered: a server sees answers for ever."""
+
+
 def same(a: str, b: str, left: Callable[[], float] = lambda: math.inf) -> bool:
     """Return whether the grader finds two answers mathematically equal. If it cannot decide in time, they are not.
 
     ``left`` returns the seconds that the caller still has. Two texts of letters are not equal, unless they are one: whether they
     are words or products is not known here.
     """
-    return a == b or (not (a.isalpha() and b.isalpha()) and equal(a, b, left=left) == "correct")
+    if a == b or (a.isalpha() and b.isalpha()):
+        return a == b
+    if (a, b) not in _compared:
+        label = equal(a, b, left=left)
+        if label not in ("correct", "wrong"):  # another caller may have more time
+            return False
+        while len(_compared) >= PAIRS:
+            _compared.pop(next(iter(_compared)), None)
+        _compared[a, b] = label == "correct"
+    return _compared[a, b]
 
 
 def service(model: Model, limits: Limits | None = None) -> Service:
@@ -258,6 +270,17 @@ def fitting(task: Dataset, readers: Sequence[Model], config: Eval) -> Dataset:
     return task.without(long)
 
 
+def _check_head(model: Model, judging: Judging) -> None:
+    if judging.name == "head":
+        engine = model.engine
+        if not isinstance(engine, NativeEngine):
+            raise ValueError("judge=head reads a scalar head that was trained here; an upstream and a fleet have none")
+        if not hasattr(engine.model, "value_head"):
+            raise ValueError(
+                f'judge=head: {model.name} has no scalar head: it was not trained with verify = "bce" or "regression"'
+            )
+
+
 def audit(
     model: Model,
     task: str | Task,
@@ -268,6 +291,7 @@ def audit(
 ) -> Audited:
     """Measure how often ``model`` calls right what is made to fool it, and save that as ``audit.json`` in ``out``."""
     config = config or Audit()
+    _check_head(model, config.judge)
     chosen = make_task(task_named(task)) if isinstance(task, str) else guarded(task)
     problems = first(chosen, config.split, config.problems)
     check_gradable(problems)
@@ -329,8 +353,7 @@ def evaluate(
         raise ValueError(
             f"plan {too_large[0]}: the evaluation draws {config.n} samples: raise --n, or lower the plan's n"
         )
-    if config.judge.name == "head" and not isinstance((verifier or model).engine, NativeEngine):
-        raise ValueError("judge=head reads a scalar head that was trained here; an upstream and a fleet have none")
+    _check_head(verifier or model, config.judge)
     if traced := [plan.traces for plan in parsed if plan.traced]:
         config = replace(config, trace_top=traced[0].top, trace_window=traced[0].window)
     problems = first(chosen, config.split, config.problems)

@@ -25,6 +25,10 @@ INPUTS = {
     "tokenizer": "the tokenizer",
     "template": "the chat template, or the tokens that end a text",
 }
+PLACES = {
+    f"engine.{x}" for x in ("address", "workers", "cpus", "gpus", "timeout", "deadline", "kv_gib", "sleep", "eager")
+}
+"""Options that say where and how long an engine computes, and not what."""
 CHANGEABLE = (*INPUTS, "code")
 """What a resume may be told to accept changed. Code is pinned in the config; the rest is hashed in each checkpoint."""
 
@@ -73,7 +77,7 @@ def begun(config: Config, run: Path, resume: bool, accepted: Collection[str] = (
     # a run may be made longer
     before = replace(before, train=replace(before.train, steps=max(before.train.steps, config.train.steps)))
     old, new = toml.flat(before), toml.flat(config)
-    keys = [k for k in {**old, **new} if new.get(k) != old.get(k)]
+    keys = [k for k in {**old, **new} if new.get(k) != old.get(k) and k not in PLACES]
     of_code = [k for k in keys if source.unpinned(repr(new.get(k))) == source.unpinned(repr(old.get(k)))]
     if changed := [
         f"{k} = {new.get(k)!r}, was {old.get(k)!r}" for k in keys if not ("code" in accepted and k in of_code)

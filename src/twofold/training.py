@@ -96,7 +96,11 @@ class _Setup:
     def frozen(self, role: str = "policy") -> PolicyEngine:
         self.load_policy()
         fixed = isinstance(self.config.engine, Vllm | Fleet)  # the learner's own numbers make the better KL term
-        make = partial(make_engine, replace(self.config, engine=Native())) if fixed else self._engine
+        make = (
+            partial(make_engine, replace(self.config, engine=Native(exact=getattr(self.config.engine, "exact", False))))
+            if fixed
+            else self._engine
+        )
         model = self.models[role]
         return make(lora.off(model) if self.config.lora.rank else copy.deepcopy(model))
 

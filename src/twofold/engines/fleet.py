@@ -275,7 +275,8 @@ class FleetEngine:
         if not self._workers:
             has = {k: v for k, v in ray.cluster_resources().items() if k in ("CPU", "GPU")}
             raise TimeoutError(
-                f"no worker started within {self.timeout:g} s: each needs {self._needs}, and the cluster has {has}"
+                f"no worker started within {self.timeout:g} s: each needs {self._needs}, and the cluster has "
+                f"{has}, of which another engine of this run may hold a part"
             )
 
     def _name(self, worker: Any) -> str:

@@ -141,7 +141,7 @@ def _header(
         min_p=config.min_p,
         max_tokens=config.max_tokens,
         seed=config.seed,
-        engine=type(engine).__name__,
+        engine=type(getattr(engine, "own", engine)).__name__,
         versions={"twofold": __version__} | {library: version(library) for library in ("torch", "transformers")},
         judge=None if judge.name == "none" else f"{judge.name} of {verified_by}" if verified_by else judge.name,
         seconds=0.0,

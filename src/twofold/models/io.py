@@ -15,7 +15,7 @@ from torch import Tensor
 
 from twofold import hub
 from twofold.models import gguf, head, lora, outside
-from twofold.models.checkpoints import OLD_STATE, STATE
+from twofold.models.checkpoints import OLD_STATE, STATE, verify
 from twofold.models.install import install
 from twofold.models.llama import Llama, plain, shapes
 from twofold.models.outside import CONFIG, GENERATION, WEIGHTS
@@ -59,12 +59,23 @@ def load_model(path: str | Path, *, device: str | None = None) -> tuple[Any, Any
     return install(model), tokenizer
 
 
-def _base(folder: Path) -> Path | None:
-    """Return the directory of the model that the adapter in ``folder`` belongs to; None if there is no adapter."""
+def _base(folder: Path, *, weights: bool = True) -> Path | None:
+    """Return the model that the adapter in ``folder`` belongs to, fetched if need be; None if there is no adapter.
+
+    Raises FileNotFoundError if it is not there and, if its ``weights`` are to be read, Damaged if they are not as they were written.
+    """
     name = lora.base_of(folder)
     if name is None:
         return None
-    base = Path(name) if Path(name).exists() else hub.model(name)
+    base = Path(name)
+    if not base.exists():
+        if len(base.parts) != 2 or base.is_absolute():
+            raise FileNotFoundError(
+                f"{folder / lora.CONFIG}: its base model {name} is not there: put it back, or correct base_model_name_or_path"
+            )
+        base = hub.model(name, weights=weights)
+    if weights and base.is_dir():
+        verify(base)
     if lora.base_of(base) is not None:
         raise ValueError(f"{folder / lora.CONFIG}: the base {name} is an adapter itself")
     return base
@@ -138,7 +149,7 @@ def load_tokenizer(path: str | Path) -> Any:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such model directory")
     outside.check(folder)
-    if (base := _base(folder)) and not (folder / TOKENIZER).is_file():
+    if not (folder / TOKENIZER).is_file() and (base := _base(folder, weights=False)):
         return load_tokenizer(base)
     with outside.reading(folder):
         tokenizer = _tokenizer(folder)
@@ -167,7 +178,12 @@ def convert(path: Path, out: Path) -> None:
         raise ValueError(f"{path} is no {gguf.SUFFIX} file and no adapter; any other model is a directory already")
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty: choose another directory")
+    if path.is_dir():
+        verify(path)
     save_model(out, *load_model(path, device="cpu"))
+    asked = {name: value for name, value in chat_options(path).items() if name != "stop"}
+    if asked:
+        (out / ASKED_AS).write_text(json.dumps(asked, indent=2) + "\n")
 
 
 def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
@@ -237,4 +253,5 @@ def stop_tokens(path: str | Path) -> tuple[int, ...]:
     file = Path(path)
     if file.suffix == gguf.SUFFIX:
         return gguf.stop_tokens(file)
-    return outside.ends((_base(file) or file) / GENERATION)
+    base = _base(file, weights=False)
+    return stop_tokens(base) if base else outside.ends(file / GENERATION)

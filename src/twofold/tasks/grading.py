@@ -222,30 +222,38 @@ class Workers:
         return "timeout"
 
     def _serve(self, worker: socket.socket) -> None:
-        """Hand one request after another to a worker.
+        """Hand one request after another to a worker."""
+        tickets = map(str, itertools.count())
+        with worker:
+            while self._answer_next(worker, tickets):
+                pass
+
+    def _answer_next(self, worker: socket.socket, tickets: Iterator[str]) -> bool:
+        """Wait for a request, hand it over and return True, or False when there will be none. Nothing of it is kept.
 
         If the machine is so busy that even killing a worker takes more than ``LATE`` seconds, the caller is told ``timeout``,
         and this thread waits until the worker has been heard of.
         """
-        tickets = map(str, itertools.count())
-        with worker:
-            while (request := self.requests.get()) is not None:
-                *asked, deadline, left, label = request
-                if not label.set_running_or_notify_cancel():
-                    continue
-                deadline = min(deadline, max(left(), SHORTEST))
-                end = time.monotonic() + PATIENCE * deadline
-                try:
-                    try:
-                        label.set_result(decide(worker, tickets, asked, deadline, end))
-                    except TimeoutError:
-                        label.set_result("timeout")
-                        worker.settimeout(GRACE)
-                        worker.recv(4096)
-                except OSError as error:
-                    worker.close()  # whoever asks it next is told, and starts new workers
-                    if not label.done():
-                        label.set_exception(error)
+        request = self.requests.get()
+        if request is None:
+            return False
+        *asked, deadline, left, label = request
+        if not label.set_running_or_notify_cancel():
+            return True
+        deadline = min(deadline, max(left(), SHORTEST))
+        end = time.monotonic() + PATIENCE * deadline
+        try:
+            try:
+                label.set_result(decide(worker, tickets, asked, deadline, end))
+            except TimeoutError:
+                label.set_result("timeout")
+                worker.settimeout(GRACE)
+                worker.recv(4096)
+        except OSError as error:
+            worker.close()  # whoever asks it next is told, and starts new workers
+            if not label.done():
+                label.set_exception(error)
+        return True
 
     def close(self) -> None:
         """End the processes and the threads. What waits for an answer gets OSError."""
