@@ -201,8 +201,9 @@ def _add_use(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("problem", help="the problem's text, or a file of problems: one per line, or JSON lines")
     sub.add_argument("--plan", help="such as weighted-16 or posterior-40:stop=posterior,threshold=0.95")
     sub.add_argument(
-        "--abstain", type=_number(Share), default=0.0, metavar="P", help='say "not sure" below this confidence'
-    )
+        "--abstain", type=_number(Share), default=0.5, metavar="P",
+        help='say "not sure" below this confidence (default: %(default)s, more likely wrong than right; 0 always answers)',
+    )  # fmt: skip
     _add_prompts(sub)
     _add_upstream(sub)
     sub.add_argument("--json", action="store_true", help="print one JSON object per problem instead of text")
@@ -239,8 +240,12 @@ def _add_use(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("file", metavar="FILE.gguf", type=Path, help="a model of type Llama, Qwen2 or Qwen3")
     sub.add_argument("out", metavar="DIR", type=Path, help="a new directory; its weights are fp32")
 
-    sub = command("card", "Print the model card of a run's newest checkpoint: base, method, figures, how to judge with it.")
-    sub.add_argument("run_directory", metavar="RUN", type=Path, help="a run directory; evaluations in RUN/evals are reported")
+    sub = command(
+        "card", "Print the model card of a run's newest checkpoint: base, method, figures, how to judge with it."
+    )
+    sub.add_argument(
+        "run_directory", metavar="RUN", type=Path, help="a run directory; evaluations in RUN/evals are reported"
+    )
     sub.add_argument("--write", action="store_true", help="write it to RUN/README.md instead")
 
     sub = command("push", "Publish a run's newest checkpoint on the hub, with its model card.")

@@ -96,7 +96,9 @@ def _checkpoint(run: Path) -> Path:
     if checkpoint is None or not (run / CONFIG).is_file():
         raise FileNotFoundError(f"{run} is not a run with a checkpoint: a run directory has {CONFIG} and checkpoints/")
     if not (checkpoint / MANIFEST).is_file():
-        raise FileNotFoundError(f"{checkpoint} has no {MANIFEST}: an older version wrote it; train a step with this one")
+        raise FileNotFoundError(
+            f"{checkpoint} has no {MANIFEST}: an older version wrote it; train a step with this one"
+        )
     verify(checkpoint)
     return checkpoint
 
@@ -148,7 +150,10 @@ def _facts(config: Config, checkpoint: Path, state: Mapping[str, Any]) -> list[l
         ["sha256 of the weights that training began with", state["inputs"]["model"]],
         ["Method", _without_folders(recipe)],
         ["Trained on", _without_folders(task)],
-        ["Steps", f"{state['step']} of {config.train.steps}, each {drawn} of at most {config.rollout.max_tokens} tokens"],
+        [
+            "Steps",
+            f"{state['step']} of {config.train.steps}, each {drawn} of at most {config.rollout.max_tokens} tokens",
+        ],
         ["Seed", f"{config.train.seed}; one run"],
         ["Licence", "Apache-2.0" if config.model == SHIPPED else "that of the base"],
     ]
@@ -165,7 +170,10 @@ def _without_folders(text: str) -> str:
 
 def _metrics(e: Evaluation) -> list[str]:
     """Return pass@1 and every rule's accuracy at the largest k."""
-    return ["pass@1", *(f"{rule}@{e.ks[-1]}" for rule in ("maj", "best", "weighted") if f"{rule}@{e.ks[-1]}" in e.accuracy)]
+    return [
+        "pass@1",
+        *(f"{rule}@{e.ks[-1]}" for rule in ("maj", "best", "weighted") if f"{rule}@{e.ks[-1]}" in e.accuracy),
+    ]
 
 
 def _figures(run: Path, found: list[Evaluation]) -> str:
@@ -181,9 +189,15 @@ def _figures(run: Path, found: list[Evaluation]) -> str:
                 ("calibration error (ECE)", q.ece, q.ece_interval),
             ):
                 rows.append([about, sizes, name, f"{value:.2f} [{low:.2f}, {high:.2f}]"])
-    said = [_without_folders(_table(["evaluated", "problems x samples", "figure", "value [95% interval over problems]"], rows))]
+    said = [
+        _without_folders(
+            _table(["evaluated", "problems x samples", "figure", "value [95% interval over problems]"], rows)
+        )
+    ]
     if not rows:
-        said = ["No evaluation of this checkpoint was found in the run's directory, so nothing is claimed about how good it is."]
+        said = [
+            "No evaluation of this checkpoint was found in the run's directory, so nothing is claimed about how good it is."
+        ]
     lines = (run / METRICS).read_text(encoding="utf-8").splitlines() if (run / METRICS).is_file() else []
     if lines:
         last = json.loads(lines[-1])
@@ -206,26 +220,23 @@ def _judging(config: Config, checkpoint: Path, name: str) -> str:
     ours = f'```python\nimport twofold as tf\n\nprint(tf.solve(tf.load("{name}"), "a problem", tf.Plan(n=16)))\n```'
     if tokenizer.chat_template is None or chat.think_end or lora.base_of(checkpoint) or verify in ("bce", "regression"):
         return f"{asked} Prompts of this model need more than its chat template, so let twofold ask:\n\n{ours}"
-    system = [{"role": "system", "content": config.system}] if config.system else []
+    system = '{"role": "system", "content": ' + repr(config.system) + "}, " if config.system else ""
     thinking = "" if chat.enable_thinking is None else f", enable_thinking={chat.enable_thinking}"
     code = f"""import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 name = "{name}"
 tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModelForCausalLM.from_pretrained(name)
-
-
-def tokens(messages):
-    return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True{thinking}
-    )
+# the tokens that end the solution's turn, ask the question and begin the reply, as they were trained
+question = {chat.follow_up(chat.question)}
 
 
 def p_yes(problem, solution):
-    talk = {system!r} + [{{"role": "user", "content": problem}}, {{"role": "assistant", "content": solution}}]
-    inputs = tokens([*talk, {{"role": "user", "content": {chat.question!r}}}])
+    talk = [{system}{{"role": "user", "content": problem}}]
+    prompt = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=True{thinking})["input_ids"]
+    reply = tokenizer(solution, add_special_tokens=False)["input_ids"]
     with torch.no_grad():
-        logits = model(**inputs).logits[0, -1].float()
+        logits = model(torch.tensor([[*prompt, *reply, *question]])).logits[0, -1].float()
     return logits.softmax(-1)[{chat.yes_no_ids[0]}].item()  # the token Yes"""
     return f"{asked} With plain transformers:\n\n```python\n{code}\n```\n\nOr sample, judge and vote with twofold:\n\n{ours}"
 

@@ -1,4 +1,4 @@
-"""The command line: ``twofold train | show | eval | audit | critic | report | calibrate | solve | serve | convert | card | push | demo``."""
+"""The command line: ``twofold COMMAND``, one function for each of ``COMMANDS``."""
 
 from __future__ import annotations
 
