@@ -1,4 +1,4 @@
-"""The model card of a trained checkpoint, and its way to a hub: base, method, figures, how to judge with it.
+"""The model card of a trained checkpoint: its base, its training, what was measured, how to judge with it. And its way to a hub.
 
 Everything in a card is read from the run's directory. What is not known there is not claimed.
 """

@@ -1,4 +1,4 @@
-"""The command line: ``twofold COMMAND``, one function for each of ``COMMANDS``."""
+"""The command line: ``twofold train | plan | show | eval | audit | critic | report | calibrate | solve | serve | ...``."""
 
 from __future__ import annotations
 
@@ -95,6 +95,21 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
     last = training.train(config, out, resume=args.resume, accept_changed=args.accept_changed)
     if leads():
         print(f"saved {last}")
+    return 0
+
+
+def _plan(args: argparse.Namespace, rest: list[str]) -> int:
+    from twofold import planning, toml
+    from twofold.config import ALIASES, Config
+
+    config = toml.override(toml.load(Config, args.config, ALIASES), rest, ALIASES)
+    machine = planning.machine_of(
+        args.machine, {"tflops": args.tflops, "bandwidth": args.tbytes, "memory": args.memory, "price": args.price}
+    )
+    layout = planning.Layout(args.devices, args.sharded, args.tensor_parallel)
+    lengths = planning.Lengths(args.prompt, args.completion, args.parts)
+    found = planning.plan(args.config.stem, config, args.model, machine, layout, lengths)
+    print(planning.as_json(found) if args.json else "\n".join(planning.lines(found)))
     return 0
 
 
@@ -316,7 +331,7 @@ def _demo(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 COMMANDS = {
-    "train": _train, "show": _show, "demo": _demo, "eval": _eval, "audit": _audit, "critic": _critic, "report": _report,
+    "train": _train, "plan": _plan, "show": _show, "demo": _demo, "eval": _eval, "audit": _audit, "critic": _critic, "report": _report,
     "calibrate": _calibrate, "solve": _solve, "serve": _serve, "convert": _convert,
     "card": _card, "push": _push,
 }  # fmt: skip
