@@ -143,7 +143,8 @@ class _Hub(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         server: Any = self.server
-        reply: dict[str, Any] = {"url": "http://hub/me/it", "commitUrl": "http://hub/me/it/commit/1", "commitOid": "1"}
+        home = f"http://127.0.0.1:{server.server_port}"
+        reply: dict[str, Any] = {"url": f"{home}/me/it", "commitUrl": f"{home}/me/it/commit/1", "commitOid": "1"}
         if "preupload" in self.path:
             names = [file["path"] for file in json.loads(body)["files"]]
             reply = {"files": [{"path": x, "uploadMode": "regular", "shouldIgnore": False} for x in names]}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from twofold import cli, demo, run, toml
+from twofold import arguments, cli, demo, run, toml
 from twofold.compute.rollout import rollouts
 from twofold.config import ALIASES, Config
 from twofold.evals.pools import read_pools
@@ -47,7 +48,7 @@ def test_the_shipped_model_is_small_standard_and_solves_some():
     assert 0.3 < share < 0.6  # room above and below
 
 
-def test_a_small_demo_runs_from_end_to_end(tmp_path):
+def test_a_small_demo_runs_from_end_to_end(tmp_path, capsys):
     small = toml.override(demo.CONFIG, ["train.steps=2", "rollout.problems=2", "recipe.rollouts=2"])
     evaluation = toml.override(demo.EVAL, ["problems=3", "n=2", "batch=3"])
     assert demo.demo(tmp_path, 0, small, evaluation) == tmp_path / "report.html"
@@ -56,6 +57,12 @@ def test_a_small_demo_runs_from_end_to_end(tmp_path):
     )  # everything is there already: nothing is done twice
     for name in ("base", "rl", "rlv"):
         assert len(read_pools(tmp_path / name / "evals" / "test" / "pools.jsonl")) == 3
+    said = capsys.readouterr().out.partition("Try next:\n")[2].splitlines()[:3]
+    words = [shlex.split(line, comments=True) for line in said]
+    assert [w[1:3] for w in words] == [["solve", f"{tmp_path}/rlv"]] * 2 + [["serve", f"{tmp_path}/rlv"]]
+    for _program, *command in words:
+        args, rest = arguments.parser(cli.COMMANDS).parse_known_args(command)
+        assert not rest and (args.run is cli.COMMANDS["serve"] or cli.main(command) == 0)
     page = (tmp_path / "report.html").read_text()
     assert "rlv" in page
     assert (

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from twofold import cli, run
+from twofold import cli, run, toml
 from twofold.compute.judge import Judging, judge_all, judge_cost, p_yes, resolved
 from twofold.compute.mcts import MCTS
 from twofold.compute.plan import Independent, Plan, parse
@@ -25,6 +25,8 @@ from twofold.compute.select import classes, select
 from twofold.compute.solve import MAKERS, solve
 from twofold.compute.think import Forcing
 from twofold.compute.tree import Steps
+from twofold.config import Config
+from twofold.demo import PUZZLE
 from twofold.maths.confidence import Traces, trace
 from twofold.maths.posterior import Calibration, posterior
 from twofold.maths.stopping import Adaptive, Fixed, Lengths, Posterior, Windows, should_stop
@@ -371,7 +373,7 @@ def test_solve_on_the_command_line(tmp_path: Path, capsys):
     file = tmp_path / "two.jsonl"
     file.write_text(json.dumps({"question": QUESTIONS[0]}) + "\n\n" + json.dumps({"prompt": QUESTIONS[1]}) + "\n")
     command = ["solve", "tiny", str(file), "--plan", "weighted-4:max_tokens=40", "--n", "3", "--json"]
-    assert cli.main(command) == 0
+    assert cli.main([*command, "--abstain", "0"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["problem"] for row in rows] == QUESTIONS[:2]
     assert all(row["samples"] == 3 and row["plan"] == "weighted-3:max_tokens=40" for row in rows)
@@ -384,6 +386,26 @@ def test_solve_on_the_command_line(tmp_path: Path, capsys):
     assert cli.main(["solve", "tiny", QUESTIONS[0], "--n", "2", "--rule", "posterior", "--abstain", "1"]) == 0
     text = capsys.readouterr().out
     assert "answer not sure" in text and "2 samples" in text
+
+
+def test_outside_its_world_the_shipped_model_says_that_it_does_not_know(capsys):
+    """By default, where no answer has half of the votes; and then the command says what the model was made for."""
+    for question in ("What is 2+2?", "Who wrote Hamlet?"):
+        assert cli.main(["solve", "tiny", question]) == 0
+        said = capsys.readouterr().out
+        assert "answer not sure (best guess: " in said and "knows arithmetic puzzles and nothing else" in said
+    assert cli.main(["solve", "tiny", "Who wrote Hamlet?", "--abstain", "0"]) == 0
+    assert "not sure" not in capsys.readouterr().out
+    assert cli.main(["solve", "tiny", PUZZLE]) == 0
+    said = capsys.readouterr().out
+    assert "answer 18  confidence" in said and "nothing else" not in said
+
+
+def test_what_a_run_knows_is_said_with_its_base(tmp_path: Path):
+    (tmp_path / "config.toml").write_text(toml.to_toml(Config()))
+    assert run.what_it_knows(str(tmp_path)).startswith("It is tiny, trained by rlv on sums. tiny comes with twofold")
+    (tmp_path / "config.toml").write_text(toml.to_toml(Config(model="someone/model")))
+    assert run.what_it_knows(str(tmp_path)) == "It is someone/model, trained by rlv on sums."
 
 
 def test_a_posterior_is_not_printed_as_shares_of_votes(capsys):

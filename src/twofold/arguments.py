@@ -236,8 +236,9 @@ def _add_use(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("problem", help="the problem's text, or a file of problems: one per line, or JSON lines")
     sub.add_argument("--plan", help="such as weighted-16 or posterior-40:stop=posterior,threshold=0.95")
     sub.add_argument(
-        "--abstain", type=_number(Share), default=0.0, metavar="P", help='say "not sure" below this confidence'
-    )
+        "--abstain", type=_number(Share), default=0.5, metavar="P",
+        help='say "not sure" below this confidence (default: %(default)s, more likely wrong than right; 0 always answers)',
+    )  # fmt: skip
     _add_prompts(sub)
     _add_upstream(sub)
     sub.add_argument("--json", action="store_true", help="print one JSON object per problem instead of text")

@@ -220,26 +220,23 @@ def _judging(config: Config, checkpoint: Path, name: str) -> str:
     ours = f'```python\nimport twofold as tf\n\nprint(tf.solve(tf.load("{name}"), "a problem", tf.Plan(n=16)))\n```'
     if tokenizer.chat_template is None or chat.think_end or lora.base_of(checkpoint) or verify in ("bce", "regression"):
         return f"{asked} Prompts of this model need more than its chat template, so let twofold ask:\n\n{ours}"
-    system = [{"role": "system", "content": config.system}] if config.system else []
+    system = '{"role": "system", "content": ' + repr(config.system) + "}, " if config.system else ""
     thinking = "" if chat.enable_thinking is None else f", enable_thinking={chat.enable_thinking}"
     code = f"""import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 name = "{name}"
 tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModelForCausalLM.from_pretrained(name)
-
-
-def tokens(messages):
-    return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True{thinking}
-    )
+# the tokens that end the solution's turn, ask the question and begin the reply, as they were trained
+question = {chat.follow_up(chat.question)}
 
 
 def p_yes(problem, solution):
-    talk = {system!r} + [{{"role": "user", "content": problem}}, {{"role": "assistant", "content": solution}}]
-    inputs = tokens([*talk, {{"role": "user", "content": {chat.question!r}}}])
+    talk = [{system}{{"role": "user", "content": problem}}]
+    prompt = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=True{thinking})["input_ids"]
+    reply = tokenizer(solution, add_special_tokens=False)["input_ids"]
     with torch.no_grad():
-        logits = model(**inputs).logits[0, -1].float()
+        logits = model(torch.tensor([[*prompt, *reply, *question]])).logits[0, -1].float()
     return logits.softmax(-1)[{chat.yes_no_ids[0]}].item()  # the token Yes"""
     return f"{asked} With plain transformers:\n\n```python\n{code}\n```\n\nOr sample, judge and vote with twofold:\n\n{ours}"
 

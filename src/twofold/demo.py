@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -27,6 +29,11 @@ CONFIG = Config(
     train=Train(steps=36, minibatches=4, save_every=0),
 )
 """Leave-one-out PPO^V on ``sums``. ``configs/rlv-sums.toml`` is the same."""
+
+PUZZLE = "Start with 9, 18 or 24. Multiply by 3. Subtract 8. The result is 46. What was the start?"
+"""In the demo's world: the trained model answers it."""
+OUTSIDE = "What is 2+2?"
+"""Outside of it: no such question was in its training, and the trained model is not sure."""
 
 EVAL = run.Eval(problems=120, n=32, max_tokens=40, batch=15)
 
@@ -67,4 +74,15 @@ def demo(out: Path, seed: int = 0, config: Config = CONFIG, evaluation: run.Eval
     print_table(report([out / name for name in models], out, baseline="rl"))
     page = out / "report.html"
     console.print(f"\nreport: [bold]{page}[/]  ({time.monotonic() - began:.0f} s)", soft_wrap=True)
+    console.print("\nTry next:", *next_commands(out / "rlv"), sep="\n  ", markup=False, highlight=False, soft_wrap=True)
     return page
+
+
+def next_commands(model: Path) -> list[str]:
+    """Return three commands to try on the trained model: a puzzle, a question outside its world, and the page."""
+    program = "twofold" if shutil.which("twofold") or Path(sys.argv[0]).name != "twofold" else sys.argv[0]
+    return [
+        f'{program} solve {model} "{PUZZLE}"',
+        f'{program} solve {model} "{OUTSIDE}"    # not in its world: it should say that it is not sure',
+        f"{program} serve {model}    # OpenAI's API, and a page to try it: http://127.0.0.1:8000",
+    ]

@@ -228,14 +228,16 @@ def what_it_knows(model: str) -> str:
     """Return a sentence about what a model was made for: the shipped one, and a run's. Of other models nothing is known here."""
     if model == SHIPPED:
         return (
-            "It comes with twofold, is very small, and knows arithmetic puzzles like these examples and nothing else."
+            "tiny comes with twofold, is very small, and knows arithmetic puzzles and nothing else, such as: Start with 47. "
+            "Add 38. What is the result?"
         )
     config = Path(model) / "config.toml"
     if not config.is_file():
         return ""
     trained = tomllib.loads(config.read_text(encoding="utf-8"))
     task = trained["task"]
-    return f"It is {trained['model']}, trained by {trained['recipe']['name']} on {task.get('source', task['name'])}."
+    said = f"It is {trained['model']}, trained by {trained['recipe']['name']} on {task.get('source', task['name'])}."
+    return f"{said} {what_it_knows(SHIPPED)}" if trained["model"] == SHIPPED else said
 
 
 def make_task(config: TaskConfig) -> Task:

@@ -45,16 +45,23 @@ def _question(line: bytes) -> str:
 
 
 def solve_and_print(model: run.Model, problems: Sequence[str], plan: Plan, abstain: float, as_json: bool) -> None:
-    """Solve the problems and print the answers as text or as JSON lines; below the confidence ``abstain`` there is no answer."""
+    """Solve the problems and print the answers as text or as JSON lines; below the confidence ``abstain`` there is no answer.
+
+    After the text, if an answer was withheld, comes what the model was made for.
+    """
+    withheld = False
     for i in range(0, len(problems), AT_ONCE):
         batch = problems[i : i + AT_ONCE]
         for problem, solution in zip(batch, run.solve_many(model, batch, plan), strict=True):
             sure = solution.answer is not None and solution.confidence >= abstain
+            withheld |= not sure
             if as_json:
                 found = asdict(solution) | {"samples": solution.samples, "abstained": not sure, "plan": str(plan)}
                 print(json.dumps({"problem": problem} | found | ({} if sure else {"answer": None})), flush=True)
             else:
                 _print_solution(solution, plan, sure, problem if len(problems) > 1 else None)
+    if withheld and not as_json and (known := run.what_it_knows(model.name)):
+        print(visible(f"model  {known}"))
 
 
 def _print_solution(solution: Solution, plan: Plan, sure: bool, problem: str | None) -> None:
@@ -66,7 +73,8 @@ def _print_solution(solution: Solution, plan: Plan, sure: bool, problem: str | N
     total = 1.0 if probabilities else sum(solution.votes.values()) or 1.0
     votes = "  ".join(f"{visible(answer)}: {weight / total:.0%}" for answer, weight in list(solution.votes.items())[:5])
     cost = solution.cost
-    print(f"answer {visible(solution.answer) if sure else 'not sure'}  confidence {solution.confidence:.0%}")
+    guess = "not sure" if solution.answer is None else f"not sure (best guess: {visible(solution.answer)})"
+    print(f"answer {visible(solution.answer) if sure else guess}  confidence {solution.confidence:.0%}")
     print(f"{'posterior' if probabilities else 'votes'}  {votes or 'none: no sample gave an answer'}")
     dropped = f" ({cost.discarded} of them dropped)" if cost.discarded else ""
     print(
