@@ -75,6 +75,7 @@ def samples(kind: str) -> list[Sample]:
                 [0.0] * (size - 1) + [0.5 + i % 2],
                 reference=[-rng.uniform(1, 4) for _ in sampled],
                 values=[(size - 1, float(i % 2), 0.7)],
+                fits=[(size - 1, 0, -8.0 + i, 0.2), (1, i, -3.0, 0.1 * i)],
             )
         )
     return found
@@ -90,7 +91,8 @@ def learner(model: Tiny, loss: Loss, temperature: float) -> Learner:
 def objective(model: Tiny, loss: Loss, budget: int, temperature: float) -> Tensor:
     """Return the sum of the learner's losses over its micro-batches."""
     of = learner(model, loss, temperature)
-    parts = batches(samples(loss.kind), loss, budget, model.device)
+    of_all = samples(loss.kind)
+    parts = batches(of_all, loss, budget, model.device, range(len(of_all)))
     return torch.stack([of._losses(model, double(batch), True)[0] for batch in parts]).sum()
 
 
@@ -116,7 +118,8 @@ def relative_error(model: Tiny, loss: Loss, budget: int, temperature: float, h: 
 
 @pytest.mark.parametrize("loss", KINDS, ids=lambda x: f"{x.kind}-{x.normalise}")
 def test_the_learner_s_objective_equals_finite_differences(loss: Loss) -> None:
-    """The policy's loss, its KL, the verdict's cross-entropy and the head's loss, in one micro-batch and in several."""
+    """The policy's loss, its KL, the verdict's cross-entropy, the head's loss and the regression of log-probs, in one
+    micro-batch and in several."""
     for kind, budget, temperature in (("bce", 1000, 1.0), ("regression", 12, 0.7)):
         assert relative_error(Tiny(kind), loss, budget, temperature) < 1e-6
 
@@ -124,7 +127,7 @@ def test_the_learner_s_objective_equals_finite_differences(loss: Loss) -> None:
 def test_cispo_s_gradient_is_that_of_its_weighted_log_probs() -> None:
     """Its weights carry no gradient, so it is the weighted sum with fixed weights that is compared."""
     loss, model = Loss("cispo", cap=1.2, normalise="sequence"), Tiny("bce")
-    (batch,) = (double(b) for b in batches(samples("cispo"), loss, 1000, model.device))
+    (batch,) = (double(b) for b in batches(samples("cispo"), loss, 1000, model.device, range(6)))
 
     def logps() -> Tensor:
         hidden = model(batch.tokens, batch.layout.positions, batch.layout)[0]
@@ -139,7 +142,8 @@ def test_cispo_s_gradient_is_that_of_its_weighted_log_probs() -> None:
         logp = logps()
         hidden = model(batch.tokens, batch.layout.positions, batch.layout)[0]
         head = model.value_head.loss(hidden[batch.valued], *labels)
-        return head - (weights * logp[batch.drawn]).sum() - (batch.targets * logp).sum()
+        fits = (batch.aims[1] * (logp[batch.fitted] - batch.aims[0]) ** 2).sum()
+        return head + fits - (weights * logp[batch.drawn]).sum() - (batch.targets * logp).sum()
 
     learner(model, loss, 1.0)._losses(model, batch, True)[0].backward()
     found = torch.cat([p.grad.flatten() for p in model.parameters()])

@@ -268,6 +268,10 @@ def audit(
 ) -> Audited:
     """Measure how often ``model`` calls right what is made to fool it, and save that as ``audit.json`` in ``out``."""
     config = config or Audit()
+    if config.judge.name == "last_token":
+        raise ValueError(
+            "an audit cannot judge by last_token: a text that is not the model's own has no end token of its own"
+        )
     chosen = make_task(task_named(task)) if isinstance(task, str) else guarded(task)
     problems = first(chosen, config.split, config.problems)
     check_gradable(problems)
@@ -331,6 +335,11 @@ def evaluate(
         )
     if config.judge.name == "head" and not isinstance((verifier or model).engine, NativeEngine):
         raise ValueError("judge=head reads a scalar head that was trained here; an upstream and a fleet have none")
+    config.judge.asking(model.chat)  # raises for a model that was not trained for it
+    if config.judge.name == "last_token" and verifier:
+        raise ValueError(
+            "judge=last_token reads the model that is evaluated: leave out the verifier, or choose another judge"
+        )
     if traced := [plan.traces for plan in parsed if plan.traced]:
         config = replace(config, trace_top=traced[0].top, trace_window=traced[0].window)
     problems = first(chosen, config.split, config.problems)
