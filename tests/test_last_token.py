@@ -185,8 +185,8 @@ def test_the_score_is_regressed_on_the_reward() -> None:
     score = Score(LastTokenOptions(reference=-21.5), chat)
     samples = [score.judged(context_sample(r), r.grade.correct, 1.0) for r in drawn]
     assert 0 < sum(r.grade.correct for r in drawn) < len(drawn)
-    of = Learner(engine.model, Optim(lr=3e-3, warmup=0), Loss(), steps=12)
-    losses = [of.update(samples)["score_loss"] for _ in range(12)]
+    of = Learner(engine.model, Optim(lr=3e-4, warmup=0), Loss(), steps=16)
+    losses = [of.update(samples)["score_loss"] for _ in range(16)]
     engine.load(of.weights())
     found = score.scores(engine, drawn)
     right, wrong = (
