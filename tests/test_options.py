@@ -145,8 +145,8 @@ recipe[rlv].last_token.token     laser  recipe.last_token.token=<think>         
 recipe[rlv].last_token.scale     laser  recipe.last_token.scale=0.2                     credit
 recipe[rlv].last_token.reference  laser  recipe.last_token.reference=-20                credit
 recipe[rlv].last_token.after     laser  recipe.last_token.after=1                       credit
-recipe[rlv].last_token.mix       laser  recipe.last_token.mix=0.5                       credit
-recipe[rlv].last_token.mix_after  laser  recipe.last_token.mix=0.5 / recipe.last_token.mix_after=1   credit
+recipe[rlv].last_token.mix       laser  recipe.last_token.scale=1 / recipe.last_token.mix=0.5   credit
+recipe[rlv].last_token.mix_after  laser  recipe.last_token.scale=1 recipe.last_token.mix=0.5 / recipe.last_token.mix_after=1   credit
 recipe[rlv].score_every        rlv    recipe.score_every=0                              log
 recipe[mrt].method             mrt    recipe.method=grpo                                tokens
 recipe[mrt].rollouts           mrt    recipe.rollouts=3                                 tokens
