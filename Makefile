@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smollm2 test test-slow torture test-interop test-vllm test-fleet bench bench-trl bench-gpu clean
+.PHONY: help demo smollm2 test test-slow torture test-interop test-vllm test-fleet bench bench-trl bench-gpu dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +62,9 @@ bench-trl: $(READY) .venv-trl/.ready ## compare a training step with TRL's
 
 bench-gpu: $(READY) ## measure speed at Qwen2.5's shapes on a CUDA device
 	cd bench && ../$(BIN)/python gpu.py
+
+dist: $(READY) ## build the sdist and the wheel into dist/ (docs/release.md)
+	$(BIN)/python -m build --no-isolation --outdir dist .
 
 clean: ## remove the virtual environment and every cache
 	rm -rf $(VENV) .venv-trl .venv-vllm .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

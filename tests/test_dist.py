@@ -17,7 +17,8 @@ from dist_worker import gradient, without_last_step
 from safetensors.torch import load_file
 
 from twofold import training
-from twofold.config import Config, EvalOptions, LoraOptions, PythonEngine, Rollouts, Train
+from twofold.config import Config, EvalOptions, LoraOptions, Rollouts, Train
+from twofold.engine_options import PythonEngine
 from twofold.recipes.mrt import MRT, Episodes, Prover
 from twofold.recipes.rlv import RLV
 from twofold.recipes.tango import Tango

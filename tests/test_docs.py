@@ -180,7 +180,7 @@ def test_every_command_on_a_page_is_understood(page: Path) -> None:
     for words in commands(page):
         args, rest = arguments.parser(cli.COMMANDS).parse_known_args(words)
         match words[0]:
-            case "train":
+            case "train" | "plan":
                 config = ROOT / args.config
                 toml.override(toml.load(Config, config) if config.exists() else Config(), rest)
             case "eval":

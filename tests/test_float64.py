@@ -91,8 +91,7 @@ def learner(model: Tiny, loss: Loss, temperature: float) -> Learner:
 def objective(model: Tiny, loss: Loss, budget: int, temperature: float) -> Tensor:
     """Return the sum of the learner's losses over its micro-batches."""
     of = learner(model, loss, temperature)
-    of_all = samples(loss.kind)
-    parts = batches(of_all, loss, budget, model.device, range(len(of_all)))
+    parts = batches(samples(loss.kind), loss, budget, model.device, range(len(samples(loss.kind))))
     return torch.stack([of._losses(model, double(batch), True)[0] for batch in parts]).sum()
 
 
@@ -127,7 +126,7 @@ def test_the_learner_s_objective_equals_finite_differences(loss: Loss) -> None:
 def test_cispo_s_gradient_is_that_of_its_weighted_log_probs() -> None:
     """Its weights carry no gradient, so it is the weighted sum with fixed weights that is compared."""
     loss, model = Loss("cispo", cap=1.2, normalise="sequence"), Tiny("bce")
-    (batch,) = (double(b) for b in batches(samples("cispo"), loss, 1000, model.device, range(6)))
+    (batch,) = (double(b) for b in batches(samples("cispo"), loss, 1000, model.device, range(len(samples("cispo")))))
 
     def logps() -> Tensor:
         hidden = model(batch.tokens, batch.layout.positions, batch.layout)[0]

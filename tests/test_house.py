@@ -20,7 +20,9 @@ PACKAGE = ROOT / "src" / "twofold"
 # A part may import what stands to the right of it on any line, and itself. `engines` is a concrete engine and its
 # helpers, `engines.base` the protocols. A new part needs a place here.
 ORDER = """
-cli -> arguments demo suite solving evaluating -> training -> run same_run -> runtime config -> recipes
+cli -> arguments demo suite solving evaluating card -> training -> run same_run -> runtime config -> recipes
+cli -> planning -> estimate -> config engine_options recipes toml
+planning -> terminal
 config -> recipes evals serve -> compute -> engines.base -> types
 cli training run same_run config -> trainer -> models engines.base
 training same_run config -> engine_options -> engines -> models engines.base
@@ -29,10 +31,11 @@ recipes evals same_run -> tasks -> text -> types
 compute -> text
 cli demo suite evaluating training run same_run config evals compute -> toml
 cli demo suite evaluating trainer -> progress
-run tasks -> hub
+run tasks models -> hub
 config -> aliases
 arguments -> evals compute
 same_run config engine_options evals compute tasks -> source
+cli source -> packaged
 training run same_run evals trainer models -> durable
 cli solving evaluating progress evals tasks -> terminal
 recipes evals serve compute trainer tasks models -> maths -> types -> ranges
@@ -134,10 +137,11 @@ ALLOWED = allowed()
 def test_the_order_says_what_the_house_says() -> None:
     assert ALLOWED["maths"] == {"maths", "types", "ranges"}
     assert ALLOWED["text"] == {"text", "types", "ranges"}
-    assert ALLOWED["models"] == {"models", "durable", "maths", "types", "ranges"}
+    assert ALLOWED["models"] == {"models", "durable", "hub", "maths", "types", "ranges"}
     assert ALLOWED["trainer"] == {
         "trainer",
         "models",
+        "hub",
         "durable",
         "engines.base",
         "progress",
@@ -146,8 +150,8 @@ def test_the_order_says_what_the_house_says() -> None:
         "types",
         "ranges",
     }
-    assert ALLOWED["engines"] == {"engines", "models", "durable", "engines.base", "maths", "types", "ranges"}
-    assert ALLOWED["compute"] == {"compute", "toml", "source", "engines.base", "text", "maths", "types", "ranges"}
+    assert ALLOWED["engines"] == {"engines", "models", "hub", "durable", "engines.base", "maths", "types", "ranges"}
+    assert ALLOWED["compute"] == {"compute", "toml", "source", "packaged", "engines.base", "text", "maths", "types", "ranges"}
     assert not ALLOWED["recipes"] & {"trainer", "models", "evals", "serve", "run", "cli", "engines"}
     assert not ALLOWED["trainer"] & {"recipes", "tasks", "text"}
 

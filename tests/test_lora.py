@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from twofold import run, training
+from twofold import run, toml, training
 from twofold.config import Config, LoraOptions, Rollouts, Train
 from twofold.engines.native import NativeEngine
 from twofold.maths.losses import Loss
@@ -90,6 +90,9 @@ def test_an_adapter_is_added_to_the_weights(fixture, request):
     assert logprobs(view) == pytest.approx(by_transformers(theirs), abs=1e-4)
     assert max(abs(x - y) for x, y in zip(logprobs(view), logprobs(model), strict=True)) > 0.1
     assert logprobs(lora.off(view)) == logprobs(model)
+    own, _ = load_model(path)
+    own.load_state_dict(Learner(view, Optim(), Loss(), steps=1).weights())  # as an engine with a copy of its own does
+    assert logprobs(own) == pytest.approx(logprobs(view), abs=1e-4)
 
 
 def test_a_new_adapter_changes_nothing_and_depends_on_the_seed(tiny_model):
@@ -240,3 +243,8 @@ def test_other_kinds_of_adapters_and_other_models_are_refused(tiny_model, tiny_q
         ValueError, match=r"is an adapter of another model: Llama has no model.layers.0.self_attn.query"
     ):
         lora.merge(tmp_path, model)
+
+
+def test_adapters_and_vllm_together_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"vllm.*does not sample from adapters"):
+        toml.override(Config(), ["lora.rank=4", "engine.name=vllm"])

@@ -138,6 +138,7 @@ recipe[rlv].lam_warmup         rlv    recipe.lam_warmup=4                       
 recipe[rlv].verify_warmup      rlv    recipe.verify_warmup=1                            credit
 recipe[rlv].balance            rlv    recipe.balance=balanced                           credit
 recipe[rlv].truncated          paid   rollout.max_tokens=12 / recipe.truncated=exclude  credit
+recipe[rlv].adversarial        rlv    rollout.problems=6 / recipe.adversarial=0.4        tokens
 recipe[rlv].rollouts           rlv    recipe.rollouts=2                                 tokens
 recipe[rlv].refills            paid   recipe.refills=2                                  tokens
 recipe[rlv].vine_k             vine   rollout.problems=6 / recipe.vine_k=3               credit
@@ -226,6 +227,8 @@ task[sums].top                 rlv    task.top=40                               
 task[sums].seed                rlv    task.seed=1                                       tokens
 task[countdown].level          rlv    task.name=countdown task.level=2 / task.level=3   tokens
 task[countdown].seed           rlv    task.name=countdown task.level=2 / task.seed=1    tokens
+task[code].level               rlv    task.name=code rollout.max_tokens=4 / task.level=2   tokens
+task[code].seed                rlv    task.name=code rollout.max_tokens=4 / task.seed=1    tokens
 task[letters].level            rlv    task.name=letters / task.level=2                  tokens
 task[letters].seed             rlv    task.name=letters / task.seed=1                   tokens
 task[data].source              data   task.source=MORE                                  tokens

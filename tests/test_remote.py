@@ -316,7 +316,7 @@ def test_solve_and_eval(upstream: Served, remote: Model, tmp_path: Path, capsys:
     assert (header.model, header.engine) == ("tiny", "RemoteEngine")
     for pool in read_pools(out / "pools.jsonl"):
         assert all(score is not None and 0 < score < 1 for score in pool.scores) and pool.tokens
-    with pytest.raises(ValueError, match="an upstream has none"):
+    with pytest.raises(ValueError, match="an upstream and a fleet have none"):
         evaluate(remote, "sums", Eval(judge=Judging("head")), out=tmp_path / "b")
 
 

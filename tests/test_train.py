@@ -425,8 +425,10 @@ def test_the_qwen_config_trains_a_qwen(tiny_qwen, tmp_path, monkeypatch):
     monkeypatch.setattr(Learner, "update", lambda self, samples: batches.append(samples) or update(self, samples))
     last = training.train(config, tmp_path / "run")
     tokenizer = AutoTokenizer.from_pretrained(last)
-    assert [len(b) for b in batches] == [12, 12]
-    for sample in batches[0]:
+    rollouts = [[s for s in b if any(s.sampled)] for b in batches]  # one with control tokens inside is judged in a sample of its own
+    assert [len(b) for b in rollouts] == [12, 12]
+    assert all(sum(any(s.targets) for s in b) == 12 for b in batches)
+    for sample in (s for s in batches[0] if any(s.targets)):
         text = tokenizer.decode(sample.tokens)
         assert text.startswith("<|im_start|>system\nPlease reason step by step")
         assert (
@@ -444,6 +446,7 @@ REAL = [
     "rlv-grpo-qwen2.5-math-1.5b",
     "rlv-vineppo-qwen2.5-math-1.5b",
     "rlv-r1-distill-qwen-1.5b",
+    "rlv-qwen2.5-math-7b",
 ]
 
 

@@ -90,7 +90,7 @@ def model() -> Model:
 def test_what_the_server_can_do_is_found_out(remote: Model, request: pytest.FixtureRequest) -> None:
     raw = "raw" in request.node.callspec.id
     engine: Any = remote.engine
-    assert (engine.model, engine.context, engine.raw_logprobs, engine._can_force) == ("tiny", 2048, raw, raw)
+    assert (engine.model, engine.context.tokens, engine.raw_logprobs, engine._can_force) == ("tiny", 2048, raw, raw)
 
 
 def test_completions_and_their_log_probs(remote: Model, model: Model) -> None:

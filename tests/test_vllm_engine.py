@@ -112,6 +112,20 @@ def test_what_vllm_cannot_do_is_refused(engine: VllmEngine) -> None:
     assert len(engine.logprobs([[5]], [[6] * 511])[0]) == 511
 
 
+def test_the_options_reach_vllm(shipped: run.Model) -> None:
+    """This is in bfloat16: the comparison at the start allows its rounding."""
+    options = Vllm(context=300, max_rows=7, kv_gib=0.125, eager=True, deadline=99.0)
+    engine: Any = options.build(shipped.engine.model, "bfloat16")  # type: ignore[union-attr]
+    found = engine._llm.llm_engine.vllm_config
+    assert (found.model_config.max_model_len, engine.context.tokens, found.model_config.dtype) == (
+        300,
+        300,
+        torch.bfloat16,
+    )
+    assert (found.scheduler_config.max_num_seqs, found.cache_config.kv_cache_memory_bytes) == (7, 2**27)
+    assert found.model_config.enforce_eager and engine._thread.deadline == 99
+
+
 def test_more_prompts_than_fit_one_pass(engine: VllmEngine, shipped: run.Model) -> None:
     """3200 prompt tokens; at 2048 vLLM would cut a prompt in two, which it cannot do with seeds on a CPU."""
     prompts = [[i, *range(100, 199)] for i in range(10, 42)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 from twofold import __version__
-from twofold.ranges import Count, NonNegative, Range, Seed, Share, Whole, ranges_in
+from twofold.ranges import Count, NonNegative, Positive, Range, Seed, Share, Whole, ranges_in
 
 Port = Annotated[int, Range(ge=0, le=65535)]
 Run = Callable[[argparse.Namespace, list[str]], int]
@@ -53,7 +53,7 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
         "Train a model as a TOML config says.",
         "Every option of the config may be set as --section.key VALUE or section.key=VALUE; --dry-run prints them all.",
     )
-    sub.add_argument("config", type=Path, help="a file such as configs/rlv-sums.toml")
+    sub.add_argument("config", type=Path, help="a file, or the name of a config of the package, such as rlv-sums")
     sub.add_argument(
         "--out", metavar="DIR", type=Path, help="run directory (default: runs/NAME for a config NAME.toml)"
     )
@@ -67,6 +67,8 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("--dry-run", action="store_true", help="print the complete config, and do not train")
 
+    _add_plan(command)
+
     sub = command("show", "Print what the model wrote at one step of a run.")
     sub.add_argument("run_directory", metavar="RUN", type=Path, help="a run directory")
     sub.add_argument(
@@ -78,6 +80,39 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("demo", about)
     sub.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/demo"), help="directory (%(default)s)")
     sub.add_argument("--seed", metavar="N", type=_number(Seed), default=0, help="seed of both runs (%(default)s)")
+
+
+def _add_plan(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command(
+        "plan",
+        "Estimate the memory, time and money of a training run before it is started.",
+        "Options of the config may be set as for train. It loads no model and needs no GPU.",
+    )
+    sub.add_argument("config", type=Path, help="a file such as configs/rlv-sums.toml")
+    sub.add_argument(
+        "--model",
+        help="sizes of the model: a directory with config.json, a name such as qwen2.5-7b, or "
+        "hidden=N,layers=N,heads=N,kv_heads=N,ffn=N,vocabulary=N (default: the config's model)",
+    )
+    sub.add_argument(
+        "--machine", choices=("h100", "h200", "a100", "cpu"), default="h100", help="cpu: two cores (%(default)s)"
+    )
+
+    def number(option: str, kind: Any, help: str, default: int | None = None) -> None:
+        metavar = "X" if kind is Positive else "N"
+        sub.add_argument(option, metavar=metavar, type=_number(kind), default=default, help=help)
+
+    number("--devices", Count, "devices in all (%(default)s)", 1)
+    sub.add_argument("--sharded", action="store_true", help="cut weights, gradients and moments among all devices")
+    number("--tensor-parallel", Count, "devices that sample as one (%(default)s)", 1)
+    number("--prompt", Count, "mean tokens of a prompt (%(default)s)", 128)
+    number("--completion", Count, "mean tokens of a rollout (default: half of rollout.max_tokens)")
+    number("--parts", Count, "steps of a solution, episodes of a thought (%(default)s)", 8)
+    number("--tflops", Positive, "TFLOP/s of a large matrix product (default: the machine's)")
+    number("--tbytes", Positive, "TB/s of a device's memory (default: the machine's)")
+    number("--memory", Positive, "GiB of a device (default: the machine's)")
+    number("--price", Positive, "money for an hour of a device (default: the machine's)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object with all numbers")
 
 
 def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -238,6 +273,16 @@ def _add_use(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("convert", "Write the model of a GGUF file, or an adapter with its base, as a plain model directory.")
     sub.add_argument("file", metavar="FILE.gguf", type=Path, help="a model of type Llama, Qwen2 or Qwen3")
     sub.add_argument("out", metavar="DIR", type=Path, help="a new directory; its weights are fp32")
+
+    sub = command("card", "Print the model card of a run's newest checkpoint: base, method, figures, how to judge with it.")
+    sub.add_argument("run_directory", metavar="RUN", type=Path, help="a run directory; evaluations in RUN/evals are reported")
+    sub.add_argument("--write", action="store_true", help="write it to RUN/README.md instead")
+
+    sub = command("push", "Publish a run's newest checkpoint on the hub, with its model card.")
+    sub.add_argument("run_directory", metavar="RUN", type=Path, help="a run directory")
+    sub.add_argument("repo", metavar="OWNER/NAME", help="the model's name on the hub")
+    sub.add_argument("--private", action="store_true", help="if the repository is made, make it private")
+    sub.add_argument("--dry-run", action="store_true", help="list what would be published, and publish nothing")
 
 
 def _add_prompts(sub: argparse.ArgumentParser) -> None:

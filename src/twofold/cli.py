@@ -1,4 +1,4 @@
-"""The command line: ``twofold train | show | eval | audit | critic | report | calibrate | solve | serve | convert | demo``."""
+"""The command line: ``twofold train | plan | show | eval | audit | critic | report | calibrate | solve | serve | ...``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twofold import arguments
+from twofold import arguments, packaged
 from twofold.runtime import keep_memory, leads
 from twofold.terminal import visible
 from twofold.types import Stopped
@@ -84,16 +84,32 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold import toml
     from twofold.config import ALIASES, Config
 
-    config = toml.override(toml.load(Config, args.config, ALIASES), rest, ALIASES)
+    path = packaged.config(args.config)
+    config = toml.override(toml.load(Config, path, ALIASES), rest, ALIASES)
     if args.dry_run:
         print(toml.to_toml(config), end="")
         return 0
     from twofold import training
 
-    out = args.out or Path("runs") / args.config.stem
+    out = args.out or Path("runs") / path.stem
     last = training.train(config, out, resume=args.resume, accept_changed=args.accept_changed)
     if leads():
         print(f"saved {last}")
+    return 0
+
+
+def _plan(args: argparse.Namespace, rest: list[str]) -> int:
+    from twofold import planning, toml
+    from twofold.config import ALIASES, Config
+
+    config = toml.override(toml.load(Config, args.config, ALIASES), rest, ALIASES)
+    machine = planning.machine_of(
+        args.machine, {"tflops": args.tflops, "bandwidth": args.tbytes, "memory": args.memory, "price": args.price}
+    )
+    layout = planning.Layout(args.devices, args.sharded, args.tensor_parallel)
+    lengths = planning.Lengths(args.prompt, args.completion, args.parts)
+    found = planning.plan(args.config.stem, config, args.model, machine, layout, lengths)
+    print(planning.as_json(found) if args.json else "\n".join(planning.lines(found)))
     return 0
 
 
@@ -287,6 +303,26 @@ def _convert(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _card(args: argparse.Namespace, rest: list[str]) -> int:
+    from twofold import card
+
+    if args.write:
+        print(f"saved {card.write(args.run_directory)}")
+    else:
+        print(card.card(args.run_directory), end="")
+    return 0
+
+
+def _push(args: argparse.Namespace, rest: list[str]) -> int:
+    from twofold import card
+
+    files = card.push(args.run_directory, args.repo, private=args.private, dry_run=args.dry_run)
+    for name, size in files.items():
+        print(f"{size:>13,}  {name}")
+    print(f"{'would publish' if args.dry_run else 'published'} {len(files)} files as {args.repo}")
+    return 0
+
+
 def _demo(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold.demo import demo
 
@@ -295,8 +331,9 @@ def _demo(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 COMMANDS = {
-    "train": _train, "show": _show, "demo": _demo, "eval": _eval, "audit": _audit, "critic": _critic, "report": _report,
+    "train": _train, "plan": _plan, "show": _show, "demo": _demo, "eval": _eval, "audit": _audit, "critic": _critic, "report": _report,
     "calibrate": _calibrate, "solve": _solve, "serve": _serve, "convert": _convert,
+    "card": _card, "push": _push,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,3 +55,18 @@ def model(name: str, *, weights: bool = True) -> Path:
             raise (
                 unreachable if isinstance(unreachable, Unreachable) else Unreachable(f"{name}: {unreachable}")
             ) from None
+
+
+def upload(name: str, files: Mapping[str, Path | bytes], *, private: bool) -> None:
+    """Write files into a model's repository on the hub, in one commit; the repository is made if need be.
+
+    The user must be logged in (HF_TOKEN, or ``hf auth login``). Raises Unreachable if the hub does not take them.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    added = [CommitOperationAdd(path, content) for path, content in files.items()]
+    try:
+        HfApi().create_repo(name, private=private, exist_ok=True)
+        HfApi().create_commit(name, added, commit_message="A model trained with twofold, and its card")
+    except Exception as error:  # of an HTTP library, which is another one in each version of huggingface_hub
+        raise Unreachable(f"{name}: the hub did not take the model: {error}") from error

@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from twofold import packaged
+
 _PYTHON = "<python>:"
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _PIN = re.compile(r"@sha256:[0-9a-f]{64}")
@@ -26,7 +28,7 @@ _FORM = re.compile(r"(?P<path>.+\.py):(?P<name>[A-Za-z_]\w*)(?:@sha256:(?P<diges
 def load(source: str) -> Any:
     """Return what a source names: a class, a function, any object. Each version of the file is executed once.
 
-    A relative path starts at the working directory. Raises ValueError if the source is not of the form ``FILE.py:NAME``, if
+    A relative path starts at the working directory; ``examples/reward.py`` and its like are otherwise the package's. Raises ValueError if the source is not of the form ``FILE.py:NAME``, if
     the file has no such name, or if it has changed since it was pinned; FileNotFoundError if there is no such file; and
     whatever the file itself raises.
     """
@@ -102,7 +104,7 @@ def _parts(source: str) -> tuple[Path, str, str | None]:
     found = _FORM.fullmatch(source)
     if found is None:
         raise ValueError(f"{source!r} does not name your code: write the file and what it defines, mine.py:Name")
-    path = Path(found["path"])
+    path = packaged.file(Path(found["path"]))
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file (a relative path starts at {Path.cwd()})")
     return path, found["name"], found["digest"]

@@ -108,8 +108,8 @@ class FleetEngine:
     ``exact`` the results have the same bits as one engine's, however the prompts are spread. ``model`` is the one in training:
     its numbers are copied before the first call after ``load``.
 
-    Raises TimeoutError, which says who did not answer, if nothing comes for that long or no worker can be placed; RuntimeError
-    if the workers of one call keep dying.
+    Raises ValueError in a run of several learners (``torchrun``); TimeoutError, which says who did not answer, if nothing comes
+    for that long or no worker can be placed; RuntimeError if the workers of one call keep dying.
     """
 
     def __init__(
@@ -125,6 +125,8 @@ class FleetEngine:
         max_rows: int = 1024,
         precision: Precision = "float32",
     ) -> None:
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            raise ValueError("a fleet samples for one learner, and this run has several: use the native engine")
         if not ray.is_initialized():
             ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level="warning")
         self.model, self.size, self.timeout = model, workers, timeout

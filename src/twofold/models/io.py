@@ -21,6 +21,8 @@ from twofold.models.llama import Llama, plain, shapes
 from twofold.models.outside import CONFIG, GENERATION, WEIGHTS
 from twofold.types import LastToken
 
+ASKED_AS = "twofold.json"
+"""What a checkpoint's state says of its prompts, in a model that was published without that state."""
 TOKENIZER, GENERIC = "tokenizer_config.json", "TokenizersBackend"
 """The tokenizer class of a Llama whose tokenizer is just what tokenizer.json says. ``AutoTokenizer`` takes two seconds to find
 that out. (Qwen's models have a class of their own, whatever their files say.)"""
@@ -173,18 +175,18 @@ def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
     """Write a directory that ``from_pretrained`` reads; of a model with an adapter, the adapter only. A scalar head is no part of
     the architecture and has a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
-    head.save(folder, model)
-    if lora.adapted(model):
-        return lora.save(folder, model)
     weights = {k: v for k, v in model.state_dict().items() if not k.startswith(f"{head.NAME}.")}
-    if isinstance(model, Llama):
+    if lora.adapted(model):
+        lora.save(folder, model)
+    elif isinstance(model, Llama):
         _write(folder, model, weights)
     else:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         model.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)
+    head.save(folder, model)
 
 
 def save_config(folder: Path, model: Any) -> None:
@@ -220,9 +222,9 @@ def read_trained(folder: Path, model: Any) -> dict[str, Tensor]:
 
 
 def chat_options(path: Path) -> dict[str, Any]:
-    """Return how prompts are made for the model at ``path``: what a checkpoint of ours was trained with, by the names of
+    """Return how prompts are made for the model at ``path``: what a model of ours was trained with, by the names of
     ``text.chat.Chat``, and ``stop``, the tokens that end a text by its generation config."""
-    file = next((path / name for name in (STATE, OLD_STATE) if (path / name).is_file()), path / STATE)
+    file = next((path / name for name in (STATE, ASKED_AS, OLD_STATE) if (path / name).is_file()), path / STATE)
     trained = outside.read_json(file) or {}
     kinds = {"question": str, "enable_thinking": bool, "think_end": str}
     found = {name: trained[name] for name in kinds if trained.get(name) is not None}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,30 @@ class Merged(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor, None]:
         g = gradients[0] * ctx.scale
         return None, ctx.b.detach().T @ g, g @ ctx.a.detach().T, None
+
+
+class Weights(Mapping[str, Tensor]):
+    """The weights of a model by the names of its base, the adapter added; each sum is made when it is read."""
+
+    def __init__(self, model: Any) -> None:
+        self._every, self._scale = model.state_dict(), model.lora.scale
+        self._names = [name for name in self._every if not name.startswith(f"{NAME}.")]
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight, layer = self._every[name], f"{NAME}.{name.removesuffix('.weight')}"
+        a, b = (self._every.get(f"{layer}.lora_{x}.weight") for x in "AB")
+        return weight if a is None or b is None else torch.addmm(weight, b, a, alpha=self._scale)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def weights(model: Any) -> Mapping[str, Tensor]:
+    """Return the weights that an engine with a copy of the model needs, by name."""
+    return Weights(model) if adapted(model) else model.state_dict()
 
 
 # ---------------------------------------------------------------- files

@@ -28,6 +28,7 @@ from torch import Tensor, distributed
 
 from twofold.engines.base import Finished, PolicyEngine, ignore_finished
 from twofold.maths.shares import shares
+from twofold.models import lora
 from twofold.trainer.batch import shared_prefix
 from twofold.trainer.learner import Learner
 from twofold.types import Completion, Sample, Sampling
@@ -104,7 +105,7 @@ class Team:
                     case ["logprobs" | "values" as verb, engine, *columns]:
                         self.send(getattr(self.engines[engine].own, verb)(*columns), 0)
                     case ["load", engine]:
-                        self.engines[engine].load(self.engines[engine].model.state_dict())
+                        self.engines[engine].load(lora.weights(self.engines[engine].model))
                     case ["rest", engine]:
                         self.engines[engine].own.rest()
                     case ["gradients", role, samples, policy]:

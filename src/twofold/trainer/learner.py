@@ -17,6 +17,7 @@ from torch.nn.utils import get_total_norm
 from twofold.maths.losses import Loss as Loss
 from twofold.maths.losses import corrected, k3, policy_loss
 from twofold.maths.schedule import Optim, learning_rate
+from twofold.models import lora
 from twofold.models.context import context
 from twofold.models.decoder import Decoder, Module, network, recomputing
 from twofold.models.logprobs import token_logprobs
@@ -63,7 +64,7 @@ class Learner:
         self.step = self.skipped = 0
 
     def weights(self) -> Mapping[str, Tensor]:
-        return self.model.state_dict()
+        return lora.weights(self.model)
 
     def mine(self, samples: Sequence[Sample]) -> Sequence[int]:
         """Return the indices of the samples whose gradients are computed in this process."""
