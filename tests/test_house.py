@@ -151,7 +151,17 @@ def test_the_order_says_what_the_house_says() -> None:
         "ranges",
     }
     assert ALLOWED["engines"] == {"engines", "models", "hub", "durable", "engines.base", "maths", "types", "ranges"}
-    assert ALLOWED["compute"] == {"compute", "toml", "source", "packaged", "engines.base", "text", "maths", "types", "ranges"}
+    assert ALLOWED["compute"] == {
+        "compute",
+        "toml",
+        "source",
+        "packaged",
+        "engines.base",
+        "text",
+        "maths",
+        "types",
+        "ranges",
+    }
     assert not ALLOWED["recipes"] & {"trainer", "models", "evals", "serve", "run", "cli", "engines"}
     assert not ALLOWED["trainer"] & {"recipes", "tasks", "text"}
 

@@ -231,7 +231,7 @@ def evaluated(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 @pytest.mark.parametrize("option", some(EVALS))
 def test_an_option_of_an_evaluation_changes_what_is_written(option: str, evaluated: Callable[..., Any]) -> None:
     """``batch`` changes the number of calls of the engine alone."""
-    both, _, changed = EVALS[option].rpartition("/")
+    both, _, changed = EVALS[option].rpartition(" / ")
     words = [w for word in both.split() for w in (PROBE if word == "PROBE" else [word])]
     before, after = evaluated(*words), evaluated(*words, *changed.split())
     assert before[option == "batch"] != after[option == "batch"]

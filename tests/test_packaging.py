@@ -56,7 +56,9 @@ def test_a_file_of_the_users_wins(
     assert "steps = 8\n" in dry_run(capsys, "rlv-sums")
 
 
-@pytest.mark.parametrize(("name", "hint"), [("rlv-sum", "; did you mean rlv-sums?"), ("mine/configs/rlv-sums.toml", "")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("rlv-sum", "; did you mean rlv-sums?"), ("mine/configs/rlv-sums.toml", "")]
+)
 def test_an_unknown_config_lists_those_that_there_are(
     name: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

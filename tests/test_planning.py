@@ -126,6 +126,8 @@ def test_tango_is_the_mean_of_its_turn_by_hand() -> None:
     verifier = 2 * 40 + 2 * 5 * 50
     assert work.sampled == pytest.approx((3 * generator + verifier) / 4)
     assert work.learnt.read == pytest.approx((3 * 2 * 5 * 40 + 2 * 5 * 50) / 4)
+    asked = 200  # tokens of the question to the verifier
+    assert work.judged == pytest.approx((3 * (10 * 50 + 10 * asked) + 10 * 50 + 2 * asked) / 4)
 
 
 def test_the_products_of_an_update_are_counted_as_they_are_computed() -> None:

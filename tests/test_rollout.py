@@ -78,7 +78,7 @@ class Maths(Sums):
 
     def grade(self, problem: Problem, text: str) -> tuple[str | None, Grade]:
         answer = r"9^{9^{9^{9}}}" if len(text) % 2 else "1+x"
-        return answer, grade("x+1", rf"\boxed{{{answer}}}", deadline=0.1)
+        return answer, grade("x+1", rf"\boxed{{{answer}}}", deadline=0.5)
 
 
 def test_slow_grades_come_back_in_order(model: Model) -> None:

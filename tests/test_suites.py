@@ -87,7 +87,7 @@ def evaluation(name: str, how: Eval) -> Evaluation:
     wide = Estimate(1.0, 0.951, 1.0)
     accuracy = {f"{rule}@{k}": wide for rule in ("pass", "maj", "best", "weighted") for k in ks(how.n)}
     header = Header(name, "m", name, "test", how.n, how.temperature, 1.0, how.max_tokens, 0, "e", {}, None, 0.0)
-    none: dict[str, Any] = dict.fromkeys(["strategies", "grid", "optimal", "thinking", "verifier"])
+    none: dict[str, Any] = dict.fromkeys(["strategies", "grid", "optimal", "thinking", "verifier", "attacks"])
     cost = {"at_token_limit": 0.0, "tokens_per_sample": 1.0, "judge_tokens_per_sample": 0.0, "seconds_per_sample": 0.1}
     return Evaluation(
         label="m", directory=name, header=header, rule="weighted", problems=100, samples=how.n, ks=ks(how.n), accuracy=accuracy,

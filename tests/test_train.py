@@ -425,7 +425,9 @@ def test_the_qwen_config_trains_a_qwen(tiny_qwen, tmp_path, monkeypatch):
     monkeypatch.setattr(Learner, "update", lambda self, samples: batches.append(samples) or update(self, samples))
     last = training.train(config, tmp_path / "run")
     tokenizer = AutoTokenizer.from_pretrained(last)
-    rollouts = [[s for s in b if any(s.sampled)] for b in batches]  # one with control tokens inside is judged in a sample of its own
+    rollouts = [
+        [s for s in b if any(s.sampled)] for b in batches
+    ]  # one with control tokens inside is judged in a sample of its own
     assert [len(b) for b in rollouts] == [12, 12]
     assert all(sum(any(s.targets) for s in b) == 12 for b in batches)
     for sample in (s for s in batches[0] if any(s.targets)):

@@ -195,7 +195,7 @@ def test_one_kind_of_exception_is_logged_once_whatever_its_text(tmp_path: Path, 
 
 
 def test_a_worker_that_died_between_calls_is_replaced(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(grading, "WORKERS", 1)
+    monkeypatch.setattr(workers, "PROCESSES", 1)
     file = write(tmp_path / "mine.py", "def reward(problem, text): return 1.0\n")
     task = Rewarded(TASK, [f"{file}:reward"])
     assert task.grade(PROBLEM, RIGHT)[1].reward == 1.0
@@ -220,7 +220,7 @@ def test_a_file_that_fails_only_in_the_worker_is_loaded_there_once(
     code: str, start: float, report: str, tmp_path: Path, monkeypatch, caplog
 ) -> None:
     monkeypatch.setattr(grading, "START", start)
-    monkeypatch.setattr(grading, "WORKERS", 1)
+    monkeypatch.setattr(workers, "PROCESSES", 1)
     (tmp_path / "loads").write_text("")
     file = write(
         tmp_path / "mine.py",

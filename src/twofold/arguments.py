@@ -274,8 +274,12 @@ def _add_use(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("file", metavar="FILE.gguf", type=Path, help="a model of type Llama, Qwen2 or Qwen3")
     sub.add_argument("out", metavar="DIR", type=Path, help="a new directory; its weights are fp32")
 
-    sub = command("card", "Print the model card of a run's newest checkpoint: base, method, figures, how to judge with it.")
-    sub.add_argument("run_directory", metavar="RUN", type=Path, help="a run directory; evaluations in RUN/evals are reported")
+    sub = command(
+        "card", "Print the model card of a run's newest checkpoint: base, method, figures, how to judge with it."
+    )
+    sub.add_argument(
+        "run_directory", metavar="RUN", type=Path, help="a run directory; evaluations in RUN/evals are reported"
+    )
     sub.add_argument("--write", action="store_true", help="write it to RUN/README.md instead")
 
     sub = command("push", "Publish a run's newest checkpoint on the hub, with its model card.")

@@ -1,4 +1,4 @@
-"""The model card of a trained checkpoint, and its way to a hub: what it was made from and how, what was measured, how to judge with it.
+"""The model card of a trained checkpoint: its base, its training, what was measured, how to judge with it. And its way to a hub.
 
 Everything in a card is read from the run's directory. What is not known there is not claimed.
 """
@@ -96,7 +96,9 @@ def _checkpoint(run: Path) -> Path:
     if checkpoint is None or not (run / CONFIG).is_file():
         raise FileNotFoundError(f"{run} is not a run with a checkpoint: a run directory has {CONFIG} and checkpoints/")
     if not (checkpoint / MANIFEST).is_file():
-        raise FileNotFoundError(f"{checkpoint} has no {MANIFEST}: an older version wrote it; train a step with this one")
+        raise FileNotFoundError(
+            f"{checkpoint} has no {MANIFEST}: an older version wrote it; train a step with this one"
+        )
     verify(checkpoint)
     return checkpoint
 
@@ -148,7 +150,10 @@ def _facts(config: Config, checkpoint: Path, state: Mapping[str, Any]) -> list[l
         ["sha256 of the weights that training began with", state["inputs"]["model"]],
         ["Method", _without_folders(recipe)],
         ["Trained on", _without_folders(task)],
-        ["Steps", f"{state['step']} of {config.train.steps}, each {drawn} of at most {config.rollout.max_tokens} tokens"],
+        [
+            "Steps",
+            f"{state['step']} of {config.train.steps}, each {drawn} of at most {config.rollout.max_tokens} tokens",
+        ],
         ["Seed", f"{config.train.seed}; one run"],
         ["Licence", "Apache-2.0" if config.model == SHIPPED else "that of the base"],
     ]
@@ -165,7 +170,10 @@ def _without_folders(text: str) -> str:
 
 def _metrics(e: Evaluation) -> list[str]:
     """Return pass@1 and every rule's accuracy at the largest k."""
-    return ["pass@1", *(f"{rule}@{e.ks[-1]}" for rule in ("maj", "best", "weighted") if f"{rule}@{e.ks[-1]}" in e.accuracy)]
+    return [
+        "pass@1",
+        *(f"{rule}@{e.ks[-1]}" for rule in ("maj", "best", "weighted") if f"{rule}@{e.ks[-1]}" in e.accuracy),
+    ]
 
 
 def _figures(run: Path, found: list[Evaluation]) -> str:
@@ -181,9 +189,15 @@ def _figures(run: Path, found: list[Evaluation]) -> str:
                 ("calibration error (ECE)", q.ece, q.ece_interval),
             ):
                 rows.append([about, sizes, name, f"{value:.2f} [{low:.2f}, {high:.2f}]"])
-    said = [_without_folders(_table(["evaluated", "problems x samples", "figure", "value [95% interval over problems]"], rows))]
+    said = [
+        _without_folders(
+            _table(["evaluated", "problems x samples", "figure", "value [95% interval over problems]"], rows)
+        )
+    ]
     if not rows:
-        said = ["No evaluation of this checkpoint was found in the run's directory, so nothing is claimed about how good it is."]
+        said = [
+            "No evaluation of this checkpoint was found in the run's directory, so nothing is claimed about how good it is."
+        ]
     lines = (run / METRICS).read_text(encoding="utf-8").splitlines() if (run / METRICS).is_file() else []
     if lines:
         last = json.loads(lines[-1])

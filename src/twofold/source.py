@@ -28,9 +28,9 @@ _FORM = re.compile(r"(?P<path>.+\.py):(?P<name>[A-Za-z_]\w*)(?:@sha256:(?P<diges
 def load(source: str) -> Any:
     """Return what a source names: a class, a function, any object. Each version of the file is executed once.
 
-    A relative path starts at the working directory; ``examples/reward.py`` and its like are otherwise the package's. Raises ValueError if the source is not of the form ``FILE.py:NAME``, if
-    the file has no such name, or if it has changed since it was pinned; FileNotFoundError if there is no such file; and
-    whatever the file itself raises.
+    A relative path starts at the working directory; ``examples/reward.py`` and its like are otherwise the package's. Raises
+    ValueError if the source is not of the form ``FILE.py:NAME``, if the file has no such name, or if it has changed since it
+    was pinned; FileNotFoundError if there is no such file; and whatever the file itself raises.
     """
     path, name, pinned = _parts(source)
     digest = _digest(path)
