@@ -307,6 +307,8 @@ LLAMA: dict[str, Change] = {
         lambda d: (d / "trainer").mkdir(), text("trainer/manifest.json", '{"a":' * 100_000 + "1" + "}" * 100_000)
     ),
     "state: a question that is no text": state('{"question": 5}'),
+    "state: a score that is no number": state('{"recipe": {"last_token": 0, "scale": "x", "reference": -20}}'),
+    "state: a score of a token that is none": state('{"recipe": {"last_token": -1, "scale": 1, "reference": -20}}'),
     "state: deep": state("[" * 100_000),
     "head: another width": head("bce", 1, 31),
     "head: another kind": head("evil", 1, 32),

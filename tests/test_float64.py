@@ -75,6 +75,7 @@ def samples(kind: str) -> list[Sample]:
                 [0.0] * (size - 1) + [0.5 + i % 2],
                 reference=[-rng.uniform(1, 4) for _ in sampled],
                 values=[(size - 1, float(i % 2), 0.7)],
+                fits=[(size - 1, 0, -8.0 + i, 0.2), (1, i, -3.0, 0.1 * i)],
             )
         )
     return found
@@ -116,7 +117,8 @@ def relative_error(model: Tiny, loss: Loss, budget: int, temperature: float, h: 
 
 @pytest.mark.parametrize("loss", KINDS, ids=lambda x: f"{x.kind}-{x.normalise}")
 def test_the_learner_s_objective_equals_finite_differences(loss: Loss) -> None:
-    """The policy's loss, its KL, the verdict's cross-entropy and the head's loss, in one micro-batch and in several."""
+    """The policy's loss, its KL, the verdict's cross-entropy, the head's loss and the regression of log-probs, in one
+    micro-batch and in several."""
     for kind, budget, temperature in (("bce", 1000, 1.0), ("regression", 12, 0.7)):
         assert relative_error(Tiny(kind), loss, budget, temperature) < 1e-6
 
@@ -139,7 +141,8 @@ def test_cispo_s_gradient_is_that_of_its_weighted_log_probs() -> None:
         logp = logps()
         hidden = model(batch.tokens, batch.layout.positions, batch.layout)[0]
         head = model.value_head.loss(hidden[batch.valued], *labels)
-        return head - (weights * logp[batch.drawn]).sum() - (batch.targets * logp).sum()
+        fits = (batch.aims[1] * (logp[batch.fitted] - batch.aims[0]) ** 2).sum()
+        return head + fits - (weights * logp[batch.drawn]).sum() - (batch.targets * logp).sum()
 
     learner(model, loss, 1.0)._losses(model, batch, True)[0].backward()
     found = torch.cat([p.grad.flatten() for p in model.parameters()])

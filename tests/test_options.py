@@ -99,6 +99,7 @@ COMMON = [
 RUNS = {
     "rlv": "recipe.rollouts=3",
     "paid": "recipe.rollouts=3 task.choice=0",
+    "laser": "recipe.rollouts=4 recipe.verify=last_token rollout.max_tokens=40 rollout.problems=6 recipe.last_token.reference=-22",
     "vine": "recipe.rollouts=1 recipe.estimator=vineppo recipe.vine_k=1",
     "off": "recipe.rollouts=4 train.epochs=3 rollout.problems=5",
     "longer": "recipe.rollouts=3 recipe.verify=none train.steps=3 rollout.problems=5 optim.lr=1e-3",
@@ -138,9 +139,16 @@ recipe[rlv].verify_warmup      rlv    recipe.verify_warmup=1                    
 recipe[rlv].adversarial        rlv    recipe.adversarial=0.3                            credit
 recipe[rlv].balance            rlv    recipe.balance=balanced                           credit
 recipe[rlv].truncated          paid   rollout.max_tokens=12 / recipe.truncated=exclude  credit
+recipe[rlv].adversarial        rlv    rollout.problems=6 / recipe.adversarial=0.4        tokens
 recipe[rlv].rollouts           rlv    recipe.rollouts=2                                 tokens
 recipe[rlv].refills            paid   recipe.refills=2                                  tokens
 recipe[rlv].vine_k             vine   rollout.problems=6 / recipe.vine_k=3               credit
+recipe[rlv].last_token.token     laser  recipe.last_token.token=<think>                 log
+recipe[rlv].last_token.scale     laser  recipe.last_token.scale=0.2                     credit
+recipe[rlv].last_token.reference  laser  recipe.last_token.reference=-20                credit
+recipe[rlv].last_token.after     laser  recipe.last_token.after=1                       credit
+recipe[rlv].last_token.mix       laser  recipe.last_token.scale=1 / recipe.last_token.mix=0.5   credit
+recipe[rlv].last_token.mix_after  laser  recipe.last_token.scale=1 recipe.last_token.mix=0.5 / recipe.last_token.mix_after=1   credit
 recipe[rlv].score_every        rlv    recipe.score_every=0                              log
 recipe[mrt].method             mrt    recipe.method=grpo                                tokens
 recipe[mrt].rollouts           mrt    recipe.rollouts=3                                 tokens
@@ -220,6 +228,8 @@ task[sums].top                 rlv    task.top=40                               
 task[sums].seed                rlv    task.seed=1                                       tokens
 task[countdown].level          rlv    task.name=countdown task.level=2 / task.level=3   tokens
 task[countdown].seed           rlv    task.name=countdown task.level=2 / task.seed=1    tokens
+task[code].level               rlv    task.name=code rollout.max_tokens=4 / task.level=2   tokens
+task[code].seed                rlv    task.name=code rollout.max_tokens=4 / task.seed=1    tokens
 task[letters].level            rlv    task.name=letters / task.level=2                  tokens
 task[letters].seed             rlv    task.name=letters / task.seed=1                   tokens
 task[code].level               rlv    task.name=code / task.level=3                     tokens
@@ -390,7 +400,7 @@ def trace(words: tuple[str, ...], out: Path) -> dict[str, Any]:
 
         def updated(self: Learner, samples: Any) -> Any:
             seen["tokens"] += [s.tokens for s in samples]
-            seen["credit"] += [(s.sampled, s.advantages, s.targets, s.values) for s in samples]
+            seen["credit"] += [(s.sampled, s.advantages, s.targets, s.values, s.fits) for s in samples]
             return update(self, samples)
 
         def called(self: Decoder, ids: Any, *rest: Any) -> Any:

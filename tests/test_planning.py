@@ -118,6 +118,13 @@ def test_the_tokens_of_a_step_by_hand() -> None:
     assert (plain.judged, plain.learnt.laid) == (0, 64 * 100 + 64 * 8 * 500)
 
 
+def test_the_last_token_score_costs_no_token_of_the_learner() -> None:
+    config = toml.load(Config, QWEN)
+    how = {v: work_of(toml.override(config, [f"recipe.verify={v}"]), Lengths(100, 500)) for v in ("none", "last_token")}
+    assert how["last_token"].learnt.laid == how["none"].learnt.laid
+    assert how["last_token"].judged == 64 * 8  # a token each
+
+
 def test_tango_is_the_mean_of_its_turn_by_hand() -> None:
     """Three updates of the generator, one of the verifier: 2 problems, groups of 5, solutions of 40, verifications of 50 tokens."""
     words = ["recipe.name=tango", "rollout.problems=2", "recipe.verifier_tokens=100"]

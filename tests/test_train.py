@@ -516,6 +516,8 @@ OPTIONS = [
     "model", "system", "reward", "reward_weights", "recipe.name", "recipe.estimator", "recipe.verify", "recipe.lam",
     "recipe.lam_warmup", "recipe.verify_warmup", "recipe.balance", "recipe.truncated", "recipe.adversarial",
     "recipe.rollouts", "recipe.refills", "recipe.vine_k",
+    "recipe.last_token.token", "recipe.last_token.scale", "recipe.last_token.reference", "recipe.last_token.after",
+    "recipe.last_token.mix", "recipe.last_token.mix_after",
     "recipe.score_every", "recipe.method", "recipe.alpha", "recipe.source", "recipe.bonus", "recipe.branches", "recipe.where",
     "recipe.answers", "recipe.reward_to_go", "recipe.keep", "recipe.penalty", "recipe.prover.opening", "recipe.prover.hurry",
     "recipe.prover.end", "recipe.prover.answer", "recipe.prover.tokens", "recipe.episodes.shortest", "recipe.episodes.most",

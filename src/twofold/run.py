@@ -294,6 +294,10 @@ def audit(
     """Measure how often ``model`` calls right what is made to fool it, and save that as ``audit.json`` in ``out``."""
     config = config or Audit()
     _check_head(model, config.judge)
+    if config.judge.name == "last_token":
+        raise ValueError(
+            "an audit cannot judge by last_token: a text that is not the model's own has no end token of its own"
+        )
     chosen = make_task(task_named(task)) if isinstance(task, str) else guarded(task)
     problems = first(chosen, config.split, config.problems)
     check_gradable(problems)
@@ -356,6 +360,11 @@ def evaluate(
             f"plan {too_large[0]}: the evaluation draws {config.n} samples: raise --n, or lower the plan's n"
         )
     _check_head(verifier or model, config.judge)
+    config.judge.asking(model.chat)  # raises for a model that was not trained for it
+    if config.judge.name == "last_token" and verifier:
+        raise ValueError(
+            "judge=last_token reads the model that is evaluated: leave out the verifier, or choose another judge"
+        )
     if traced := [plan.traces for plan in parsed if plan.traced]:
         config = replace(config, trace_top=traced[0].top, trace_window=traced[0].window)
     problems = first(chosen, config.split, config.problems)

@@ -120,7 +120,9 @@ class _Setup:
 
     @property
     def judging(self) -> Judging:
-        """How rollouts are judged for the log: by a trained head, or P(Yes) where Yes and No are single tokens."""
+        """How rollouts are judged for the log: as they are learnt to be, or P(Yes) where Yes and No are single tokens."""
+        if self.chat.last_token is not None:
+            return Judging("last_token")
         if hasattr(self.models["policy"], "value_head"):
             return Judging("head")
         try:

@@ -6,6 +6,7 @@ Alignment, written once: entry ``t`` of any per-token list is about ``tokens[t]`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -185,6 +186,19 @@ class Task(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class LastToken:
+    """How the last-token score is read (LaSeR, arXiv:2510.14943): scale * (log p(token | problem, solution) - reference).
+
+    Nothing is asked: the token is one that no solution is followed by, and the log-prob is read behind the solution's end
+    token. The reference is what it was before training. It is NaN until the run has measured it; then all who share this see it.
+    """
+
+    token: int
+    scale: float
+    reference: float = math.nan
+
+
 Group = list[Rollout]
 """All rollouts of one problem in one step."""
 
@@ -199,6 +213,8 @@ class Sample:
     * ``targets``: weight of the negative log-likelihood of this token (0 where it is not a target).
     * ``reference``: log-probs under a frozen reference policy, for a KL term.
     * ``values``: (token index, label, weight) of each target of a scalar head; empty unless a recipe trains one.
+    * ``fits``: (token index, token id, label, weight): regress log p(id | tokens up to the index), at temperature 1, on the
+      label. The id need not be in ``tokens``.
     """
 
     tokens: list[int]
@@ -208,6 +224,7 @@ class Sample:
     targets: list[float]
     reference: list[float] | None = None
     values: list[tuple[int, float, float]] = field(default_factory=list)
+    fits: list[tuple[int, int, float, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         lists: list[list[Any]] = [self.sampled, self.logprobs, self.advantages, self.targets]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal
 
+from twofold.compute.last_token import last_token_scores
 from twofold.compute.verify import asked, critique_scores, unshared, verification_scores
 from twofold.engines.base import Engine
 from twofold.ranges import Count, checked
@@ -15,8 +16,9 @@ from twofold.text.prompts import CRITIQUE, JUDGE, VERIFY
 from twofold.text.steps import Cut
 from twofold.types import Candidate, Sampling
 
-ASKED = ("p_yes", "normalised", "written", "steps")
-"""The judgements that any model can give. The other names read a trained scalar head (``head``), or mean none."""
+ASKED = ("p_yes", "normalised", "written", "steps", "last_token")
+"""The judgements that a plan may name. Any model can give them, but for ``last_token``. The other names read a trained scalar
+head (``head``), or mean none."""
 WRITING = ("written", "steps")
 
 
@@ -28,13 +30,15 @@ class Judging:
       P(Yes) + P(No).
     * ``written``: the share of ``votes`` written critiques that call the whole solution right.
     * ``steps``: the least share, over the solution's steps, of ``votes`` written verifications that call the step right.
+    * ``last_token``: the last-token score of a model that was trained with it. It asks nothing, and a solution that the token limit
+      cut scores 0.
     * ``head``: a trained scalar head, read after the verdict question. ``none``: no judgement.
       Evaluations may use these; plans may not.
 
     Raises ValueError for an option that the judgement does not read.
     """
 
-    name: Literal["p_yes", "normalised", "written", "steps", "head", "none"] = "p_yes"
+    name: Literal["p_yes", "normalised", "written", "steps", "last_token", "head", "none"] = "p_yes"
     question: str | None = None
     """What is asked. None: the model's own verdict question; for ``written`` and ``steps`` the question that
     ``text.prompts`` has for them."""
@@ -48,6 +52,7 @@ class Judging:
     def __post_init__(self) -> None:
         unread = [] if self.name in WRITING else ["tokens", "votes"]
         unread += [] if self.name == "steps" else ["cut"]
+        unread += ["question"] if self.name == "last_token" else []
         if changed := [f.name for f in fields(self) if f.name in unread and getattr(self, f.name) != f.default]:
             raise ValueError(f"judge={self.name} does not read {', '.join(changed)}: leave it out")
 
@@ -60,7 +65,14 @@ class Judging:
         return chat.question
 
     def asking(self, chat: Chat) -> Chat:
-        """Return ``chat`` with the verdict question that is asked, for a judgement of one token."""
+        """Return ``chat`` with the verdict question that is asked, for a judgement of one token.
+
+        Raises ValueError for the last-token score of a model that has none.
+        """
+        if self.name == "last_token" and chat.last_token is None:
+            raise ValueError(
+                'judge=last_token: this model has no last-token score: train it with recipe.verify = "last_token"'
+            )
         return chat if self.name in WRITING else chat.asking(self.words(chat))
 
 
@@ -69,7 +81,7 @@ def resolved(judging: Judging, chat: Chat) -> Judging:
 
     Two models of one tokenizer are asked the same if what this returns is equal.
     """
-    if judging.question is not None or judging.name in (*WRITING, "none") or chat.question == JUDGE:
+    if judging.question is not None or judging.name in (*WRITING, "last_token", "none") or chat.question == JUDGE:
         return judging
     return replace(judging, question=chat.question)
 
@@ -117,6 +129,9 @@ def judge_all(
             return [(s or 0.0, spent) for s, spent in critique_scores(engine, chat, rollouts, words, sampling)]
         case "steps":
             return verification_scores(engine, chat, rollouts, words, sampling, judging.cut)
+        case "last_token":
+            assert asking.last_token is not None
+            return last_token_scores(engine, chat, rollouts, asking.last_token)
         case "none":
             raise ValueError(f"judge=none gives no verdicts: judge by {', '.join(ASKED)}")
         case "p_yes" | "normalised":

@@ -47,6 +47,6 @@ def too_long(context: Context, chat: Chat, questions: Named, max_tokens: int, ju
 
 def after(chat: Chat, judging: Judging) -> int:
     """Return how many tokens ask for a verdict and give it."""
-    if judging.name == "none":
+    if judging.name in ("last_token", "none"):
         return 0
     return len(chat.follow_up(judging.words(chat), cut=True)) + (judging.tokens if judging.name in WRITING else 1)

@@ -166,8 +166,9 @@ def _rlv(config: Config, recipe: RLV, lengths: Lengths, length: float) -> Work:
         return _work(
             config, draws, learnt + _learnt(config, problems * n, 0, 1, length + JUDGEMENT, 1), problems * n * JUDGEMENT
         )
-    learnt = _learnt(config, problems, lengths.prompt, n, length + JUDGEMENT, length + 1)
-    return _work(config, draws, learnt, problems * n * JUDGEMENT, streams=2)
+    asked = 0 if recipe.verify == "last_token" else JUDGEMENT
+    learnt = _learnt(config, problems, lengths.prompt, n, length + asked, length + 1)
+    return _work(config, draws, learnt, problems * n * max(1, asked), streams=2)
 
 
 def _tango(config: Config, recipe: Tango, lengths: Lengths, length: float) -> Work:

@@ -88,7 +88,7 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Write ``out/pools.jsonl`` (one line per problem, appended), ``out/eval.json`` and, if samples are judged by one token,
-    ``out/attacks.json`` (see ``attacks.short_form``); return ``out``.
+    ``out/attacks.json`` (see ``attacks.short_form``), which the last-token score has none of; return ``out``.
 
     Problems that are already there are not done again. ``verifier`` scores in the model's place (another engine, the same
     tokenizer); ``verified_by`` is its name. Raises ValueError if ``out`` was begun with other settings.
@@ -118,7 +118,7 @@ def evaluate(
             header = replace(header, seconds=header.seconds + time.monotonic() - began)
             write_header(out, header)
             progress(len(problems) - len(waiting) + min(i + config.batch, len(waiting)), len(problems))
-    if config.judge.name not in (*WRITING, "none") and not (out / attacks.FILE).exists():
+    if config.judge.name not in (*WRITING, "last_token", "none") and not (out / attacks.FILE).exists():
         found = attacks.short_form(verifier or engine, chat, task, problems, config.judge, config.max_tokens)
         if found is not None:
             attacks.save(found, out)

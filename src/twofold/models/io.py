@@ -19,6 +19,7 @@ from twofold.models.checkpoints import OLD_STATE, STATE, verify
 from twofold.models.install import install
 from twofold.models.llama import Llama, plain, shapes
 from twofold.models.outside import CONFIG, GENERATION, WEIGHTS
+from twofold.types import LastToken
 
 ASKED_AS = "twofold.json"
 """What a checkpoint's state says of its prompts, in a model that was published without that state."""
@@ -245,7 +246,18 @@ def chat_options(path: Path) -> dict[str, Any]:
     found = {name: trained[name] for name in kinds if trained.get(name) is not None}
     if wrong := [name for name, value in found.items() if not isinstance(value, kinds[name])]:
         raise ValueError(f"{file}: {wrong[0]} cannot be {str(found[wrong[0]])[:100]}")
-    return found | {"stop": stop_tokens(path)}
+    return found | {"stop": stop_tokens(path), "last_token": _last_token(file, trained.get("recipe"))}
+
+
+def _last_token(file: Path, recipe: object) -> LastToken | None:
+    """Return how the last-token score of a checkpoint is read; None if its recipe's state has none."""
+    names = ("last_token", "scale", "reference")
+    if not isinstance(recipe, dict) or not recipe.keys() >= {*names}:
+        return None
+    token, scale, reference = (recipe[name] for name in names)
+    if type(token) is not int or token < 0 or not all(isinstance(x, int | float) for x in (scale, reference)):
+        raise ValueError(f"{file}: a last-token score cannot be {str([token, scale, reference])[:100]}")
+    return LastToken(token, scale, reference)
 
 
 def stop_tokens(path: str | Path) -> tuple[int, ...]:

@@ -22,22 +22,25 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, field, replace
 from functools import partial
 from itertools import chain
 from typing import Annotated, Literal
 
 from twofold.compute.adversary import negatives
 from twofold.compute.judge import p_yes, question
+from twofold.compute.last_token import ended
 from twofold.compute.rollout import as_read, continue_graded, rollouts, value
 from twofold.engines.base import Engine, PolicyEngine
 from twofold.maths.credit import differences, grpo, mean, rloo, spread
 from twofold.maths.seeds import derive
 from twofold.maths.stats import verifier_metrics
+from twofold.maths.step_credit import class_weights
 from twofold.ranges import Count, NonNegative, Range, Whole, checked
 from twofold.recipes import common
 from twofold.recipes.common import Setup, Stats
+from twofold.recipes.last_token import LastTokenOptions, Score
 from twofold.tasks.stream import MAX_DRAWS
 from twofold.text.chat import Chat
 from twofold.text.segments import sentence_ends
@@ -49,20 +52,21 @@ class RLV:
     """Options of the recipe.
 
     ``verify = "none"`` is plain RL, the baseline. The paper's ablations are ``bce`` and ``regression`` (a scalar head), and
-    ``separate`` (a second model).
+    ``separate`` (a second model). ``last_token`` asks nothing (see ``recipes.last_token``).
     """
 
     name: Literal["rlv"] = "rlv"
     estimator: Literal["rloo", "grpo", "dr_grpo", "vineppo"] = "rloo"
-    verify: Literal["generative", "bce", "regression", "separate", "none"] = "generative"
+    verify: Literal["generative", "bce", "regression", "separate", "last_token", "none"] = "generative"
     lam: NonNegative = 1.0
     lam_warmup: Whole = 0
     """Steps over which lambda rises linearly to ``lam``."""
     verify_warmup: Whole = 0
     """The first N steps learn the verdict on rollouts of the starting model, whose own tokens are targets too: they keep the
     policy as it is, which an unfamiliar verdict would change."""
-    balance: Literal["all", "balanced"] = "all"
-    """Judge every rollout, or as many correct as wrong ones: all of the rarer kind in a step."""
+    balance: Literal["all", "balanced", "weights"] = "all"
+    """Judge every rollout, or as many correct as wrong ones: all of the rarer kind in a step. With ``weights`` every rollout is
+    judged, and both kinds weigh the same in a step."""
     truncated: Literal["wrong", "exclude"] = "wrong"
     """A rollout that the token limit cut is graded as it is (no answer: wrong), or left out of both terms (``exclude``)."""
     adversarial: Annotated[float, Range(ge=0, le=0.5)] = 0.0
@@ -75,6 +79,7 @@ class RLV:
     such groups are not in the policy's term; their verdicts are still learnt."""
     vine_k: Count = 9
     """VinePPO: continuations per step boundary."""
+    last_token: LastTokenOptions = field(default_factory=LastTokenOptions)
     score_every: Whole = 5
     """Score the rollouts every N steps, for the log only (0: never)."""
 
@@ -83,6 +88,9 @@ class RLV:
             raise ValueError(f"rollouts must be at least 2 for {self.estimator}: a group of one has no baseline")
         if self.verify_warmup and self.verify != "generative":
             raise ValueError(f"verify_warmup teaches the verdict as a token, but verify is {self.verify!r}")
+        self.last_token.check(self.verify, self.estimator)
+        if self.adversarial and (self.verify == "last_token" or self.balance == "weights"):
+            raise ValueError('adversarial solutions need a question about them, and balance "all" or "balanced"')
         if self.refills and self.estimator == "vineppo":
             raise ValueError("refills replaces groups of equal rewards, which VinePPO learns from: set refills = 0")
 
@@ -112,6 +120,7 @@ class Recipe(common.Recipe):
     ) -> None:
         super().__init__(task, chat, sampling, config.rollouts, reference)
         self.config, self.spare, self.start = config, spare, start
+        self.last = Score(config.last_token, chat) if config.verify == "last_token" else None
 
     def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
         sampling = replace(self.sampling, seed=derive(self.sampling.seed, step))
@@ -123,9 +132,12 @@ class Recipe(common.Recipe):
         stats = common.describe(groups)
         usable = common.gradable(groups)
         everyone = [r for g in usable for r in g]
+        if self.last:
+            stats |= self.last.begin(engine, everyone)
         if self.config.score_every and step % self.config.score_every == 0:
             stats |= self._score(engine, everyone)
-        credit = self._vine(engine, usable, sampling) if self.config.estimator == "vineppo" else self._outcome(usable)
+        vine = self.config.estimator == "vineppo"
+        credit = self._vine(engine, usable, sampling) if vine else self._outcome(engine, usable, step)
         if self.config.refills:
             credit, stats["refills"] = self._informative(usable, credit, len(problems)), len(groups) / len(problems) - 1
         judged, lam = self._judged(everyone, step), self._lambda(step)
@@ -133,8 +145,8 @@ class Recipe(common.Recipe):
         for i, (rollout, advantages) in enumerate(zip(everyone, credit, strict=True)):
             sample = common.context_sample(rollout) if advantages is None else common.policy_sample(rollout, advantages)
             if i in judged:
-                sample = self._judge(sample, rollout, lam, apart)
-            if advantages is not None or any(sample.targets) or sample.values:
+                sample = self._judge(sample, rollout, lam * judged[i], apart)
+            if advantages is not None or any(sample.targets) or sample.values or sample.fits:
                 policy.append(sample)
         if self.reference is not None:
             common.refer(policy, self.reference, self.sampling.temperature)
@@ -150,7 +162,7 @@ class Recipe(common.Recipe):
         judged, lam, apart = self._judged(everyone, step), self._lambda(step), list[Sample]()
         for i, rollout in enumerate(everyone):
             sample, weight = common.target_sample(rollout), lam * len(rollout.completion.tokens)
-            samples.append(self._judge(sample, rollout, weight, apart) if i in judged else sample)
+            samples.append(self._judge(sample, rollout, weight * judged[i], apart) if i in judged else sample)
         weight = lam * mean([len(r.completion.tokens) for r in everyone])
         apart += [self._verdict(r, weight) for r in self._negatives(everyone, len(judged), step)]
         return Collected({"policy": samples + apart}, common.describe(groups), groups)
@@ -187,11 +199,13 @@ class Recipe(common.Recipe):
             out += own if keep else [None] * len(group)
         return out
 
-    def _outcome(self, groups: list[Group]) -> list[list[float] | None]:
+    def _outcome(self, engine: Engine, groups: list[Group], step: int) -> list[list[float] | None]:
         """Return the credit per token of every rollout: one advantage on all its tokens."""
         estimate = rloo if self.config.estimator == "rloo" else partial(grpo, std=self.config.estimator == "grpo")
-        advantages = [a for group in groups for a in common.relative(common.rewards_of(group), estimate)]
-        return [common.whole(a, r) for a, r in zip(advantages, chain(*groups), strict=True)]
+        advantages = [common.relative(common.rewards_of(group), estimate) for group in groups]
+        if self.last:
+            advantages = self.last.mixed(engine, groups, advantages, step, estimate)
+        return [common.whole(a, r) for a, r in zip(chain(*advantages), chain(*groups), strict=True)]
 
     def _vine(self, engine: Engine, groups: list[Group], sampling: Sampling) -> list[list[float] | None]:
         """Return VinePPO's credit: the change of value in each step. Values are means of ``vine_k`` continuations.
@@ -206,16 +220,19 @@ class Recipe(common.Recipe):
         values = [[value(group) for group in own] for own in groups_at]
         return [vine_credit(*row) for row in zip(everyone, starts, values, strict=True)]
 
-    def _judged(self, everyone: list[Rollout], step: int) -> set[int]:
-        """Return the indices of the rollouts whose verdict is a target in this step; the grader must have decided them."""
-        if self.config.verify == "none":
-            return set()
-        right = [i for i, r in enumerate(everyone) if r.grade.correct]
-        wrong = [i for i, r in enumerate(everyone) if r.grade.decided and not r.grade.correct]
-        if self.config.balance == "all":
-            return {*right, *wrong}
+    def _judged(self, everyone: list[Rollout], step: int) -> dict[int, float]:
+        """Return index -> weight of the rollouts whose verdict is a target in this step; the grader must have decided them."""
+        if self.config.verify == "none" or (self.last and not self.last.learns(step)):
+            return {}
+        can = [i for i, r in enumerate(everyone) if r.grade.decided and (not self.last or ended(self.chat, r))]
+        right, wrong = ([i for i in can if everyone[i].grade.correct == is_right] for is_right in (True, False))
+        if self.config.balance != "balanced":
+            n, m = len(right), len(wrong)
+            a, b = class_weights(n, m, n**2, m**2) if self.config.balance == "weights" else (1.0, 1.0)
+            return dict.fromkeys(right, a) | dict.fromkeys(wrong, b)
         rng, few = random.Random(f"{self.sampling.seed}/{step}"), min(len(right), len(wrong))
-        return {*rng.sample(right, few), *rng.sample(wrong, few - round(2 * few * self.config.adversarial))}
+        chosen = [*rng.sample(right, few), *rng.sample(wrong, few - round(2 * few * self.config.adversarial))]
+        return dict.fromkeys(chosen, 1.0)
 
     def _negatives(self, everyone: list[Rollout], judged: int, step: int) -> list[Rollout]:
         """Return the adversarial solutions of a step in which ``judged`` rollouts are judged."""
@@ -239,8 +256,10 @@ class Recipe(common.Recipe):
 
     def _with_verdict(self, sample: Sample, rollout: Rollout, lam: float) -> Sample:
         """Append the question, and the verdict token as a target (for a scalar head: the label instead of the token)."""
-        tokens = question(self.chat, rollout)
         correct = rollout.grade.correct
+        if self.last:
+            return self.last.judged(sample, correct, lam)
+        tokens = question(self.chat, rollout)
         if self.config.verify in ("bce", "regression"):
             asked = common.extended_sample(sample, tokens)
             return replace(asked, values=[(len(tokens) - 1, float(correct), lam)])
@@ -249,10 +268,20 @@ class Recipe(common.Recipe):
         return asked
 
     def _score(self, engine: Engine, everyone: list[Rollout]) -> Stats:
-        if self.config.verify != "generative" or len(everyone) < 2:
+        if self.config.verify not in ("generative", "last_token") or len(everyone) < 2:
             return {}
-        found = verifier_metrics(p_yes(engine, self.chat, everyone), [r.grade.correct for r in everyone])
+        scores = self.last.scores(engine, everyone) if self.last else p_yes(engine, self.chat, everyone)
+        found = verifier_metrics(scores, [r.grade.correct for r in everyone])
         return {f"verifier/{name}": value for name, value in asdict(found).items()}
+
+    def state(self) -> dict[str, float]:
+        return self.last.state() if self.last else {}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        if self.last:
+            self.last.restore(state)
+        else:
+            super().restore(state)
 
 
 def vine_credit(rollout: Rollout, starts: Sequence[int], values: Sequence[float]) -> list[float]:

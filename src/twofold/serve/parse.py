@@ -56,7 +56,10 @@ def chat_job(body: ChatRequest, name: str, chat: Chat, context: int, same: Same)
         if getattr(body, name):
             message = f"a plan begins and ends its solutions as the chat template does: leave {name} out, or the plan"
             raise Refused(400, message, param=name)
-    asked = len(chat.follow_up(plan.judge.asking(chat).question, cut=True))
+    try:
+        asked = len(chat.follow_up(plan.judge.asking(chat).question, cut=True))
+    except ValueError as error:
+        raise Refused(400, str(error), param="plan") from error
     plan = _adjusted(body, plan, len(prompt), context - asked - 1)
     return Job(partial(jobs.run_plan, chat=chat, question=question, plan=plan, same=same), len(prompt)), plan
 

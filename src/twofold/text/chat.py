@@ -16,6 +16,7 @@ from twofold.ranges import checked
 from twofold.text import prompts
 from twofold.text.codec import Codec, Part
 from twofold.text.template import Skeleton, Thoughts, skeleton, text_of
+from twofold.types import LastToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Chat:
     * ``before``: (role, content) of earlier messages, with which every prompt begins. A system message among them replaces
       ``system``. Neither makes control tokens; ``system`` may have added tokens such as ``<think>``.
     * ``stop``: more tokens that end a solution, beside those that the tokenizer and its template name.
+    * ``last_token``: how the model's last-token score is read; None if it was trained for none (see ``compute.last_token``).
     * ``enable_thinking``, ``think_end``: see ``ChatOptions``. Questions about a solution are asked with all thoughts closed.
 
     Raises ValueError if the tokenizer has no end token, or if the template does not read ``enable_thinking``.
@@ -62,9 +64,10 @@ class Chat:
         stop: Sequence[int] = (),
         enable_thinking: bool | None = None,
         think_end: str | None = None,
+        last_token: LastToken | None = None,
     ) -> None:
         self.tokenizer, self.codec = tokenizer, Codec(tokenizer)
-        self.question, self.enable_thinking = question, enable_thinking
+        self.question, self.enable_thinking, self.last_token = question, enable_thinking, last_token
         self.system, self.before = system, tuple(before)
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no eos_token: set the token that ends a turn")
@@ -176,6 +179,21 @@ class Chat:
         if len(yes) != 1 or len(no) != 1 or yes == no:
             raise ValueError(f"Yes and No must be single, distinct tokens; this tokenizer gives {yes} and {no}")
         return yes[0], no[0]
+
+    def unused(self, literal: str | None = None) -> int:
+        """Return the id of an added token that nothing uses behind a solution: ``literal``, or the tokenizer's pad token.
+
+        Raises ValueError if it is no added token, ends a solution, or is one that the chat template writes.
+        """
+        chosen = literal or self.tokenizer.pad_token
+        token = self.codec.added.get(chosen)
+        if token is None or token in self.stop or chosen in self._skeleton.literals(self.codec):
+            used = "is no added token" if token is None else "ends a turn or is the template's"
+            raise ValueError(
+                f"the last-token score needs a token that nothing uses, and {chosen!r} {used}: set recipe.last_token.token to "
+                "one of the tokenizer's added tokens, such as Qwen2.5's <|vision_start|>"
+            )
+        return token
 
     def within(self, before: Sequence[tuple[str, str]]) -> Chat:
         """Return this chat in the middle of a conversation: its prompts begin with these (role, content) messages.

@@ -24,7 +24,7 @@ Row = tuple[Sample, list[float], list[float], tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One micro-batch of N tokens. The loss reads the log-probs of M of them, of which P were sampled from the policy."""
+    """One micro-batch of N tokens. The loss reads M log-probs, P of them of tokens that were sampled from the policy."""
 
     tokens: Tensor  # [1, N]; a prefix that samples share is there once
     layout: Packing
@@ -44,6 +44,9 @@ class Batch:
     valued: Tensor  # [V] tokens whose hidden state the scalar head reads
     labels: Tensor  # [2, V] their labels, and the weights of these
 
+    fitted: Tensor  # [F] which of the M log-probs are regressed on a label
+    aims: Tensor  # [2, F] these labels, and their weights
+
     def to(self, device: torch.device) -> Batch:
         """Move to a device, at once: making it there would wait for every pass before it."""
         return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
@@ -61,12 +64,12 @@ def batches(
     prefixes = [shared_prefix(s) for s in samples]
     rows = list(zip(samples, policy, targets, prefixes, strict=True))
     mass = sum(map(sum, policy)) or 1.0
-    valued = sum(len(s.values) for s in samples)
+    valued, fitted = (sum(len(getattr(s, name)) for s in samples) for name in ("values", "fits"))
     for chosen in micro_batches([len(samples[i].tokens) for i in mine], [prefixes[i] for i in mine], budget):
-        yield _laid([rows[mine[i]] for i in chosen], mass, valued).to(device)
+        yield _laid([rows[mine[i]] for i in chosen], mass, valued, fitted).to(device)
 
 
-def _laid(rows: Sequence[Row], mass: float, valued: int) -> Batch:
+def _laid(rows: Sequence[Row], mass: float, valued: int, fitted: int) -> Batch:
     def flat(rows: Iterable[Iterable[Any]], dtype: Any = np.float32) -> Tensor:
         return torch.from_numpy(np.fromiter(chain.from_iterable(rows), dtype))
 
@@ -82,16 +85,18 @@ def _laid(rows: Sequence[Row], mass: float, valued: int) -> Batch:
     read = ((policy_weight != 0) | (target_weight != 0)).nonzero()[:, 0]
     drawn = policy_weight[read].nonzero()[:, 0]
     mine = read[drawn]
-    padding = rounded(len(read)) - len(read)  # the first of them again, without weight
-    padded = torch.cat([read, read[:1].expand(padding)])
-    starts = accumulate(lengths, initial=0)
-    values = [(start + i, y, w / valued) for s, start in zip(samples, starts, strict=False) for i, y, w in s.values]
+    starts = [*accumulate(lengths[:-1], initial=0)]
+    values = [(start + i, y, w / valued) for s, start in zip(samples, starts, strict=True) for i, y, w in s.values]
+    fits = [(start + i, t, y, w / fitted) for s, start in zip(samples, starts, strict=True) for i, t, y, w in s.fits]
+    before = torch.cat([place[read - 1], place[[i for i, *_ in fits]]])
+    wanted = torch.cat([ids[read], flat(([t] for _, t, *_ in fits), np.int64)])
+    padding = rounded(len(before)) - len(before)  # the first of them again, without weight
     return Batch(
         tokens=tokens,
         layout=layout,
-        before=place[padded - 1],
-        ids=ids[padded],
-        targets=pad(target_weight[read], (0, padding)),
+        before=torch.cat([before, before[:1].expand(padding)]),
+        ids=torch.cat([wanted, wanted[:1].expand(padding)]),
+        targets=pad(target_weight[read], (0, len(fits) + padding)),
         drawn=drawn,
         behaviour=flat(s.logprobs for s in samples)[mine],
         reference=flat(s.reference or [0.0] * len(s.tokens) for s in samples)[mine],
@@ -101,6 +106,8 @@ def _laid(rows: Sequence[Row], mass: float, valued: int) -> Batch:
         sample=flat(([i] * n for i, n in enumerate(lengths)), np.int64)[mine],
         valued=place[[i for i, _, _ in values]],
         labels=flat((y, w) for _, y, w in values).view(-1, 2).T,
+        fitted=torch.arange(len(read), len(before)),
+        aims=flat((y, w) for *_, y, w in fits).view(-1, 2).T,
     )
 
 

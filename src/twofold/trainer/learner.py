@@ -158,6 +158,9 @@ class Learner:
         if len(batch.valued):
             stats["value_loss"] = self.model.value_head.loss(hidden[batch.valued], *batch.labels)
             loss = loss + stats["value_loss"]
+        if len(batch.fitted):
+            stats["score_loss"] = (batch.aims[1] * (logp[batch.fitted] - batch.aims[0]) ** 2).sum()
+            loss = loss + stats["score_loss"]
         return loss, {"loss": loss, **stats}
 
     def _clip(self, samples: Sequence[Sample]) -> dict[str, float]:
@@ -193,7 +196,7 @@ class Learner:
     def _both(self, samples: Sequence[Sample]) -> bool:
         """Return whether there is credit and a target. The loss cannot show it: on policy it is minus the mean advantage."""
         policy = any(p and (a or self.loss.beta) for s in samples for p, a in zip(s.sampled, s.advantages, strict=True))
-        return policy and any(any(s.targets) or s.values for s in samples)
+        return policy and any(any(s.targets) or s.values or s.fits for s in samples)
 
 
 def _scale(gradients: Sequence[Tensor], bound: float) -> None:
