@@ -139,7 +139,6 @@ recipe[rlv].verify_warmup      rlv    recipe.verify_warmup=1                    
 recipe[rlv].adversarial        rlv    recipe.adversarial=0.3                            credit
 recipe[rlv].balance            rlv    recipe.balance=balanced                           credit
 recipe[rlv].truncated          paid   rollout.max_tokens=12 / recipe.truncated=exclude  credit
-recipe[rlv].adversarial        rlv    rollout.problems=6 / recipe.adversarial=0.4        tokens
 recipe[rlv].rollouts           rlv    recipe.rollouts=2                                 tokens
 recipe[rlv].refills            paid   recipe.refills=2                                  tokens
 recipe[rlv].vine_k             vine   rollout.problems=6 / recipe.vine_k=3               credit
@@ -232,8 +231,6 @@ task[code].level               rlv    task.name=code rollout.max_tokens=4 / task
 task[code].seed                rlv    task.name=code rollout.max_tokens=4 / task.seed=1    tokens
 task[letters].level            rlv    task.name=letters / task.level=2                  tokens
 task[letters].seed             rlv    task.name=letters / task.seed=1                   tokens
-task[code].level               rlv    task.name=code / task.level=3                     tokens
-task[code].seed                rlv    task.name=code / task.seed=1                      tokens
 task[data].source              data   task.source=MORE                                  tokens
 task[data].split               data   task.source=gsm8k / task.split=test               error
 task[data].prompt_column       data   task.prompt_column=other                          tokens
