@@ -30,19 +30,16 @@ from twofold.tasks.procedural import Sums
 from twofold.tasks.worked import attempt_sums
 from twofold.trainer.optim import Optim
 
-UPDATES, BATCH, LR = 200, 32, 5e-5
-"""Of the supervised start. A higher rate writes right steps sooner, and takes away what a verdict needs
-(docs/results/smollm2.md)."""
-WARM, WARM_LR = 16, 1e-4
-"""Of the verdict's warm-up: steps, and a learning rate at which RL would ruin the solver."""
+BATCH = 32
+"""Worked solutions per update of the supervised start."""
 SPLITS = ("train", "test", "harder", "ood")
 
 
-def worked(config: Config, path: Path) -> Data:
+def worked(config: Config, updates: int, path: Path) -> Data:
     """Write worked solutions of the config's ``sums`` for the start, none twice, and return them as a task."""
     task = config.task
     assert isinstance(task, Sums)
-    problems = [task.problem("train", FIRST + i) for i in range(UPDATES * BATCH)]
+    problems = [task.problem("train", FIRST + i) for i in range(updates * BATCH)]
     solutions = [attempt_sums(random.Random(f"start/{p.id}"), p, wrong=0.5, slip=0.0) for p in problems]
     rows = [
         {"question": p.question, "answer": p.answer, "solution": s.text()}
@@ -52,17 +49,17 @@ def worked(config: Config, path: Path) -> Data:
     return Data(source=str(path))
 
 
-def start(config: Config, model: str, data: str | None, out: Path) -> Path:
+def start(config: Config, model: str, data: str | None, updates: int, lr: float, out: Path) -> Path:
     """Train the supervised start, unless it is there, and return its checkpoint. ``data``: worked solutions in a file."""
     out.mkdir(parents=True, exist_ok=True)
     supervised = replace(
         config,
         model=model,
         recipe=SFT(),
-        task=Data(source=data) if data else worked(config, out / "worked.jsonl"),
+        task=Data(source=data) if data else worked(config, updates, out / "worked.jsonl"),
         rollout=replace(config.rollout, problems=BATCH),
-        optim=Optim(lr=LR, schedule="cosine", warmup=0.1, final=0.1),
-        train=replace(config.train, steps=UPDATES, minibatches=1),
+        optim=Optim(lr=lr, schedule="cosine", warmup=0.1, final=0.1),
+        train=replace(config.train, steps=updates, minibatches=1),
     )
     return train(supervised, out / "start", "start")
 
@@ -71,15 +68,15 @@ def train(config: Config, out: Path, title: str) -> Path:
     return training.train(config, out, resume=(out / "config.toml").exists(), title=title)
 
 
-def warm(config: Config, seed: int) -> Config:
+def warm(config: Config, steps: int, lr: float, seed: int) -> Config:
     """Return the training that teaches the start the verdict, on its own rollouts, and keeps its policy."""
     recipe = config.recipe
     assert isinstance(recipe, RLV)
     return replace(
         config,
-        recipe=replace(recipe, verify_warmup=WARM),
-        optim=Optim(lr=WARM_LR, schedule="cosine", warmup=0.25, final=0.1),
-        train=replace(config.train, seed=seed, steps=WARM),
+        recipe=replace(recipe, verify_warmup=steps),
+        optim=Optim(lr=lr, schedule="cosine", warmup=0.25, final=0.1),
+        train=replace(config.train, seed=seed, steps=steps),
     )
 
 
@@ -110,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--model", help="the pretrained model")
     parser.add_argument("--worked", help="a data file of worked solutions to start from")
+    parser.add_argument("--start", type=float, nargs=2, default=[200, 5e-5], metavar=("UPDATES", "LR"), help="of the start")
+    parser.add_argument("--warm", type=float, nargs=2, default=[16, 1e-4], metavar=("STEPS", "LR"), help="of the verdict's warm-up")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tests", nargs="+", default=["test"], help="splits of the task, or data files")
     parser.add_argument("--problems", type=int, default=100, help="of each test")
@@ -117,13 +116,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/smollm2"))
     args = parser.parse_args(argv)
     config = toml.override(toml.load(Config, args.config), args.set)
-    begin = start(config, args.model, args.worked, args.out)
+    begin = start(config, args.model, args.worked, int(args.start[0]), args.start[1], args.out)
     config = replace(config, model=str(begin))
     models = {"start": begin}
     for seed in args.seeds:
         plain, ours = arms(config, seed)
         models[f"rl-{seed}"] = train(plain, args.out / f"rl-{seed}", f"rl-{seed}")
-        judge = train(warm(config, seed), args.out / f"warm-{seed}", f"warm-{seed}")
+        judge = train(warm(config, int(args.warm[0]), args.warm[1], seed), args.out / f"warm-{seed}", f"warm-{seed}")
         models[f"rlv-{seed}"] = train(replace(ours, model=str(judge)), args.out / f"rlv-{seed}", f"rlv-{seed}")
     for test in args.tests:
         evaluate(config, models, test, args.problems, args.out)

@@ -2,15 +2,16 @@
 
     python studies/word_problems.py path/to/files runs/words
 
-reads ``mawps_*.jsonl``, ``svamp.jsonl`` and ``asdiv.jsonl`` as published, and writes ``start.jsonl`` (every third MAWPS problem,
-for a supervised start), ``train.jsonl`` (the others), ``svamp.jsonl`` and ``asdiv.jsonl``. A worked solution is the one or two
-equations between the problem's own numbers that give its answer. Left out are MAWPS problems that stand in a test set or twice,
+reads ``mawps_*.jsonl``, ``svamp.jsonl`` and ``asdiv.jsonl`` as published, and writes ``start.jsonl`` (every third MAWPS problem five
+times, among plain calculations, for a supervised start), ``train.jsonl`` (the other problems), ``svamp.jsonl`` and ``asdiv.jsonl``.
+A worked solution is the one or two equations between the problem's own numbers that give its answer. Left out are MAWPS problems that stand in a test set or twice,
 that have no such equations, or whose numbers are not whole; and test problems whose answer is not a whole number.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import re
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from twofold.tasks.procedural import evaluate
+
+
+CALCULATIONS, COPIES = 4205, 5
+"""Of the supervised start: texts of four calculations each, and copies of each word problem. Without the calculations most wrong
+answers of the start are sums that it cannot do."""
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -70,6 +76,27 @@ def whole(text: Any) -> int | None:
     return int(value) if value is not None and value.denominator == 1 else None
 
 
+def calculations(rng: random.Random) -> dict[str, str]:
+    """Return a problem of four calculations with whole numbers, worked."""
+    lines = [calculation(rng) for _ in range(4)]
+    answer = lines[-1].partition("=")[2]
+    asked = ", ".join(line.partition("=")[0] for line in lines)
+    return {"question": f"Calculate {asked}.", "answer": answer, "solution": "\n".join([*lines, f"\\boxed{{{answer}}}"])}
+
+
+def calculation(rng: random.Random) -> str:
+    op = rng.choice("++--*/")
+    if op in "*/":
+        a, b = rng.randint(2, 12), rng.randint(2, rng.choice([12, 12, 30]))
+        if op == "/":
+            return f"{a * b}/{a}={b}"
+        a, b = rng.choice([(a, b), (b, a)])
+        return f"{a}*{b}={a * b}"
+    top = rng.choice([20, 100, 100, 100, 300])
+    a, b = rng.randint(1, top), rng.randint(1, top)
+    return f"{a}+{b}={a + b}" if op == "+" else f"{max(a, b)}-{min(a, b)}={abs(a - b)}"
+
+
 def main(source: Path, out: Path) -> None:
     tests = {
         "svamp": [(f"{r['Body'].rstrip('. ')}. {r['Question']}", r["Answer"]) for r in rows(source / "svamp.jsonl")],
@@ -84,7 +111,10 @@ def main(source: Path, out: Path) -> None:
             if worked is not None:
                 seen.add(words(question))
                 train.append({"question": question, "answer": str(answer), "solution": worked})
-    files = {"start": train[::3], "train": [row for i, row in enumerate(train) if i % 3]}
+    rng = random.Random("drill")
+    start = [*[calculations(rng) for _ in range(CALCULATIONS)], *train[::3] * COPIES]
+    rng.shuffle(start)
+    files = {"start": start, "train": [row for i, row in enumerate(train) if i % 3]}
     files |= {
         name: [{"question": q, "answer": str(whole(a))} for q, a in problems if whole(a) is not None]
         for name, problems in tests.items()
