@@ -21,7 +21,7 @@ from twofold.recipes.rlv import RLV
 from twofold.tasks.procedural import Sums
 
 CONFIG = Config(
-    recipe=RLV(estimator="rloo", verify="generative", lam=0.5, rollouts=8),
+    recipe=RLV(estimator="rloo", verify="generative", lam=0.5, adversarial=0.15, rollouts=8),
     task=Sums(),
     rollout=Rollouts(problems=16, max_tokens=40),
     loss=Loss(beta=0.5),
