@@ -264,13 +264,13 @@ optim.weight_decay             longer  optim.weight_decay=0.5                   
 optim.clip                     longer  optim.clip=0.01                                  weights
 loss.kind                      off    loss.kind=cispo                                   weights
 loss.clip_low                  off    loss.clip_low=0.01                                weights
-loss.clip_high                 off    loss.clip_high=0.01                               weights
+loss.clip_high                longer train.epochs=4 recipe.rollouts=8 task.choices=2 rollout.max_tokens=40 train.steps=1 / loss.clip_high=0.01   weights
 loss.cap                       off    loss.kind=cispo / loss.cap=0.9                    weights
 loss.normalise                 off    loss.normalise=sequence                           weights
 loss.constant                  off    loss.normalise=constant / loss.constant=9         weights
 loss.beta                      off    loss.beta=0.5                                     weights
 loss.correction                rlv    loss.correction=token_truncate                    log
-loss.correction_cap            rlv    loss.correction=token_truncate / loss.correction_cap=0.5   weights
+loss.correction_cap            paid   loss.correction=token_truncate / loss.correction_cap=0.5   log
 lora.rank                      rlv    lora.rank=4                                       files
 lora.alpha                     rlv    lora.rank=4 / lora.alpha=5                        log
 lora.targets                   rlv    lora.rank=4 / lora.targets=["q_proj"]             log
