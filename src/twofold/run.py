@@ -236,7 +236,7 @@ def what_it_knows(model: str) -> str:
         return ""
     trained = tomllib.loads(config.read_text(encoding="utf-8"))
     task = trained["task"]
-    said = f"It is {trained['model']}, trained by {trained['recipe']['name']} on {task.get('source', task['name'])}."
+    said = f"It began as {trained['model']} and was trained by {trained['recipe']['name']} on {task.get('source', task['name'])}."
     return f"{said} {what_it_knows(SHIPPED)}" if trained["model"] == SHIPPED else said
 
 
