@@ -48,7 +48,8 @@ test-interop: $(VENV)/.interop ## run other projects' clients against the server
 	$(BIN)/pytest -q -m 'slow or not slow' tests/test_interop.py
 
 test-fleet: $(VENV)/.ray ## run the engines' tests on a Ray cluster, and kill its workers and nodes
-	$(BIN)/pytest -q -k fleet tests/test_engines.py tests/test_fleet.py
+	$(BIN)/pytest -q -k fleet tests/test_engines.py
+	$(BIN)/pytest -q tests/test_fleet.py
 
 test-vllm: .venv-vllm/.ready ## run the engines' tests on vLLM's CPU build, in an environment of its own (about 4 GB)
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -q -m 'slow or not slow' -k vllm \

@@ -107,8 +107,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--model", help="the pretrained model")
     parser.add_argument("--worked", help="a data file of worked solutions to start from")
-    parser.add_argument("--start", type=float, nargs=2, default=[200, 5e-5], metavar=("UPDATES", "LR"), help="of the start")
-    parser.add_argument("--warm", type=float, nargs=2, default=[16, 1e-4], metavar=("STEPS", "LR"), help="of the verdict's warm-up")
+    parser.add_argument(
+        "--start", type=float, nargs=2, default=[200, 5e-5], metavar=("UPDATES", "LR"), help="of the start"
+    )
+    parser.add_argument(
+        "--warm", type=float, nargs=2, default=[16, 1e-4], metavar=("STEPS", "LR"), help="of the verdict's warm-up"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tests", nargs="+", default=["test"], help="splits of the task, or data files")
     parser.add_argument("--problems", type=int, default=100, help="of each test")

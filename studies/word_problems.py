@@ -81,7 +81,11 @@ def calculations(rng: random.Random) -> dict[str, str]:
     lines = [calculation(rng) for _ in range(4)]
     answer = lines[-1].partition("=")[2]
     asked = ", ".join(line.partition("=")[0] for line in lines)
-    return {"question": f"Calculate {asked}.", "answer": answer, "solution": "\n".join([*lines, f"\\boxed{{{answer}}}"])}
+    return {
+        "question": f"Calculate {asked}.",
+        "answer": answer,
+        "solution": "\n".join([*lines, f"\\boxed{{{answer}}}"]),
+    }
 
 
 def calculation(rng: random.Random) -> str:

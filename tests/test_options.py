@@ -232,7 +232,6 @@ task[code].seed                rlv    task.name=code rollout.max_tokens=4 / task
 task[letters].level            rlv    task.name=letters / task.level=2                  tokens
 task[letters].seed             rlv    task.name=letters / task.seed=1                   tokens
 task[data].source              data   task.source=MORE                                  tokens
-task[data].split               data   task.source=gsm8k / task.split=test               error
 task[data].prompt_column       data   task.prompt_column=other                          tokens
 task[data].answer_column       data   task.answer_column=third                          rollouts
 task[data].solution_column     sft    task.solution_column=more                         tokens
@@ -303,8 +302,8 @@ def table(text: str) -> dict[str, tuple[str, list[str], list[str], str]]:
 
 
 CASES = table(ROWS_OF_RUNS)
-APART = ("engine[vllm].", "engine[fleet].")
-"""The options of engines that have environments of their own: make test-vllm, make test-fleet."""
+APART = ("engine[vllm].", "engine[fleet].", "task[data].split")
+"""The options of engines that have environments of their own (make test-vllm, make test-fleet), and one that only the hub's sets have."""
 
 
 def leaves(cls: type, prefix: str = "") -> Iterator[str]:

@@ -403,7 +403,9 @@ def test_outside_its_world_the_shipped_model_says_that_it_does_not_know(capsys):
 
 def test_what_a_run_knows_is_said_with_its_base(tmp_path: Path):
     (tmp_path / "config.toml").write_text(toml.to_toml(Config()))
-    assert run.what_it_knows(str(tmp_path)).startswith("It began as tiny and was trained by rlv on sums. tiny comes with twofold")
+    assert run.what_it_knows(str(tmp_path)).startswith(
+        "It began as tiny and was trained by rlv on sums. tiny comes with twofold"
+    )
     (tmp_path / "config.toml").write_text(toml.to_toml(Config(model="someone/model")))
     assert run.what_it_knows(str(tmp_path)) == "It began as someone/model and was trained by rlv on sums."
 
