@@ -2,10 +2,11 @@
 
     python studies/word_problems.py path/to/files runs/words
 
-reads ``mawps_*.jsonl``, ``svamp.jsonl`` and ``asdiv.jsonl`` as published, and writes ``start.jsonl`` (every third MAWPS problem five
-times, among plain calculations, for a supervised start), ``train.jsonl`` (the other problems), ``svamp.jsonl`` and ``asdiv.jsonl``.
-A worked solution is the one or two equations between the problem's own numbers that give its answer. Left out are MAWPS problems that stand in a test set or twice,
-that have no such equations, or whose numbers are not whole; and test problems whose answer is not a whole number.
+reads ``mawps_*.jsonl``, ``svamp.jsonl`` and ``asdiv.jsonl`` as published, and writes ``start.jsonl`` (every third MAWPS problem
+five times, among plain calculations, for a supervised start), ``train.jsonl`` (the other problems), ``svamp.jsonl`` and
+``asdiv.jsonl``. A worked solution is the one or two equations between the problem's own numbers that give its answer. Left out
+are MAWPS problems that stand in a test set or twice, that have no such equations, or whose numbers are not whole; and test
+problems whose answer is not a whole number.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from twofold.tasks.procedural import evaluate
-
 
 CALCULATIONS, COPIES = 4205, 5
 """Of the supervised start: texts of four calculations each, and copies of each word problem. Without the calculations most wrong

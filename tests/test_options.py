@@ -102,6 +102,7 @@ RUNS = {
     "laser": "recipe.rollouts=4 recipe.verify=last_token rollout.max_tokens=40 rollout.problems=6 recipe.last_token.reference=-22",
     "vine": "recipe.rollouts=1 recipe.estimator=vineppo recipe.vine_k=1",
     "off": "recipe.rollouts=4 train.epochs=3 rollout.problems=5",
+    "clip": "recipe.rollouts=8 recipe.verify=none rollout.problems=5 rollout.max_tokens=40 train.epochs=4 optim.lr=1e-3 task.choices=2",
     "longer": "recipe.rollouts=3 recipe.verify=none train.steps=3 rollout.problems=5 optim.lr=1e-3",
     "data": "recipe.rollouts=3 recipe.verify=none task.name=data task.source=ROWS",
     "sft": "recipe.name=sft task.name=data task.source=ROWS task.solution_column=work",
@@ -263,7 +264,7 @@ optim.weight_decay             longer  optim.weight_decay=0.5                   
 optim.clip                     longer  optim.clip=0.01                                  weights
 loss.kind                      off    loss.kind=cispo                                   weights
 loss.clip_low                  off    loss.clip_low=0.01                                weights
-loss.clip_high                longer train.epochs=4 recipe.rollouts=8 task.choices=2 rollout.max_tokens=40 train.steps=1 / loss.clip_high=0.01   weights
+loss.clip_high                clip   loss.clip_high=0.01                               weights
 loss.cap                       off    loss.kind=cispo / loss.cap=0.9                    weights
 loss.normalise                 off    loss.normalise=sequence                           weights
 loss.constant                  off    loss.normalise=constant / loss.constant=9         weights
@@ -303,7 +304,7 @@ def table(text: str) -> dict[str, tuple[str, list[str], list[str], str]]:
 
 CASES = table(ROWS_OF_RUNS)
 APART = ("engine[vllm].", "engine[fleet].", "task[data].split")
-"""The options of engines that have environments of their own (make test-vllm, make test-fleet), and one that only the hub's sets have."""
+"""The options of engines that have environments of their own (make test-vllm, make test-fleet), and one of sets on the hub."""
 
 
 def leaves(cls: type, prefix: str = "") -> Iterator[str]:
