@@ -102,7 +102,8 @@ RUNS = {
     "laser": "recipe.rollouts=4 recipe.verify=last_token rollout.max_tokens=40 rollout.problems=6 recipe.last_token.reference=-22",
     "vine": "recipe.rollouts=1 recipe.estimator=vineppo recipe.vine_k=1",
     "off": "recipe.rollouts=4 train.epochs=3 rollout.problems=5",
-    "clip": "recipe.rollouts=8 recipe.verify=none rollout.problems=5 rollout.max_tokens=40 train.epochs=4 optim.lr=1e-3 task.choices=2",
+    "clip": "recipe.rollouts=8 recipe.verify=none rollout.problems=5 rollout.max_tokens=40 train.epochs=4 optim.lr=1e-3 "
+    "task.choices=2",
     "longer": "recipe.rollouts=3 recipe.verify=none train.steps=3 rollout.problems=5 optim.lr=1e-3",
     "data": "recipe.rollouts=3 recipe.verify=none task.name=data task.source=ROWS",
     "sft": "recipe.name=sft task.name=data task.source=ROWS task.solution_column=work",
