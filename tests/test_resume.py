@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from twofold import durable, training
+from twofold import durable, toml, training
 from twofold.config import Config, Data, LogOptions, Rollouts, Train
 from twofold.models.checkpoints import MANIFEST, STATE, Damaged, newest_good, seal, steps, verify
 from twofold.recipes.rlv import RLV
@@ -168,3 +168,24 @@ def test_ten_thousand_flipped_bits_are_all_found(tiny_model: Path, tmp_path: Pat
             assert newest_good(out)[0] == before
         path.write_bytes(whole)
     verify(last, resume=True)
+
+
+def test_a_death_between_a_save_and_its_clean_up_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train.steps=3", "train.save_every=1", "rollout.problems=1", "recipe.rollouts=2", "rollout.max_tokens=8"]
+    config, out = toml.override(Config(), words), tmp_path / "run"
+    thin_out = checkpoint.thin_out
+
+    def dies(run: Path, keep: int) -> None:
+        if (run / "checkpoints" / "step-3").exists():
+            raise SystemExit("killed")
+        thin_out(run, keep)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(checkpoint, "thin_out", dies)
+        training.train(config, out)
+    moments = [out / "checkpoints" / f"step-{i}" / checkpoint.OPTIMIZER for i in (1, 2, 3)]
+    assert all(path.exists() for path in moments)
+    training.train(config, out, resume=True)
+    assert [path.exists() for path in moments] == [False, True, True]

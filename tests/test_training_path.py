@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "training-path.md"
-LINES = 1576
+LINES = 1580
 
 
 def code_lines(text: str) -> int:
@@ -26,7 +26,7 @@ def test_lines_are_counted() -> None:
 
 
 def test_the_training_path_is_short() -> None:
-    """README promises this of the files that the guide lists."""
+    """The guide promises this of the files that it lists."""
     files = re.findall(r"\]\(\.\./(src/twofold/[\w/]+\.py)\)", GUIDE.read_text(encoding="utf-8"))
     parts = {Path(f).parent.name for f in files}
     assert len(files) == len(set(files)) >= 17 and parts >= {"twofold", "recipes", "compute", "maths", "trainer"}

@@ -243,6 +243,8 @@ def _train(
     setup.fit(built)
     for folder in damaged:
         durable.rename(folder, folder.with_name(f"{folder.name}.damaged"))
+    if found:  # the run may have died between a save and this
+        checkpoint.thin_out(run, config.train.keep)
     trackers = open_trackers(config.log.to, run, toml.flat(config), start)
     durable.write_text(run / same_run.CONFIG, toml.to_toml(config))
     schedule = Schedule(start, config.train.steps, config.train.save_every, config.eval.every, config.log.rollouts)

@@ -70,12 +70,16 @@ def save(
         raise OSError(
             f"the checkpoint of step {step} could not be saved in {run}: {error}; the older ones are whole"
         ) from error
-    older = steps(run)
-    for folder in older[:-keep] if keep else []:
+    thin_out(run, keep)
+    return final
+
+
+def thin_out(run: Path, keep: int) -> None:
+    """Leave the newest ``keep`` checkpoints (0: all), and moments in the newest two only. The newest one must have been verified."""
+    for folder in steps(run)[:-keep] if keep else []:
         durable.remove(folder)
     for folder in steps(run)[:-RESUMABLE]:
         drop_moments(folder)
-    return final
 
 
 def read_state(directory: Path) -> dict[str, Any]:
