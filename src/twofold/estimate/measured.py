@@ -1,6 +1,6 @@
 """The measured runs that ``seconds.RATES`` are fitted to, and how far the fitted model is from each of them.
 
-Rows of a CPU are from dev/LOG.md (5, Speed) and docs/performance.md. Those of an H100 are from one session of 26 November 2026 and
+Rows of a CPU are from dev/LOG.md (5, Speed) and docs/performance.md. Those of an H100 are from one machine on 26 November 2026 and
 stand in docs/performance.md and dev/LOG.md (12); the code was that before decoding and learning were rewritten for GPUs.
 """
 
