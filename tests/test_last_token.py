@@ -24,6 +24,8 @@ from twofold.maths.credit import grpo
 from twofold.maths.losses import Loss
 from twofold.maths.schedule import Optim
 from twofold.maths.step_credit import class_weights
+from twofold.models.checkpoints import STATE
+from twofold.models.io import ASKED_AS, asked_as, chat_options
 from twofold.recipes.common import context_sample
 from twofold.recipes.last_token import LastTokenOptions, Score, mixed
 from twofold.recipes.rlv import RLV, Recipe
@@ -205,3 +207,14 @@ def test_steps_before_after_learn_no_score(tmp_path: Path) -> None:
     assert ["score_loss" in row for row in rows] == [False, True]
     assert not any(math.isnan(v) for row in rows for v in row.values() if isinstance(v, float))
     assert run.load(tmp_path).chat.last_token == LastToken(PAD, 0.1, -20.0)
+
+
+def test_a_copy_without_trainer_files_still_knows_how_the_score_is_read(tmp_path: Path) -> None:
+    saved, copied = tmp_path / "step-1", tmp_path / "copy"
+    (saved / STATE).parent.mkdir(parents=True)
+    copied.mkdir()
+    recipe = {"last_token": 7, "scale": 0.1, "reference": -12.5}
+    (saved / STATE).write_text(json.dumps({"question": "Is it?", "recipe": recipe}))
+    (copied / ASKED_AS).write_text(json.dumps(asked_as(saved)))
+    assert chat_options(copied) == chat_options(saved)
+    assert chat_options(copied)["last_token"] == LastToken(7, 0.1, -12.5)

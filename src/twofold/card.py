@@ -20,7 +20,7 @@ from twofold.evals.records import Evaluation
 from twofold.evals.report import summarise
 from twofold.models import lora
 from twofold.models.checkpoints import MANIFEST, STATE, TRAINER, latest_checkpoint, verify
-from twofold.models.io import ASKED_AS, chat_options, load_tokenizer
+from twofold.models.io import ASKED_AS, asked_as, chat_options, load_tokenizer
 from twofold.same_run import CONFIG
 from twofold.text.chat import Chat
 from twofold.trainer.log import METRICS
@@ -55,8 +55,7 @@ def push(run: Path, repo: str, *, private: bool = False, dry_run: bool = False) 
         )
     paths = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.parent.name != TRAINER]
     files: dict[str, Path | bytes] = {str(path.relative_to(checkpoint)): path for path in paths}
-    asked = {name: value for name, value in chat_options(checkpoint).items() if name != "stop"}
-    files |= {CARD: card(run, repo).encode(), ASKED_AS: (json.dumps(asked, indent=2) + "\n").encode()}
+    files |= {CARD: card(run, repo).encode(), ASKED_AS: (json.dumps(asked_as(checkpoint), indent=2) + "\n").encode()}
     if not dry_run:
         hub.upload(repo, files, private=private)
     return {x: len(f) if isinstance(f, bytes) else f.stat().st_size for x, f in sorted(files.items())}

@@ -182,8 +182,7 @@ def convert(path: Path, out: Path) -> None:
     if path.is_dir():
         verify(path)
     save_model(out, *load_model(path, device="cpu"))
-    asked = {name: value for name, value in chat_options(path).items() if name != "stop"}
-    if asked:
+    if asked := asked_as(path):
         (out / ASKED_AS).write_text(json.dumps(asked, indent=2) + "\n")
 
 
@@ -247,6 +246,15 @@ def chat_options(path: Path) -> dict[str, Any]:
     if wrong := [name for name, value in found.items() if not isinstance(value, kinds[name])]:
         raise ValueError(f"{file}: {wrong[0]} cannot be {str(found[wrong[0]])[:100]}")
     return found | {"stop": stop_tokens(path), "last_token": _last_token(file, trained.get("recipe"))}
+
+
+def asked_as(path: Path) -> dict[str, Any]:
+    """Return the content of ``ASKED_AS``: what ``chat_options`` finds among a checkpoint's trainer files, for a copy without them."""
+    options = chat_options(path)
+    asked = {name: value for name, value in options.items() if name not in ("stop", "last_token")}
+    if (how := options["last_token"]) is not None:
+        asked["recipe"] = {"last_token": how.token, "scale": how.scale, "reference": how.reference}
+    return asked
 
 
 def _last_token(file: Path, recipe: object) -> LastToken | None:
