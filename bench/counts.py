@@ -3,7 +3,7 @@
     python bench/counts.py [--shapes 0.5B 1.5B] [--prompts 64] [--completions 16] [--length 1024] [--verify] [--checkpointing]
 
 The learner's own code runs on tensors without content (device "meta"), so every operation is seen and none is computed. A
-compiled function (``models.compiled``) counts as one operation, which reads its arguments and writes its results. The seconds are
+pass of ``models.passes`` counts as one operation, which reads its arguments and writes its results. The seconds are
 a prediction for ``gpu.py`` to check: products at ``--tflops``, all other bytes at ``--tbytes`` (of an H100: what a large product
 reaches, and the memory's bandwidth).
 """
@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from twofold.models import compiled
+from twofold.models import passes
 from twofold.models.decoder import network
 from twofold.trainer.batch import Batch, batches
 from twofold.trainer.learner import Learner, Loss
@@ -36,9 +36,6 @@ from twofold.types import Sample
 
 QUESTION = 19
 """Tokens of the question that the shipped model is asked about its solution, and of the verdict."""
-TWICE = {"_read", "_gradients_as_written", "_added_gradients"}
-"""Compiled functions that read their arguments twice: a sum over rows or columns comes before what it enters."""
-
 
 class Counted(TorchDispatchMode):
     """Counts operations that move bytes, by their name; views and allocations move none."""
@@ -63,15 +60,14 @@ class Counted(TorchDispatchMode):
         self.bytes[name] += moved
         self.operations[name] += 1
 
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Take the place of ``compiled.compiled``."""
+    def kernel(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Take the place of ``passes.kernel``."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             self.inside = True
             out = function(*args, **kwargs)
             self.inside = False
-            reads = 2 if function.__name__ in TWICE else 1
-            self.add(f"fused {function.__name__}", reads * size((args, kwargs)) + size(out))
+            self.add(f"fused {name}", size((args, kwargs)) + size(out))
             return out
 
         return run
@@ -128,8 +124,8 @@ def count(shape: dict[str, Any], given: Sequence[Sample], micro_tokens: int, che
     counted = Counted()
     with (
         patch("twofold.trainer.learner.make"),  # no optimiser
-        patch.object(compiled, "compiled", counted.compiled),
-        patch("twofold.models.logprobs.compiles", lambda: True),
+        patch.object(passes, "kernel", counted.kernel),
+        patch("twofold.models.logprobs.has_triton", lambda: True),
         patch(
             "torch.autocast", lambda *_, **__: nullcontext()
         ),  # it knows no meta device; the forward pass is in bfloat16 without it

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from twofold.models import exact
-from twofold.models.compiled import on_gpu
+from twofold.models.passes import on_gpu
 
 NAME = "twofold"
 BLOCK = 2**20

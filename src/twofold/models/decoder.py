@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from twofold.maths.packing import rounded
 from twofold.models import exact
 from twofold.models.attention import Layout, attention_dtype
-from twofold.models.compiled import fused, on_gpu
+from twofold.models.passes import on_gpu, one_pass
 from twofold.models.context import context
 from twofold.models.llama import FAMILY, Llama
 from twofold.models.lora import NAME, Merged, off
@@ -204,7 +204,7 @@ def _complex(x: Tensor) -> Tensor:
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
-@fused
+@one_pass("rotated")
 def _rotated(x: Tensor, turn: Tensor, dtype: torch.dtype, back: bool = False) -> Tensor:
     """The same in real numbers: ``torch.compile`` knows no complex ones."""
     a, b = x.unflatten(-1, (-1, 2)).float().unbind(-1)
@@ -226,12 +226,12 @@ class _SwiGLU(torch.autograd.Function):
         return _swiglu_gradients(gradients[0], *ctx.saved_tensors)
 
 
-@fused
+@one_pass("swiglu")
 def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return silu(gate) * up
 
 
-@fused
+@one_pass("swiglu_gradients")
 def _swiglu_gradients(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ops.aten.silu_backward(gradient * up, gate), gradient * silu(gate)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from twofold.models.compiled import compiles, fused, on_gpu
+from twofold.models.passes import has_triton, on_gpu, one_pass
 from twofold.models.exact import with_gradient
 
 LOGITS = 2**27
@@ -51,7 +51,7 @@ def token_logprobs(
             )
         return logp, entropy
 
-    most = KEPT // hidden_N_D.element_size() if gpu and not sparing and compiles() else LOGITS
+    most = KEPT // hidden_N_D.element_size() if gpu and not sparing and has_triton() else LOGITS
     size = max(1, most // vocabulary)
     if len(tokens_N) <= size:
         return part(hidden_N_D, tokens_N, temperature_N)
@@ -104,7 +104,7 @@ class _Reread(torch.autograd.Function):
         return _gradient(gradients[0][:, None], logits_N_V.detach(), *others), None, None
 
 
-@fused
+@one_pass("read")
 def _read(logits_N_V: Tensor, tokens_N_1: Tensor, temperature_N_1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return log-probs and entropies [N], and the log of the sum of exp(logit / temperature) [N, 1]."""
     x = logits_N_V.float() / temperature_N_1
@@ -116,7 +116,7 @@ def _read(logits_N_V: Tensor, tokens_N_1: Tensor, temperature_N_1: Tensor) -> tu
     return (x.gather(1, tokens_N_1) - total)[:, 0], (total - mean)[:, 0], total
 
 
-@fused
+@one_pass("gradient")
 def _gradient(
     g_N_1: Tensor, logits_N_V: Tensor, tokens_N_1: Tensor, temperature_N_1: Tensor, total_N_1: Tensor
 ) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twofold.models.compiled import fused
+from twofold.models.passes import one_pass
 
 
 class RMSNorm(nn.Module):
@@ -82,10 +82,11 @@ def _gradients_as_written(gradient: Tensor, x: Tensor, weight: Tensor, rate: Ten
     return gx.view(x.shape).to(x.dtype), gw.to(weight.dtype)
 
 
-_normed, _gradients = fused(_normed_as_written), fused(_gradients_as_written)
+_normed = one_pass("normed")(_normed_as_written)
+_gradients = one_pass("normed_gradients")(_gradients_as_written)
 
 
-@fused
+@one_pass("added_normed")
 def _added_normed(
     x: Tensor, more: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +94,7 @@ def _added_normed(
     return total, *_normed_as_written(total, weight, eps, dtype)
 
 
-@fused
+@one_pass("added_gradients")
 def _added_gradients(
     g_total: Tensor, g_out: Tensor, total: Tensor, weight: Tensor, rate: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
