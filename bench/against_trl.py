@@ -25,7 +25,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from common import SMALL, Worker, question, qwen2, record, timed, tokenizer, with_lengths
+from common import LARGE, SMALL, Worker, question, qwen2, record, timed, tokenizer, with_lengths
 
 from twofold.engines.native import NativeEngine
 from twofold.maths.credit import grpo, rloo
@@ -44,7 +44,9 @@ CASES: dict[str, dict[str, int]] = {
     "a": {"prompts": 32, "n": 8, "prompt_tokens": 32, "shortest": 96, "longest": 96},
     "b": {"prompts": 32, "n": 8, "prompt_tokens": 32, "shortest": 16, "longest": 96},
     "c": {"prompts": 8, "n": 32, "prompt_tokens": 256, "shortest": 96, "longest": 96},
+    "g": {"prompts": 32, "n": 16, "prompt_tokens": 64, "shortest": 256, "longest": 256},
 }
+"""Case g is for a GPU: the model has Qwen2.5-0.5B's shape."""
 
 
 @dataclass
@@ -211,7 +213,7 @@ def same_batch(python: str, where: Path, algorithm: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl", required=True, help="the python of an environment with TRL")
-    parser.add_argument("--only", default="abc")
+    parser.add_argument("--only", default="abc", help="which cases; g is for a GPU")
     parser.add_argument("--algorithms", default="grpo,rloo")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tune", action="store_true", help="first search the best settings of both sides, with GRPO")
@@ -220,8 +222,11 @@ def main() -> None:
     keep_memory()  # as the command line does for its users
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
-        for name, model in (("random", qwen2(**SMALL)), ("equal", with_lengths(qwen2(**SMALL), 96, 96)),
-                            ("ragged", with_lengths(qwen2(**SMALL), 16, 96))):  # fmt: skip
+        made = {"random": qwen2(**SMALL), "equal": with_lengths(qwen2(**SMALL), 96, 96)}
+        made["ragged"] = with_lengths(qwen2(**SMALL), 16, 96)
+        if "g" in args.only:
+            made["large"] = with_lengths(qwen2(**LARGE), 256, 256)
+        for name, model in made.items():
             model.save_pretrained(where / name)
             tokenizer().save_pretrained(where / name)
         for algorithm in args.algorithms.split(","):
@@ -233,7 +238,7 @@ def main() -> None:
 def compare(args: argparse.Namespace, where: Path, case: str) -> None:
     sizes = CASES[case]
     prompts, task = sizes["prompts"], Odd(sizes["prompt_tokens"])
-    model = where / ("ragged" if sizes["shortest"] < sizes["longest"] else "equal")
+    model = where / ("large" if case == "g" else "ragged" if sizes["shortest"] < sizes["longest"] else "equal")
     common = {"n": sizes["n"], "max_tokens": sizes["longest"]}
     ours = common | {"model": model, "prompt_tokens": sizes["prompt_tokens"], "prompts": prompts}
     theirs = common | {

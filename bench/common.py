@@ -53,6 +53,10 @@ def record(bench: str, **numbers: Any) -> None:
 
 SMALL = {"hidden": 256, "layers": 6, "heads": 4, "kv_heads": 2, "ffn": 768}
 """About 5 million parameters with the shipped tokenizer."""
+LARGE: dict[str, Any] = {
+    "hidden": 896, "layers": 24, "heads": 14, "kv_heads": 2, "ffn": 4864, "vocabulary": 151_936, "tied": True,
+}  # fmt: skip
+"""The shape of Qwen2.5-0.5B."""
 
 
 def qwen2(

@@ -3,6 +3,7 @@
     python bench/gpu.py [--shapes 0.5B 1.5B] [--batches 1 16 512] [--prompts 64] [--completions 16] [--length 512] [--only learn]
 
 * same: the tokens and log-probs of the static decode path against those of the ragged one;
+* gradient: the error of the learner's gradient of a small model against a CPU's in float32;
 * decode, for batches of 1, 16 and 512 samples: milliseconds of a token step, without prefill but with the capture of CUDA
   graphs; the step's limit as a share of that (the larger of two times: to read the weights and the cache once, and to compute
   the products, at the speeds measured in the same run); and the speed over that of ``transformers.generate`` with the same
@@ -26,7 +27,7 @@ from typing import Any, Literal
 
 import torch
 from against_trl import Odd
-from common import interleaved, question, qwen2, record, tokenizer, with_lengths
+from common import LARGE, interleaved, question, qwen2, record, tokenizer, with_lengths
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -40,7 +41,7 @@ from twofold.types import Sample, Sampling
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 128},
-    "0.5B": {"hidden": 896, "layers": 24, "heads": 14, "kv_heads": 2, "ffn": 4864, "vocabulary": 151_936, "tied": True},
+    "0.5B": LARGE,
     "1.5B": {
         "hidden": 1536,
         "layers": 28,
@@ -77,7 +78,12 @@ def peak(side: Callable[[], Any]) -> float:
 
 
 def model_of(shape: str, length: int) -> Any:
-    return with_lengths(qwen2(**SHAPES[shape]), length, length).to(DEVICE)
+    return with_lengths(random_model(shape), length, length)
+
+
+def random_model(shape: str) -> Any:
+    with torch.device(DEVICE):
+        return qwen2(**SHAPES[shape])
 
 
 def work(side: Callable[[], Any]) -> dict[str, float]:
@@ -101,7 +107,7 @@ def work(side: Callable[[], Any]) -> dict[str, float]:
 def same(shape: str, length: int) -> None:
     """Compare the static path with the ragged one in both precisions: the share of equal tokens, and the largest gap of the
     log-probs of tokens up to the first that differs."""
-    chat, model = Chat(tokenizer()), install(qwen2(**SHAPES[shape]).to(DEVICE))
+    chat, model = Chat(tokenizer()), install(random_model(shape))
     prompts = [chat.prompt(question(PROMPT - i, i)) for i in range(4)]
     for precision in ("float32", "bfloat16"):
         found = []
@@ -118,6 +124,24 @@ def same(shape: str, length: int) -> None:
             "gpu-same", shape=shape, precision=precision, tokens=sum(map(len, pairs)),
             equal=sum(map(len, alike)) / sum(map(len, pairs)), gap=max(abs(a - b) for x in alike for _, _, a, b in x),
         )  # fmt: skip
+
+
+def same_gradient() -> None:
+    """Compare the learner's gradient of a small model, with verdicts and ragged samples, with that of a CPU in float32."""
+    from counts import samples  # which imports from here
+
+    sizes = {**SHAPES["tiny"], "hidden": 192, "vocabulary": 1000}
+    learners = {
+        (device, precision): Learner(install(qwen2(**sizes).to(device)), Optim(), Loss(), steps=1, precision=precision)
+        for device, precision in (("cpu", "float32"), (DEVICE, "float32"), (DEVICE, "bfloat16"))
+    }
+    given = [sample for length in (70, 61, 40) for sample in samples(1, 4, length, verify=True)]
+    found = []
+    for learner in learners.values():
+        learner.accumulate(given)
+        found.append(torch.cat([p.grad.flatten().cpu() for p in learner.model.parameters() if p.grad is not None]))
+    for (_, precision), gradient in zip(list(learners)[1:], found[1:], strict=True):
+        record("gpu-gradient", precision=precision, error=float((gradient - found[0]).norm() / found[0].norm()))
 
 
 def decode(shape: str, batches: list[int], most: int, length: int, repeats: int) -> None:
@@ -219,6 +243,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 512])
     parser.add_argument("--only", choices=["decode", "learn"])
     args = parser.parse_args()
+    same_gradient()
     for shape in args.shapes:
         if args.only != "learn":
             same(shape, min(args.length, 64))

@@ -66,7 +66,7 @@ def stored(path: str) -> dict[str, float]:
 
 
 settings: dict[str, Any] = {
-    "output_dir": asked["out"], "use_cpu": True, "bf16": asked["bf16"], "num_generations": asked["n"],
+    "output_dir": asked["out"], "use_cpu": not torch.cuda.is_available(), "bf16": asked["bf16"], "num_generations": asked["n"],
     "per_device_train_batch_size": asked["micro"], "gradient_accumulation_steps": asked["batch"] // asked["micro"],
     "max_completion_length": asked["max_tokens"], "temperature": 1.0, "top_k": 0, "beta": 0.0, "learning_rate": 1e-6,
     "lr_scheduler_type": "constant", "gradient_checkpointing": False, "max_steps": 10**6, "report_to": [],

@@ -20,6 +20,8 @@ CHUNK = 512
 """Tokens whose weights are summed before one is drawn: about the square root of a large vocabulary."""
 KEYS, BYTES = 64, 2**14
 """The most keys that an attention program reads at a time, and the most bytes that they take."""
+WARPS = 4
+"""Warps of an attention program."""
 
 
 @triton.jit
@@ -150,7 +152,7 @@ def attend_one(
         qkv_A_X, turns_N_D, at_1, start_R, keys_R_H_S_D, values_R_H_S_D, source_R, shared_keys_P_H_T_D,
         shared_values_P_H_T_D, out, scale, *keys_R_H_S_D.stride()[:3], *shared_keys_P_H_T_D.stride()[:3],
         group, kv_heads, width, max(16, triton.next_power_of_2(group)), padded // 2,
-        max(16, min(KEYS, BYTES // (padded * keys_R_H_S_D.element_size()))),
+        max(16, min(KEYS, BYTES // (padded * keys_R_H_S_D.element_size()))), num_warps=WARPS,
     )  # fmt: skip
     return out
 
