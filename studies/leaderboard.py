@@ -19,8 +19,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -277,21 +278,29 @@ def do(what: str, work: Sequence[tuple[str, int]], args: argparse.Namespace, arg
 
     def do_one(item: tuple[str, int]) -> str:
         start, (name, seed), log = time.monotonic(), item, logs / f"{what}-{item[0]}-{item[1]}.txt"
-        if not args.jobs:
-            (one if what == "one" else clock)(name, seed, args)
-        else:
+        if args.jobs:
             command = [sys.executable, __file__, *argv, f"--{what}", name, str(seed)]
             with log.open("w") as file:
-                if subprocess.run(command, stdout=file, stderr=file, env=os.environ | like).returncode:
-                    return f"failed, see {log}"
-        return f"{time.monotonic() - start:.0f} s"
+                code = subprocess.run(command, stdout=file, stderr=file, env=os.environ | like).returncode
+        else:
+            try:
+                code = (one if what == "one" else clock)(name, seed, args)
+            except Exception:  # the others are still worth doing
+                code = log.write_text(traceback.format_exc())
+        return f"failed, see {log}" if code else f"{time.monotonic() - start:.0f} s"
+
+    def ended() -> Iterator[tuple[tuple[str, int], str]]:
+        if not args.jobs:
+            yield from ((item, do_one(item)) for item in work)
+            return
+        with ThreadPoolExecutor(args.jobs) as threads:
+            futures = {threads.submit(do_one, item): item for item in work}
+            yield from ((futures[future], future.result()) for future in as_completed(futures))
 
     failed = 0
-    with ThreadPoolExecutor(args.jobs or 1) as threads:
-        results = threads.map(do_one, work) if args.jobs else map(do_one, work)
-        for i, ((name, seed), said) in enumerate(zip(work, results, strict=True), 1):
-            failed += said.startswith("failed")
-            print(f"[{time.monotonic() - began:4.0f} s] {i}/{len(work)} {what} {name} {seed}: {said}", flush=True)
+    for i, ((name, seed), said) in enumerate(ended(), 1):
+        failed += said.startswith("failed")
+        print(f"[{time.monotonic() - began:4.0f} s] {i}/{len(work)} {what} {name} {seed}: {said}", flush=True)
     return failed
 
 
