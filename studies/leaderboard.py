@@ -85,7 +85,7 @@ METHODS = {
         ("recipe.verify=last_token", "recipe.balance=weights", "recipe.lam=5", "recipe.adversarial=0"),
         ("judge.name=last_token",),
     ),
-    "pairs": Method("RL^V, pairs (V1)", ("recipe.verify=pairs", "recipe.adversarial=0"), plans=PAIRS),
+    "pairs": Method("RL^V, pairs (V1)", ("recipe.verify=pairs", "recipe.balance=all", "recipe.adversarial=0"), plans=PAIRS),
     "bce": Method("RL^V, classification head", ("recipe.verify=bce",), HEAD),
     "regression": Method("RL^V, regression head", ("recipe.verify=regression",), HEAD),
     "separate": Method("RL^V, separate verifier", ("recipe.verify=separate",)),
@@ -167,15 +167,26 @@ def train(config: Config, folder: Path, title: str) -> Path:
 
 
 def trained(name: str, seed: int, args: argparse.Namespace) -> tuple[Path, dict[str, float]]:
-    """Return a method's model, and what its trainings cost in all. With ``--warm`` RL^V learns the verdict first (smollm2.py)."""
+    """Return a method's model, and what its trainings cost in all.
+
+    With ``--warm`` a verdict that is a token is learnt before the training, as in smollm2.py. Any other verdict is learnt in as
+    many steps as both have, at the warm-up's learning rate, with all rewards 0 and a KL term that keeps the policy.
+    """
     config, folder = config_of(name, seed, args), args.out / "runs" / f"{name}-{seed}"
+    verify = getattr(config.recipe, "verify", name)
     if METHODS[name].options is None:
         return Path(config.model), {}
     folders = [folder]
-    if args.warm and getattr(config.recipe, "verify", "") in ("generative", "pairs"):
+    if args.warm and verify in ("generative", "pairs"):
         folders.append(folder.with_name(f"{folder.name}-warm"))
         warm = smollm2.warm(config, int(args.warm[0]), args.warm[1], seed)
         config = replace(config, model=str(train(warm, folders[1], f"{name} {seed}, verdict")))
+    elif args.warm and verify != "none":
+        steps, optim = config.train.steps + int(args.warm[0]), replace(config.optim, lr=args.warm[1])
+        config = replace(
+            config, optim=optim, train=replace(config.train, steps=steps), loss=replace(config.loss, beta=1.0)
+        )
+        config = replace(config, reward=("correct",), reward_weights=(0.0,))
     path = train(config, folder, f"{name} {seed}")
     notes = [json.loads((f / NOTE).read_text()) for f in folders]
     return path, {key: sum(note[key] for note in notes) for key in notes[0]}
@@ -310,7 +321,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--config", type=Path, default=Path("configs/leaderboard-sums.toml"), help="what all trainings share")
     add("--model", help="the model to start from, in place of the config's")
     add("--start", type=float, nargs=2, metavar=("UPDATES", "LR"), help="first a supervised start, as in smollm2.py")
-    add("--warm", type=float, nargs=2, metavar=("STEPS", "LR"), help="a warm-up of RL^V's verdict, likewise")
+    add("--warm", type=float, nargs=2, metavar=("STEPS", "LR"), help="a verdict's warm-up, likewise")
     add("--set", nargs="+", default=[], metavar="[METHOD:]KEY=VALUE", help="options, of all methods or of one")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
