@@ -1,0 +1,117 @@
+"""The leaderboard's study, end to end at the smallest size, and the numbers of its table from result files made by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+STUDIES = Path(__file__).parents[1] / "studies"
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(STUDIES))
+    monkeypatch.chdir(STUDIES.parent)
+    import leaderboard
+
+    return leaderboard
+
+
+def result(
+    out: Path, method: str, seed: int, rules: dict[str, tuple[list[int], list[float], list[list[float]]]]
+) -> None:
+    """Write a result file: rule -> (ks, tokens per k, accuracy per problem and k)."""
+    named = {rule: dict(zip(("ks", "tokens", "correct"), of, strict=True)) for rule, of in rules.items()}
+    about = {"method": method, "title": method, "seed": seed, "problems": ["a", "b"], "training": {}, "rules": named}
+    numbers = {"auroc": 0.5, "balanced_accuracy": 0.5, "ece": 0.1, "drawn": 10.0, "read": 5.0, "keys": None}
+    (out / f"{method}-{seed}.json").write_text(json.dumps(about | numbers))
+
+
+def test_a_line_at_a_budget_lies_between_two_sizes_and_ends_at_the_last(study, tmp_path: Path) -> None:
+    rules = {"maj": ([1, 2, 4], [10.0, 20.0, 40.0], [[0.0, 0.5, 1.0], [1.0, 1.0, 0.0]])}
+    result(tmp_path, "rl", 0, rules)
+    result(tmp_path, "rl", 1, rules)
+    (line,), _ = study.leaderboard_table.read(tmp_path)
+    assert line.at(9.9) is None  # not one sample
+    between = line.at(10 * 2**1.5)  # tokens half way from 20 to 40 in log2
+    assert np.allclose(between, [[0.75, 0.5]] * 2)
+    assert np.allclose(line.at(1000.0), [[1.0, 0.0]] * 2)
+    assert line.at(40.0, "seconds") is None  # not measured
+
+
+def test_verdicts_are_compared_with_twice_the_samples_and_at_equal_tokens(study, tmp_path: Path) -> None:
+    """The weighted vote of 2 costs 30 tokens and is right on both problems; the majority of 4 costs 40 and is right on one."""
+    majority = ([1, 2, 4], [10.0, 20.0, 40.0], [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    weighted = ([1, 2, 4], [15.0, 30.0, 60.0], [[1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
+    for method in ("rl", "rlv"):
+        result(tmp_path, method, 0, {"pass": majority, "maj": majority, "weighted": weighted})
+    lines, _ = study.leaderboard_table.read(tmp_path)
+    rows = study.leaderboard_table.standings(lines)
+    cells = [cell.strip() for cell in next(row for row in rows if row.startswith("| rlv | weighted")).split("|")[1:-1]]
+    assert rows[0].split("|")[3].strip() == "40 tokens"  # of the majority of 4
+    assert cells[2].startswith("100.0 ") and cells[3].startswith("+50.0 ") and cells[4].startswith("+0.0 ")
+    assert cells[5].startswith("0.7 ")  # the majority is at its best with 10 tokens, the weighted vote with 15
+    assert cells[-1].startswith("+50.0 ") and cells[-1].endswith("k=2")
+
+
+def test_results_of_other_problems_are_refused(study, tmp_path: Path) -> None:
+    rules = {"maj": ([1, 2], [10.0, 20.0], [[0.0, 0.5], [1.0, 1.0]])}
+    result(tmp_path, "rl", 0, rules)
+    result(tmp_path, "rlv", 1, rules)
+    with pytest.raises(ValueError, match="same seeds and problems"):
+        study.leaderboard_table.read(tmp_path)
+
+
+def test_the_study_runs_continues_and_makes_its_table_from_the_results_alone(study, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "all"
+    small = ["train.steps=1", "rollout.problems=1", "rollout.max_tokens=32", "recipe.rollouts=2"]
+    words = [
+        "--out",
+        str(out),
+        "--methods",
+        "none",
+        "rlv",
+        "--seeds",
+        "0",
+        "--problems",
+        "4",
+        "--n",
+        "2",
+        "--timed",
+        "1",
+    ]
+    assert study.main([*words, "--set", *small]) == 0
+    said = capsys.readouterr().out
+    assert "1/2 one rlv 0" in said and "2/2 one none 0" in said and "2/2 clock rlv 0" in said
+    assert (out / "figure.png").stat().st_size > 10_000
+    found = json.loads((out / "rlv-0.json").read_text())
+    assert found["training"]["steps"] == 1 and found["training"]["computed"] > found["training"]["learnt"] / 2 > 0
+    assert found["rules"]["weighted"]["tokens"][0] == pytest.approx(
+        found["rules"]["maj"]["tokens"][0] + found["read"]  # one verdict more
+    )
+    table = (out / "table.md").read_text()
+    assert "| RL^V, generative | weighted |" in table and "| the start | majority |" in table
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for path in out.glob("*.json"):
+        path.rename(elsewhere / path.name)
+    assert study.main(["--out", str(elsewhere), "--table"]) == 0
+    assert (elsewhere / "table.md").read_text() == table
+
+
+def test_what_this_twofold_does_not_know_is_left_out_in_words(
+    study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
+) -> None:
+    odd = study.Method("odd", ("recipe.verify=tarot",))
+    plan = study.Method("plan", plans=("majority-{k}:make=tarot",))
+    monkeypatch.setattr(study, "METHODS", {**study.METHODS, "odd": odd, "plan": plan})
+    args = study.arguments(["--out", str(tmp_path)])
+    assert study.known(["odd", "plan", "rl"], args) == ["plan", "rl"]
+    said = capsys.readouterr().out
+    assert "left out odd: " in said and "left out plan, majority-{k}:make=tarot: " in said and "tarot" in said
+    assert sys.modules["leaderboard"] is study
