@@ -1,7 +1,7 @@
 """Ask the model which of two of its solutions is right, and rank a problem's solutions by a tournament of such questions.
 
 Source: V1-Infer (arXiv:2603.04304); ``maths.pairs`` has the tournament. The paper's judge writes its reasoning and two ratings from
-1 to 10. Deviation (ours): one token. Solution A is the model's own turn, solution B is quoted in the next one, and the margin is 2 p - 1
+1 to 10. Deviation (ours): one token. Solution A is the model's own turn, B is quoted in the next one, and the margin is 2 p - 1
 with p = P(A) / (P(A) + P(B)), by default the mean over both orders. A's cache is the one its generation left, so a comparison reads
 B and the question.
 """
@@ -55,18 +55,25 @@ def ranked(
 
     A round is one engine call for all problems.
     """
-    orders = [random.Random(seed).sample(range(len(group)), len(group)) for group in groups]  # entrant -> candidate
-    entered = [[kinds[k][i] for i in order] for k, order in enumerate(orders)]
+    entrants = [_entrants(own, how.answers, seed) for own in kinds]
+    entered = [[own[i] for i in order] for own, order in zip(kinds, entrants, strict=True)]
     games: list[list[Game]] = [[] for _ in groups]
     spent = [0] * len(groups)
     while meeting := [(k, i, j) for k, own in enumerate(entered) for i, j in next_round(own, games[k], how)]:
-        facing = [(groups[k][orders[k][i]], groups[k][orders[k][j]]) for k, i, j in meeting]
+        facing = [(groups[k][entrants[k][i]], groups[k][entrants[k][j]]) for k, i, j in meeting]
         results = first_right(engine, chat, facing, words, both=how.both)
         for (k, i, j), (p, tokens) in zip(meeting, results, strict=True):
             games[k].append((i, j, 2 * p - 1))
             spent[k] += tokens
     found = []
-    for order, own, tokens in zip(orders, games, spent, strict=True):
-        mu = standings(len(order), own, how.floor)
-        found.append(([mu[order.index(i)] for i in range(len(order))], tokens))
+    for own, order, met, tokens in zip(kinds, entrants, games, spent, strict=True):
+        mu = dict(zip(order, standings(len(order), met, how.floor), strict=True))
+        of = {own[i]: mu[i] for i in order}
+        found.append(([of[kind] if how.answers else mu[i] for i, kind in enumerate(own)], tokens))
     return found
+
+
+def _entrants(kinds: Sequence[object], answers: bool, seed: int) -> list[int]:
+    """Return the indices of the candidates that enter, shuffled: all, or the first of each kind."""
+    first = [i for i, kind in enumerate(kinds) if not answers or kinds.index(kind) == i]
+    return random.Random(seed).sample(first, len(first))

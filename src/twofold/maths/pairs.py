@@ -30,17 +30,23 @@ class Tournament:
     """How ``judge=pairs`` compares a problem's samples. The defaults are V1-Infer's, with the larger of its common budgets."""
 
     budget: NonNegative = 2.0
-    """Comparisons per sample, at most (the paper: 1, 2 or 3)."""
+    """Comparisons per entrant, at most (the paper: 1, 2 or 3)."""
     degree: Whole = 2
-    """Opponents that every sample meets first."""
+    """Opponents that every entrant meets first."""
     nearby: Count = 8
-    """Ranks below a sample among which its opponent of phase 2 is looked for."""
+    """Ranks below an entrant among which its opponent of phase 2 is looked for."""
     floor: Share = 0.1
     """The least weight of a result."""
     both: bool = True
     """Ask in both orders and take the mean, so that a preference for one place plays no part. It reads twice the tokens."""
     within: bool = False
-    """Compare samples with the same answer, too."""
+    """Compare samples with the same answer, too, as the paper does."""
+    answers: bool = False
+    """One sample of each answer enters, and its standing is that of all samples with this answer (ours). It reads least."""
+
+    def __post_init__(self) -> None:
+        if self.within and self.answers:
+            raise ValueError("answers enters one sample of each answer, which leaves within nothing to compare")
 
 
 def margin(first: float, second: float, least: float = 1, most: float = 10) -> float:
