@@ -80,6 +80,10 @@ def test_refinement_pairs_neighbours_who_have_not_met() -> None:
     first = Tournament(budget=9, degree=0, floor=0, nearby=8)
     outsiders = [(i, j, 0.0) for i in range(4) for j in range(4, 12)]  # only the four are left to meet
     assert next_round(kinds, [*games, *outsiders], first) == [(0, 2), (1, 3)]
+    games = [(0, 1, 1.0), (2, 3, 1.0), (0, 2, 1.0), (1, 3, 1.0), (1, 2, 1.0)]
+    assert standings(4, games, 0.1) == pytest.approx([1, 2 / 3, 1 / 3, 0])
+    assert next_round(FOUR, games, Tournament(degree=0)) == [(0, 3)]
+    assert next_round(FOUR, games, Tournament(degree=0, nearby=2)) == []  # the one it has not met is three ranks below
 
 
 def test_it_ends_when_everyone_has_met_whom_they_may() -> None:

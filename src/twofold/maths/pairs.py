@@ -82,34 +82,37 @@ def next_round(kinds: Sequence[object], games: Sequence[Game], how: Tournament) 
     n = len(kinds)
     left = int(how.budget * n) - len(games)
     mu = standings(n, games, how.floor)
-    barred = [{j for j in range(n) if j == i or (kinds[i] == kinds[j] and not how.within)} for i in range(n)]
-    degrees = [0] * n
+    kin = [{j for j in range(n) if j == i or (kinds[i] == kinds[j] and not how.within)} for i in range(n)]
+    met: list[set[int]] = [set() for _ in kinds]
     for i, j, _ in games:
-        barred[i].add(j)
-        barred[j].add(i)
-        degrees[i] += 1
-        degrees[j] += 1
+        met[i].add(j)
+        met[j].add(i)
     pairs: list[Pair] = []
-    if any(d < how.degree for d in degrees):
-        pairs = _disjoint(sorted(range(n), key=lambda i: degrees[i]), range(n), mu, barred, n)
-    if not any(degrees[i] < how.degree for pair in pairs for i in pair):  # nobody who lacks opponents can find one
+    if any(len(m) < how.degree for m in met):
+        pairs = _disjoint(sorted(range(n), key=lambda i: len(met[i])), range(n), mu, kin, met, n)
+    if not any(len(met[i]) < how.degree for pair in pairs for i in pair):  # nobody who lacks opponents can find one
         ranked = sorted(range(n), key=lambda i: -mu[i])
-        pairs = _disjoint(ranked, ranked, mu, barred, how.nearby)
+        pairs = _disjoint(ranked, ranked, mu, kin, met, how.nearby)
     return pairs[: max(0, left)]
 
 
 def _disjoint(
-    order: Sequence[int], ranked: Sequence[int], mu: Sequence[float], barred: Sequence[set[int]], nearby: int
+    order: Sequence[int],
+    ranked: Sequence[int],
+    mu: Sequence[float],
+    kin: Sequence[set[int]],
+    met: Sequence[set[int]],
+    nearby: int,
 ) -> list[Pair]:
-    """Pair each entrant, in this order, with the free one of closest mu among the next ``nearby`` it may meet."""
+    """Pair each entrant, in this order, with one it has not met: of the next ``nearby`` free ones, that of the closest mu."""
     free, pairs = set(order), list[Pair]()
     for i in order:
         if i not in free:
             continue
         free.discard(i)
-        others = [j for j in ranked if j in free and j not in barred[i]][:nearby]
-        if others:
-            j = min(others, key=lambda j: abs(mu[i] - mu[j]))
+        others = [j for j in ranked if j in free and j not in kin[i]][:nearby]
+        if new := [j for j in others if j not in met[i]]:
+            j = min(new, key=lambda j: abs(mu[i] - mu[j]))
             free.discard(j)
             pairs.append((i, j))
     return pairs
