@@ -143,9 +143,9 @@ def test_the_documented_options_of_an_audit_are_those_of_the_code() -> None:
 def test_the_documented_options_of_a_plan_are_those_of_the_code() -> None:
     rows = tables("docs/configuration.md", "## `twofold solve`: `tf.Plan`")
     found = {name for row in rows for name in names(row[0])}
-    parts = [Plan().calibration, Plan().traces]
+    parts = [Plan().calibration, Plan().traces, Plan().tournament]
     inner = {f.name for part in parts for f in fields(part)}
-    assert found == {f.name for f in fields(Plan)} - {"calibration", "traces"} | inner
+    assert found == {f.name for f in fields(Plan)} - {"calibration", "traces", "tournament"} | inner
 
 
 @pytest.mark.parametrize("part", ["make", "stop"])

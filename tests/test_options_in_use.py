@@ -106,6 +106,13 @@ traces.window        deepconf-4:traces.keep=1,traces.kind=KIND     traces.window
 traces.kind          deepconf-8:traces.keep=0.5,temperature=1.5     traces.kind=KIND
 traces.keep          deepconf-4:traces.keep=1                      traces.keep=0.1
 traces.power         borda-4                                       traces.power=3
+tournament.budget    best-4:judge=pairs                            tournament.budget=0.5
+tournament.degree    weighted-8:judge=pairs,temperature=1.5        tournament.degree=7
+tournament.nearby    weighted-8:judge=pairs,tournament.within=true  tournament.nearby=1
+tournament.floor     weighted-8:judge=pairs,temperature=1.5        tournament.floor=0
+tournament.both      weighted-4:judge=pairs                        tournament.both=false
+tournament.within    weighted-4:judge=pairs                        tournament.within=true
+tournament.answers   weighted-6:judge=pairs                        tournament.answers=true
 top_k                weighted-4                                    top_k=1
 min_p                weighted-4                                    min_p=0.5
 """

@@ -294,10 +294,10 @@ def audit(
     """Measure how often ``model`` calls right what is made to fool it, and save that as ``audit.json`` in ``out``."""
     config = config or Audit()
     _check_head(model, config.judge)
-    if config.judge.name == "last_token":
-        raise ValueError(
-            "an audit cannot judge by last_token: a text that is not the model's own has no end token of its own"
-        )
+    if config.judge.name in ("last_token", "pairs"):
+        why = "a text that is not the model's own has no end token of its own"
+        why = why if config.judge.name == "last_token" else "it asks about one text at a time"
+        raise ValueError(f"an audit cannot judge by {config.judge.name}: {why}")
     chosen = make_task(task_named(task)) if isinstance(task, str) else guarded(task)
     problems = first(chosen, config.split, config.problems)
     check_gradable(problems)

@@ -12,11 +12,11 @@ from twofold.compute.verify import asked, critique_scores, unshared, verificatio
 from twofold.engines.base import Engine
 from twofold.ranges import Count, checked
 from twofold.text.chat import Chat
-from twofold.text.prompts import CRITIQUE, JUDGE, VERIFY
+from twofold.text.prompts import CRITIQUE, JUDGE, PAIR, VERIFY
 from twofold.text.steps import Cut
 from twofold.types import Candidate, Sampling
 
-ASKED = ("p_yes", "normalised", "written", "steps", "last_token")
+ASKED = ("p_yes", "normalised", "written", "steps", "last_token", "pairs")
 """The judgements that a plan may name. Any model can give them, but for ``last_token``. The other names read a trained scalar
 head (``head``), or mean none."""
 WRITING = ("written", "steps")
@@ -32,16 +32,17 @@ class Judging:
     * ``steps``: the least share, over the solution's steps, of ``votes`` written verifications that call the step right.
     * ``last_token``: the last-token score of a model that was trained with it. It asks nothing, and a solution that the token limit
       cut scores 0.
+    * ``pairs``: the standing in a tournament of the problem's samples (see ``compute.pairs``). Only plans may use it.
     * ``head``: a trained scalar head, read after the verdict question. ``none``: no judgement.
       Evaluations may use these; plans may not.
 
     Raises ValueError for an option that the judgement does not read.
     """
 
-    name: Literal["p_yes", "normalised", "written", "steps", "last_token", "head", "none"] = "p_yes"
+    name: Literal["p_yes", "normalised", "written", "steps", "last_token", "pairs", "head", "none"] = "p_yes"
     question: str | None = None
-    """What is asked. None: the model's own verdict question; for ``written`` and ``steps`` the question that
-    ``text.prompts`` has for them."""
+    """What is asked. None: the model's own verdict question; for ``written``, ``steps`` and ``pairs`` the
+    question that ``text.prompts`` has for them."""
     cut: Cut = "lines"
     """Where a solution's steps are, for ``steps``."""
     tokens: Count = 128
@@ -58,11 +59,8 @@ class Judging:
 
     def words(self, chat: Chat) -> str:
         """Return the question that is asked."""
-        if self.question is not None:
-            return self.question
-        if self.name in WRITING:
-            return VERIFY if self.name == "steps" and self.cut == "tags" else CRITIQUE
-        return chat.question
+        own = {"pairs": PAIR, "written": CRITIQUE, "steps": VERIFY if self.cut == "tags" else CRITIQUE}
+        return own.get(self.name, chat.question) if self.question is None else self.question
 
     def asking(self, chat: Chat) -> Chat:
         """Return ``chat`` with the verdict question that is asked, for a judgement of one token.
@@ -73,7 +71,7 @@ class Judging:
             raise ValueError(
                 'judge=last_token: this model has no last-token score: train it with recipe.verify = "last_token"'
             )
-        return chat if self.name in WRITING else chat.asking(self.words(chat))
+        return chat if self.name in (*WRITING, "pairs") else chat.asking(self.words(chat))
 
 
 def resolved(judging: Judging, chat: Chat) -> Judging:
@@ -81,9 +79,8 @@ def resolved(judging: Judging, chat: Chat) -> Judging:
 
     Two models of one tokenizer are asked the same if what this returns is equal.
     """
-    if judging.question is not None or judging.name in (*WRITING, "last_token", "none") or chat.question == JUDGE:
-        return judging
-    return replace(judging, question=chat.question)
+    own = judging.question is None and judging.name in ("p_yes", "normalised", "head")
+    return replace(judging, question=chat.question) if own and chat.question != JUDGE else judging
 
 
 def question(chat: Chat, rollout: Candidate) -> list[int]:
@@ -119,7 +116,8 @@ def judge_all(
 ) -> list[tuple[float, int]]:
     """Return (score, tokens read and written for it beyond the rollout's own) of every rollout.
 
-    A solution whose written critiques have no readable verdict scores 0. Raises ValueError for the judge ``none``.
+    A solution whose written critiques have no readable verdict scores 0. Raises ValueError for the judges ``none`` and
+    ``pairs``.
     """
     words = judging.words(chat)
     sampling = Sampling(judging.votes, float(judging.votes > 1), max_tokens=judging.tokens, stop=chat.stop, seed=seed)
@@ -132,8 +130,8 @@ def judge_all(
         case "last_token":
             assert asking.last_token is not None
             return last_token_scores(engine, chat, rollouts, asking.last_token)
-        case "none":
-            raise ValueError(f"judge=none gives no verdicts: judge by {', '.join(ASKED)}")
+        case "none" | "pairs":
+            raise ValueError(f"judge={judging.name} scores no single solution: judge by {', '.join(ASKED[:-1])}")
         case "p_yes" | "normalised":
             scores = p_yes(engine, asking, rollouts, normalised=judging.name == "normalised")
         case "head":

@@ -16,10 +16,12 @@ from twofold.compute.rules import check_name, rule_named
 from twofold.compute.search import DVTS, Beam, Particles, Rebase
 from twofold.compute.think import Correction, Forcing
 from twofold.maths.confidence import Traces
+from twofold.maths.pairs import Tournament
 from twofold.maths.posterior import Calibration
 from twofold.maths.stopping import Adaptive, Consensus, Fixed, Lengths, Posterior, Windows
 from twofold.ranges import Count, NonNegative, PositiveShare, Seed, Share, Whole, checked
 from twofold.text.chat import Chat
+from twofold.text.prompts import PAIR
 from twofold.toml import ConfigError, override
 from twofold.types import Sampling
 
@@ -74,6 +76,7 @@ class Plan:
     seed: Seed = 0
     calibration: Calibration = field(default_factory=Calibration)
     traces: Traces = field(default_factory=Traces)
+    tournament: Tournament = field(default_factory=Tournament)
     top_k: Whole = 0
     min_p: Share = 0.0
 
@@ -82,6 +85,10 @@ class Plan:
         Sampling(self.n, self.temperature, self.top_p, self.max_tokens, top_k=self.top_k, min_p=self.min_p)
         if not isinstance(self.make, Independent) and not isinstance(self.stop, Fixed):
             raise ValueError(f"stop={self.stop.name} draws independent samples, make={self.make.name} draws its own")
+        if self.judge.name == "pairs" and not isinstance(self.stop, Fixed):
+            raise ValueError(f"judge=pairs compares all samples of a problem, but stop={self.stop.name} looks earlier")
+        if self.judge.name == "pairs" and "{solution}" not in (self.judge.question or PAIR):
+            raise ValueError("judge.question of judge=pairs must say where the other solution stands: {solution}")
 
     @property
     def judged(self) -> bool:
@@ -158,7 +165,7 @@ def _words(options: str) -> list[str]:
 
 def _place(key: str, chosen: Sequence[Plan]) -> str:
     """Return the full name of an option without a prefix: of the plan, of its ``stop`` or ``make``, of another part."""
-    for parts in (("stop", "make"), ("judge",), ("calibration", "traces")):
+    for parts in (("stop", "make"), ("judge",), ("calibration", "traces", "tournament")):
         known = dict.fromkeys(place for plan in chosen for place, _, _ in settings(plan))
         places = [p for p in known if p.endswith(f".{key}") and p.startswith(parts)]
         if key not in known and len(places) == 1:

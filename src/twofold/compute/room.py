@@ -29,7 +29,7 @@ def check_room(
     name = max(found, key=found.__getitem__)
     others = f". {len(found)} problems are too long, this is the longest" if len(found) > 1 else ""
     try:
-        context.check(found[name], max_tokens, after(chat, judging))
+        context.check(found[name], max_tokens, after(chat, judging, max_tokens))
     except ValueError as error:
         raise ValueError(f"{name}: {error}{others}{hint}") from error
 
@@ -38,15 +38,16 @@ def too_long(context: Context, chat: Chat, questions: Named, max_tokens: int, ju
     """Return the tokens of the prompts that are too long, by the questions' names."""
     if context.tokens is None:
         return {}
-    room = context.tokens - max_tokens - after(chat, judging)
+    room = context.tokens - max_tokens - after(chat, judging, max_tokens)
     # a token is at least one byte, so that few questions of a large data set have to be encoded
     few = room - len(chat.prompt(""))
     lengths = {name: len(chat.prompt(text)) for name, text in questions if len(text.encode()) > few}
     return {name: length for name, length in lengths.items() if length > room}
 
 
-def after(chat: Chat, judging: Judging) -> int:
-    """Return how many tokens ask for a verdict and give it."""
+def after(chat: Chat, judging: Judging, solution: int = 0) -> int:
+    """Return how many tokens ask for a verdict and give it; a comparison quotes another solution of ``solution`` tokens."""
     if judging.name in ("last_token", "none"):
         return 0
-    return len(chat.follow_up(judging.words(chat), cut=True)) + (judging.tokens if judging.name in WRITING else 1)
+    more = judging.tokens if judging.name in WRITING else 1 + solution if judging.name == "pairs" else 1
+    return len(chat.follow_up(judging.words(chat), cut=True)) + more

@@ -11,6 +11,7 @@ from twofold.compute.backtrack import backtracking
 from twofold.compute.cost import Cost, Made
 from twofold.compute.judge import judge_all
 from twofold.compute.mcts import mcts
+from twofold.compute.pairs import ranked
 from twofold.compute.plan import Independent, Plan
 from twofold.compute.prune import DeepConfOnline, deepconf_online, prune
 from twofold.compute.rollout import continue_from, draw
@@ -194,7 +195,9 @@ def _share(plan: Plan, work: _Work) -> float:
 
 def _judge(engine: Engine, chat: Chat, works: Sequence[_Work], plan: Plan, began: float) -> None:
     """Judge every candidate that has an answer and no score yet; share the time since ``began`` among the problems."""
-    if plan.judged:
+    if plan.judged and plan.judge.name == "pairs":
+        _compare(engine, chat, works, plan)
+    elif plan.judged:
         todo = [(w, j) for w in works for j, r in enumerate(w.group) if r.answer is not None and w.scores[j] is None]
         asked = [w.group[j] for w, j in todo]
         judged = judge_all(engine, chat, asked, plan.judge, plan.seed)
@@ -203,6 +206,18 @@ def _judge(engine: Engine, chat: Chat, works: Sequence[_Work], plan: Plan, began
             work.cost += Cost(verified=tokens)
     for work in works:
         work.cost += Cost(seconds=(time.monotonic() - began) / len(works))
+
+
+def _compare(engine: Engine, chat: Chat, works: Sequence[_Work], plan: Plan) -> None:
+    """Score every candidate that has an answer and no score by its standing in a tournament of the problem's candidates."""
+    todo = [[j for j, r in enumerate(w.group) if r.answer is not None and w.scores[j] is None] for w in works]
+    groups = [[w.group[j] for j in js] for w, js in zip(works, todo, strict=True)]
+    kinds = [w.classes([r.answer for r in group]) for w, group in zip(works, groups, strict=True)]
+    found = ranked(engine, chat, groups, kinds, plan.tournament, plan.judge.words(chat), plan.seed)
+    for work, js, (standings, tokens) in zip(works, todo, found, strict=True):
+        for j, mu in zip(js, standings, strict=True):
+            work.scores[j] = mu
+        work.cost += Cost(verified=tokens)
 
 
 def _solution(plan: Plan, work: _Work) -> Solution:

@@ -166,7 +166,7 @@ def _rlv(config: Config, recipe: RLV, lengths: Lengths, length: float) -> Work:
         return _work(
             config, draws, learnt + _learnt(config, problems * n, 0, 1, length + JUDGEMENT, 1), problems * n * JUDGEMENT
         )
-    asked = 0 if recipe.verify == "last_token" else JUDGEMENT
+    asked = {"last_token": 0, "pairs": JUDGEMENT + length}.get(recipe.verify, JUDGEMENT)
     learnt = _learnt(config, problems, lengths.prompt, n, length + asked, length + 1)
     return _work(config, draws, learnt, problems * n * max(1, asked), streams=2)
 

@@ -66,6 +66,11 @@ class Eval:
 
     def __post_init__(self) -> None:
         Sampling(self.n, self.temperature, self.top_p, self.max_tokens)
+        if self.judge.name == "pairs":
+            raise ValueError(
+                "judge=pairs compares the samples of a plan, and gives none a score of its own: name it in a plan, such as "
+                "--plan best-16:judge=pairs"
+            )
 
 
 RENAMED = {

@@ -39,8 +39,8 @@ from twofold.maths.stats import verifier_metrics
 from twofold.maths.step_credit import class_weights
 from twofold.ranges import Count, NonNegative, Range, Whole, checked
 from twofold.recipes import common
-from twofold.recipes.common import Setup, Stats
 from twofold.recipes.last_token import LastTokenOptions, Score
+from twofold.recipes.pairs import Pairs
 from twofold.tasks.stream import MAX_DRAWS
 from twofold.text.chat import Chat
 from twofold.text.segments import sentence_ends
@@ -52,12 +52,13 @@ class RLV:
     """Options of the recipe.
 
     ``verify = "none"`` is plain RL, the baseline. The paper's ablations are ``bce`` and ``regression`` (a scalar head), and
-    ``separate`` (a second model). ``last_token`` asks nothing (see ``recipes.last_token``).
+    ``separate`` (a second model). ``last_token`` asks nothing (see ``recipes.last_token``), ``pairs`` which of two rollouts is right
+    (see ``recipes.pairs``).
     """
 
     name: Literal["rlv"] = "rlv"
     estimator: Literal["rloo", "grpo", "dr_grpo", "vineppo"] = "rloo"
-    verify: Literal["generative", "bce", "regression", "separate", "last_token", "none"] = "generative"
+    verify: Literal["generative", "bce", "regression", "separate", "last_token", "pairs", "none"] = "generative"
     lam: NonNegative = 1.0
     lam_warmup: Whole = 0
     """Steps over which lambda rises linearly to ``lam``."""
@@ -86,15 +87,17 @@ class RLV:
     def __post_init__(self) -> None:
         if self.rollouts < 2 and self.estimator != "vineppo":
             raise ValueError(f"rollouts must be at least 2 for {self.estimator}: a group of one has no baseline")
-        if self.verify_warmup and self.verify != "generative":
+        if self.verify_warmup and self.verify not in ("generative", "pairs"):
             raise ValueError(f"verify_warmup teaches the verdict as a token, but verify is {self.verify!r}")
         self.last_token.check(self.verify, self.estimator)
-        if self.adversarial and (self.verify == "last_token" or self.balance == "weights"):
-            raise ValueError('adversarial solutions need a question about them, and balance "all" or "balanced"')
+        if self.adversarial and (self.verify in ("last_token", "pairs") or self.balance == "weights"):
+            raise ValueError('adversarial solutions need a question about each, and balance "all" or "balanced"')
+        if self.verify == "pairs" and self.balance != "all":
+            raise ValueError("pairs have as many right solutions as wrong ones: leave out balance")
         if self.refills and self.estimator == "vineppo":
             raise ValueError("refills replaces groups of equal rewards, which VinePPO learns from: set refills = 0")
 
-    def build(self, setup: Setup) -> Recipe:
+    def build(self, setup: common.Setup) -> Recipe:
         if self.verify == "separate":
             setup.second("verifier")
         if self.verify in ("bce", "regression"):
@@ -121,6 +124,7 @@ class Recipe(common.Recipe):
         super().__init__(task, chat, sampling, config.rollouts, reference)
         self.config, self.spare, self.start = config, spare, start
         self.last = Score(config.last_token, chat) if config.verify == "last_token" else None
+        self.pairs = Pairs(chat, sampling.seed) if config.verify == "pairs" else None
 
     def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
         sampling = replace(self.sampling, seed=derive(self.sampling.seed, step))
@@ -134,13 +138,13 @@ class Recipe(common.Recipe):
         everyone = [r for g in usable for r in g]
         if self.last:
             stats |= self.last.begin(engine, everyone)
+        judged, lam = self._judged(everyone, step), self._lambda(step)
         if self.config.score_every and step % self.config.score_every == 0:
-            stats |= self._score(engine, everyone)
+            stats |= self.pairs.scores(engine) if self.pairs else self._score(engine, everyone)
         vine = self.config.estimator == "vineppo"
         credit = self._vine(engine, usable, sampling) if vine else self._outcome(engine, usable, step)
         if self.config.refills:
             credit, stats["refills"] = self._informative(usable, credit, len(problems)), len(groups) / len(problems) - 1
-        judged, lam = self._judged(everyone, step), self._lambda(step)
         policy, apart = list[Sample](), list[Sample]()
         for i, (rollout, advantages) in enumerate(zip(everyone, credit, strict=True)):
             sample = common.context_sample(rollout) if advantages is None else common.policy_sample(rollout, advantages)
@@ -222,6 +226,8 @@ class Recipe(common.Recipe):
 
     def _judged(self, everyone: list[Rollout], step: int) -> dict[int, float]:
         """Return index -> weight of the rollouts whose verdict is a target in this step; the grader must have decided them."""
+        if self.pairs:
+            return self.pairs.drawn(everyone, step)
         if self.config.verify == "none" or (self.last and not self.last.learns(step)):
             return {}
         can = [i for i, r in enumerate(everyone) if r.grade.decided and (not self.last or ended(self.chat, r))]
@@ -259,15 +265,15 @@ class Recipe(common.Recipe):
         correct = rollout.grade.correct
         if self.last:
             return self.last.judged(sample, correct, lam)
-        tokens = question(self.chat, rollout)
+        tokens = self.pairs.asked(rollout) if self.pairs else question(self.chat, rollout)
         if self.config.verify in ("bce", "regression"):
-            asked = common.extended_sample(sample, tokens)
-            return replace(asked, values=[(len(tokens) - 1, float(correct), lam)])
-        asked = common.extended_sample(sample, [*tokens, self.chat.yes_no_ids[0 if correct else 1]])
+            return replace(common.extended_sample(sample, tokens), values=[(len(tokens) - 1, float(correct), lam)])
+        verdict = (self.chat.a_b_ids if self.pairs else self.chat.yes_no_ids)[0 if correct else 1]
+        asked = common.extended_sample(sample, [*tokens, verdict])
         asked.targets[-1] = lam
         return asked
 
-    def _score(self, engine: Engine, everyone: list[Rollout]) -> Stats:
+    def _score(self, engine: Engine, everyone: list[Rollout]) -> common.Stats:
         if self.config.verify not in ("generative", "last_token") or len(everyone) < 2:
             return {}
         scores = self.last.scores(engine, everyone) if self.last else p_yes(engine, self.chat, everyone)

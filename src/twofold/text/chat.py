@@ -175,10 +175,12 @@ class Chat:
     @cached_property
     def yes_no_ids(self) -> tuple[int, int]:
         """Return the token ids of (Yes, No). Raises ValueError if they are not single, distinct tokens."""
-        yes, no = (self._reply(self._skeleton.answer, word) for word in ("Yes", "No"))
-        if len(yes) != 1 or len(no) != 1 or yes == no:
-            raise ValueError(f"Yes and No must be single, distinct tokens; this tokenizer gives {yes} and {no}")
-        return yes[0], no[0]
+        return self._single("Yes", "No")
+
+    @cached_property
+    def a_b_ids(self) -> tuple[int, int]:
+        """Return the token ids of (A, B). Raises ValueError if they are not single, distinct tokens."""
+        return self._single("A", "B")
 
     def unused(self, literal: str | None = None) -> int:
         """Return the id of an added token that nothing uses behind a solution: ``literal``, or the tokenizer's pad token.
@@ -233,6 +235,13 @@ class Chat:
         more = [Part(self._skeleton.lead, "all"), Part(text, "tags"), Part(close, "all")]
         own, whole = self.codec.encode(before), self.codec.encode([*before, *more])
         return whole[len(own) :] if whole[: len(own)] == own else self.codec.encode(more)
+
+    def _single(self, *words: str) -> tuple[int, int]:
+        first, second = (self._reply(self._skeleton.answer, word) for word in words)
+        if len(first) != 1 or len(second) != 1 or first == second:
+            said = " and ".join(words)
+            raise ValueError(f"{said} must be single, distinct tokens; this tokenizer gives {first} and {second}")
+        return first[0], second[0]
 
     def _completing(self, text: str) -> str:
         """Return a solution without what the prompt has of its thought already."""

@@ -8,6 +8,9 @@ from __future__ import annotations
 JUDGE = "Is this solution correct? Answer Yes or No."
 """The standard verdict question: that of RL^V (arXiv:2505.04842, Fig. 3)."""
 
+PAIR = "Compare solution A above with solution B:\n{solution}\nWhich is right? Answer A or B."
+"""Asks which of two solutions is right (V1, arXiv:2603.04304, whose own words are not public): the one above, or the quoted one."""
+
 CRITIQUE = "Check each step, then the whole solution."
 """Asks the shipped model for a written verdict on each step and on the whole."""
 
