@@ -175,10 +175,19 @@ class Chat:
     @cached_property
     def yes_no_ids(self) -> tuple[int, int]:
         """Return the token ids of (Yes, No). Raises ValueError if they are not single, distinct tokens."""
-        yes, no = (self._reply(self._skeleton.answer, word) for word in ("Yes", "No"))
-        if len(yes) != 1 or len(no) != 1 or yes == no:
-            raise ValueError(f"Yes and No must be single, distinct tokens; this tokenizer gives {yes} and {no}")
-        return yes[0], no[0]
+        yes, no = self.single_tokens(("Yes", "No"))
+        return yes, no
+
+    def single_tokens(self, replies: Sequence[str]) -> list[int]:
+        """Return the token id of each reply to a question about a solution.
+
+        Raises ValueError if they are not single, distinct tokens.
+        """
+        found = [self._reply(self._skeleton.answer, reply) for reply in replies]
+        if any(len(ids) != 1 for ids in found) or len({ids[0] for ids in found}) != len(found):
+            words, given = (" and ".join(map(str, x)) for x in (replies, found))
+            raise ValueError(f"{words} must be single, distinct tokens; this tokenizer gives {given}")
+        return [ids[0] for ids in found]
 
     def unused(self, literal: str | None = None) -> int:
         """Return the id of an added token that nothing uses behind a solution: ``literal``, or the tokenizer's pad token.

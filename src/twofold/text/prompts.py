@@ -8,6 +8,9 @@ from __future__ import annotations
 JUDGE = "Is this solution correct? Answer Yes or No."
 """The standard verdict question: that of RL^V (arXiv:2505.04842, Fig. 3)."""
 
+CONFIDENCE = "How sure are you, 0 to 9?"
+"""Asks for a confidence in one digit (RLCR). It is no longer than ``JUDGE``, so that a text with room for one has room for both."""
+
 CRITIQUE = "Check each step, then the whole solution."
 """Asks the shipped model for a written verdict on each step and on the whole."""
 
