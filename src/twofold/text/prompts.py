@@ -51,6 +51,14 @@ ANSWER = "\\boxed{"
 RETRY = "Solve the problem again: {question}"
 """Asks for another attempt after the verdict No (self-correction)."""
 
+AGGREGATE = """{problem}
+
+Attempts at this problem follow. Some may be wrong. Read them, then solve the problem correctly.
+
+{attempts}"""
+ATTEMPT = "Attempt {}:\n{}"
+"""Asks for one solution from several (RSA, AggLM): our words."""
+
 WAIT = ("Wait",)
 """Makes a thought that has ended continue (budget forcing, s1, arXiv:2501.19393)."""
 

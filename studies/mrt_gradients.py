@@ -1,10 +1,10 @@
 """How much of a gradient is signal: the mean cosine of the gradients of two batches, for the parts of MRT-online's credit.
 
-    python studies/signal.py configs/mrt-sums.toml --batches 6
+    python studies/mrt_gradients.py configs/mrt-sums.toml --batches 6
 
 Every part is computed on the same rollouts of the config's model, on training problems that no run sees. ``sampled`` values an
-episode by forced answers, ``likelihood`` by the probability of the known answer. A second table compares both measures of J with J from
-MANY forced answers. Nothing is trained.
+episode by forced answers, ``likelihood`` by the probability of the known answer. Two more lines compare these values, J, with J
+from MANY forced answers. Nothing is trained.
 """
 
 from __future__ import annotations
