@@ -20,6 +20,8 @@ ASKED = ("p_yes", "normalised", "written", "steps", "last_token", "stated")
 """The judgements that a plan may name. Any model can give them, but for ``last_token``. The other names read a trained scalar
 head (``head``), or mean none."""
 WRITING = ("written", "steps")
+UNASKED = (*WRITING, "last_token", "stated", "none")
+"""The judgements that do not ask the model's own verdict question."""
 
 
 @checked
@@ -82,11 +84,7 @@ def resolved(judging: Judging, chat: Chat) -> Judging:
 
     Two models of one tokenizer are asked the same if what this returns is equal.
     """
-    if (
-        judging.question is not None
-        or judging.name in (*WRITING, "last_token", "stated", "none")
-        or chat.question == JUDGE
-    ):
+    if judging.question is not None or judging.name in UNASKED or chat.question == JUDGE:
         return judging
     return replace(judging, question=chat.question)
 
