@@ -37,6 +37,7 @@ from twofold.types import Sample
 QUESTION = 19
 """Tokens of the question that the shipped model is asked about its solution, and of the verdict."""
 
+
 class Counted(TorchDispatchMode):
     """Counts operations that move bytes, by their name; views and allocations move none."""
 

@@ -110,6 +110,7 @@ RUNS = {
     "mrt": "recipe.name=mrt recipe.rollouts=2 recipe.branches=2 task.choice=1 task.choices=3 rollout.max_tokens=48 "
     "recipe.prover.opening=OPENING recipe.prover.hurry= recipe.prover.answer=ANSWER "
     "recipe.prover.tokens=8 recipe.episodes.shortest=1 recipe.episodes.most=5",
+    "rlcr": "recipe.name=rlcr recipe.rollouts=3 rollout.problems=6 rollout.temperature=1.5",
     "mrt_b": "recipe.name=mrt_b recipe.rollouts=2 recipe.branches=2 recipe.continuations=2 task.choice=0 task.level=3 "
     "rollout.problems=6 rollout.max_tokens=40",
     "generator": "recipe.name=tango recipe.rollouts=3 recipe.verifier_warmup=0 recipe.cut=lines recipe.verifier_tokens=40 "
@@ -151,6 +152,10 @@ recipe[rlv].last_token.after     laser  recipe.last_token.after=1               
 recipe[rlv].last_token.mix       laser  recipe.last_token.scale=1 / recipe.last_token.mix=0.5   credit
 recipe[rlv].last_token.mix_after  laser  recipe.last_token.scale=1 recipe.last_token.mix=0.5 / recipe.last_token.mix_after=1   credit
 recipe[rlv].score_every        rlv    recipe.score_every=0                              log
+recipe[rlcr].estimator         rlcr   recipe.estimator=grpo                             credit
+recipe[rlcr].rollouts          rlcr   recipe.rollouts=2                                 tokens
+recipe[rlcr].lam               rlcr   recipe.lam=0.5                                    credit
+recipe[rlcr].credit            rlcr   recipe.credit=split                               credit
 recipe[mrt].method             mrt    recipe.method=grpo                                tokens
 recipe[mrt].rollouts           mrt    recipe.rollouts=3                                 tokens
 recipe[mrt].alpha              mrt    recipe.alpha=0.5                                  credit
@@ -159,6 +164,7 @@ recipe[mrt].bonus              mrt    recipe.bonus=termination                  
 recipe[mrt].branches           mrt    recipe.branches=4                                 tokens
 recipe[mrt].where              mrt    rollout.problems=6 / recipe.where=late            tokens
 recipe[mrt].answers            mrt    recipe.method=online / recipe.answers=2           credit
+recipe[mrt].progress           mrt    recipe.method=online / recipe.progress=likelihood   credit
 recipe[mrt].reward_to_go       mrt    recipe.method=online rollout.problems=8 rollout.max_tokens=96 / recipe.reward_to_go=true   credit
 recipe[mrt].keep               mrt    recipe.method=mrt_star rollout.problems=6 / recipe.keep=problem   tokens
 recipe[mrt].penalty            mrt    recipe.method=length rollout.problems=6 / recipe.penalty=0.9   credit

@@ -81,6 +81,11 @@ make[mcts].value             best-3:make=mcts                      make.value=VA
 make[mcts].steps.unit        best-3:make=mcts,make.steps.tokens=6  make.steps.unit=tokens
 make[mcts].steps.tokens      best-3:make=mcts,make.steps.unit=tokens,make.steps.tokens=12   make.steps.tokens=6
 make[mcts].steps.depth       best-3:make=mcts                      make.steps.depth=1
+make[rsa].k                  majority-4:make=rsa,make.k=2          make.k=1
+make[rsa].rounds             majority-4:make=rsa,make.k=2          make.rounds=2
+make[rsa].request            majority-4:make=rsa,make.k=2          make.request={problem}
+make[agglm].votes            majority-4:make=agglm                 make.votes=3
+make[agglm].request          majority-4:make=agglm                 make.request={problem}
 stop                 majority-6                                    stop=adaptive,stop.threshold=0.7
 stop[adaptive].threshold     majority-6:stop=adaptive,stop.threshold=0.7       stop.threshold=0.99
 stop[adaptive].step          majority-6:stop=adaptive,stop.threshold=0.7       stop.step=4

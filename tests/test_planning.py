@@ -118,6 +118,21 @@ def test_the_tokens_of_a_step_by_hand() -> None:
     assert (plain.judged, plain.learnt.laid) == (0, 64 * 100 + 64 * 8 * 500)
 
 
+def test_a_stated_confidence_and_a_likelihood_cost_what_they_read() -> None:
+    """RLCR writes a token behind each question, and learns as many tokens as RL^V. A likelihood draws no answer."""
+    base = toml.load(Config, ROOT / "configs" / "rlv-sums.toml")
+    how = {r: work_of(toml.override(base, [f"recipe.name={r}"]), Lengths(100, 30)) for r in ("rlv", "rlcr")}
+    assert how["rlcr"].learnt == how["rlv"].learnt and how["rlcr"].judged == 0
+    assert how["rlcr"].sampled == how["rlv"].sampled + 16 * 8
+    base = toml.override(toml.load(Config, ROOT / "configs" / "mrt-sums.toml"), ["recipe.method=online"])
+    drawn, read = (
+        work_of(toml.override(base, [f"recipe.progress={p}"]), Lengths(100, 60, parts=2))
+        for p in ("sampled", "likelihood")
+    )
+    probes = 16 * 4 * 2
+    assert drawn.sampled - read.sampled == probes * 4 * 32 and read.prefilled == probes * 64
+
+
 def test_the_last_token_score_costs_no_token_of_the_learner() -> None:
     config = toml.load(Config, QWEN)
     how = {v: work_of(toml.override(config, [f"recipe.verify={v}"]), Lengths(100, 500)) for v in ("none", "last_token")}

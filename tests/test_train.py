@@ -519,7 +519,7 @@ OPTIONS = [
     "recipe.last_token.token", "recipe.last_token.scale", "recipe.last_token.reference", "recipe.last_token.after",
     "recipe.last_token.mix", "recipe.last_token.mix_after",
     "recipe.score_every", "recipe.method", "recipe.alpha", "recipe.source", "recipe.bonus", "recipe.branches", "recipe.where",
-    "recipe.answers", "recipe.reward_to_go", "recipe.keep", "recipe.penalty", "recipe.prover.opening", "recipe.prover.hurry",
+    "recipe.answers", "recipe.progress", "recipe.reward_to_go", "recipe.keep", "recipe.penalty", "recipe.prover.opening", "recipe.prover.hurry",
     "recipe.prover.end", "recipe.prover.answer", "recipe.prover.tokens", "recipe.episodes.shortest", "recipe.episodes.most",
     "recipe.episodes.group", "recipe.episodes.marks", "recipe.continuations", "recipe.learn", "recipe.share", "recipe.verifier",
     "recipe.generator_updates", "recipe.verifier_updates", "recipe.verifier_warmup", "recipe.alpha_min", "recipe.credit",

@@ -11,7 +11,7 @@ from twofold.engine_options import EngineConfig, Native
 from twofold.maths.losses import Loss
 from twofold.maths.schedule import Optim
 from twofold.ranges import Count, Finite, Positive, Range, Seed, Whole, checked
-from twofold.recipes import backtrack, mrt, pretrain, rlv, sft, tango
+from twofold.recipes import backtrack, mrt, pretrain, rlcr, rlv, sft, tango
 from twofold.recipes.common import Recipe, Setup
 from twofold.tasks.procedural import PROCEDURAL, Code, Countdown, Letters, Sums
 from twofold.tasks.user import check_weights
@@ -84,7 +84,7 @@ class PythonRecipe:
 
 
 TaskConfig = Sums | Countdown | Letters | Code | Data | Gym | PythonTask
-RecipeConfig = rlv.RLV | mrt.MRT | backtrack.MRTB | tango.Tango | sft.SFT | pretrain.Pretrain | PythonRecipe
+RecipeConfig = rlv.RLV | mrt.MRT | backtrack.MRTB | tango.Tango | rlcr.RLCR | sft.SFT | pretrain.Pretrain | PythonRecipe
 
 
 @checked

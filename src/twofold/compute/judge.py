@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal
 
 from twofold.compute.last_token import last_token_scores
+from twofold.compute.stated import probabilities, stated_scores
 from twofold.compute.verify import asked, critique_scores, unshared, verification_scores
 from twofold.engines.base import Engine
 from twofold.ranges import Count, checked
 from twofold.text.chat import Chat
-from twofold.text.prompts import CRITIQUE, JUDGE, PAIR, VERIFY
+from twofold.text.prompts import CONFIDENCE, CRITIQUE, JUDGE, PAIR, VERIFY
 from twofold.text.steps import Cut
 from twofold.types import Candidate, Sampling
 
-ASKED = ("p_yes", "normalised", "written", "steps", "last_token", "pairs")
+ASKED = ("p_yes", "normalised", "written", "steps", "last_token", "stated", "pairs")
 """The judgements that a plan may name. Any model can give them, but for ``last_token``. The other names read a trained scalar
 head (``head``), or mean none."""
 WRITING = ("written", "steps")
+"""The judgements that do not ask the model's own verdict question."""
 
 
 @checked
@@ -33,13 +34,14 @@ class Judging:
     * ``last_token``: the last-token score of a model that was trained with it. It asks nothing, and a solution that the token limit
       cut scores 0.
     * ``pairs``: the standing in a tournament of the problem's samples (see ``compute.pairs``). Only plans may use it.
+    * ``stated``: the mean of the confidences that the model would state in one digit (RLCR), 0.05 to 0.95.
     * ``head``: a trained scalar head, read after the verdict question. ``none``: no judgement.
       Evaluations may use these; plans may not.
 
     Raises ValueError for an option that the judgement does not read.
     """
 
-    name: Literal["p_yes", "normalised", "written", "steps", "last_token", "pairs", "head", "none"] = "p_yes"
+    name: Literal["p_yes", "normalised", "written", "steps", "last_token", "stated", "pairs", "head", "none"] = "p_yes"
     question: str | None = None
     """What is asked. None: the model's own verdict question; for ``written``, ``steps`` and ``pairs`` the
     question that ``text.prompts`` has for them."""
@@ -53,13 +55,18 @@ class Judging:
     def __post_init__(self) -> None:
         unread = [] if self.name in WRITING else ["tokens", "votes"]
         unread += [] if self.name == "steps" else ["cut"]
-        unread += ["question"] if self.name == "last_token" else []
+        unread += ["question"] if self.name in ("last_token", "stated") else []
         if changed := [f.name for f in fields(self) if f.name in unread and getattr(self, f.name) != f.default]:
             raise ValueError(f"judge={self.name} does not read {', '.join(changed)}: leave it out")
 
     def words(self, chat: Chat) -> str:
         """Return the question that is asked."""
-        own = {"pairs": PAIR, "written": CRITIQUE, "steps": VERIFY if self.cut == "tags" else CRITIQUE}
+        own = {
+            "pairs": PAIR,
+            "stated": CONFIDENCE,
+            "written": CRITIQUE,
+            "steps": VERIFY if self.cut == "tags" else CRITIQUE,
+        }
         return own.get(self.name, chat.question) if self.question is None else self.question
 
     def asking(self, chat: Chat) -> Chat:
@@ -71,7 +78,7 @@ class Judging:
             raise ValueError(
                 'judge=last_token: this model has no last-token score: train it with recipe.verify = "last_token"'
             )
-        return chat if self.name in (*WRITING, "pairs") else chat.asking(self.words(chat))
+        return chat if self.name in (*WRITING, "stated", "pairs") else chat.asking(self.words(chat))
 
 
 def resolved(judging: Judging, chat: Chat) -> Judging:
@@ -94,16 +101,8 @@ def p_yes(engine: Engine, chat: Chat, rollouts: Sequence[Candidate], normalised:
     An engine that kept the rollouts' caches computes the question's tokens only, once for both words.
     """
     words = chat.yes_no_ids if normalised else chat.yes_no_ids[:1]
-    prompts = [question(chat, r) for r in rollouts for _ in words]
-    scores = [math.exp(lp) for (lp,) in engine.logprobs(prompts, [[word] for _ in rollouts for word in words])]
-    if not normalised:
-        return scores
-    return [yes / (yes + no) for yes, no in zip(scores[::2], scores[1::2], strict=True)]
-
-
-def by_head(engine: Any, chat: Chat, rollouts: Sequence[Candidate]) -> list[float]:
-    """P(right) by a trained scalar head (an ablation of RL^V). Needs the native engine."""
-    return engine.values([question(chat, r) for r in rollouts])
+    found = probabilities(engine, [question(chat, r) for r in rollouts], words)
+    return [row[0] / sum(row) if normalised else row[0] for row in found]
 
 
 def judge_cost(chat: Chat, rollout: Candidate) -> int:
@@ -112,7 +111,7 @@ def judge_cost(chat: Chat, rollout: Candidate) -> int:
 
 
 def judge_all(
-    engine: Engine, chat: Chat, rollouts: Sequence[Candidate], judging: Judging, seed: int = 0
+    engine: Any, chat: Chat, rollouts: Sequence[Candidate], judging: Judging, seed: int = 0
 ) -> list[tuple[float, int]]:
     """Return (score, tokens read and written for it beyond the rollout's own) of every rollout.
 
@@ -130,10 +129,12 @@ def judge_all(
         case "last_token":
             assert asking.last_token is not None
             return last_token_scores(engine, chat, rollouts, asking.last_token)
+        case "stated":
+            return stated_scores(engine, chat, rollouts)
         case "none" | "pairs":
             raise ValueError(f"judge={judging.name} scores no single solution: judge by {', '.join(ASKED[:-1])}")
         case "p_yes" | "normalised":
             scores = p_yes(engine, asking, rollouts, normalised=judging.name == "normalised")
         case "head":
-            scores = by_head(engine, asking, rollouts)
+            scores = engine.values([question(asking, r) for r in rollouts])  # the native engine's
     return [(s, judge_cost(asking, r)) for s, r in zip(scores, rollouts, strict=True)]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import field, fields, is_dataclass
 from typing import Any, Literal
 
+from twofold.compute.aggregate import RSA, AggLM
 from twofold.compute.backtrack import Backtracking
 from twofold.compute.judge import Judging
 from twofold.compute.mcts import MCTS
@@ -34,7 +35,19 @@ class Independent:
 
 
 Make = (
-    Independent | Prune | DeepConfOnline | Forcing | Correction | Backtracking | Beam | DVTS | Rebase | Particles | MCTS
+    Independent
+    | Prune
+    | DeepConfOnline
+    | Forcing
+    | Correction
+    | Backtracking
+    | Beam
+    | DVTS
+    | Rebase
+    | Particles
+    | MCTS
+    | RSA
+    | AggLM
 )
 
 

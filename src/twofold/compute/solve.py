@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
+from twofold.compute.aggregate import agglm, rsa
 from twofold.compute.backtrack import backtracking
 from twofold.compute.cost import Cost, Made
 from twofold.compute.judge import judge_all
@@ -30,6 +31,7 @@ from twofold.types import Candidate, Finish, Sampling
 MAKERS: dict[str, Callable[..., list[Made]]] = {
     "prune": prune, "deepconf_online": deepconf_online, "forcing": forcing, "correction": correction,
     "backtracking": backtracking, "beam": beam, "dvts": dvts, "rebase": rebase, "particles": particles, "mcts": mcts,
+    "rsa": rsa, "agglm": agglm,
 }  # fmt: skip
 """By the name of ``Plan.make``: (engine, chat, questions, n, sampling, config) -> one ``Made`` per question.
 

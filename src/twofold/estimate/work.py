@@ -10,6 +10,7 @@ from twofold.config import Config
 from twofold.estimate.shapes import Shape
 from twofold.ranges import Count, checked
 from twofold.recipes.mrt import MRT
+from twofold.recipes.rlcr import RLCR
 from twofold.recipes.rlv import RLV
 from twofold.recipes.sft import SFT
 from twofold.recipes.tango import Tango
@@ -116,7 +117,7 @@ def laid_out(
 
 def work_of(config: Config, lengths: Lengths) -> Work:
     """Return the work of a mean step. Raises ValueError for a recipe whose work is not modelled."""
-    known: dict[type, Callable[..., Work]] = {RLV: _rlv, Tango: _tango, MRT: _mrt, SFT: _sft}
+    known: dict[type, Callable[..., Work]] = {RLV: _rlv, RLCR: _rlcr, Tango: _tango, MRT: _mrt, SFT: _sft}
     recipe = config.recipe
     if type(recipe) not in known:
         names = ", ".join(kind().name for kind in known)
@@ -171,6 +172,13 @@ def _rlv(config: Config, recipe: RLV, lengths: Lengths, length: float) -> Work:
     return _work(config, draws, learnt, problems * n * max(1, asked), streams=2)
 
 
+def _rlcr(config: Config, recipe: RLCR, lengths: Lengths, length: float) -> Work:
+    problems, n = config.rollout.problems, recipe.rollouts
+    stated = Draw(problems * n, lengths.prompt + length + JUDGEMENT, JUDGEMENT, problems * n, 1, 1)
+    learnt = _learnt(config, problems, lengths.prompt, n, length + JUDGEMENT, length + 1)
+    return _work(config, [_solutions(config, lengths, n, length), stated], learnt)
+
+
 def _tango(config: Config, recipe: Tango, lengths: Lengths, length: float) -> Work:
     """The mean over the updates of a turn: some of the generator, some of the verifier."""
     problems, n, written = config.rollout.problems, recipe.rollouts, recipe.verifier_tokens / 2
@@ -203,6 +211,8 @@ def _mrt(config: Config, recipe: MRT, lengths: Lengths, length: float) -> Work:
         learnt = learnt + _learnt(config, problems, half, recipe.branches, each, each)
     if recipe.method in ("online", "mrt_star"):
         cuts = problems * n * lengths.parts
+        if recipe.progress == "likelihood":  # the closing and the answer are read, nothing is drawn
+            return replace(_work(config, draws, learnt), prefilled=cuts * 2 * FORCED)
         draws.append(Draw(cuts, half, FORCED, cuts * recipe.answers, FORCED, FORCED))
     return _work(config, draws, learnt)
 

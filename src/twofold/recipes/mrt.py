@@ -9,7 +9,9 @@ progress is J_j - J_(j-1). Objective: outcome + alpha * progress. Methods, basel
   ``"mixed"`` (the paper's words) normalises all of them together; ``"termination"`` (the authors' README) subtracts the
   mean reward T of the stopped half from every reward; ``"baseline"`` does the same and learns from the continued half only.
   (Adding a bonus to the reward y, as y + alpha (y - T), *inside* one GRPO group is plain GRPO: T and alpha cancel.)
-* ``online`` is the authors' MRT-online of 2026: each episode of a fresh rollout is credited with its own progress.
+* ``online`` is the authors' MRT-online of 2026: each episode of a fresh rollout is credited with its own progress. With
+  ``progress = "likelihood"`` J is the probability of the known answer, which is read and not drawn (PACR's measure,
+  arXiv:2510.22255; our use of it).
 * ``mrt_star`` is MRT (STaR): supervised learning on thoughts that are cut where their value is highest, each with a right
   answer that was forced there.
 * ``star`` is supervised learning on all right rollouts. ``grpo`` uses the outcome only. ``length`` multiplies the outcome of
@@ -35,6 +37,7 @@ from dataclasses import field, replace
 from functools import partial
 from typing import Annotated, Literal
 
+from twofold.compute.believe import Belief, believed
 from twofold.compute.probe import Probe, Prover, boundaries, closing, probe, stopped
 from twofold.compute.rollout import forced, grade_continuations, join, rollouts, split
 from twofold.engines.base import Engine
@@ -69,6 +72,9 @@ class MRT:
     """``rl``: the number of episodes kept, j = 0 .. k-1 of k, is drawn uniformly, or with weight j + 1 (``late``)."""
     answers: Count = 4
     """``online``, ``mrt_star``: forced answers per prefix (published: 4, 8)."""
+    progress: Literal["sampled", "likelihood"] = "sampled"
+    """``online``: J is the mean reward of ``answers`` forced answers, or the probability of the known answer where they would
+    be drawn. The latter has no sampling error, and needs a ``prover.answer`` that ends in a box."""
     reward_to_go: bool = False
     """``online``: credit an episode with the progress of the following episodes as well."""
     keep: Literal["value", "jump", "problem"] = "value"
@@ -83,6 +89,8 @@ class MRT:
     def __post_init__(self) -> None:
         if self.branches % 2:
             raise ValueError(f"branches must be even (half stop, half continue), got {self.branches}")
+        if self.progress == "likelihood" and self.method != "online":
+            raise ValueError(f'progress = "likelihood" is for method = "online": {self.method} has no such value')
         if self.rollouts < 2 and self.method not in ("star", "mrt_star"):
             raise ValueError(f"rollouts must be at least 2 for {self.method}: a group of one has no baseline")
 
@@ -180,13 +188,17 @@ class Recipe(common.FromAttempts):
 
         The tokens after the last episode, which are the answer, have the outcome advantage alone.
         """
-        probes = self._probed(engine, [r for g in groups for r in g], sampling)
-        stats, rows = probe_stats(probes), iter(probes)
+        everyone = [r for g in groups for r in g]
+        likely = self.config.progress == "likelihood"
+        valued: Sequence[Sequence[Probe | Belief]] = (
+            self._believed(engine, everyone) if likely else self._probed(engine, everyone, sampling)
+        )
+        stats, rows = probe_stats(valued), iter(valued)
         samples = []
         for group in groups:
-            valued = [(r, row) for r in group for row in [next(rows)] if not any(math.isnan(p.value) for p in row)]
-            outcome = relative(rewards_of([r for r, _ in valued]))
-            for (rollout, row), a in zip(valued, outcome, strict=True):
+            known = [(r, row) for r in group for row in [next(rows)] if not any(math.isnan(p.value) for p in row)]
+            outcome = relative(rewards_of([r for r, _ in known]))
+            for (rollout, row), a in zip(known, outcome, strict=True):
                 gains = progress([p.value for p in row])
                 paid = to_go(gains) if self.config.reward_to_go else gains
                 size = len(rollout.completion.tokens)
@@ -194,9 +206,15 @@ class Recipe(common.FromAttempts):
                 samples.append(policy_sample(rollout, [a + self.config.alpha * b for b in bonus]))
         return samples, stats
 
+    def _ends(self, everyone: Sequence[Rollout]) -> list[list[int]]:
+        return [boundaries(self.chat, r, self.config.prover, self.config.episodes) for r in everyone]
+
+    def _believed(self, engine: Engine, everyone: Sequence[Rollout]) -> list[list[Belief]]:
+        ends = self._ends(everyone)
+        return believed(engine, self.chat, everyone, ends, self.config.prover, self.sampling.temperature)
+
     def _probed(self, engine: Engine, everyone: Sequence[Rollout], sampling: Sampling) -> list[list[Probe]]:
-        config = self.config
-        ends = [boundaries(self.chat, r, config.prover, config.episodes) for r in everyone]
+        config, ends = self.config, self._ends(everyone)
         limit = replace(sampling, n=config.answers, seed=derive(sampling.seed, "answers"))
         return probe(engine, self.chat, self.task, everyone, ends, config.prover, limit)
 
@@ -281,7 +299,7 @@ def best_of(kept: Sequence[Probe | None]) -> list[Probe]:
     return [min(prefixes, key=lambda p: (-p.success, p.end))] if prefixes else []
 
 
-def probe_stats(probes: Sequence[Sequence[Probe]]) -> Stats:
+def probe_stats(probes: Sequence[Sequence[Probe | Belief]]) -> Stats:
     """Return numbers for the log: progress is a mean over episodes, everything else a mean over thoughts."""
     valued = [row for row in probes if not any(math.isnan(p.value) for p in row)]
     gains = [g for row in valued for g in progress([p.value for p in row])]
@@ -291,5 +309,5 @@ def probe_stats(probes: Sequence[Sequence[Probe]]) -> Stats:
         "mrt/value_first": mean([row[0].value for row in valued]),
         "mrt/value_last": mean([row[-1].value for row in valued]),
         "mrt/episodes": mean([len(row) - 1 for row in probes]),
-        "mrt/probe_tokens": mean([sum(p.cost.generated for p in row) for row in probes]),
+        "mrt/probe_tokens": mean([sum(p.cost.generated + p.cost.verified for p in row) for row in probes]),
     }

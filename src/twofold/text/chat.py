@@ -175,12 +175,25 @@ class Chat:
     @cached_property
     def yes_no_ids(self) -> tuple[int, int]:
         """Return the token ids of (Yes, No). Raises ValueError if they are not single, distinct tokens."""
-        return self._single("Yes", "No")
+        yes, no = self.single_tokens(("Yes", "No"))
+        return yes, no
 
     @cached_property
     def a_b_ids(self) -> tuple[int, int]:
         """Return the token ids of (A, B). Raises ValueError if they are not single, distinct tokens."""
-        return self._single("A", "B")
+        a, b = self.single_tokens(("A", "B"))
+        return a, b
+
+    def single_tokens(self, replies: Sequence[str]) -> list[int]:
+        """Return the token id of each reply to a question about a solution.
+
+        Raises ValueError if they are not single, distinct tokens.
+        """
+        found = [self._reply(self._skeleton.answer, reply) for reply in replies]
+        if any(len(ids) != 1 for ids in found) or len({ids[0] for ids in found}) != len(found):
+            words, given = (" and ".join(map(str, x)) for x in (replies, found))
+            raise ValueError(f"{words} must be single, distinct tokens; this tokenizer gives {given}")
+        return [ids[0] for ids in found]
 
     def unused(self, literal: str | None = None) -> int:
         """Return the id of an added token that nothing uses behind a solution: ``literal``, or the tokenizer's pad token.
@@ -235,13 +248,6 @@ class Chat:
         more = [Part(self._skeleton.lead, "all"), Part(text, "tags"), Part(close, "all")]
         own, whole = self.codec.encode(before), self.codec.encode([*before, *more])
         return whole[len(own) :] if whole[: len(own)] == own else self.codec.encode(more)
-
-    def _single(self, *words: str) -> tuple[int, int]:
-        first, second = (self._reply(self._skeleton.answer, word) for word in words)
-        if len(first) != 1 or len(second) != 1 or first == second:
-            said = " and ".join(words)
-            raise ValueError(f"{said} must be single, distinct tokens; this tokenizer gives {first} and {second}")
-        return first[0], second[0]
 
     def _completing(self, text: str) -> str:
         """Return a solution without what the prompt has of its thought already."""

@@ -11,6 +11,9 @@ JUDGE = "Is this solution correct? Answer Yes or No."
 PAIR = "Compare solution A above with solution B:\n{solution}\nWhich is right? Answer A or B."
 """Asks which of two solutions is right (V1, arXiv:2603.04304, whose own words are not public): the one above, or the quoted one."""
 
+CONFIDENCE = "How sure are you, 0 to 9?"
+"""Asks for a confidence in one digit (RLCR). It is no longer than ``JUDGE``, so that a text with room for one has room for both."""
+
 CRITIQUE = "Check each step, then the whole solution."
 """Asks the shipped model for a written verdict on each step and on the whole."""
 
@@ -50,6 +53,14 @@ ANSWER = "\\boxed{"
 
 RETRY = "Solve the problem again: {question}"
 """Asks for another attempt after the verdict No (self-correction)."""
+
+AGGREGATE = """{problem}
+
+Attempts at this problem follow. Some may be wrong. Read them, then solve the problem correctly.
+
+{attempts}"""
+ATTEMPT = "Attempt {}:\n{}"
+"""Asks for one solution from several (RSA, AggLM): our words."""
 
 WAIT = ("Wait",)
 """Makes a thought that has ended continue (budget forcing, s1, arXiv:2501.19393)."""
