@@ -23,11 +23,11 @@ from torch.utils.checkpoint import checkpoint
 from twofold.maths.packing import rounded
 from twofold.models import exact
 from twofold.models.attention import Layout, attention_dtype
-from twofold.models.passes import on_gpu, one_pass
 from twofold.models.context import context
 from twofold.models.llama import FAMILY, Llama
 from twofold.models.lora import NAME, Merged, off
 from twofold.models.norm import added_norm, rms_norm
+from twofold.models.passes import on_gpu, one_pass
 
 Affine = tuple[Tensor, Tensor | None]
 """Weight and bias."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from twofold.models.passes import has_triton, on_gpu, one_pass
 from twofold.models.exact import with_gradient
+from twofold.models.passes import has_triton, on_gpu, one_pass
 
 LOGITS = 2**27
 """The most logits that exist at once. They take 512 MiB in fp32: 4096 tokens with a vocabulary of 32 thousand, or 900 with
