@@ -256,11 +256,11 @@ def test_another_family_is_decoded_slowly_and_said_so_once(monkeypatch: pytest.M
 
 @pytest.fixture
 def kernels() -> ModuleType:
-    """Return ``twofold.models.kernels`` in Triton's interpreter (see conftest.py); older ones fail on loops."""
+    """Return ``twofold.models.kernels.decoding`` in Triton's interpreter (see conftest.py); older ones fail on loops."""
     if "TRITON_INTERPRET" not in os.environ:
         pytest.skip("bench/gpu.py compares the paths on a GPU")
     pytest.importorskip("triton", minversion="3.9")
-    return importlib.import_module("twofold.models.kernels")
+    return importlib.import_module("twofold.models.kernels.decoding")
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from twofold.models import kernels as k
+from twofold.models.kernels import decoding as k
 
 types = dict.fromkeys(["qkv", "keys", "values", "shared_keys", "shared_values", "out", "change", "both", "logits"], "*bf16")
 types |= dict.fromkeys(["x", "turns", "weight", "greatest", "sums", "logprobs"], "*fp32") | {"uniforms": "*fp64"}

@@ -1,4 +1,4 @@
-"""Three operations of a decode step that are one kernel each on a CUDA device (``kernels``).
+"""Three operations of a decode step that are one kernel each on a CUDA device (``kernels.decoding``).
 
 Here is each one's slow and obvious version. It runs on a CPU, and is what the tests hold the kernel against.
 """
@@ -68,10 +68,10 @@ def gated(gate_and_up_A_F: Tensor) -> Tensor:
 
 
 def on_cuda(name: str, *arguments: Any) -> Any:
-    """Call a function of ``kernels``, which is imported no sooner: without a CUDA device there may be no Triton."""
-    from twofold.models import kernels
+    """Call a function of ``kernels.decoding``, which is imported no sooner: without a CUDA device there may be no Triton."""
+    from twofold.models.kernels import decoding
 
-    return getattr(kernels, name)(*arguments)
+    return getattr(decoding, name)(*arguments)
 
 
 add_norm.register_kernel("cuda", partial(on_cuda, "add_norm"))

@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 def one_pass(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let CUDA devices run ``training_kernels.<name>`` in place of a function, which takes a tensor first.
+    """Let CUDA devices run ``kernels.learning.<name>`` in place of a function, which takes a tensor first.
 
     Other devices run it as it is written. The function must need no gradient: it is a part of an ``autograd.Function``.
     """
@@ -41,9 +41,9 @@ def kernel(name: str, function: Callable[P, R]) -> Callable[P, R]:
     """Return the kernel of this name, or ``function`` where there is no Triton, whose import fails then."""
     if not has_triton():
         return function
-    from twofold.models import training_kernels
+    from twofold.models.kernels import learning
 
-    found: Callable[P, R] = getattr(training_kernels, name)
+    found: Callable[P, R] = getattr(learning, name)
     return found
 
 
