@@ -69,7 +69,7 @@ THINK = "<think>\n"
 CHECK = "Check each step, then the whole solution."
 PLAIN = "recipe.verify=none", "recipe.adversarial=0"
 HEAD = ("judge.name=head",)
-PAIRS = "best-{k}:judge=pairs", "weighted-{k}:judge=pairs", "best-{k}:judge=pairs,both=false,answers=true"
+PAIRS = "best-{k}:judge=pairs", "weighted-{k}:judge=pairs", "weighted-{k}:judge=pairs,answers=true,budget=1,both=false"
 MRT = (
     "recipe.name=mrt", f"recipe.prover.opening={json.dumps(THINK)}", 'recipe.prover.hurry=""',
     'recipe.prover.answer="\\n\\\\boxed{"', "recipe.prover.tokens=8", "recipe.episodes.shortest=1", "recipe.episodes.most=5",
@@ -89,7 +89,7 @@ METHODS = {
     "bce": Method("RL^V, classification head", ("recipe.verify=bce",), HEAD),
     "regression": Method("RL^V, regression head", ("recipe.verify=regression",), HEAD),
     "separate": Method("RL^V, separate verifier", ("recipe.verify=separate",)),
-    "rlcr": Method("RLCR", ("recipe.name=rlcr",), ("judge.name=stated",)),
+    "rlcr": Method("RLCR", ("recipe.name=rlcr", "recipe.credit=split", "recipe.lam=10"), ("judge.name=stated",)),
     "tango": Method(
         "Tango",
         ("recipe.name=tango", "recipe.rollouts=5", "recipe.verifier_warmup=4", "recipe.cut=lines",
