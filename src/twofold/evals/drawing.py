@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # Stand-ins that matplotlib accepts as colours. The page's CSS variables replace them in the finished SVG.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
-_CSS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"}
+_CSS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"} | {c: f"var(--c{i})" for i, c in enumerate(PALETTE)}
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "twofold",
