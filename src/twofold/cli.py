@@ -344,8 +344,8 @@ def _demo(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 COMMANDS = {
-    "train": _train, "plan": _plan, "show": _show, "watch": _watch, "demo": _demo, "eval": _eval, "audit": _audit, "critic": _critic, "report": _report,
-    "calibrate": _calibrate, "solve": _solve, "serve": _serve, "convert": _convert,
+    "train": _train, "plan": _plan, "show": _show, "watch": _watch, "demo": _demo, "eval": _eval, "audit": _audit, "critic": _critic,
+    "report": _report, "calibrate": _calibrate, "solve": _solve, "serve": _serve, "convert": _convert,
     "card": _card, "push": _push,
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from twofold.compute.judge import WRITING, Judging, judge_all, resolved
 from twofold.compute.rollout import rollouts
 from twofold.durable import Lines
 from twofold.engines.base import Engine
-from twofold.evals import attacks
+from twofold.evals import attacks, texts
 from twofold.evals.pools import (
     HEADER,
     POOLS,
@@ -30,7 +30,6 @@ from twofold.evals.pools import (
     write_pool,
 )
 from twofold.evals.probes import Probing
-from twofold.evals import texts
 from twofold.maths.confidence import Trace, trace
 from twofold.ranges import Count, NonNegative, PositiveShare, Seed, Share, Whole, checked
 from twofold.tasks.doubts import doubts

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from twofold.serve.metrics import Metrics
-from twofold.serve.middleware import App, Guard, Receive, Send
+from twofold.serve.middleware import Guard, Receive, Send
 from twofold.serve.schema import Refused
 from twofold.serve.server import PageServer
 from twofold.watch.read import Run
@@ -53,7 +53,11 @@ def app(run: Run) -> Guard:
 
 
 async def _send(send: Send, body: bytes, headers: dict[str, str]) -> None:
-    headers = {"cache-control": "no-store", "x-content-type-options": "nosniff", "content-length": str(len(body))} | headers
+    headers = {
+        "cache-control": "no-store",
+        "x-content-type-options": "nosniff",
+        "content-length": str(len(body)),
+    } | headers
     pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": 200, "headers": pairs})
     await send({"type": "http.response.body", "body": body})
@@ -64,7 +68,12 @@ def _page() -> tuple[bytes, str]:
     package = files("twofold")
     script = (package / "watch" / "page.js").read_text(encoding="utf-8")
     style = "".join((package / folder / "page.css").read_text(encoding="utf-8") for folder in ("evals", "watch"))
-    page = (package / "watch" / "page.html").read_text(encoding="utf-8").replace("/*style*/", style).replace("/*script*/", script)
+    page = (
+        (package / "watch" / "page.html")
+        .read_text(encoding="utf-8")
+        .replace("/*style*/", style)
+        .replace("/*script*/", script)
+    )
     policy = (
         f"default-src 'none'; connect-src 'self'; img-src data:; script-src {_hash(script)}; style-src {_hash(style)}; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

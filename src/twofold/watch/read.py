@@ -60,13 +60,19 @@ PANELS = (
         "Gradient norms",
         "before clipping, on a logarithmic axis; those of the two streams in every tenth step and where the joint one is clipped",
         {
-            "grad_norm": "joint", "grad_norm/policy": "policy", "grad_norm/targets": "verdicts (targets)",
+            "grad_norm": "joint",
+            "grad_norm/policy": "policy",
+            "grad_norm/targets": "verdicts (targets)",
             "verifier/grad_norm": "second model",
         },
         low=None,
         log=True,
-    ),  # fmt: skip
-    Panel("Tokens per second", "tokens learnt from (prompts and verdicts too), by the time of the whole step", {SPEED: "tokens/s"}),
+    ),
+    Panel(
+        "Tokens per second",
+        "tokens learnt from (prompts and verdicts too), by the time of the whole step",
+        {SPEED: "tokens/s"},
+    ),
     Panel(
         "Seconds per step",
         "longer while other programs use the machine",
