@@ -131,6 +131,9 @@ def test_a_run_that_grows_is_read_on_and_half_a_line_waits(run: Path) -> None:
         file.write(line[half:])
     found = lines_of(shown.data())
     assert found["Reward: reward"][-1] == (2, 0.25) and found["Tokens per second: tokens/s"][-1] == (2, 15.0)
+    assert shown.data()["state"]["kind"] == "finished"
+    (run / "config.toml").write_text("[train]\nsteps = 5\n")  # it is resumed, to be longer
+    assert shown.data()["state"]["due"] == 5 and shown.data()["state"]["kind"] == "running"
     group = (run / "rollouts.jsonl").read_text().splitlines()[-1]
     with (run / "rollouts.jsonl").open("a") as file:
         file.write(group[: len(group) // 2])
@@ -159,10 +162,15 @@ def test_lines_that_a_resumed_run_took_back_are_gone(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named_and_nothing_is_left_out_silently(run: Path, bad: str) -> None:
     (run / "metrics.jsonl").write_text('{"step": 0, "reward": 1.0}\n' + bad + '{"step": 2, "reward": 1.0}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl:2: not a line of a run"):
-        Run(run).data()
+        Run(run)
+
+
+def test_damage_that_comes_later_is_said_on_the_page(run: Path) -> None:
     with served(run) as ask:
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write("\0\0\n")
         status, said, _ = ask("/data")
-    assert status == 500 and "metrics.jsonl:2" in said["error"]["message"]
+    assert status == 500 and "metrics.jsonl:3: not a line of a run" in said["error"]["message"]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])

@@ -124,8 +124,9 @@ def band(ax: Axes, x: Sequence[float], points: Sequence[Estimate], c: str) -> No
 def end_labels(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
     """Name lines at their right end. Labels that would overlap are pushed apart, and a short stroke joins each to its line."""
     low, high = ax.get_ylim()
-    inches = ax.get_position().height * ax.figure.get_figheight()
-    gap = 0.165 / inches
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    gap = 0.165 / (ax.get_position().height * figure.get_figheight())  # 0.165 inches are a line of text
     wanted = sorted(((y - low) / (high - low), text, c) for y, text, c in ends)
     placed = [y for y, _, _ in wanted]
     for _ in range(100):  # neighbours that are too close step apart, half the overlap each

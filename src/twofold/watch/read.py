@@ -146,25 +146,31 @@ class Run:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        config, metrics = directory / CONFIG, directory / METRICS
-        if not config.is_file() and not metrics.is_file():
+        self._files = [directory / name for name in (CONFIG, METRICS, ROLLOUTS)]
+        if not any(path.is_file() for path in self._files):
             raise ValueError(f"{directory} is no run: {_hint(directory)}")
+        self._metrics = Growing(directory / METRICS)
+        self._read()
+
+    def _read(self) -> None:
+        """Read the config, which a resume to more steps writes again, and the metrics that are new."""
+        config = self.directory / CONFIG
         try:
             self.config = tomllib.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
         except ValueError as error:
             raise ValueError(f"{config}: not TOML, so the file is damaged: {error}") from error
-        self._metrics = Growing(metrics)
+        self._metrics.read()
 
     @property
     def version(self) -> str:
         """A text that changes with the files."""
-        found = [self.directory / name for name in (METRICS, ROLLOUTS)]
-        return " ".join(f"{s.st_ino}-{s.st_size}-{s.st_mtime_ns}" for s in (p.stat() for p in found if p.is_file()))
+        found = (path.stat() for path in self._files if path.is_file())
+        return " ".join(f"{s.st_ino}-{s.st_size}-{s.st_mtime_ns}" for s in found)
 
     def data(self) -> dict[str, Any]:
         """Return all that the page shows, for JSON."""
         version = self.version  # before reading: what comes meanwhile is news
-        self._metrics.read()
+        self._read()
         every, panels = _panels(self._metrics.rows)
         return {
             "version": version,
@@ -181,8 +187,7 @@ class Run:
         """Return how far the run is: ``kind`` (waiting, running, quiet, finished), the same in words, and the steps done and due."""
         rows, due = self._metrics.rows, self.config.get("train", {}).get("steps")
         done = int(rows[-1]["step"]) + 1 if rows else 0
-        files = [self.directory / name for name in (CONFIG, METRICS, ROLLOUTS)]
-        since = time.time() - max(path.stat().st_mtime for path in files if path.is_file())
+        since = time.time() - max(path.stat().st_mtime for path in self._files if path.is_file())
         times = [row["step_time"] for row in rows[-10:] if "step_time" in row]
         usual = statistics.median(times) if times else 0.0
         steps = f"{done} of {due} steps" if due else f"{done} steps"
@@ -190,7 +195,10 @@ class Run:
             kind, words = "finished", f"finished: all {due} steps are done"
         elif since > max(QUIET, 10 * usual):
             took = f", and a step took {_span(usual)}" if times else ""
-            kind, words = "quiet", f"{steps}, then nothing for {_span(since)}{took}: it was stopped, or it hangs"
+            kind, words = (
+                "quiet",
+                f"{steps}, then nothing for {_span(since)}{took}: it was stopped, hangs, or is busy with something else, such as an evaluation",
+            )
         elif not rows:
             kind, words = "waiting", "no step is done yet"
         else:
