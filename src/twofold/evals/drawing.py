@@ -71,6 +71,11 @@ def colours(labels: Sequence[str]) -> dict[str, str]:
     return {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
 
 
+def swatches(labels: Sequence[str]) -> dict[str, str]:
+    """Return the same colours as the page's variables, which are lighter on a dark page."""
+    return {label: f"var(--c{i % len(PALETTE)})" for i, label in enumerate(labels)}
+
+
 @dataclass
 class Drawing:
     """A figure, and its SVG text once it is finished."""

@@ -14,7 +14,7 @@ from twofold.evals import figures
 from twofold.evals.attacks import Accepted
 from twofold.evals.audit import Audited
 from twofold.evals.compare import Comparison, SamplesSaved
-from twofold.evals.drawing import Colours, colours
+from twofold.evals.drawing import Colours, colours, swatches
 from twofold.evals.grid import Grid
 from twofold.evals.optimal import OptimalTable
 from twofold.evals.plans import GrowingPlan, PlanCurve, Strategies
@@ -60,7 +60,7 @@ def templates() -> Environment:
         "accepts": accepts,
         "visible": visible,
     }
-    environment.globals |= {"colours_of": colours, "at_budgets": at_budgets}
+    environment.globals |= {"colours_of": swatches, "at_budgets": at_budgets}
     return environment
 
 
@@ -74,7 +74,7 @@ def html(found: Report) -> str:
             report=found,
             tasks=[(task, _figures(task, colour)) for task in found.tasks],
             training_figure=Markup(figures.training(found.training, colour)) if found.training else None,
-            colour=colour,
+            colour=swatches(found.labels),
             rule_names=RULE_NAMES,
             kinds=KINDS,
             shown=SHOWN,

@@ -195,10 +195,8 @@ class Run:
             kind, words = "finished", f"finished: all {due} steps are done"
         elif since > max(QUIET, 10 * usual):
             took = f", and a step took {_span(usual)}" if times else ""
-            kind, words = (
-                "quiet",
-                f"{steps}, then nothing for {_span(since)}{took}: it was stopped, hangs, or is busy with something else, such as an evaluation",
-            )
+            why = "it was stopped, hangs, or is busy with something else, such as an evaluation"
+            kind, words = "quiet", f"{steps}, then nothing for {_span(since)}{took}: {why}"
         elif not rows:
             kind, words = "waiting", "no step is done yet"
         else:
