@@ -245,6 +245,14 @@ def test_only_this_machine_is_answered_and_only_to_look(trained: Path) -> None:
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|Function\(", script)
 
 
+def test_a_port_that_is_taken_is_named(trained: Path, capsys: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert cli.main(["watch", str(trained), "--port", port]) == 2
+    said = capsys.readouterr().err
+    assert f"port {port}: Address already in use" in said and "--port N" in said
+
+
 def hostile(run: Path) -> None:
     """Make the run's last texts what a page must not take for its own."""
     row = json.loads((run / "rollouts.jsonl").read_text().splitlines()[-1])

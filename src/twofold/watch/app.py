@@ -22,7 +22,11 @@ PATHS = frozenset({"/", "/data"})
 
 def watch(run: Run, port: int) -> None:
     """Serve the page on 127.0.0.1 until SIGTERM or SIGINT. Raises OSError if it cannot listen there."""
-    with socket.create_server(("127.0.0.1", port)) as listening:
+    try:
+        listening = socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        raise OSError(f"port {port}: {error.strerror}; choose another with --port N (0: any free one)") from error
+    with listening:
         PageServer(app(run), f"the page of {run.directory}").run(sockets=[listening])
 
 
