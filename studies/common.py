@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,15 @@ def difference(a_P: Floats, b_P: Floats, scale: float = 100, digits: int = 1) ->
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write the figure, with the axes and legends that all figures have."""
+    """Write the figure, with the axes that all figures have: from zero, because shares are compared."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
-        axes.legend(frameon=False, fontsize=8)
+        axes.set_ylim(bottom=0)
     figure.savefig(path, dpi=160)
+
+
+def band(axes: Any, x: Sequence[float], mean: Floats, low: Floats, high: Floats, colour: str) -> None:
+    """Draw a curve with its interval."""
+    axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(x, mean, color=colour, marker=".", markersize=4, linewidth=1.6)

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import warm
-from common import COLOURS, Floats, difference, interval, save
+from common import COLOURS, Floats, band, difference, interval, save
 
 from twofold import run, toml, training
 from twofold.evals.probes import Prefix, Probing, Thought, probed, read_thoughts
 from twofold.maths.regret import normalised_regret, progress, tokens_to_reach
-from twofold.maths.stats import resamples
+from twofold.maths.stats import cluster_bootstrap, resamples
 from twofold.types import Sampling
 
 SIX = "recipe.rollouts=6"
@@ -266,22 +266,31 @@ def episodes(out: Path, methods: Sequence[str], seeds: Sequence[int]) -> None:
 
 
 def draw(arms: dict[str, Arm], path: Path, budget: int) -> None:
-    """Draw accuracy against tokens spent, budget by budget; the large mark is the budget of training."""
+    """Draw accuracy against tokens spent, budget by budget, a panel per method with its 95% interval over problems.
+
+    The large mark is the budget of training; grey is GRPO.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axes = figure.subplots()
-    for (method, arm), colour in zip(arms.items(), COLOURS, strict=False):
-        points = arm.curve(np.ones(len(arm.natural_P)))
-        x, y = zip(*points, strict=True)
-        axes.plot(
-            x, [100 * v for v in y], color=colour, marker=".", markersize=4, linewidth=1.4, label=METHODS[method][0]
-        )
+    columns = min(4, len(arms))
+    rows = -(-len(arms) // columns)
+    figure = Figure(figsize=(2.6 * columns, 0.3 + 2.3 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
+    for axes, (method, arm), colour in zip(panels, arms.items(), COLOURS, strict=False):
+        if "grpo" in arms and method != "grpo":
+            x, y = zip(*arms["grpo"].curve(np.ones(len(arm.natural_P))), strict=True)
+            axes.plot(x, [100 * v for v in y], color="#888888", linewidth=1.0)
+        x, _ = zip(*arm.curve(np.ones(len(arm.natural_P))), strict=True)
+        mean, low, high = (100 * v[: len(x)] for v in cluster_bootstrap(arm.correct_P_B))
+        band(axes, x, mean, low, high, colour)
         i = min(SHARES.index(1), len(x) - 1)
-        axes.plot(x[i], 100 * y[i], color=colour, marker="o", markersize=6)
-    axes.set(
-        xlabel="tokens spent per answer", ylabel="accuracy, %", title=f"Thoughts stopped by force (training: {budget})"
-    )
+        axes.plot(x[i], mean[i], color=colour, marker="o", markersize=6)
+        axes.set_title(METHODS[method][0], color=colour, fontsize=9, loc="left")
+        axes.tick_params(labelbottom=True)
+    for axes in panels[len(arms) :]:
+        axes.set_visible(False)
+    figure.supxlabel(f"tokens spent per answer (limit in training: {budget})", fontsize=9)
+    figure.supylabel("accuracy of thoughts stopped by force, %", fontsize=9)
     save(figure, path)
 
 

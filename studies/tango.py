@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import warm_tango
-from common import COLOURS, Floats, difference, interval, save
+from common import COLOURS, Floats, band, difference, interval, save
 from numpy.typing import NDArray
 
 from twofold import run, toml, training
@@ -243,7 +243,11 @@ class Curve:
         return between(self.tokens_K, values_K_, tokens)
 
     def f1(self, hit_S_C: Floats) -> str:
-        """Return ProcessBench's F1 in %, the mean over seeds, with its interval over cases."""
+        """Return ProcessBench's F1 in words, such as ``27.4 [19.4, 35.0]``."""
+        return "{:.1f} [{:.1f}, {:.1f}]".format(*self.f1_interval(hit_S_C))
+
+    def f1_interval(self, hit_S_C: Floats) -> tuple[float, float, float]:
+        """Return ProcessBench's F1 in %, the mean over seeds, and its 95% interval over cases."""
         cases = hit_S_C.shape[1]
 
         def score(w_n_C: Floats) -> Floats:
@@ -255,7 +259,7 @@ class Curve:
 
         drawn = resamples(cases, 2000, seed=0).astype(float)
         low, high = np.quantile(score(drawn), [0.025, 0.975])
-        return f"{100 * score(np.ones((1, cases)))[0]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        return 100 * float(score(np.ones((1, cases)))[0]), 100 * float(low), 100 * float(high)
 
     def reach(self, target: float, weights_P: Floats) -> tuple[float, float]:
         """Return (the generator's updates, tokens) at which accuracy first reaches ``target``; infinite if it never does."""
@@ -333,23 +337,29 @@ def along(curves: dict[str, Curve], budget: float) -> None:
 
 
 def draw(curves: dict[str, Curve], path: Path) -> None:
-    """Draw accuracy and the verifier's F1 against tokens."""
+    """Draw accuracy and the verifier's F1 against tokens, with their 95% intervals over problems and cases."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.2, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    from twofold.evals.drawing import end_labels
+
+    figure = Figure(figsize=(11, 3.8))
+    left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.75, "left": 0.06, "right": 0.81, "bottom": 0.14})
+    ends: dict[Any, list[tuple[float, str, str]]] = {left: [], right: []}
     for (arm, c), colour in zip(curves.items(), COLOURS, strict=False):
         x = c.tokens_K / 1000
         if arm != "verifier":
             mean, low, high = (100 * v for v in cluster_bootstrap(c.right_K_P.T))
-            left.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-            left.plot(x, mean, color=colour, marker=".", markersize=4, linewidth=1.4, label=ALL[arm].name)
+            band(left, x, mean, low, high, colour)
+            ends[left].append((mean[-1], ALL[arm].name, colour))
         if ALL[arm].judged and arm != "frozen":
-            values = [float(c.f1(hit).split()[0]) for hit in c.hit_K_S_C]
-            right.plot(x, values, color=colour, marker=".", markersize=4, linewidth=1.4, label=ALL[arm].name)
+            mean, low, high = np.array([c.f1_interval(hit) for hit in c.hit_K_S_C]).T
+            band(right, x, mean, low, high, colour)
+            ends[right].append((mean[-1], ALL[arm].name, colour))
     left.set(xlabel="tokens written and learnt, thousands", ylabel="accuracy, %", title="Generator, held-out problems")
     right.set(xlabel="tokens written and learnt, thousands", ylabel="F1, %", title="Verifier, planted errors")
-    right.set_ylim(bottom=0)
+    for axes, names in ends.items():
+        axes.set_ylim(bottom=0)
+        end_labels(axes, names)
     save(figure, path)
 
 

@@ -21,6 +21,7 @@ PACKAGE = ROOT / "src" / "twofold"
 # helpers, `engines.base` the protocols. A new part needs a place here.
 ORDER = """
 cli -> arguments demo suite solving evaluating card -> training -> run same_run -> runtime config -> recipes
+cli -> watch -> serve evals trainer terminal
 cli -> planning -> estimate -> config engine_options recipes toml
 planning -> terminal
 config -> recipes evals serve -> compute -> engines.base -> types

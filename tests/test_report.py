@@ -383,7 +383,7 @@ def test_report_json_has_the_names_of_the_records(hand: dict[str, Any], tmp_path
     """There is one exception: a level's accuracies stand beside its other keys."""
     evaluation = (
         "label directory header rule problems samples ks accuracy labels at_token_limit tokens_per_sample "
-        "judge_tokens_per_sample seconds_per_sample seconds levels strategies grid optimal thinking verifier attacks"
+        "judge_tokens_per_sample seconds_per_sample seconds levels strategies grid optimal thinking verifier attacks texts"
     )
     task = hand["tasks"][0]
     judged = task["evaluations"][0]

@@ -28,6 +28,7 @@ from twofold.evals.records import Evaluation
 from twofold.evals.report import summarise
 from twofold.evals.run import Eval
 from twofold.evals.suites import MRT, RLV, SUITES, TANGO, Part, Row, Suite, Table
+from twofold.evals.texts import Texts
 from twofold.maths.processbench import ProcessScore
 from twofold.maths.stats import Estimate
 from twofold.maths.votes import ks
@@ -91,7 +92,7 @@ def evaluation(name: str, how: Eval) -> Evaluation:
     cost = {"at_token_limit": 0.0, "tokens_per_sample": 1.0, "judge_tokens_per_sample": 0.0, "seconds_per_sample": 0.1}
     return Evaluation(
         label="m", directory=name, header=header, rule="weighted", problems=100, samples=how.n, ks=ks(how.n), accuracy=accuracy,
-        labels={}, levels=[], seconds=1.0, **cost, **none,
+        labels={}, levels=[], seconds=1.0, texts=Texts({}, {}, saved=False), **cost, **none,
     )  # fmt: skip
 
 

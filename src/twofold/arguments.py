@@ -76,6 +76,14 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("--full", action="store_true", help="print whole texts (default: at most 20 lines of each)")
 
+    sub = command(
+        "watch", "Show a run's curves and last rollouts on a page of this machine, while it trains or afterwards."
+    )
+    sub.add_argument("run_directory", metavar="RUN", type=Path, help="a run directory, which another process may write")
+    sub.add_argument(
+        "--port", metavar="N", type=_number(Port), default=8001, help="0 takes any free port (%(default)s)"
+    )
+
     about = "Train and evaluate the shipped model on procedural maths, and write a report (3 to 6 minutes on 2 cores)."
     sub = command("demo", about)
     sub.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/demo"), help="directory (%(default)s)")

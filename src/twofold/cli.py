@@ -1,4 +1,4 @@
-"""The command line: ``twofold train | plan | show | eval | audit | critic | report | calibrate | solve | serve | ...``."""
+"""The command line: ``twofold train | plan | show | watch | eval | audit | critic | report | calibrate | solve | serve | ...``."""
 
 from __future__ import annotations
 
@@ -239,6 +239,17 @@ def _show(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _watch(args: argparse.Namespace, rest: list[str]) -> int:
+    try:
+        from twofold.watch.app import watch
+    except ImportError as error:
+        raise ImportError(f"the page needs an extra: pip install -e '.[serve]' ({error})") from error
+    from twofold.watch.read import Run
+
+    watch(Run(args.run_directory), args.port)
+    return 0
+
+
 def _report(args: argparse.Namespace, rest: list[str]) -> int:
     from twofold.evals.report import print_table, report
 
@@ -333,8 +344,8 @@ def _demo(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 COMMANDS = {
-    "train": _train, "plan": _plan, "show": _show, "demo": _demo, "eval": _eval, "audit": _audit, "critic": _critic, "report": _report,
-    "calibrate": _calibrate, "solve": _solve, "serve": _serve, "convert": _convert,
+    "train": _train, "plan": _plan, "show": _show, "watch": _watch, "demo": _demo, "eval": _eval, "audit": _audit, "critic": _critic,
+    "report": _report, "calibrate": _calibrate, "solve": _solve, "serve": _serve, "convert": _convert,
     "card": _card, "push": _push,
 }  # fmt: skip
 

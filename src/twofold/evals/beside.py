@@ -14,7 +14,7 @@ from rich.table import Table as Printed
 
 from twofold.durable import write_text
 from twofold.evals.critic import Critic
-from twofold.evals.drawing import colours
+from twofold.evals.drawing import swatches
 from twofold.evals.records import Evaluation, as_json
 from twofold.evals.render import escape, interval, number, percent, templates
 from twofold.evals.run import Eval
@@ -193,7 +193,7 @@ def write(page: SuiteReport, out: Path) -> None:
     """Write ``out/suite.json`` and ``out/suite.html``, which links to the report of each set."""
     write_text(out / "suite.json", json.dumps(as_json(page), indent=1, allow_nan=False) + "\n")
     template = templates().get_template("suite.html.jinja")
-    text = template.render(page=page, rules=RULES, colours_of=colours, of=of)
+    text = template.render(page=page, rules=RULES, colours_of=swatches, of=of)
     write_text(out / "suite.html", text)
 
 

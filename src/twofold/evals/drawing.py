@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # Stand-ins that matplotlib accepts as colours. The page's CSS variables replace them in the finished SVG.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
-_CSS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"}
+_CSS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"} | {
+    c: f"var(--c{i})" for i, c in enumerate(PALETTE)
+}
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "twofold",
@@ -59,7 +61,7 @@ _STYLE: dict[str, Any] = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
 }
-LINE_STYLES = {"weighted": "-", "maj": (0, (4, 2)), "pass": (0, (1, 1.6))}
+LINE_STYLES = {"weighted": "-", "maj": (0, (4, 2)), "best": (0, (6, 1.5, 1, 1.5)), "pass": (0, (1, 1.6))}
 
 Colours = Mapping[str, str]
 
@@ -69,6 +71,11 @@ def colours(labels: Sequence[str]) -> dict[str, str]:
     return {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
 
 
+def swatches(labels: Sequence[str]) -> dict[str, str]:
+    """Return the same colours as the page's variables, which are lighter on a dark page."""
+    return {label: f"var(--c{i % len(PALETTE)})" for i, label in enumerate(labels)}
+
+
 @dataclass
 class Drawing:
     """A figure, and its SVG text once it is finished."""
@@ -76,10 +83,12 @@ class Drawing:
     figure: Figure
     svg: str = ""
 
-    def axes(self, columns: int, rows: int = 1, hspace: float = 0.3) -> list[Axes]:
-        return list(
-            self.figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.2, "hspace": hspace}).flat
-        )
+    def axes(
+        self, columns: int, rows: int = 1, hspace: float = 0.3, wspace: float = 0.2, share: bool = False
+    ) -> list[Axes]:
+        """Return the panels; with ``share`` they have one vertical axis."""
+        space = {"wspace": wspace, "hspace": hspace}
+        return list(self.figure.subplots(rows, columns, squeeze=False, sharey=share, gridspec_kw=space).flat)
 
 
 @contextmanager
@@ -120,7 +129,9 @@ def band(ax: Axes, x: Sequence[float], points: Sequence[Estimate], c: str) -> No
 def end_labels(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
     """Name lines at their right end. Labels that would overlap are pushed apart, and a short stroke joins each to its line."""
     low, high = ax.get_ylim()
-    gap = 0.052
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    gap = 0.165 / (ax.get_position().height * figure.get_figheight())  # 0.165 inches are a line of text
     wanted = sorted(((y - low) / (high - low), text, c) for y, text, c in ends)
     placed = [y for y, _, _ in wanted]
     for _ in range(100):  # neighbours that are too close step apart, half the overlap each

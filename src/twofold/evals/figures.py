@@ -42,24 +42,50 @@ TRAINING_METRICS = {
 
 
 def scaling(task: TaskReport, colour: Colours) -> str:
-    """Draw accuracy against the number of samples: weighted solid, majority dashed, pass@k (an oracle) thin and dotted."""
-    with canvas("Accuracy against number of samples", 4.6, right=2.6, top=0.4) as drawing:
-        ax = drawing.axes(1)[0]
-        ends = []
-        for run in task.evaluations:
-            ends += _curves(ax, run, [float(k) for k in run.ks], colour[run.label], judged_x=None, oracle=True)
-        if len(task.evaluations) > 3:  # too many names: the colour says whose the dotted line is
-            ends = [end for end in ends if not end[1].endswith("oracle")]
-        ks = max((run.ks for run in task.evaluations), key=max)  # those of the run with most samples
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(ks, [str(k) for k in ks])
-        ax.minorticks_off()
-        ax.set_xlim(ks[0], ks[-1] * 1.02)
-        ax.set_xlabel("samples per problem")
-        percent_axis(ax)
-        end_labels(ax, ends)
-        rule_legend(drawing.figure, ("weighted", "maj", "pass"))
+    """Draw accuracy against the number of samples: a panel per run, with all its rules and, in grey, the others' own rules."""
+    runs = task.evaluations
+    columns = min(3, len(runs))
+    rows = -(-len(runs) // columns)
+    ks = max((run.ks for run in runs), key=max)  # those of the run with most samples
+    with canvas("Accuracy against number of samples", 0.45 + 3.2 * rows, right=0.95, top=0.4) as drawing:
+        axes, names = drawing.axes(columns, rows, hspace=0.5, wspace=0.55, share=True), []
+        for ax, run in zip(axes, runs, strict=False):
+            for other in runs:
+                if other is not run:
+                    mean = [other.accuracy[f"{other.rule}@{k}"].mean for k in other.ks]
+                    ax.plot(other.ks, mean, color=MUTED, linewidth=0.9, alpha=0.7)
+            ends = _rules(ax, run, colour[run.label])
+            ax.set_title(f"{_short(run.label)}{f', {_auroc(run)}' if run.verifier else ''}", color=colour[run.label])
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(ks, [str(k) for k in ks])
+            ax.minorticks_off()
+            ax.set_xlim(ks[0], ks[-1])
+            ax.set_xlabel("samples per problem")
+            names.append((ax, ends))
+        low = axes[0].get_ylim()[0]
+        axes[0].set_ylim(0 if low < 0.5 else low, 1.02)  # of all panels
+        for ax, ends in names:
+            percent_axis(ax, margin=False)
+            ax.tick_params(labelleft=True)
+            end_labels(ax, ends)
+        for ax in axes[len(runs) :]:
+            ax.set_visible(False)
     return drawing.svg
+
+
+def _rules(ax: Axes, run: Evaluation, c: str) -> list[tuple[float, str, str]]:
+    """Draw all rules of a run, with the interval of the one it answers with; return (y, label, colour) of the ends."""
+    ends = []
+    for rule, name in (("pass", "oracle"), ("maj", "majority"), ("best", "best-of-n"), ("weighted", "weighted")):
+        if f"{rule}@1" not in run.accuracy:
+            continue
+        points = [run.accuracy[f"{rule}@{k}"] for k in run.ks]
+        mean, own = [point.mean for point in points], rule == run.rule
+        ax.plot(run.ks, mean, color=c, linestyle=LINE_STYLES[rule], linewidth=2.2 if own else 1.3)
+        if own:
+            ax.fill_between(run.ks, [p.low for p in points], [p.high for p in points], color=c, alpha=0.2, linewidth=0)
+        ends.append((mean[-1], name, c))
+    return ends
 
 
 def cost(task: TaskReport, colour: Colours) -> str:
@@ -70,9 +96,9 @@ def cost(task: TaskReport, colour: Colours) -> str:
         for run in runs:
             tokens, judge = run.tokens_per_sample, run.judge_tokens_per_sample
             plain = [k * tokens for k in run.ks]
-            _curves(tokens_ax, run, plain, colour[run.label], [k * (tokens + judge) for k in run.ks], oracle=False)
+            _curves(tokens_ax, run, plain, colour[run.label], [k * (tokens + judge) for k in run.ks])
             seconds = [k * run.seconds_per_sample for k in run.ks]
-            _curves(seconds_ax, run, seconds, colour[run.label], judged_x=None, oracle=False)
+            _curves(seconds_ax, run, seconds, colour[run.label], seconds)
         tokens_ax.set_xlabel("tokens per problem (generated; weighted vote: + read by the judge)")
         seconds_ax.set_xlabel("seconds per problem (share of the batch, judging included)")
         tokens_ax.set_title("Tokens")
@@ -344,23 +370,15 @@ def training(series: Sequence[TrainingCurves], colour: Colours) -> str:
     return drawing.svg
 
 
-def _curves(
-    ax: Axes, run: Evaluation, x: Sequence[float], c: str, judged_x: Sequence[float] | None, oracle: bool
-) -> list[tuple[float, str, str]]:
-    """Draw one run's rules, and return (y, label, colour) of the ends to be named. A verifier's rule is shown with its AUROC."""
-    ends = []
-    for rule in ("pass", "maj", "weighted"):
-        if f"{rule}@1" not in run.accuracy or (rule == "pass" and not oracle):
+def _curves(ax: Axes, run: Evaluation, x: Sequence[float], c: str, judged_x: Sequence[float]) -> None:
+    """Draw a run's votes; ``judged_x`` is where those lie that need verdicts. The run's own rule has its band."""
+    for rule, where in (("maj", x), ("weighted", judged_x)):
+        if f"{rule}@1" not in run.accuracy:
             continue
         points = [run.accuracy[f"{rule}@{k}"] for k in run.ks]
-        where = judged_x if judged_x is not None and rule == "weighted" else x
-        mean = [point.mean for point in points]
-        ax.plot(where, mean, color=c, linestyle=LINE_STYLES[rule], linewidth=1.0 if rule == "pass" else 1.8)
+        ax.plot(where, [point.mean for point in points], color=c, linestyle=LINE_STYLES[rule], linewidth=1.8)
         if rule == run.rule:
-            ax.fill_between(where, [p.low for p in points], [p.high for p in points], color=c, alpha=0.1, linewidth=0)
-        name = {"pass": "oracle", "maj": "majority", "weighted": f"weighted, {_auroc(run)}"}[rule]
-        ends.append((mean[-1], f"{_short(run.label, 15)} {name}", c))
-    return ends
+            ax.fill_between(where, [p.low for p in points], [p.high for p in points], color=c, alpha=0.14, linewidth=0)
 
 
 def _auroc(run: Evaluation) -> str:

@@ -40,6 +40,7 @@ class Header:
     ``trace_top``: of how many likeliest tokens the token confidences were recorded (0: not at all); ``trace_window``: tokens
     of a group of DeepConf's scores. ``code``: the user's code that posed and graded the problems, pinned. ``system``: the
     system prompt, and ``enable_thinking`` what the chat template was told; None also in files that are older than these keys.
+    ``load``: the machine's mean load per core meanwhile, this evaluation included.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Header:
     system: str | None = None
     enable_thinking: bool | None = None
     extract: str = "boxed"
+    load: float | None = None
 
 
 RENAMED = {"confidence": "trace_top", "window": "trace_window"}

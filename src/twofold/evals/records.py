@@ -19,6 +19,7 @@ from twofold.evals.optimal import OptimalTable
 from twofold.evals.plans import Strategies
 from twofold.evals.pools import Header
 from twofold.evals.scores import ROC, CalibrationBin, Changed, Histogram, MeanScore
+from twofold.evals.texts import Texts
 from twofold.evals.thinking import Thinking
 from twofold.maths.stats import Estimate, Quality
 
@@ -63,6 +64,7 @@ class Evaluation:
     thinking: Thinking | None
     verifier: Quality | None
     attacks: Accepted | None
+    texts: Texts
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,12 @@ from twofold.evals import figures
 from twofold.evals.attacks import Accepted
 from twofold.evals.audit import Audited
 from twofold.evals.compare import Comparison, SamplesSaved
-from twofold.evals.drawing import Colours, colours
+from twofold.evals.drawing import Colours, colours, swatches
 from twofold.evals.grid import Grid
 from twofold.evals.optimal import OptimalTable
 from twofold.evals.plans import GrowingPlan, PlanCurve, Strategies
 from twofold.evals.records import Judged, Report, TaskReport
+from twofold.evals.texts import KINDS, SHOWN, Texts
 from twofold.evals.thinking import Thinking
 from twofold.maths.stats import Difference, Estimate
 from twofold.terminal import visible
@@ -34,6 +35,8 @@ RULE_NAMES = {
 
 PIPE_WIDTH = 100
 """Columns of printed tables where there is no terminal."""
+BUSY = 1.2
+"""A load per core from which on programs wait for one another; somewhat above 1, because a load is a mean over a minute."""
 SECONDS = "seconds depend on the machine and its load"
 
 
@@ -55,8 +58,9 @@ def templates() -> Environment:
         "lengths": lengths,
         "in_points": in_points,
         "accepts": accepts,
+        "visible": visible,
     }
-    environment.globals |= {"colours_of": colours, "at_budgets": at_budgets}
+    environment.globals |= {"colours_of": swatches, "at_budgets": at_budgets}
     return environment
 
 
@@ -70,8 +74,12 @@ def html(found: Report) -> str:
             report=found,
             tasks=[(task, _figures(task, colour)) for task in found.tasks],
             training_figure=Markup(figures.training(found.training, colour)) if found.training else None,
-            colour=colour,
+            colour=swatches(found.labels),
             rule_names=RULE_NAMES,
+            kinds=KINDS,
+            shown=SHOWN,
+            first_of=first_kind,
+            busy=BUSY,
         )
     )
 
@@ -96,6 +104,11 @@ def _figures(task: TaskReport, colour: Colours) -> dict[str, Markup]:
     if any(e.levels for e in task.evaluations):
         drawn["levels"] = figures.levels(task, colour)
     return {name: Markup(svg) for name, svg in drawn.items()}
+
+
+def first_kind(found: Texts) -> str:
+    """Return the first kind of samples of which there is a text to show."""
+    return next((kind for kind, rows in found.shown.items() if rows), next(iter(KINDS)))
 
 
 def escape(text: str) -> str:

@@ -35,6 +35,7 @@ from twofold.evals.records import (
 from twofold.evals.render import RULE_NAMES, html, in_points, interval, number, percent, print_table, times
 from twofold.evals.saved import VOTING_RULE, Saved, holds_evaluations, load_evaluations
 from twofold.evals.scores import judged_scores
+from twofold.evals.texts import read_texts
 from twofold.evals.thinking import thinking
 from twofold.maths.stats import estimate, estimates
 from twofold.tasks.doubts import doubts
@@ -151,6 +152,7 @@ def _evaluation(e: Saved, at: int, caps: Sequence[int], optimal: bool) -> Evalua
         thinking=thinking(e.probed) if e.probed else None,
         verifier=None,
         attacks=e.attacks,
+        texts=read_texts(e.directory, e.pools),
     )
     scores = judged_scores(e.pools) if e.rule == "weighted" else None
     return Judged(**fields_of(numbers) | fields_of(scores)) if scores else numbers

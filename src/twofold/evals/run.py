@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import field, replace
@@ -17,7 +18,7 @@ from twofold.compute.judge import WRITING, Judging, judge_all, resolved
 from twofold.compute.rollout import rollouts
 from twofold.durable import Lines
 from twofold.engines.base import Engine
-from twofold.evals import attacks
+from twofold.evals import attacks, texts
 from twofold.evals.pools import (
     HEADER,
     POOLS,
@@ -92,8 +93,9 @@ def evaluate(
     verified_by: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Write ``out/pools.jsonl`` (one line per problem, appended), ``out/eval.json`` and, if samples are judged by one token,
-    ``out/attacks.json`` (see ``attacks.short_form``), which the last-token score has none of; return ``out``.
+    """Write ``out/pools.jsonl`` (one line per problem, appended), ``out/texts.jsonl`` (a few texts to read), ``out/eval.json`` and,
+    if samples are judged by one token, ``out/attacks.json`` (see ``attacks.short_form``), which the last-token score has none of;
+    return ``out``.
 
     Problems that are already there are not done again. ``verifier`` scores in the model's place (another engine, the same
     tokenizer); ``verified_by`` is its name. Raises ValueError if ``out`` was begun with other settings.
@@ -104,23 +106,25 @@ def evaluate(
     header = _header(engine, chat, task, config, name, model, verified_by)
     if (out / HEADER).exists():
         before = read_header(out)
-        if replace(before, seconds=0.0) != header:
+        if replace(before, seconds=0.0, load=None) != header:
             raise ValueError(f"{out} holds another evaluation (see its {HEADER}): choose another --out")
         header = before
     done = finished_ids(out / POOLS, problems)
     write_header(out, header)
     waiting = [p for p in problems if p.id not in done]
     progress(len(problems) - len(waiting), len(problems))
-    with Lines(out / POOLS) as file:
+    with Lines(out / POOLS) as file, Lines(out / texts.FILE) as readable:
         for i in range(0, len(waiting), config.batch):
             began = time.monotonic()
-            pools = _pools(engine, chat, task, waiting[i : i + config.batch], config, verifier)
+            groups, pools = _pools(engine, chat, task, waiting[i : i + config.batch], config, verifier)
             for pool in pools:
                 write_pool(file, pool)
             file.sync()
+            for group, pool in zip(groups, pools, strict=True):
+                texts.write_texts(readable, group, pool.scores)
             for doubt in doubts(pools) if i == 0 else []:
                 log.warning("of the first problems, %s", doubt)
-            header = replace(header, seconds=header.seconds + time.monotonic() - began)
+            header = _after(header, time.monotonic() - began)
             write_header(out, header)
             progress(len(problems) - len(waiting) + min(i + config.batch, len(waiting)), len(problems))
     if config.judge.name not in (*WRITING, "last_token", "none") and not (out / attacks.FILE).exists():
@@ -128,6 +132,13 @@ def evaluate(
         if found is not None:
             attacks.save(found, out)
     return out
+
+
+def _after(header: Header, seconds: float) -> Header:
+    """Return the header after a batch that took so long, during which the machine was as busy as it is now."""
+    total, now = header.seconds + seconds, os.getloadavg()[0] / (os.cpu_count() or 1)
+    before = now if header.load is None else header.load
+    return replace(header, seconds=total, load=round((before * header.seconds + now * seconds) / total, 2))
 
 
 def _header(
@@ -164,7 +175,7 @@ def _header(
 
 def _pools(
     engine: Engine, chat: Chat, task: Task, problems: Sequence[Problem], config: Eval, verifier: Engine | None
-) -> list[Pool]:
+) -> tuple[list[Group], list[Pool]]:
     began = time.monotonic()
     sampling = Sampling(
         config.n, config.temperature, config.top_p, config.max_tokens, chat.stop, config.seed, config.trace_top,
@@ -188,7 +199,7 @@ def _pools(
                 **_certainty(group, config),
             )
         )
-    return pools
+    return groups, pools
 
 
 def _certainty(group: Group, config: Eval) -> dict[str, Any]:

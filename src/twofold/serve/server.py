@@ -13,7 +13,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from twofold.serve.api import app
-from twofold.serve.middleware import is_loopback
+from twofold.serve.middleware import App, is_loopback
 from twofold.serve.service import Service
 
 KEY = "TWOFOLD_API_KEY"
@@ -93,20 +93,13 @@ class Server(uvicorn.Server):
     """Uvicorn, which on SIGTERM lets the requests under way end within the service's grace time."""
 
     def __init__(self, service: Service, key: str | None) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app(service, key), log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
-                timeout_graceful_shutdown=5, http=Protocol,
-            )
-        )  # fmt: skip
+        super().__init__(_config(app(service, key)))
         self.service = service
         self._grace_ends = float("inf")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        assert sockets
-        host, port = sockets[0].getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        url = _url(sockets)
         print(f"ready: {self.service.name} at {url}/v1, page {url}/", flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -125,3 +118,31 @@ class Server(uvicorn.Server):
                 self.service.expire_all()
             self.should_exit |= not self.service.requests or late >= 2
         return await super().on_tick(counter)
+
+
+class PageServer(uvicorn.Server):
+    """Uvicorn for one page, such as that of ``twofold watch``. The first SIGTERM or SIGINT ends it."""
+
+    def __init__(self, page: App, title: str) -> None:
+        super().__init__(_config(page))
+        self.title = title
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(f"ready: {self.title} at {_url(sockets)}/", flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.should_exit = True
+
+
+def _config(app: App) -> uvicorn.Config:
+    return uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
+        timeout_graceful_shutdown=5, http=Protocol,
+    )  # fmt: skip
+
+
+def _url(sockets: list[socket.socket] | None) -> str:
+    assert sockets
+    host, port = sockets[0].getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
