@@ -206,7 +206,7 @@ def _complex(x: Tensor) -> Tensor:
 
 @one_pass("rotated")
 def _rotated(x: Tensor, turn: Tensor, dtype: torch.dtype, back: bool = False) -> Tensor:
-    """The same in real numbers: ``torch.compile`` knows no complex ones."""
+    """The same in real numbers: Triton knows no complex ones."""
     a, b = x.unflatten(-1, (-1, 2)).float().unbind(-1)
     cos, sin = turn.unbind(-1)
     sin = -sin if back else sin
