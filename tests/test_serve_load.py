@@ -263,7 +263,8 @@ def test_when_to_come_back_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     rate = Throughput()
     rate.begin()
     now = 103.0
-    assert rate.seconds(2, 0) == 6.0, "none has ended in 3 s"
+    assert rate.seconds(2, 0) == rate.seconds(2, 0, running=1) == 6.0, "none has ended in 3 s"
+    assert rate.seconds(8, 0, running=8) == 6.0, "eight run, so four may have been done by now"
     rate.count(tokens=50)
     now = 110.0
     rate.count(tokens=150)
