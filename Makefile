@@ -40,9 +40,7 @@ test-slow: $(READY) ## run the slow tests
 	$(BIN)/pytest -q -m slow
 
 torture: $(READY) ## run the reliability tests in full: kill runs 200 times, compare a million log-probs ... (under an hour)
-	$(BIN)/python tests/torture.py --kills 200
-	$(BIN)/pytest -q -m slow tests/test_durable.py
-	$(BIN)/pytest -q -s -m torture
+	$(BIN)/python tests/torture.py --kills 200 --all
 
 test-interop: $(VENV)/.interop ## run other projects' clients against the server
 	$(BIN)/pytest -q -m 'slow or not slow' tests/test_interop.py

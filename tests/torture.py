@@ -1,6 +1,7 @@
 """Kill a training run again and again, and compare every bit of its end with a run that was never stopped.
 
     python tests/torture.py --kills 200
+    python tests/torture.py --kills 200 --all     # and the other reliability tests in full: `make torture`
 
 Each kill is a SIGKILL from outside at a random time of a chosen phase: while a checkpoint is saved, the model generates, a verdict
 is asked, an evaluation runs, or a resume begins. Then, one at a time, parts of a checkpoint's state are dropped: the comparison
@@ -16,6 +17,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -66,6 +68,14 @@ PHASES: dict[bytes, tuple[str, Any, str]] = {
 }
 OFTEN = {b"s": 5, b"j": 2, b"e": 2}
 """How much more often than once a phase is chosen: a save is where a kill could do most harm."""
+
+OTHERS = {
+    "the full forms": ["-m", "torture"],
+    "slow tests of the same promises": [
+        "-m", "slow", "tests/test_durable.py", "tests/test_grading.py", "tests/test_labelled.py", "tests/test_serve_overload.py",
+    ],
+}  # fmt: skip
+"""Other reliability tests in full: what pytest is asked for."""
 
 
 def config(name: str) -> Config:
@@ -277,27 +287,52 @@ def warm() -> None:
     verifier_metrics([0.1, 0.9], [False, True])
 
 
+def others(words: list[str]) -> tuple[str, bool]:
+    """Run tests with pytest, and show what it and they say. Return its last line, and whether all passed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rP", "--timeout", "1800", *words]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as tests:
+        assert tests.stdout is not None
+        line = ""
+        for line in tests.stdout:
+            print(line, end="", flush=True)
+    return line.strip(), tests.returncode == 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--runs", nargs="*", choices=list(RUNS), default=list(RUNS))
     parser.add_argument("--drop", type=int, default=len(DROPPED), help="how many parts of the state are dropped")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--all", action="store_true", help="run the other reliability tests in full as well")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warm()
-    rng = random.Random(args.seed)
+    rng, began, said = random.Random(args.seed), time.monotonic(), list[str]()
+
+    def say(line: str) -> None:
+        minutes = (time.monotonic() - began) / 60
+        said.append(f"{minutes:5.1f} min  {line}")
+        print(line, flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
         for name in args.runs:
             inside, ends, seconds = killed(name, Path(folder), args.kills // len(args.runs), rng)
             where = ", ".join(f"{phase} {n}" for phase, n in inside.most_common())
-            print(f"{name}: {args.kills // len(args.runs)} kills ({where}), {seconds:.1f} s each", flush=True)
-            print(f"{name}: {ends} of {ends} runs ended with the bits of the run that was never stopped", flush=True)
+            say(f"{name}: {args.kills // len(args.runs)} kills ({where}), {seconds:.1f} s each")
+            say(f"{name}: {ends} of {ends} runs ended with the bits of the run that was never stopped")
         names = list(DROPPED)[:: max(1, len(DROPPED) // max(1, args.drop))][: args.drop]
         missed = [name for name in names if not dropped(name, Path(folder))]
-    print(f"{len(names) - len(missed)} of {len(names)} parts of the state, dropped, were seen")
-    if missed:
-        sys.exit(f"not seen: {', '.join(missed)}")
+    say(f"{len(names) - len(missed)} of {len(names)} parts of the state, dropped, were seen")
+    failed = [f"not seen: {', '.join(missed)}"] if missed else []
+    for name, words in OTHERS.items() if args.all else ():
+        line, passed = others(words)
+        say(f"{name}: {line}")
+        failed += [] if passed else [f"{name} failed: {line}"]
+    if args.all:
+        print("\nAll figures:", *said, sep="\n")
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 if __name__ == "__main__":

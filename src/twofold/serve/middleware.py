@@ -11,6 +11,7 @@ import re
 import time
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
 from typing import Any
 
 from twofold.engines.base import UpstreamError
@@ -70,10 +71,34 @@ class Guard:
             if status == 499:
                 await _reply(to_refused(error), send_noting_status)
         finally:
-            path = scope["path"] if scope["path"] in self.paths else "other"
-            seconds = time.monotonic() - began
-            self.metrics.count_request(path, status, seconds)
-            log.info("%s %s %d %.3f s", scope["method"], path, status, seconds)
+            self._count(scope["method"], scope["path"], status, began)
+
+    def refusal(self, request: bytes) -> bytes | None:
+        """Return the whole reply to a POST request if there is no room for it, None if there is.
+
+        Only its path is read, to be counted: neither its key nor its Host changes the reply. The connection ends with it.
+        """
+        began = time.monotonic()
+        try:
+            self.check_room()
+        except Refused as refused:
+            self._count(
+                "POST", request.split(maxsplit=2)[1].partition(b"?")[0].decode("latin-1"), refused.status, began
+            )
+            body = json.dumps(refused.body).encode()
+            fields = {"content-type": "application/json", "content-length": len(body), "connection": "close"}
+            first = f"HTTP/1.1 {refused.status} {HTTPStatus(refused.status).phrase}"
+            return (
+                "\r\n".join([first, *(f"{k}: {v}" for k, v in (fields | refused.headers).items()), "", ""]).encode()
+                + body
+            )
+        return None
+
+    def _count(self, method: str, path: str, status: int, began: float) -> None:
+        path = path if path in self.paths else "other"
+        seconds = time.monotonic() - began
+        self.metrics.count_request(path, status, seconds)
+        log.info("%s %s %d %.3f s", method, path, status, seconds)
 
     def _check_head(self, scope: MutableMapping[str, Any]) -> None:
         """Raise Refused for a head that is ambiguous, that comes from a foreign page or without the key, or when there is no room.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import re
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +25,12 @@ HEAD_SECONDS = 10.0
 """Seconds in which the head of a request (its first line and its headers) must arrive."""
 READ_SECONDS = 60.0
 """Seconds after which a client that does not read its reply loses its connection."""
+
+FULL_SECONDS = 0.01
+"""Seconds after which a full server looks again for new connections, so that it refuses them in batches."""
+BATCH = 64
+"""The most connections that are accepted in one turn of the event loop."""
+log = logging.getLogger("twofold.serve")
 
 
 def read_key(file: Path | None, host: str) -> str | None:
@@ -93,14 +102,72 @@ class Server(uvicorn.Server):
     """Uvicorn, which on SIGTERM lets the requests under way end within the service's grace time."""
 
     def __init__(self, service: Service, key: str | None) -> None:
-        super().__init__(_config(app(service, key)))
+        self.guard = app(service, key)
+        super().__init__(_config(self.guard))
         self.service = service
         self._grace_ends = float("inf")
+        self._opening = set[asyncio.Task[object]]()  # connections that were accepted and not refused
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        assert sockets
+        await super().startup([])  # uvicorn accepts nothing
+        (self._listening,) = sockets
+        self._listening.setblocking(False)
+        self._loop = asyncio.get_running_loop()
+        self._listen()
         url = _url(sockets)
         print(f"ready: {self.service.name} at {url}/v1, page {url}/", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop.remove_reader(self._listening)
+        await super().shutdown(sockets)
+
+    def _listen(self) -> None:
+        if not self.should_exit:
+            self._loop.add_reader(self._listening, self._accept)
+
+    def _accept(self) -> None:
+        """Accept the connections that wait. A full server refuses those whose request has come whole, and looks again a little later.
+
+        At ten times the capacity, to parse each head, and to take a turn of the event loop for each, would take a fifth of the
+        interpreter's time from the engine.
+        """
+        pause = 0.0
+        for _ in range(BATCH):
+            try:
+                connection, _ = self._listening.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                break
+            except OSError as error:  # too many open files
+                log.error("cannot accept a connection: %s", error.strerror)
+                pause = 1.0
+                break
+            connection.setblocking(False)
+            if self._refuse(connection):
+                pause = FULL_SECONDS
+                continue
+            opening = self._loop.create_task(self._loop.connect_accepted_socket(self._protocol, connection))
+            self._opening.add(opening)
+            opening.add_done_callback(self._opening.discard)
+        if pause:
+            self._loop.remove_reader(self._listening)
+            self._loop.call_later(pause, self._listen)
+
+    def _refuse(self, connection: socket.socket) -> bool:
+        """Refuse a request if there is no room for it and it has come whole. Return whether it was refused; if so, close it."""
+        try:
+            request = connection.recv(1 << 16, socket.MSG_PEEK)
+        except OSError:
+            return False
+        if not is_whole_post(request) or not (reply := self.guard.refusal(request)):
+            return False
+        with connection, suppress(OSError):
+            connection.recv(len(request))  # nothing is left unread, so that the client gets the reply and no reset
+            connection.sendall(reply)
+        return True
+
+    def _protocol(self) -> Protocol:
+        return Protocol(self.config, self.server_state, self.lifespan.state)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Refuse new requests at the first signal, and stop at the second."""
@@ -146,3 +213,14 @@ def _url(sockets: list[socket.socket] | None) -> str:
     assert sockets
     host, port = sockets[0].getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_whole_post(request: bytes) -> bool:
+    r"""Return whether this is a POST request with its whole body, to its last byte.
+
+    >>> [is_whole_post(b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n" + body) for body in (b"{", b"{}", b"{}GET")]
+    [False, True, False]
+    """
+    head, _, body = request.partition(b"\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length: *(\d{1,9})(?:\r\n|$)", head, re.IGNORECASE)
+    return head.startswith(b"POST ") and length is not None and int(length[1]) == len(body)

@@ -72,15 +72,15 @@ class Throughput:
         """Count a request that has ended."""
         self._ended.append((time.monotonic(), tokens))
 
-    def seconds(self, requests: int, tokens: int) -> float:
+    def seconds(self, requests: int, tokens: int, running: int = 0) -> float:
         """Return the time in which so many requests, and tokens of prompts, end at the present rate.
 
-        If none has ended yet, one is expected in as much time as has passed.
+        Those ``running`` now count as half done. If that is less than one, one is expected in as much time as has passed.
         """
         (began, _), *ended = self._ended
         passed = time.monotonic() - began
         done = sum(size for _, size in ended)
-        return passed * max(requests / max(1, len(ended)), tokens / done if done else 1.0)
+        return passed * max(requests / max(1, len(ended) + running / 2), tokens / done if done else 1.0)
 
 
 class Service:
@@ -173,8 +173,9 @@ class Service:
 
     def retry_after(self, tokens: int = 0) -> int:
         """Return in how many seconds the requests that wait now, and so many tokens of prompts, will be done."""
-        waiting = max(1, len(self.requests) - self.limits.concurrent)
-        seconds = self._throughput.seconds(waiting, tokens) if self.requests else 1.0
+        running = min(len(self.requests), self.limits.concurrent)
+        waiting = max(1, len(self.requests) - running)
+        seconds = self._throughput.seconds(waiting, tokens, running) if self.requests else 1.0
         return math.ceil(min(max(1.0, seconds), self.limits.seconds))
 
     def expire_all(self) -> None:
