@@ -72,8 +72,8 @@ def docstrings(page: str) -> str:
     for i, section in enumerate(sections):
         for name, options in re.findall(r"(?m)^\| `([\w.]+)` \|(?: `(\w+)` \|)?", section):
             home = f"twofold.{twofold._HOMES[name[3:]]}.{name[3:]}" if name.startswith("tf.") else name
-            sections[i] += f"\n::: {home}\n"
-            sections[i] += f"    options:\n      members: false\n\n::: {home}.{options}\n" if options else ""
+            sections[i] += f"\n::: {home}\n    options:\n      heading: {name}\n"
+            sections[i] += f"      members: false\n\n::: {home}.{options}\n" if options else ""
     return "".join(sections)
 
 

@@ -113,3 +113,4 @@ def test_the_reference_has_the_docstring_of_every_public_name(html: Path) -> Non
         said = (getattr(twofold, name).__doc__ or "").split()[:6]
         text = " ".join(re.sub(r"<[^>]+>", "", page).split())
         assert re.sub("`", "", " ".join(said)) in text, f"the docstring of {name} is missing"
+    assert "<blockquote>" not in page, "an example in a docstring stands under Examples:"
