@@ -65,7 +65,7 @@ bench-gpu: $(READY) ## measure speed at Qwen2.5's shapes on a CUDA device
 	cd bench && ../$(BIN)/python gpu.py
 
 site: $(READY) ## build the documentation site into build/site/html; a broken link or anchor is an error
-	$(BIN)/python docs/site.py
+	$(BIN)/python docs/build_site.py
 
 dist: $(READY) ## build the sdist and the wheel into dist/ (docs/release.md)
 	$(BIN)/python -m build --no-isolation --outdir dist .

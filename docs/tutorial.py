@@ -6,6 +6,7 @@ Progress lines are left out, because their seconds are those of one machine.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,15 @@ import nbformat
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "tutorial.ipynb"
 
 
-def run() -> Any:
-    """Return the notebook with the outputs of a run of all its cells. Raises CellExecutionError if a cell fails."""
+def run(steps: int | None = None) -> Any:
+    """Return the notebook with the outputs of a run of all its cells, perhaps with another number of training steps.
+
+    Raises CellExecutionError if a cell fails.
+    """
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    if steps is not None:
+        first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        first.source = re.sub(r"(?m)^STEPS = \d+", f"STEPS = {steps}", first.source)
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times

@@ -18,10 +18,11 @@ import twofold
 
 ROOT = Path(__file__).parents[1]
 pytest.importorskip("zensical", reason="the extra docs is not installed")
+pytestmark = pytest.mark.timeout(600)  # the build takes 5 s of one core, and many times as long on a busy machine
 
 
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("site_of_the_docs", ROOT / "docs" / "site.py")
+    spec = importlib.util.spec_from_file_location("site_of_the_docs", ROOT / "docs" / "build_site.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

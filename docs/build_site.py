@@ -1,4 +1,4 @@
-"""Build the documentation site: ``make site``, or ``python docs/site.py``; the static files are in build/site/html.
+"""Build the documentation site: ``make site``, or ``python docs/build_site.py``; the static files are in build/site/html.
 
 The pages are those of the repository, staged in its layout, so that they stay readable where the code is hosted. Three
 things differ in the staged copy: a link to a file that is no page leads to a page that shows the file, the tutorial
