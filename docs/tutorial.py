@@ -25,7 +25,7 @@ def run(steps: int | None = None) -> Any:
     if steps is not None:
         first = next(cell for cell in notebook.cells if cell.cell_type == "code")
         first.source = re.sub(r"(?m)^STEPS = \d+", f"STEPS = {steps}", first.source)
-    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
+    nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times
         if cell.cell_type == "code":
