@@ -29,7 +29,8 @@ def run(steps: int | None = None) -> Any:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.output_type == "stream"]
+            text = "".join(output.text for output in cell.outputs if output.output_type == "stream")
+            cell.outputs = [nbformat.v4.new_output("stream", text=text)] if text else []
     return notebook
 
 

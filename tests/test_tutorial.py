@@ -39,7 +39,7 @@ def stored() -> Any:
 def test_it_runs_and_its_verifier_learns(stored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     fresh = printed(tutorial.run(steps=12))
-    for texts, least in ((fresh, 0.7), (printed(stored), 0.85)):
+    for texts, least in ((fresh, 0.65), (printed(stored), 0.75)):
         assert auroc(texts, "before") < 0.6 and auroc(texts, "after") > least
     assert "step 10" in "".join(fresh) and "step 15" not in "".join(fresh)
     assert [bool(text) for text in fresh] == [bool(text) for text in printed(stored)]
@@ -50,7 +50,9 @@ def test_what_is_stored_is_one_whole_run(stored: Any) -> None:
     nbformat.validate(stored)
     cells = [cell for cell in stored.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    assert all(output.name == "stdout" for cell in cells for output in cell.outputs)
+    assert all(
+        len(cell.outputs) <= 1 and "Error" not in text for cell, text in zip(cells, printed(stored), strict=True)
+    )
     assert not re.search(r"/(tmp|home|root|work)/", "".join(printed(stored)))
 
 
