@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smollm2 test test-slow torture test-interop test-vllm test-fleet bench bench-trl bench-gpu dist clean
+.PHONY: help demo smollm2 test test-slow torture test-interop test-vllm test-fleet bench bench-trl bench-gpu site dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -61,6 +61,9 @@ bench-trl: $(READY) .venv-trl/.ready ## compare a training step with TRL's
 
 bench-gpu: $(READY) ## measure speed at Qwen2.5's shapes on a CUDA device
 	cd bench && ../$(BIN)/python gpu.py
+
+site: $(READY) ## build the documentation site into build/site/html; a broken link or anchor is an error
+	$(BIN)/python docs/build_site.py
 
 dist: $(READY) ## build the sdist and the wheel into dist/ (docs/release.md)
 	$(BIN)/python -m build --no-isolation --outdir dist .

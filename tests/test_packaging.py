@@ -93,7 +93,7 @@ def needed(requirements: list[str]) -> Iterator[str]:
             todo += [r for r in more if not r.marker or any(r.marker.evaluate({"extra": e}) for e in {"", *one.extras})]
 
 
-@pytest.mark.parametrize("extra", ["", "gguf", "serve", "wandb", "tensorboard", "trackio"])
+@pytest.mark.parametrize("extra", ["", "docs", "gguf", "serve", "wandb", "tensorboard", "trackio"])
 def test_every_package_that_an_install_brings_has_a_pin(extra: str) -> None:
     """So that two installs from the lock are the same, and a list of parts (SBOM) made from it is complete."""
     found = set(needed(EXTRAS[extra] if extra else PROJECT["dependencies"]))

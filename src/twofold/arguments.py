@@ -96,7 +96,7 @@ def _add_plan(command: Callable[..., argparse.ArgumentParser]) -> None:
         "Estimate the memory, time and money of a training run before it is started.",
         "Options of the config may be set as for train. It loads no model and needs no GPU.",
     )
-    sub.add_argument("config", type=Path, help="a file such as configs/rlv-sums.toml")
+    sub.add_argument("config", type=Path, help="as for train")
     sub.add_argument(
         "--model",
         help="sizes of the model: a directory with config.json, a name such as qwen2.5-7b, or "

@@ -37,9 +37,10 @@ def choose(answers: Sequence[str | None], scores: Sequence[float] | None, rule: 
 
     Ties are broken at random from ``seed``: between answers for the votes, between samples for ``best``.
 
-    >>> answers, scores = ["7", "8", "8", "9", "9", None], [0.8, 0.3, 0.3, 0.5, 0.4, 1.0]
-    >>> choose(answers, scores, "best"), choose(answers, scores, "weighted")  # weighted: 7 .8, 8 .6, 9 .9
-    ('7', '9')
+    Examples:
+        >>> answers, scores = ["7", "8", "8", "9", "9", None], [0.8, 0.3, 0.3, 0.5, 0.4, 1.0]
+        >>> choose(answers, scores, "best"), choose(answers, scores, "weighted")  # weighted: 7 .8, 8 .6, 9 .9
+        ('7', '9')
 
     Raises ValueError for an unknown rule, scores that are missing, NaN or not one per answer, and negative weights.
     """

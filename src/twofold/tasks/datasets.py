@@ -96,8 +96,9 @@ def load(
     A file whose name is in ``NAMED``, such as cruxeval.jsonl, is read as a copy of that set, unless a column is given.
 
     Args:
-        prompt_column, answer_column: the columns to take, where the usual names find the wrong ones. A dot enters a nested
-            field ("reward_model.ground_truth"). With one of them a known set is posed and graded like any other.
+        prompt_column: the column to take for the question, where the usual names find the wrong one. A dot enters a nested
+            field ("reward_model.ground_truth").
+        answer_column: the same for the answer. With one of the two a known set is posed and graded like any other.
         solution_column: the column with the worked solutions that SFT learns, text or chat messages.
         limit: use only the first ``limit`` rows.
         split: the split of a set on the hub. A file is one split already.

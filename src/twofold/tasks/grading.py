@@ -76,10 +76,11 @@ GRACE = 120.0
 def grade(gold: str, text: str, *, deadline: float = 1.0) -> Grade:
     r"""Grade the final answer of ``text`` against ``gold``. ``deadline`` is in seconds, from when a worker has the answer.
 
-    >>> grade("1/2", r"so it is \boxed{0.50}")
-    Grade(reward=1.0, label='correct')
-    >>> grade("1/2", "it is 1/2")
-    Grade(reward=0.0, label='no_answer')
+    Examples:
+        >>> grade("1/2", r"so it is \boxed{0.50}")
+        Grade(reward=1.0, label='correct')
+        >>> grade("1/2", "it is 1/2")
+        Grade(reward=0.0, label='no_answer')
     """
     answer = final_answer(text)
     return as_grade("no_answer" if answer is None else equal(gold, answer, deadline=deadline))
