@@ -23,6 +23,7 @@ from twofold.recipes.mrt import MRT, Episodes, Prover
 from twofold.recipes.rlv import RLV
 from twofold.recipes.tango import Tango
 from twofold.tasks.procedural import Sums
+from twofold.maths.losses import Loss
 from twofold.trainer.dist import SharedEngine, Team
 from twofold.trainer.learner import Learner
 from twofold.trainer.optim import Optim
@@ -56,7 +57,8 @@ def config(model: Path, recipe: Any, **train: Any) -> Config:
 
 
 def recipes(model: Path) -> dict[str, Config]:
-    """Return a config for each recipe, with what it computes over a whole step, and one with two adapters on one model."""
+    """Return a config for each recipe, with what it computes over a whole step, one with two adapters on one model, and two whose
+    weights are cut among the ranks."""
     prover = Prover(hurry="", end="Yes", answer="\n", tokens=4)
     return {
         "rlv": replace(
@@ -65,6 +67,10 @@ def recipes(model: Path) -> dict[str, Config]:
         ),
         "mrt": config(model, MRT(rollouts=2, method="online", answers=2, prover=prover, episodes=Episodes(shortest=1))),
         "lora": replace(config(model, RLV(rollouts=2, verify="separate")), lora=LoraOptions(rank=4)),
+        "sharded": replace(  # two models, each with a reference policy, and a gradient that is clipped by its streams
+            config(model, RLV(rollouts=3, verify="separate"), epochs=2, shard=True), loss=Loss(beta=0.1)
+        ),
+        "cut_lora": replace(config(model, RLV(rollouts=2), shard=True, checkpointing=True), lora=LoraOptions(rank=4)),
         "tango": config(
             model, Tango(rollouts=2, share=False, verifier_warmup=1, estimator="reinforce++", verifier_tokens=6)
         ),
@@ -104,9 +110,12 @@ def four(folder: Path, tiny_model: Path) -> Path:
 def many(folder: Path, model: Path, ranks: int) -> Path:
     """Make all runs in many processes, and the gradient in two ways."""
     runs = [(chosen, f"{folder / name}-{ranks}") for name, chosen in recipes(model).items()]
-    resumed = [(chosen, out, f"{out}-resumed") for chosen, out in runs[:1]]
-    gradients = [(str(model), n, f"{folder}/gradient-{ranks}-{n}.safetensors") for n in MICRO_TOKENS]
-    run = launched(ranks, folder, runs=runs, resumed=resumed, gradients=gradients)
+    resumed = [(chosen, out, f"{out}-resumed") for chosen, out in runs if Path(out).name.startswith(("rlv", "sharded"))]
+    gradients, sharded = (
+        [(str(model), n, f"{folder}/{name}-{ranks}-{n}.safetensors") for n in MICRO_TOKENS]
+        for name in ("gradient", "sharded")
+    )
+    run = launched(ranks, folder, runs=runs, resumed=resumed, gradients=gradients, sharded=sharded)
     assert run.returncode == 0, run.stderr
     return folder
 
@@ -135,17 +144,21 @@ def texts(run: Path) -> list[Any]:
 
 def check_gradients(folder: Path, model: Path, ranks: int) -> None:
     """Compare the gradient of ``dist_worker.samples`` with that of one process, which divides it otherwise."""
-    expected, numbers = gradient(Learner, str(model), 100)
-    whole = torch.cat([g.flatten() for _, g in sorted(expected.items())])
-    for micro_tokens in MICRO_TOKENS:
-        found = load_file(folder / f"gradient-{ranks}-{micro_tokens}.safetensors")
-        assert found.keys() == expected.keys()
-        gap = torch.cat([g.flatten() for _, g in sorted(found.items())]) - whole
-        assert float(gap.norm()) <= 1e-6 * float(whole.norm()), micro_tokens
-        parts = json.loads((folder / f"gradient-{ranks}-{micro_tokens}.json").read_text())
-        assert (
-            parts == pytest.approx(numbers, rel=1e-5) and {"policy_loss", "target_loss", "value_loss"} <= parts.keys()
-        )
+    for name, parts_of in (
+        ("gradient", {"policy_loss", "target_loss", "value_loss"}),
+        ("sharded", {"policy_loss", "target_loss"}),
+    ):
+        expected, numbers = gradient(Learner, str(model), 100, head=name == "gradient")
+        whole = torch.cat([g.flatten() for _, g in sorted(expected.items())])
+        for micro_tokens in MICRO_TOKENS:
+            found = load_file(folder / f"{name}-{ranks}-{micro_tokens}.safetensors")
+            assert found.keys() == expected.keys()
+            gap = torch.cat([g.flatten() for _, g in sorted(found.items())]) - whole
+            assert float(gap.norm()) <= 1e-6 * float(whole.norm()), micro_tokens
+            parts = json.loads((folder / f"{name}-{ranks}-{micro_tokens}.json").read_text())
+            held = parts.pop("held", [])
+            assert parts == pytest.approx(numbers, rel=1e-5) and parts_of <= parts.keys()
+            assert held == pytest.approx([1 / ranks] * len(held), rel=0.05) and len(held) == (name == "sharded") * ranks
 
 
 def check_run(folder: Path, name: str, ranks: int) -> None:
@@ -157,7 +170,7 @@ def check_run(folder: Path, name: str, ranks: int) -> None:
     assert any(line.get("grad_norm", 0) > 0 for line in metrics(one))
     moved = distance(weights(one, 1), weights(one, 2))
     assert moved > 0.01
-    for role in ("", "verifier") if name in ("lora", "tango") else ("",):
+    for role in ("", "verifier") if name in ("lora", "tango", "sharded") else ("",):
         assert distance(weights(one, 2, role), weights(many, 2, role)) < 1e-3 * moved
     files = [{str(p.relative_to(run)) for p in run.rglob("*")} for run in (one, many)]
     assert files[0] == files[1]
@@ -169,7 +182,7 @@ def test_the_gradient_is_that_of_one_process_however_it_is_divided(two, tiny_mod
     check_gradients(two, tiny_model, 2)
 
 
-@pytest.mark.parametrize("name", ["rlv", "mrt", "lora", "tango"])
+@pytest.mark.parametrize("name", ["rlv", "mrt", "lora", "tango", "sharded", "cut_lora"])
 def test_a_run_is_that_of_one_process(two, name):
     check_run(two, name, 2)
 
@@ -190,17 +203,19 @@ def test_every_rollout_is_graded_once(two):
 # ---------------------------------------------------------------- resuming, and the end
 
 
-def test_a_run_resumes_on_the_same_ranks_to_the_bit(two):
-    whole, resumed = two / "rlv-2", two / "rlv-2-resumed"
+@pytest.mark.parametrize("name", ["rlv", "sharded"])
+def test_a_run_resumes_on_the_same_ranks_to_the_bit(two, name):
+    whole, resumed = two / f"{name}-2", two / f"{name}-2-resumed"
     assert all(torch.equal(weight, weights(whole, 2)[name]) for name, weight in weights(resumed, 2).items())
     for a, b in zip(metrics(whole), metrics(resumed), strict=True):
         assert b == pytest.approx(a, rel=0, abs=0, nan_ok=True)
 
 
-def test_a_run_resumes_on_another_number_of_ranks(two, tiny_model, tmp_path):
-    without_last_step(two / "rlv-2", tmp_path / "one")
-    training.train(recipes(tiny_model)["rlv"], tmp_path / "one", resume=True)
-    start, whole = (weights(two / "rlv-2", step) for step in (1, 2))
+@pytest.mark.parametrize("name", ["rlv", "sharded"])
+def test_a_run_resumes_on_another_number_of_ranks(two, name, tiny_model, tmp_path):
+    without_last_step(two / f"{name}-2", tmp_path / "one")
+    training.train(recipes(tiny_model)[name], tmp_path / "one", resume=True)
+    start, whole = (weights(two / f"{name}-2", step) for step in (1, 2))
     assert distance(weights(tmp_path / "one", 2), whole) < 1e-3 * distance(start, whole)
 
 

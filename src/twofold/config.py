@@ -121,6 +121,9 @@ class Train:
     """``auto``: the faster one of this machine (see ``models.precision``). The run's ``config.toml`` says which it is."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    shard: bool = False
+    """Cut weights, gradients and the optimiser's state among the ranks of a run (ZeRO, arXiv:1910.02054), for a model that one
+    device cannot train. For models of Llama's family, the native engine and AdamW. In one process it changes nothing."""
     save_every: Whole = 50
     """Save a checkpoint every N steps (0: only after the last one)."""
     keep: Whole = 0
@@ -196,6 +199,10 @@ class Config:
         check_weights(self.reward, self.reward_weights)
         if self.lora.rank and self.engine.name == "vllm":
             raise ValueError('lora: engine.name = "vllm" does not sample from adapters yet: use the native engine')
+        if self.train.shard and (self.engine.name != "native" or self.optim.name != "adamw"):
+            raise ValueError(
+                'train.shard: set engine.name = "native" and optim.name = "adamw"; others need whole weights'
+            )
 
 
 def task_named(name: str) -> TaskConfig:

@@ -50,8 +50,9 @@ class _Setup:
         self.models: dict[str, Any] = {}
         self.engines: dict[str, PolicyEngine] = {}
         self.tokenizer: Any = None
+        self.device = "cpu" if config.train.shard and team.size > 1 else None  # no device need hold a whole model
         self.problems = Problems(task, config.rollout.problems, config.train.seed)
-        self.spare, self._engine, self._team = self.problems.spare, team.engine(engine), team
+        self.spare, self._engine, self.team = self.problems.spare, team.engine(engine), team
 
     def begin(self, model: object, tokenizer: object, stop: Sequence[int] = ()) -> None:
         if self.config.lora.rank and not lora.adapted(model):
@@ -65,7 +66,7 @@ class _Setup:
         """Load the config's model, unless it is loaded or the recipe has begun with another."""
         if "policy" not in self.models:
             path = find_model(self.config.model)
-            model, tokenizer = load_model(path)
+            model, tokenizer = load_model(path, device=self.device)
             self.begin(self._adapted("policy", self.config.model, model), tokenizer, stop_tokens(path))
 
     @cached_property
@@ -88,7 +89,7 @@ class _Setup:
         self.load_policy()
         if self.config.lora.rank and name == self.config.model:
             return self._add(role, self._adapted(role, name, self.models["policy"]))  # two adapters on one base
-        found, tokenizer = load_model(find_model(name))
+        found, tokenizer = load_model(find_model(name), device=self.device)
         if tokenizer.get_vocab() != self.tokenizer.get_vocab():
             raise ValueError(f"{name} has another tokenizer than {self.config.model}: it could not read solutions")
         return self._add(role, self._adapted(role, name, found))
@@ -137,7 +138,7 @@ class _Setup:
 
     def _learner(self, role: str, updates: int) -> Learner:
         config, model = self.config, self.models[role]
-        return self._team.learner(
+        return self.team.learner(
             role, model, config.optim, config.loss,
             steps=updates, temperature=config.rollout.temperature, epochs=config.train.epochs,
             minibatches=config.train.minibatches, precision=choose_precision(config.train.precision),
@@ -209,9 +210,14 @@ def train(
         if not isinstance(built, Recipe):
             raise ValueError(f"a recipe must be a tf.Recipe, and this one made {built!r}")
         setup.load_policy()
+        inputs = (
+            same_run.hashes(setup.problems.known(), setup.models, setup.tokenizer, setup.stop) if ranks.leads else {}
+        )
+        if config.train.shard:
+            ranks.shard()
         setup.add_learners(built.updates(config.train.steps))
         if ranks.leads:
-            reached = _train(run, config, setup, built, resume, accept_changed, title)
+            reached = _train(run, config, setup, built, inputs, resume, accept_changed, title)
             ranks.tell(["end", reached])
         else:
             reached = ranks.work(setup.learners)
@@ -223,19 +229,18 @@ def train(
 
 
 def _train(
-    run: Path, config: Config, setup: _Setup, built: Recipe, resume: bool, accepted: Collection[str], title: str
-) -> int:
+    run: Path, config: Config, setup: _Setup, built: Recipe, inputs: Mapping[str, str], resume: bool,
+    accepted: Collection[str], title: str,
+) -> int:  # fmt: skip
     """Return the number of steps that are done."""
-    learners = setup.learners
-    inputs = same_run.hashes(setup.problems.known(), setup.models, setup.tokenizer, setup.stop)
-    start = 0
+    learners, start = setup.learners, 0
     found, damaged = newest_good(run) if resume else (None, {})
     if found:
         state = checkpoint.read_state(found)
         same_run.refuse_changed(run, state["inputs"], inputs, accepted)
         start = state["step"]
         for role, learner in learners.items():
-            checkpoint.restore(found if role == "policy" else found / role, learner)
+            setup.team.restore(found if role == "policy" else found / role, role, learner)
         built.restore(state["recipe"])
     for role, engine in setup.engines.items():
         engine.load(learners[role].weights())

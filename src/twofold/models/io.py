@@ -186,13 +186,14 @@ def convert(path: Path, out: Path) -> None:
         (out / ASKED_AS).write_text(json.dumps(asked, indent=2) + "\n")
 
 
-def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
+def save_model(folder: Path, model: Any, tokenizer: Any, trained: Mapping[str, Tensor] | None = None) -> None:
     """Write a directory that ``from_pretrained`` reads; of a model with an adapter, the adapter only. A scalar head is no part of
-    the architecture and has a file of its own."""
+    the architecture and has a file of its own. ``trained`` are the weights (see ``lora.trained``), if they are not the model's."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v for k, v in model.state_dict().items() if not k.startswith(f"{head.NAME}.")}
+    found = lora.trained(model) if trained is None else trained
+    weights = {k: v for k, v in found.items() if not k.startswith(f"{head.NAME}.")}
     if lora.adapted(model):
-        lora.save(folder, model)
+        lora.save(folder, model, weights)
     elif isinstance(model, Llama):
         _write(folder, model, weights)
     else:
@@ -227,10 +228,9 @@ def read_trained(folder: Path, model: Any) -> dict[str, Tensor]:
     """Return what was saved of ``model`` in ``folder``, by name. Raises ValueError if that is of another model."""
     own = lora.trained(model)
     saved = (lora.read(folder) if lora.base_of(folder) else load_file(folder / WEIGHTS)) | head.read(folder)
-    addresses = {own[k].data_ptr() for k in saved if k in own}
-    missing = {
-        k for k in own.keys() - saved.keys() if own[k].data_ptr() not in addresses
-    }  # a tied weight is saved once
+    same = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}  # a tied weight is saved once
+    there = {same.get(name, name) for name in saved}
+    missing = {name for name in own.keys() - saved.keys() if same.get(name, name) not in there}
     if different := missing | (saved.keys() - own.keys()):
         raise ValueError(f"{folder} holds another model: the weights differ in {', '.join(sorted(different)[:3])}")
     return saved

@@ -128,15 +128,16 @@ def weights(model: Any) -> Mapping[str, Tensor]:
 # ---------------------------------------------------------------- files
 
 
-def save(folder: Path, model: Any) -> None:
-    """Write the adapter of ``model`` as PEFT does."""
+def save(folder: Path, model: Any, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write the adapter of ``model`` as PEFT does. ``weights`` are those that are ``trained``, if they are not the model's."""
     lora = model.lora
     about = PLAIN | {
         "task_type": "CAUSAL_LM", "base_model_name_or_path": lora.base, "r": lora.rank, "lora_alpha": lora.alpha,
         "target_modules": list(lora.targets), "lora_dropout": 0.0, "inference_mode": True,
     }  # fmt: skip
     (folder / CONFIG).write_text(json.dumps(about, indent=2) + "\n")
-    tensors = {f"{PREFIX}{n}": t.contiguous() for n, t in model.get_submodule(NAME).state_dict().items()}
+    found = (trained(model) if weights is None else weights).items()
+    tensors = {f"{PREFIX}{n.removeprefix(f'{NAME}.')}": t.contiguous() for n, t in found if n.startswith(f"{NAME}.")}
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
 
 
