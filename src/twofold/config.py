@@ -18,7 +18,7 @@ from twofold.tasks.user import check_weights
 from twofold.text.chat import ChatOptions
 from twofold.text.extract import Extract
 from twofold.text.prompts import JUDGE
-from twofold.types import COLDEST, LogTo, Precision
+from twofold.types import COLDEST, Backend, LogTo, Precision
 
 SHIPPED = "tiny"
 """Name of the base model that comes with the package."""
@@ -175,10 +175,11 @@ class Config:
 
     ``reward`` is a list of functions (problem, text) -> number or ``Grade``, each named as ``mine.py:name``; "correct" is the
     task's own reward. The policy is paid their sum, weighted by ``reward_weights`` if given. Without ``reward`` it is paid the
-    task's own reward.
+    task's own reward. ``model_backend`` says what runs the model (see ``types.Backend``).
     """
 
     model: str = SHIPPED
+    model_backend: Backend = "auto"
     system: str | None = None
     reward: tuple[str, ...] = ()
     reward_weights: tuple[Finite, ...] = ()

@@ -56,9 +56,11 @@ class Decoder:
 
     @staticmethod
     def suits(model: Any) -> bool:
-        """Return whether ``model`` is a ``Llama``, or a model of ``transformers`` of that family whose linear layers are all plain."""
+        """Return whether ``model`` is a ``Llama``, or a model of ``transformers`` of that family whose linear layers are all plain and
+        that was not loaded to be run by itself (``backend = "module"``)."""
         return isinstance(model, Llama) or (
             type(model).__name__ in FAMILY
+            and getattr(model, "backend", "auto") != "module"
             and model.config.hidden_act == "silu"
             and getattr(model.config, "partial_rotary_factor", 1.0) == 1.0
             and all(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from twofold import durable
 from twofold.models.checkpoints import OPTIMIZER, STATE, drop_moments, seal, steps, verify
 from twofold.models.io import read_trained, save_model
-from twofold.models.sharding import like
 from twofold.trainer.learner import Diverged, Learner
 from twofold.trainer.optim import remember
 
@@ -49,8 +47,8 @@ def save(
     final = run / "checkpoints" / f"step-{step}"
     draft = final.with_name(final.name + durable.DRAFT)
     found = {role: learner.saved() for role, learner in learners.items()}
-    for role, parts in found.items():
-        for name, values in chain(*(part.items() for part in parts)):
+    for role, (weights, moments) in found.items():
+        for name, values in {**weights, **moments}.items():
             if not values.isfinite().all():
                 raise Diverged(f"step {step} is not saved: {name} of the {role} is not finite. Lower the learning rate")
     for leftover in final.parent.glob(f"*{durable.DRAFT}"):
@@ -91,8 +89,7 @@ def read_state(directory: Path) -> dict[str, Any]:
 
 def restore(directory: Path, learner: Learner) -> None:
     """Load weights and optimiser state of one model in place. Raises ValueError if the weights are another model's."""
-    own, saved = learner.model.state_dict(), read_trained(directory, learner.model)
-    learner.model.load_state_dict({name: like(own[name], tensor) for name, tensor in saved.items()}, strict=False)
+    learner.model.load_state_dict(read_trained(directory, learner.model), strict=False)
     remember(learner.optimizer, learner.model, load_file(directory / OPTIMIZER))
     state = read_state(directory)
     learner.step, learner.skipped = state["learner_step"], state["skipped"]
