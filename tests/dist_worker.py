@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 
 from twofold import toml, training
 from twofold.config import Config
+from twofold.engines.base import check_one_learner
 from twofold.engines.native import NativeEngine
+from twofold.models import sharding
 from twofold.models.head import attach
 from twofold.models.io import load_model
-from twofold.models.sharding import whole
 from twofold.trainer.dist import SharedLearner, Team, team
 from twofold.trainer.learner import Learner, Loss
 from twofold.trainer.optim import Optim
@@ -76,17 +77,21 @@ def gradient(
 
 def sharded_gradient(ranks: Team, model: str, micro_tokens: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the gradient of the samples without the scalar head's, and the parts of the objective, with ``held``: the numbers in
-    the weights, gradients and moments of each rank, as a share of all."""
+    the weights, gradients and moments of each rank, as a share of all, and ``refused``: what an engine for one learner says."""
     policy, _ = load_model(model)
     ranks.engine(NativeEngine)(policy)
     ranks.shard()
     learner = ranks.learner("policy", policy, Optim(), Loss(normalise="token"), steps=1, micro_tokens=micro_tokens)
     parts: dict[str, Any] = learner.accumulate([replace(s, values=()) for s in samples()])
-    found = {name: whole(p.grad) for name, p in policy.named_parameters()}
+    found = {name: sharding.whole(p.grad) for name, p in policy.named_parameters()}
     learner.optimizer.step()
     tensors = [*policy.parameters(), *(p.grad for p in policy.parameters())]
     tensors += [value for state in learner.optimizer.state.values() for value in state.values() if value.ndim]
     held = sum(t.to_local().numel() for t in tensors) / sum(t.numel() for t in tensors)
+    try:
+        check_one_learner("vLLM")
+    except ValueError as error:
+        parts["refused"] = str(error)
     return found, parts | {"held": ranks.agree(ranks.gather(held))}
 
 

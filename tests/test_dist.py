@@ -16,14 +16,17 @@ import torch
 from dist_worker import gradient, without_last_step
 from safetensors.torch import load_file
 
-from twofold import training
+from twofold import toml, training
 from twofold.config import Config, EvalOptions, LoraOptions, Rollouts, Train
 from twofold.engine_options import PythonEngine
+from twofold.engines.native import NativeEngine
+from twofold.maths.losses import Loss
+from twofold.models import head
+from twofold.models.io import load_model
 from twofold.recipes.mrt import MRT, Episodes, Prover
 from twofold.recipes.rlv import RLV
 from twofold.recipes.tango import Tango
 from twofold.tasks.procedural import Sums
-from twofold.maths.losses import Loss
 from twofold.trainer.dist import SharedEngine, Team
 from twofold.trainer.learner import Learner
 from twofold.trainer.optim import Optim
@@ -156,7 +159,8 @@ def check_gradients(folder: Path, model: Path, ranks: int) -> None:
             gap = torch.cat([g.flatten() for _, g in sorted(found.items())]) - whole
             assert float(gap.norm()) <= 1e-6 * float(whole.norm()), micro_tokens
             parts = json.loads((folder / f"{name}-{ranks}-{micro_tokens}.json").read_text())
-            held = parts.pop("held", [])
+            held, refused = parts.pop("held", []), parts.pop("refused", "")
+            assert ("vLLM samples for one learner, and this run has several" in refused) == (name == "sharded")
             assert parts == pytest.approx(numbers, rel=1e-5) and parts_of <= parts.keys()
             assert held == pytest.approx([1 / ranks] * len(held), rel=0.05) and len(held) == (name == "sharded") * ranks
 
@@ -261,3 +265,23 @@ def test_a_run_needs_a_gpu_for_every_process_if_there_are_any(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=r"rank 3 has no GPU: this machine has 2. Lower torchrun's --nproc-per-node"):
         dist.team.__wrapped__()
+
+
+# ---------------------------------------------------------------- what cannot be cut among ranks
+
+
+@pytest.mark.parametrize("word", ["optim.name=muon", "engine.name=vllm", "engine.name=fleet"])
+def test_an_option_that_needs_whole_weights_is_refused_with_shard(word):
+    with pytest.raises(ValueError, match=r"train\.shard: set engine\.name = .native. and optim\.name = .adamw."):
+        toml.override(Config(), ["train.shard=true", word])
+
+
+def test_a_model_that_the_decoder_does_not_run_is_not_cut(tiny_model):
+    for backend, headed, why in (("module", False, "is not run by the decoder"), ("auto", True, "has a scalar head")):
+        model, _ = load_model(tiny_model, backend=backend)
+        if headed:
+            head.attach(model, "bce")
+        ranks = Team(0, 2)
+        ranks.engine(NativeEngine)(model)
+        with pytest.raises(ValueError, match=why):
+            ranks.shard()

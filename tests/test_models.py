@@ -259,7 +259,9 @@ def test_an_output_layer_saved_besides_tied_embeddings_is_no_mistake(tmp_path):
 @pytest.mark.parametrize("name", ["Qwen2", "Llama"])
 def test_both_backends_compute_the_same(name, tmp_path):
     folder = random_model(name, tmp_path)
-    samples = [Sample([5, 6, 7, 8], [False, True, True, False], [-3.0] * 4, [0.0, 0.5, -0.7, 0.0], [0.0, 0.0, 0.0, 1.0])]
+    samples = [
+        Sample([5, 6, 7, 8], [False, True, True, False], [-3.0] * 4, [0.0, 0.5, -0.7, 0.0], [0.0, 0.0, 0.0, 1.0])
+    ]
     logprobs, gradients, kinds = [], [], []
     for backend in ("auto", "decoder", "module"):
         model, _ = load_model(folder, backend=backend)
@@ -276,7 +278,7 @@ def test_both_backends_compute_the_same(name, tmp_path):
 
 def test_a_backend_that_does_not_suit_is_refused(tmp_path):
     folder = random_model("Phi3", tmp_path)
-    with pytest.raises(ValueError, match='backend "decoder" cannot run this Phi3ForCausalLM: .* choose "auto"'):
+    with pytest.raises(ValueError, match=r'backend "decoder" cannot run this Phi3ForCausalLM: .* choose "auto"'):
         load_model(folder, backend="decoder")
     llama = random_model("Llama", tmp_path / "llama")
     config = toml.override(Config(), [f"model={llama}", "model_backend=module", "lora.rank=2", "train.steps=1"])

@@ -154,7 +154,9 @@ def adapted(model: Any, name: str, options: LoraOptions, seed: int) -> Any:
     """
     path = find_model(name)
     if not Decoder.suits(model):
-        raise ValueError(f"lora: adapters are for Llama's family, run by the decoder, not for this {type(model).__name__}")
+        raise ValueError(
+            f"lora: adapters are for Llama's family, run by the decoder, not for this {type(model).__name__}"
+        )
     if lora.base_of(path):
         raise ValueError(f"lora: {path} is an adapter itself; make a model of it with `twofold convert {path} OUT`")
     base = str(path.resolve()) if name == SHIPPED or Path(name).exists() else name

@@ -101,7 +101,7 @@ class Team:
             return
         for model in (engine.model for engine in self.engines):
             if not Decoder.suits(model) or hasattr(model, head.NAME):
-                why = "has a scalar head" if Decoder.suits(model) else "is not of Llama's family"
+                why = "has a scalar head" if Decoder.suits(model) else "is not run by the decoder (Llama's family)"
                 raise ValueError(f"train.shard: {type(model).__name__} {why}; set train.shard = false")
         self.sharded = True
         mesh = distributed.init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (self.size,))
