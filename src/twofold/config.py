@@ -201,9 +201,7 @@ class Config:
         if self.lora.rank and self.engine.name == "vllm":
             raise ValueError('lora: engine.name = "vllm" does not sample from adapters yet: use the native engine')
         if self.train.shard and (self.engine.name != "native" or self.optim.name != "adamw"):
-            raise ValueError(
-                'train.shard: set engine.name = "native" and optim.name = "adamw"; others need whole weights'
-            )
+            raise ValueError('train.shard: set engine.name = "native", optim.name = "adamw"; others need whole weights')
 
 
 def task_named(name: str) -> TaskConfig:

@@ -93,7 +93,7 @@ class Team:
         return make if self.size == 1 else shared
 
     def shard(self) -> None:
-        """Cut the weights of every engine's model among the ranks, and gather each engine's copy. Without other ranks nothing changes.
+        """Cut the weights of every engine's model among the ranks. Without other ranks nothing changes.
 
         Raises ValueError if a model is not run by ``Decoder``, which gathers weights, or has a scalar head.
         """
@@ -107,8 +107,6 @@ class Team:
         mesh = distributed.init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (self.size,))
         for engine in self.engines:
             sharding.shard(engine.model, mesh)
-        for engine in self.engines:
-            engine.own.load({})
 
     def learner(self, role: str, *args: Any, **options: Any) -> Learner:
         """Return the learner of a role, whose micro-batches are dealt out to all ranks."""
@@ -220,18 +218,21 @@ class SharedEngine:
     def __init__(self, team: Team, number: int, model: Any, own: PolicyEngine) -> None:
         self.team, self.number, self.model, self.own = team, number, model, own
         self._homes: dict[tuple[int, ...], int] = {}
+        self._loaded = False
 
     def load(self, weights: Any) -> None:
-        """Take rank 0's weights in all ranks."""
+        """Take rank 0's weights in all ranks, or gather them there if they are cut."""
         if self.team.rank == 0:
             self.team.tell(["load", self.number])
         self.team.spread(self.model)
         self._homes = {}
         self.own.load(weights)
+        self._loaded = True
 
     def rest(self) -> None:
         self.team.tell(["rest", self.number])
         self.own.rest()
+        self._loaded = False
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
@@ -271,6 +272,8 @@ class SharedEngine:
         A prompt that begins like no earlier one goes to the rank that has the fewest in this call. If none does, the earlier
         ones are forgotten.
         """
+        if self.team.sharded and not self._loaded:
+            self.load({})  # a frozen model, which the loop does not load
         parts: list[list[int]] = [[] for _ in range(self.team.size)]
         homes, lengths, new = dict(self._homes), {len(p) for p in self._homes}, {}
         for i, prompt in enumerate(map(tuple, prompts)):
@@ -349,6 +352,8 @@ class ShardedLearner(SharedLearner):
 
     def update(self, samples: Sequence[Sample]) -> dict[str, float]:
         if self.team.leads:
+            for engine in self.team.engines:  # frozen ones as well, each with a whole copy
+                engine.rest()
             self.team.tell(["update", self.role, samples])
         return super().update(samples)
 

@@ -97,10 +97,8 @@ class Learner:
                 if chosen := [samples[i] for i in order[part :: self.minibatches]]:
                     parts.append(self._optimise(chosen))
         self.step += 1
-        found = {
-            name: [part[name] for part in parts if name in part]
-            for name in dict.fromkeys(n for part in parts for n in part)
-        }
+        names = dict.fromkeys(name for part in parts for name in part)
+        found = {name: [part[name] for part in parts if name in part] for name in names}
         means = {name: sum(values) / len(values) for name, values in found.items()}
         return means | {"lr": lr, "num_tokens": float(sum(len(s.tokens) for s in samples))}
 
