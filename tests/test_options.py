@@ -305,9 +305,9 @@ def table(text: str) -> dict[str, tuple[str, list[str], list[str], str]]:
 
 
 CASES = table(ROWS_OF_RUNS)
-APART = ("engine[vllm].", "engine[fleet].", "task[data].split", "train.shard")
-"""The options of engines that have environments of their own (make test-vllm, make test-fleet), one of sets on the hub, and one of
-runs in many processes (test_dist.py shows that each holds a part of the weights)."""
+APART = ("engine[vllm].", "engine[fleet].", "task[data].split", "train.shard", "lora.quantise")
+"""The options of engines that have environments of their own (make test-vllm, make test-fleet), one of sets on the hub, one of
+runs in many processes (test_dist.py shows that each holds a part of the weights), and one that needs a package (test_lora.py)."""
 
 
 def leaves(cls: type, prefix: str = "") -> Iterator[str]:

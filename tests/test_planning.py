@@ -174,7 +174,7 @@ def test_the_memory_of_a_1_5b_run_by_hand() -> None:
     matrices = weights - 57 * 1536 - 28 * 2048  # all but norms and biases; the tied embeddings are the head
     assert cost.memory.learning == pytest.approx(
         {
-            "weights (float32)": 4 * weights,
+            "weights": 4 * weights,
             "moments": 8 * weights,
             "gradients": 4 * weights,
             "copy for products": 2 * matrices,
@@ -212,7 +212,7 @@ def test_the_memory_and_exchange_of_sharded_devices_by_hand() -> None:
     """Each of 8 holds an eighth; all of them gather embeddings, output and one layer to learn, and everything to sample."""
     cost, shape = found(SEVEN, "lora.rank=0", "train.shard=true", devices=8), KNOWN["qwen2.5-7b"]
     items, head, layers = cost.memory.learning, 3584 * 152_064, shape.matrices - 3584 * 152_064
-    for item, each in (("weights (float32)", 4), ("moments", 8), ("gradients", 4)):
+    for item, each in (("weights", 4), ("moments", 8), ("gradients", 4)):
         assert items[item] == each * shape.parameters / 8
     assert items["copy for products"] == pytest.approx(2 * 6 * head + 2 * 2 * layers / 28)
     assert cost.memory.sampling["copy for products"] == 6 * head + 2 * layers
@@ -224,9 +224,17 @@ def test_the_memory_and_exchange_of_sharded_devices_by_hand() -> None:
     assert found(SEVEN, "train.shard=true").memory == found(SEVEN).memory  # one device has nothing to share
 
 
+def test_a_base_in_four_bits_takes_half_a_byte_a_weight() -> None:
+    """An 8-bit scale for 64 weights, a float32 one for 256 of these: 0.516 bytes for each weight in the layers' matrices."""
+    shape, plain, four = KNOWN["qwen2.5-7b"], found(SEVEN), found(SEVEN, "lora.quantise=nf4")
+    saved = plain.memory.learning["weights"] - four.memory.learning["weights"]
+    assert saved == pytest.approx((4 - 0.5 - 1 / 64 - 1 / 4096) * shape.layer_matrices)
+    assert found(SEVEN, "lora.rank=0", "lora.quantise=nf4").memory == found(SEVEN, "lora.rank=0").memory
+
+
 def test_two_trained_models_take_twice_the_weights() -> None:
     one, two = (found(QWEN, f"recipe.verify={verify}").memory.learning for verify in ("generative", "separate"))
-    assert [two[x] / one[x] for x in ("weights (float32)", "moments")] == [2, 2]
+    assert [two[x] / one[x] for x in ("weights", "moments")] == [2, 2]
 
 
 def test_vllm_sleeps_while_the_learner_works() -> None:

@@ -537,7 +537,7 @@ OPTIONS = [
     "optim.name", "optim.lr", "optim.schedule", "optim.warmup",
     "optim.hold", "optim.final", "optim.beta1", "optim.beta2", "optim.weight_decay", "optim.clip", "loss.kind", "loss.clip_low",
     "loss.clip_high", "loss.cap", "loss.normalise", "loss.constant", "loss.correction",
-    "loss.correction_cap", "loss.beta", "lora.rank", "lora.alpha", "lora.targets", "train.steps", "train.seed", "train.epochs",
-    "train.minibatches", "train.micro_tokens", "train.precision", "train.checkpointing", "train.shard", "train.save_every",
-    "train.keep", "eval.every", "eval.task", "eval.problems", "eval.n", "log.to", "log.rollouts",
+    "loss.correction_cap", "loss.beta", "lora.rank", "lora.alpha", "lora.targets", "lora.quantise", "train.steps", "train.seed",
+    "train.epochs", "train.minibatches", "train.micro_tokens", "train.precision", "train.checkpointing", "train.shard",
+    "train.save_every", "train.keep", "eval.every", "eval.task", "eval.problems", "eval.n", "log.to", "log.rollouts",
 ]  # fmt: skip

@@ -140,6 +140,8 @@ class LoraOptions:
     """The adapter counts alpha / rank times."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """The layers that have one, by the last part of their names."""
+    quantise: Literal["none", "nf4"] = "none"
+    """``nf4``: keep the frozen matrices of the layers in four bits (QLoRA, arXiv:2305.14314; needs bitsandbytes)."""
 
     def __post_init__(self) -> None:
         if self.rank and not self.targets:

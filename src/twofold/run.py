@@ -34,6 +34,7 @@ from twofold.models.decoder import Decoder
 from twofold.models.gguf import SUFFIX as GGUF
 from twofold.models.io import chat_options, load_model, load_tokenizer
 from twofold.models.precision import choose_precision
+from twofold.models.quantised import quantise
 from twofold.runtime import share_cores
 from twofold.tasks import sandbox
 from twofold.tasks.code import Code
@@ -159,6 +160,8 @@ def adapted(model: Any, name: str, options: LoraOptions, seed: int) -> Any:
         )
     if lora.base_of(path):
         raise ValueError(f"lora: {path} is an adapter itself; make a model of it with `twofold convert {path} OUT`")
+    if options.quantise == "nf4":
+        quantise(lora.off(model))
     base = str(path.resolve()) if name == SHIPPED or Path(name).exists() else name
     return lora.attach(model, lora.Lora(options.rank, options.alpha, options.targets, base), seed)
 

@@ -32,7 +32,7 @@ RELIEF = {
 }
 """What takes the time -> what would relieve it."""
 SPACE = {
-    "weights (float32)": "set train.shard = true, or use more devices if it is",
+    "weights": "set train.shard = true, or use more devices if it is",
     "moments": "set train.shard = true, or lora.rank",
     "gradients": "set train.shard = true, or lora.rank",
     "activations": "set train.checkpointing = true, or lower train.micro_tokens",

@@ -17,6 +17,8 @@ from twofold.types import Precision
 BYTES: Mapping[Precision, int] = {"float32": 4, "bfloat16": 2}
 CHUNK, KEPT = 2**27, 5 * GIB
 """``LOGITS`` and ``KEPT`` of ``models/logprobs.py``: the most logits at once, and the most bytes of them that a GPU keeps."""
+NF4 = 0.5 + 1 / 64 + 4 / 64 / 256
+"""Bytes of a weight in four bits: its block of 64 has a scale of one byte, and 256 scales have one of four."""
 CONTEXT = 1 * GIB
 """What CUDA, its libraries and NCCL take. Not measured."""
 
@@ -55,6 +57,12 @@ class Case:
         """Number of weights of a role that are trained."""
         lora = self.config.lora
         return self.shape.adapter(lora.rank, lora.targets) if lora.rank else self.shape.parameters
+
+    @property
+    def base(self) -> float:
+        """Bytes of a model's weights, which are in float32 or, with ``lora.quantise``, have their layers' matrices in four bits."""
+        four = self.config.lora.rank and self.config.lora.quantise == "nf4"
+        return 4 * self.shape.parameters - ((4 - NF4) * self.shape.layer_matrices if four else 0)
 
     @property
     def outer(self) -> int:
@@ -109,7 +117,7 @@ def memory_of(case: Case, draw: Draw | None, tokens: float) -> Memory:
         frozen += 1
     moments = 4 if config.optim.name == "muon" else 8
     weights = {
-        "weights (float32)": 4 * (shape.parameters * frozen + case.trained * adapters) / case.parts,
+        "weights": (case.base * frozen + 4 * case.trained * adapters) / case.parts,
         "moments": moments * case.trained * roles / case.parts,
     }
     here = {"libraries": CONTEXT} if case.machine.family == "gpu" else {}

@@ -28,6 +28,7 @@ from twofold.models.context import context
 from twofold.models.llama import FAMILY, Llama
 from twofold.models.lora import NAME, Merged, off
 from twofold.models.norm import added_norm, rms_norm
+from twofold.models.quantised import Packed, unpacked
 from twofold.models.sharding import gathered, sharded
 
 Affine = tuple[Tensor, Tensor | None]
@@ -110,6 +111,7 @@ class Decoder:
         """Return the matrix of a layer, with its adapter if it has one."""
         own = self.weights[f"{layer}.weight"]
         a, b = (self.weights.get(f"{NAME}.{layer}.lora_{x}.weight") for x in "AB")
+        own = unpacked(own) if isinstance(own, Packed) else own
         if self.lora is None or a is None or b is None:
             return gathered(own, self.dtype)
         return Merged.apply(*map(gathered, (own, a, b)), self.lora.scale).to(self.dtype)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from twofold.maths.seeds import derive
 from twofold.models import outside
 from twofold.models.llama import place
+from twofold.models.quantised import shape
 
 NAME, CONFIG, WEIGHTS = "adapter", outside.ADAPTER, "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -66,7 +67,7 @@ def attach(model: Any, lora: Lora, seed: int) -> Any:
         raise ValueError(f"lora.targets: {type(model).__name__} has no {', '.join(missing)}, only {', '.join(known)}")
     for name, weight in layers.items():
         if any(_is(name, target) for target in lora.targets):
-            rows, columns = weight.shape
+            rows, columns = shape(weight)
             a = (2 * torch.rand(lora.rank, columns, generator=random) - 1) / math.sqrt(columns)
             place(adapter, f"{name}.lora_A.weight", a.to(weight.device))
             place(adapter, f"{name}.lora_B.weight", torch.zeros(rows, lora.rank, device=weight.device))

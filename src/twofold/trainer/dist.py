@@ -33,6 +33,7 @@ from twofold.maths.packing import micro_batches
 from twofold.maths.shares import shares
 from twofold.models import head, lora, sharding
 from twofold.models.decoder import Decoder
+from twofold.models.quantised import check_whole
 from twofold.trainer import checkpoint
 from twofold.trainer.batch import Batch, batches, shared_prefix
 from twofold.trainer.learner import Learner
@@ -100,6 +101,7 @@ class Team:
         if self.size == 1:
             return
         for model in (engine.model for engine in self.engines):
+            check_whole(model, "train.shard")
             if not Decoder.suits(model) or hasattr(model, head.NAME):
                 why = "has a scalar head" if Decoder.suits(model) else "is not run by the decoder (Llama's family)"
                 raise ValueError(f"train.shard: {type(model).__name__} {why}; set train.shard = false")
