@@ -60,7 +60,7 @@ def config(model: Path, recipe: Any, **train: Any) -> Config:
 
 
 def recipes(model: Path) -> dict[str, Config]:
-    """Return a config for each recipe, with what it computes over a whole step, one with two adapters on one model, and two whose
+    """Return a config for each recipe, with what it computes over a whole step, one with two adapters on one model, and three whose
     weights are cut among the ranks."""
     prover = Prover(hurry="", end="Yes", answer="\n", tokens=4)
     return {
@@ -73,6 +73,7 @@ def recipes(model: Path) -> dict[str, Config]:
         "sharded": replace(  # two models, each with a reference policy, and a gradient that is clipped by its streams
             config(model, RLV(rollouts=3, verify="separate"), epochs=2, shard=True), loss=Loss(beta=0.1)
         ),
+        "cut_module": replace(config(model, RLV(rollouts=2), shard=True), model_backend="module"),
         "cut_lora": replace(config(model, RLV(rollouts=2), shard=True, checkpointing=True), lora=LoraOptions(rank=4)),
         "tango": config(
             model, Tango(rollouts=2, share=False, verifier_warmup=1, estimator="reinforce++", verifier_tokens=6)
@@ -186,7 +187,7 @@ def test_the_gradient_is_that_of_one_process_however_it_is_divided(two, tiny_mod
     check_gradients(two, tiny_model, 2)
 
 
-@pytest.mark.parametrize("name", ["rlv", "mrt", "lora", "tango", "sharded", "cut_lora"])
+@pytest.mark.parametrize("name", ["rlv", "mrt", "lora", "tango", "sharded", "cut_module", "cut_lora"])
 def test_a_run_is_that_of_one_process(two, name):
     check_run(two, name, 2)
 
@@ -276,11 +277,11 @@ def test_an_option_that_needs_whole_weights_is_refused_with_shard(word):
         toml.override(Config(), ["train.shard=true", word])
 
 
-def test_a_model_that_the_decoder_does_not_run_is_not_cut(tiny_model):
-    for backend, headed, why in (("module", False, "is not run by the decoder"), ("auto", True, "has a scalar head")):
-        model, _ = load_model(tiny_model, backend=backend)
-        if headed:
-            head.attach(model, "bce")
+def test_a_scalar_head_and_experts_are_not_cut(tiny_model):
+    headed, experts = load_model(tiny_model)[0], load_model(tiny_model)[0]
+    head.attach(headed, "bce")
+    experts.config.num_local_experts = 4
+    for model, why in ((headed, "has a scalar head"), (experts, "has experts")):
         ranks = Team(0, 2)
         ranks.engine(NativeEngine)(model)
         with pytest.raises(ValueError, match=why):

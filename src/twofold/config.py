@@ -123,7 +123,7 @@ class Train:
     """Recompute activations in the backward pass: less memory, more time."""
     shard: bool = False
     """Cut weights, gradients and the optimiser's state among the ranks of a run (ZeRO, arXiv:1910.02054), for a model that one
-    device cannot train. For models of Llama's family, the native engine and AdamW. In one process it changes nothing."""
+    device cannot train. For the native engine and AdamW. In one process it changes nothing."""
     save_every: Whole = 50
     """Save a checkpoint every N steps (0: only after the last one)."""
     keep: Whole = 0

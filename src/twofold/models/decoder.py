@@ -29,7 +29,7 @@ from twofold.models.llama import FAMILY, Llama
 from twofold.models.lora import NAME, Merged, off
 from twofold.models.norm import added_norm, rms_norm
 from twofold.models.quantised import Packed, unpacked
-from twofold.models.sharding import gathered, sharded
+from twofold.models.sharding import gathered, sharded, whole_copy
 
 Affine = tuple[Tensor, Tensor | None]
 """Weight and bias."""
@@ -284,7 +284,9 @@ def network(model: Any, dtype: torch.dtype, recompute: bool = False, exact: bool
         raise ValueError(
             f"exact mode is for models of Llama's family, and {type(model).__name__} is none: leave it out"
         )
-    return Decoder(model, dtype, recompute, exact) if Decoder.suits(model) else Module(model)
+    if Decoder.suits(model):
+        return Decoder(model, dtype, recompute, exact)
+    return Module(whole_copy(model) if sharded(model) and not torch.is_grad_enabled() else model)
 
 
 @contextmanager

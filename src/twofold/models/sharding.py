@@ -3,13 +3,15 @@
 They are the ``DTensor`` s that FSDP2 (``fully_shard``) makes, without its hooks: these gather the weights of a module when it is
 called, and ``Decoder`` calls no module. It gathers a weight where it reads it (``gathered``), and the backward pass of that
 hands each rank the sum of all ranks' gradients for its own rows. So gradients and the optimiser's state are cut in the same way
-(ZeRO, arXiv:1910.02054; with ``DTensor`` alone as in SimpleFSDP, arXiv:2411.00284).
+(ZeRO, arXiv:1910.02054; with ``DTensor`` alone as in SimpleFSDP, arXiv:2411.00284). Any other model gathers in the same way: each
+module its own weights, when it is called (``gather_when_called``).
 
 Importing ``DTensor`` takes longer than a small model takes to load and answer, so that only functions import it.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -45,6 +47,30 @@ def cut(tensor: Tensor, mesh: DeviceMesh) -> DTensor:
     return DTensor.from_local(own, mesh, [Shard(0)], run_check=False, shape=tensor.shape, stride=tensor.stride())
 
 
+def gather_when_called(model: nn.Module) -> None:
+    """Let every module of ``model`` have its own weights whole while it runs. All ranks must call the same modules."""
+
+    def before(module: nn.Module, _: Any) -> None:
+        vars(module)["cut"] = {name: p for name, p in module._parameters.items() if p is not None}
+        module._parameters.update({name: gathered(p) for name, p in vars(module)["cut"].items()})
+
+    def after(module: nn.Module, *_: Any) -> None:
+        module._parameters.update(vars(module).pop("cut"))
+
+    for module in model.modules():
+        if module._parameters:
+            module.register_forward_pre_hook(before)
+            module.register_forward_hook(after, always_call=True)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def whole_copy(model: nn.Module) -> Any:
+    """Return a copy of ``model`` with whole weights. All ranks must call this together."""
+    parameters = {id(p): p for p in model.parameters()}
+    return copy.deepcopy(model, {i: nn.Parameter(gathered(p), False) for i, p in parameters.items()})
+
+
 def is_cut(tensor: Tensor) -> TypeGuard[DTensor]:
     return hasattr(tensor, "device_mesh")
 
@@ -73,8 +99,3 @@ def whole(tensor: Tensor) -> Tensor:
 def like(own: Tensor, tensor: Tensor) -> Tensor:
     """Return ``tensor`` on the device of ``own`` and, if that is cut and this is more than a number, cut in the same way."""
     return cut(tensor, own.device_mesh) if is_cut(own) and tensor.ndim else tensor.to(own.device)
-
-
-def address(tensor: Tensor) -> int:
-    """Return where a tensor, or this rank's part of it, is in memory."""
-    return (tensor.to_local() if is_cut(tensor) else tensor).data_ptr()

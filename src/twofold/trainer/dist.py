@@ -39,6 +39,8 @@ from twofold.trainer.batch import Batch, batches, shared_prefix
 from twofold.trainer.learner import Learner
 from twofold.types import Completion, Sample, Sampling
 
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""The names by which a model's config says that it is a mixture of experts."""
 MINUTES = 30
 """How long a rank waits for another one that is alive but does not answer. One whose process has ended is noticed at once."""
 
@@ -96,19 +98,24 @@ class Team:
     def shard(self) -> None:
         """Cut the weights of every engine's model among the ranks. Without other ranks nothing changes.
 
-        Raises ValueError if a model is not run by ``Decoder``, which gathers weights, or has a scalar head.
+        Raises ValueError if a model has a scalar head, experts (ranks would gather different ones) or a base in four bits.
         """
         if self.size == 1:
             return
         for model in (engine.model for engine in self.engines):
             check_whole(model, "train.shard")
-            if not Decoder.suits(model) or hasattr(model, head.NAME):
-                why = "has a scalar head" if Decoder.suits(model) else "is not run by the decoder (Llama's family)"
-                raise ValueError(f"train.shard: {type(model).__name__} {why}; set train.shard = false")
+            has = {
+                "a scalar head": hasattr(model, head.NAME),
+                "experts": any(getattr(model.config, x, 0) for x in EXPERTS),
+            }
+            if found := [what for what, there in has.items() if there]:
+                raise ValueError(f"train.shard: {type(model).__name__} has {found[0]}; set train.shard = false")
         self.sharded = True
         mesh = distributed.init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (self.size,))
         for engine in self.engines:
             sharding.shard(engine.model, mesh)
+            if not Decoder.suits(engine.model):
+                sharding.gather_when_called(engine.model)
 
     def learner(self, role: str, *args: Any, **options: Any) -> Learner:
         """Return the learner of a role, whose micro-batches are dealt out to all ranks."""
