@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from safetensors.torch import save_file
 
 from twofold import toml, training
 from twofold.config import Config
+from twofold.engines.base import check_one_learner
 from twofold.engines.native import NativeEngine
+from twofold.models import sharding
 from twofold.models.head import attach
 from twofold.models.io import load_model
-from twofold.trainer.dist import SharedLearner, team
+from twofold.trainer.dist import SharedLearner, Team, team
 from twofold.trainer.learner import Learner, Loss
 from twofold.trainer.optim import Optim
 from twofold.types import Sample
@@ -55,20 +58,41 @@ def samples() -> list[Sample]:
 
 
 def gradient(
-    make: Any, model: str, micro_tokens: int, **options: Any
+    make: Any, model: str, micro_tokens: int, head: bool = True, **options: Any
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Return the gradient of the samples by name, and the parts of the objective; both empty in other ranks than 0."""
     policy, _ = load_model(model)
-    attach(policy, "bce")
+    if head:
+        attach(policy, "bce")
     loss = Loss(normalise="token", **options)
     learner = make(policy, Optim(), loss, steps=1, micro_tokens=micro_tokens)
     if isinstance(learner, SharedLearner) and not learner.team.leads:
         learner.team.work({"policy": learner})
         return {}, {}
-    parts = learner.accumulate(samples())
+    parts = learner.accumulate(samples() if head else [replace(s, values=()) for s in samples()])
     if isinstance(learner, SharedLearner):
         learner.team.tell(["end", None])
     return {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}, parts
+
+
+def sharded_gradient(ranks: Team, model: str, micro_tokens: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the gradient of the samples without the scalar head's, and the parts of the objective, with ``held``: the numbers in
+    the weights, gradients and moments of each rank, as a share of all, and ``refused``: what an engine for one learner says."""
+    policy, _ = load_model(model)
+    ranks.engine(NativeEngine)(policy)
+    ranks.shard()
+    learner = ranks.learner("policy", policy, Optim(), Loss(normalise="token"), steps=1, micro_tokens=micro_tokens)
+    parts: dict[str, Any] = learner.accumulate([replace(s, values=()) for s in samples()])
+    found = {name: sharding.whole(p.grad) for name, p in policy.named_parameters()}
+    learner.optimizer.step()
+    tensors = [*policy.parameters(), *(p.grad for p in policy.parameters())]
+    tensors += [value for state in learner.optimizer.state.values() for value in state.values() if value.ndim]
+    held = sum(t.to_local().numel() for t in tensors) / sum(t.numel() for t in tensors)
+    try:
+        check_one_learner("vLLM")
+    except ValueError as error:
+        parts["refused"] = str(error)
+    return found, parts | {"held": ranks.agree(ranks.gather(held))}
 
 
 def without_last_step(whole: Path, out: Path) -> None:
@@ -83,6 +107,11 @@ def main(jobs: Path) -> None:
     for model, micro_tokens, out in told.get("gradients", []):
         make = Learner if ranks.size == 1 else partial(SharedLearner, ranks, "policy")
         found, parts = gradient(make, model, micro_tokens)
+        if ranks.leads:
+            save_file(found, out)
+            Path(out).with_suffix(".json").write_text(json.dumps(parts))
+    for model, micro_tokens, out in told.get("sharded", []):
+        found, parts = sharded_gradient(ranks, model, micro_tokens)
         if ranks.leads:
             save_file(found, out)
             Path(out).with_suffix(".json").write_text(json.dumps(parts))

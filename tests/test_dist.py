@@ -16,9 +16,13 @@ import torch
 from dist_worker import gradient, without_last_step
 from safetensors.torch import load_file
 
-from twofold import training
+from twofold import toml, training
 from twofold.config import Config, EvalOptions, LoraOptions, Rollouts, Train
 from twofold.engine_options import PythonEngine
+from twofold.engines.native import NativeEngine
+from twofold.maths.losses import Loss
+from twofold.models import head
+from twofold.models.io import load_model
 from twofold.recipes.mrt import MRT, Episodes, Prover
 from twofold.recipes.rlv import RLV
 from twofold.recipes.tango import Tango
@@ -56,7 +60,8 @@ def config(model: Path, recipe: Any, **train: Any) -> Config:
 
 
 def recipes(model: Path) -> dict[str, Config]:
-    """Return a config for each recipe, with what it computes over a whole step, and one with two adapters on one model."""
+    """Return a config for each recipe, with what it computes over a whole step, one with two adapters on one model, and three whose
+    weights are cut among the ranks."""
     prover = Prover(hurry="", end="Yes", answer="\n", tokens=4)
     return {
         "rlv": replace(
@@ -65,6 +70,11 @@ def recipes(model: Path) -> dict[str, Config]:
         ),
         "mrt": config(model, MRT(rollouts=2, method="online", answers=2, prover=prover, episodes=Episodes(shortest=1))),
         "lora": replace(config(model, RLV(rollouts=2, verify="separate")), lora=LoraOptions(rank=4)),
+        "sharded": replace(  # two models, each with a reference policy, and a gradient that is clipped by its streams
+            config(model, RLV(rollouts=3, verify="separate"), epochs=2, shard=True), loss=Loss(beta=0.1)
+        ),
+        "cut_module": replace(config(model, RLV(rollouts=2), shard=True), model_backend="module"),
+        "cut_lora": replace(config(model, RLV(rollouts=2), shard=True, checkpointing=True), lora=LoraOptions(rank=4)),
         "tango": config(
             model, Tango(rollouts=2, share=False, verifier_warmup=1, estimator="reinforce++", verifier_tokens=6)
         ),
@@ -104,9 +114,12 @@ def four(folder: Path, tiny_model: Path) -> Path:
 def many(folder: Path, model: Path, ranks: int) -> Path:
     """Make all runs in many processes, and the gradient in two ways."""
     runs = [(chosen, f"{folder / name}-{ranks}") for name, chosen in recipes(model).items()]
-    resumed = [(chosen, out, f"{out}-resumed") for chosen, out in runs[:1]]
-    gradients = [(str(model), n, f"{folder}/gradient-{ranks}-{n}.safetensors") for n in MICRO_TOKENS]
-    run = launched(ranks, folder, runs=runs, resumed=resumed, gradients=gradients)
+    resumed = [(chosen, out, f"{out}-resumed") for chosen, out in runs if Path(out).name.startswith(("rlv", "sharded"))]
+    gradients, sharded = (
+        [(str(model), n, f"{folder}/{name}-{ranks}-{n}.safetensors") for n in MICRO_TOKENS]
+        for name in ("gradient", "sharded")
+    )
+    run = launched(ranks, folder, runs=runs, resumed=resumed, gradients=gradients, sharded=sharded)
     assert run.returncode == 0, run.stderr
     return folder
 
@@ -135,17 +148,22 @@ def texts(run: Path) -> list[Any]:
 
 def check_gradients(folder: Path, model: Path, ranks: int) -> None:
     """Compare the gradient of ``dist_worker.samples`` with that of one process, which divides it otherwise."""
-    expected, numbers = gradient(Learner, str(model), 100)
-    whole = torch.cat([g.flatten() for _, g in sorted(expected.items())])
-    for micro_tokens in MICRO_TOKENS:
-        found = load_file(folder / f"gradient-{ranks}-{micro_tokens}.safetensors")
-        assert found.keys() == expected.keys()
-        gap = torch.cat([g.flatten() for _, g in sorted(found.items())]) - whole
-        assert float(gap.norm()) <= 1e-6 * float(whole.norm()), micro_tokens
-        parts = json.loads((folder / f"gradient-{ranks}-{micro_tokens}.json").read_text())
-        assert (
-            parts == pytest.approx(numbers, rel=1e-5) and {"policy_loss", "target_loss", "value_loss"} <= parts.keys()
-        )
+    for name, parts_of in (
+        ("gradient", {"policy_loss", "target_loss", "value_loss"}),
+        ("sharded", {"policy_loss", "target_loss"}),
+    ):
+        expected, numbers = gradient(Learner, str(model), 100, head=name == "gradient")
+        whole = torch.cat([g.flatten() for _, g in sorted(expected.items())])
+        for micro_tokens in MICRO_TOKENS:
+            found = load_file(folder / f"{name}-{ranks}-{micro_tokens}.safetensors")
+            assert found.keys() == expected.keys()
+            gap = torch.cat([g.flatten() for _, g in sorted(found.items())]) - whole
+            assert float(gap.norm()) <= 1e-6 * float(whole.norm()), micro_tokens
+            parts = json.loads((folder / f"{name}-{ranks}-{micro_tokens}.json").read_text())
+            held, refused = parts.pop("held", []), parts.pop("refused", "")
+            assert ("vLLM samples for one learner, and this run has several" in refused) == (name == "sharded")
+            assert parts == pytest.approx(numbers, rel=1e-5) and parts_of <= parts.keys()
+            assert held == pytest.approx([1 / ranks] * len(held), rel=0.05) and len(held) == (name == "sharded") * ranks
 
 
 def check_run(folder: Path, name: str, ranks: int) -> None:
@@ -157,7 +175,7 @@ def check_run(folder: Path, name: str, ranks: int) -> None:
     assert any(line.get("grad_norm", 0) > 0 for line in metrics(one))
     moved = distance(weights(one, 1), weights(one, 2))
     assert moved > 0.01
-    for role in ("", "verifier") if name in ("lora", "tango") else ("",):
+    for role in ("", "verifier") if name in ("lora", "tango", "sharded") else ("",):
         assert distance(weights(one, 2, role), weights(many, 2, role)) < 1e-3 * moved
     files = [{str(p.relative_to(run)) for p in run.rglob("*")} for run in (one, many)]
     assert files[0] == files[1]
@@ -169,7 +187,7 @@ def test_the_gradient_is_that_of_one_process_however_it_is_divided(two, tiny_mod
     check_gradients(two, tiny_model, 2)
 
 
-@pytest.mark.parametrize("name", ["rlv", "mrt", "lora", "tango"])
+@pytest.mark.parametrize("name", ["rlv", "mrt", "lora", "tango", "sharded", "cut_module", "cut_lora"])
 def test_a_run_is_that_of_one_process(two, name):
     check_run(two, name, 2)
 
@@ -190,17 +208,19 @@ def test_every_rollout_is_graded_once(two):
 # ---------------------------------------------------------------- resuming, and the end
 
 
-def test_a_run_resumes_on_the_same_ranks_to_the_bit(two):
-    whole, resumed = two / "rlv-2", two / "rlv-2-resumed"
+@pytest.mark.parametrize("name", ["rlv", "sharded"])
+def test_a_run_resumes_on_the_same_ranks_to_the_bit(two, name):
+    whole, resumed = two / f"{name}-2", two / f"{name}-2-resumed"
     assert all(torch.equal(weight, weights(whole, 2)[name]) for name, weight in weights(resumed, 2).items())
     for a, b in zip(metrics(whole), metrics(resumed), strict=True):
         assert b == pytest.approx(a, rel=0, abs=0, nan_ok=True)
 
 
-def test_a_run_resumes_on_another_number_of_ranks(two, tiny_model, tmp_path):
-    without_last_step(two / "rlv-2", tmp_path / "one")
-    training.train(recipes(tiny_model)["rlv"], tmp_path / "one", resume=True)
-    start, whole = (weights(two / "rlv-2", step) for step in (1, 2))
+@pytest.mark.parametrize("name", ["rlv", "sharded"])
+def test_a_run_resumes_on_another_number_of_ranks(two, name, tiny_model, tmp_path):
+    without_last_step(two / f"{name}-2", tmp_path / "one")
+    training.train(recipes(tiny_model)[name], tmp_path / "one", resume=True)
+    start, whole = (weights(two / f"{name}-2", step) for step in (1, 2))
     assert distance(weights(tmp_path / "one", 2), whole) < 1e-3 * distance(start, whole)
 
 
@@ -246,3 +266,23 @@ def test_a_run_needs_a_gpu_for_every_process_if_there_are_any(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=r"rank 3 has no GPU: this machine has 2. Lower torchrun's --nproc-per-node"):
         dist.team.__wrapped__()
+
+
+# ---------------------------------------------------------------- what cannot be cut among ranks
+
+
+@pytest.mark.parametrize("word", ["optim.name=muon", "engine.name=vllm", "engine.name=fleet"])
+def test_an_option_that_needs_whole_weights_is_refused_with_shard(word):
+    with pytest.raises(ValueError, match=r"train\.shard: set engine\.name = .native., optim\.name = .adamw."):
+        toml.override(Config(), ["train.shard=true", word])
+
+
+def test_a_scalar_head_and_experts_are_not_cut(tiny_model):
+    headed, experts = load_model(tiny_model)[0], load_model(tiny_model)[0]
+    head.attach(headed, "bce")
+    experts.config.num_local_experts = 4
+    for model, why in ((headed, "has a scalar head"), (experts, "has experts")):
+        ranks = Team(0, 2)
+        ranks.engine(NativeEngine)(model)
+        with pytest.raises(ValueError, match=why):
+            ranks.shard()

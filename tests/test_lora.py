@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from twofold import run, toml, training
 from twofold.config import Config, LoraOptions, Rollouts, Train
 from twofold.engines.native import NativeEngine
 from twofold.maths.losses import Loss
-from twofold.models import lora
+from twofold.models import lora, quantised
 from twofold.models.io import convert, load_model
 from twofold.recipes.pretrain import Pretrain
 from twofold.recipes.rlv import RLV
@@ -299,3 +300,67 @@ def test_a_base_that_is_gone_is_named(adapter: Path, tmp_path: Path) -> None:
     (copied / "adapter_config.json").write_text(json.dumps(about))
     with pytest.raises(FileNotFoundError, match=r"adapter_config.json: its base model /gone/models/base is not there"):
         run.load(copied)
+
+
+# ---------------------------------------------------------------- a base in four bits
+
+
+def in_four_bits(path: Path) -> tuple[Any, Any]:
+    """Return a view with an adapter on a base in four bits, and the same on a base that has these numbers in float32."""
+    pytest.importorskip("bitsandbytes")
+    views = []
+    for packs in (True, False):
+        model, _ = load_model(path)
+        quantised.quantise(model)
+        if not packs:
+            for module in model.modules():
+                if isinstance(w := module._parameters.get("weight"), quantised.Packed):
+                    module._parameters["weight"] = torch.nn.Parameter(quantised.unpacked(w))
+        view = lora.attach(model, lora.Lora(4, 8.0, EVERY, str(path)), seed=1)
+        for name, p in view.named_parameters():
+            if "lora_B" in name:
+                p.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+        views.append(view)
+    return views[0], views[1]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_base_in_four_bits_computes_with_the_numbers_that_it_holds(tiny_qwen, precision):
+    packed, plain = in_four_bits(tiny_qwen)
+    gradients = []
+    for view in (packed, plain):
+        learner = Learner(view, Optim(), Loss(), steps=1, precision=precision)
+        learner.accumulate([sample()] * 2)
+        gradients.append([p.grad for p in view.parameters() if p.grad is not None])
+    assert logprobs(packed) == logprobs(plain) != logprobs(lora.off(plain))
+    assert len(gradients[0]) == 2 * 7 * 2 and all(map(torch.equal, *gradients))
+    with pytest.raises(ValueError, match="vLLM cannot read a base in four bits"):
+        quantised.check_whole(packed, "vLLM")
+    weights = {n: p for n, p in packed.named_parameters() if isinstance(p, quantised.Packed)}
+    assert {n.rpartition("layers.")[0] for n in weights} == {"model."} and len(weights) == 2 * 7
+    whole, _ = load_model(tiny_qwen)
+    for name, p in weights.items():
+        w = whole.get_parameter(name).detach()
+        assert p.numel() == w.numel() / 2 and p.element_size() == 1
+        assert 0 < float((quantised.unpacked(p) - w).norm() / w.norm()) < 0.15
+
+
+def test_a_run_on_a_base_in_four_bits_resumes_to_the_bit(tiny_model, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    chosen = toml.override(config(tiny_model, RLV(rollouts=2, verify="separate")), ["lora.quantise=nf4"])
+    last = training.train(chosen, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "step-2")
+    again = training.train(chosen, tmp_path / "again", resume=True)
+    files = ("adapter_model.safetensors", "verifier/adapter_model.safetensors")
+    assert all((last / file).read_bytes() == (again / file).read_bytes() for file in files)
+    assert (last / files[1]).read_bytes() != (last.with_name("step-1") / files[1]).read_bytes()
+
+
+def test_four_bits_without_bitsandbytes_say_what_is_missing(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(
+        ImportError, match=r"lora\.quantise = .nf4. needs bitsandbytes .*: pip install 'twofold\[qlora\]'"
+    ):
+        training.train(toml.override(config(tiny_model), ["lora.quantise=nf4"]), tmp_path / "run")

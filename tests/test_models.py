@@ -22,6 +22,7 @@ from twofold.compute.room import check_room
 from twofold.config import Config
 from twofold.engines.native import NativeEngine
 from twofold.models.context import context
+from twofold.models.decoder import Decoder, Module, network
 from twofold.models.install import install
 from twofold.models.io import load_model
 from twofold.trainer.learner import Learner, Loss
@@ -250,3 +251,36 @@ def test_an_output_layer_saved_besides_tied_embeddings_is_no_mistake(tmp_path):
     weights = load_file(file)
     save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, file, {"format": "pt"})
     assert NativeEngine(load_model(folder)[0]).logprobs([[5, 6]], [[7, 8]])[0] == pytest.approx(before[0], abs=1e-5)
+
+
+# ---------------------------------------------------------------- what runs a model
+
+
+@pytest.mark.parametrize("name", ["Qwen2", "Llama"])
+def test_both_backends_compute_the_same(name, tmp_path):
+    folder = random_model(name, tmp_path)
+    samples = [
+        Sample([5, 6, 7, 8], [False, True, True, False], [-3.0] * 4, [0.0, 0.5, -0.7, 0.0], [0.0, 0.0, 0.0, 1.0])
+    ]
+    logprobs, gradients, kinds = [], [], []
+    for backend in ("auto", "decoder", "module"):
+        model, _ = load_model(folder, backend=backend)
+        logprobs.append(NativeEngine(model).logprobs([[5, 6], [9]], [[7, 8], [3]]))
+        kinds.append((type(model).__name__, type(network(model, torch.float32))))
+        Learner(model, Optim(), Loss(), steps=1).accumulate(samples)
+        gradients.append(torch.cat([p.grad.flatten() for _, p in sorted(model.named_parameters())]))
+    assert kinds[0] == kinds[1] == ("Llama", Decoder) and kinds[2] == (f"{name}ForCausalLM", Module)
+    assert logprobs[0] == logprobs[1]
+    for a, b in zip(logprobs[0], logprobs[2], strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+    assert float((gradients[2] - gradients[1]).norm()) < 1e-5 * float(gradients[1].norm())
+
+
+def test_a_backend_that_does_not_suit_is_refused(tmp_path):
+    folder = random_model("Phi3", tmp_path)
+    with pytest.raises(ValueError, match=r'backend "decoder" cannot run this Phi3ForCausalLM: .* choose "auto"'):
+        load_model(folder, backend="decoder")
+    llama = random_model("Llama", tmp_path / "llama")
+    config = toml.override(Config(), [f"model={llama}", "model_backend=module", "lora.rank=2", "train.steps=1"])
+    with pytest.raises(ValueError, match="adapters are for Llama's family, run by the decoder"):
+        training.train(config, tmp_path / "run")

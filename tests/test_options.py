@@ -130,6 +130,7 @@ RUNS["two"] = RUNS["verifier"] + " recipe.share=false recipe.rollouts=2"
 
 ROWS_OF_RUNS = """
 model                          rlv    model=OTHER                                       tokens
+model_backend                  rlv    model_backend=module                              work
 system                         rlv    system=Brief.                                     tokens
 reward                         paid   reward=["MINE:mixed"]                               credit
 reward_weights                 paid   reward=["MINE:mixed","MINE:brief"] / reward_weights=[1,9]   credit
@@ -310,8 +311,9 @@ def table(text: str) -> dict[str, tuple[str, list[str], list[str], str]]:
 
 
 CASES = table(ROWS_OF_RUNS)
-APART = ("engine[vllm].", "engine[fleet].", "task[data].split")
-"""The options of engines that have environments of their own (make test-vllm, make test-fleet), and one of sets on the hub."""
+APART = ("engine[vllm].", "engine[fleet].", "task[data].split", "train.shard", "lora.quantise")
+"""The options of engines that have environments of their own (make test-vllm, make test-fleet), one of sets on the hub, one of
+runs in many processes (test_dist.py shows that each holds a part of the weights), and one that needs a package (test_lora.py)."""
 
 
 def leaves(cls: type, prefix: str = "") -> Iterator[str]:

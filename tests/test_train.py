@@ -513,7 +513,7 @@ def test_options_change_only_on_purpose():
 
 
 OPTIONS = [
-    "model", "system", "reward", "reward_weights", "recipe.name", "recipe.estimator", "recipe.verify", "recipe.lam",
+    "model", "model_backend", "system", "reward", "reward_weights", "recipe.name", "recipe.estimator", "recipe.verify", "recipe.lam",
     "recipe.lam_warmup", "recipe.verify_warmup", "recipe.balance", "recipe.truncated", "recipe.adversarial",
     "recipe.rollouts", "recipe.refills", "recipe.vine_k",
     "recipe.last_token.token", "recipe.last_token.scale", "recipe.last_token.reference", "recipe.last_token.after",
@@ -538,7 +538,7 @@ OPTIONS = [
     "optim.name", "optim.lr", "optim.schedule", "optim.warmup",
     "optim.hold", "optim.final", "optim.beta1", "optim.beta2", "optim.weight_decay", "optim.clip", "loss.kind", "loss.clip_low",
     "loss.clip_high", "loss.cap", "loss.normalise", "loss.constant", "loss.correction",
-    "loss.correction_cap", "loss.beta", "lora.rank", "lora.alpha", "lora.targets", "train.steps", "train.seed", "train.epochs",
-    "train.minibatches", "train.micro_tokens", "train.precision", "train.checkpointing", "train.save_every", "train.keep",
-    "eval.every", "eval.task", "eval.problems", "eval.n", "log.to", "log.rollouts",
+    "loss.correction_cap", "loss.beta", "lora.rank", "lora.alpha", "lora.targets", "lora.quantise", "train.steps", "train.seed",
+    "train.epochs", "train.minibatches", "train.micro_tokens", "train.precision", "train.checkpointing", "train.shard",
+    "train.save_every", "train.keep", "eval.every", "eval.task", "eval.problems", "eval.n", "log.to", "log.rollouts",
 ]  # fmt: skip

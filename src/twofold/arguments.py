@@ -96,7 +96,7 @@ def _add_plan(command: Callable[..., argparse.ArgumentParser]) -> None:
         "Estimate the memory, time and money of a training run before it is started.",
         "Options of the config may be set as for train. It loads no model and needs no GPU.",
     )
-    sub.add_argument("config", type=Path, help="as for train")
+    sub.add_argument("config", type=Path, help="a file, or the name of a config of the package such as rlv-sums")
     sub.add_argument(
         "--model",
         help="sizes of the model: a directory with config.json, a name such as qwen2.5-7b, or "
@@ -111,7 +111,6 @@ def _add_plan(command: Callable[..., argparse.ArgumentParser]) -> None:
         sub.add_argument(option, metavar=metavar, type=_number(kind), default=default, help=help)
 
     number("--devices", Count, "devices in all (%(default)s)", 1)
-    sub.add_argument("--sharded", action="store_true", help="cut weights, gradients and moments among all devices")
     number("--tensor-parallel", Count, "devices that sample as one (%(default)s)", 1)
     number("--prompt", Count, "mean tokens of a prompt (%(default)s)", 128)
     number("--completion", Count, "mean tokens of a rollout (default: half of rollout.max_tokens)")

@@ -109,7 +109,7 @@ def _plan(args: argparse.Namespace, rest: list[str]) -> int:
     machine = planning.machine_of(
         args.machine, {"tflops": args.tflops, "bandwidth": args.tbytes, "memory": args.memory, "price": args.price}
     )
-    layout = planning.Layout(args.devices, args.sharded, args.tensor_parallel)
+    layout = planning.Layout(args.devices, args.tensor_parallel)
     lengths = planning.Lengths(args.prompt, args.completion, args.parts)
     found = planning.plan(path.stem, config, args.model, machine, layout, lengths)
     print(planning.as_json(found) if args.json else "\n".join(planning.lines(found)))

@@ -18,7 +18,7 @@ from twofold.tasks.user import check_weights
 from twofold.text.chat import ChatOptions
 from twofold.text.extract import Extract
 from twofold.text.prompts import JUDGE
-from twofold.types import COLDEST, LogTo, Precision
+from twofold.types import COLDEST, Backend, LogTo, Precision
 
 SHIPPED = "tiny"
 """Name of the base model that comes with the package."""
@@ -121,6 +121,9 @@ class Train:
     """``auto``: the faster one of this machine (see ``models.precision``). The run's ``config.toml`` says which it is."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    shard: bool = False
+    """Cut weights, gradients and the optimiser's state among the ranks of a run (ZeRO, arXiv:1910.02054), for a model that one
+    device cannot train. For the native engine and AdamW. In one process it changes nothing."""
     save_every: Whole = 50
     """Save a checkpoint every N steps (0: only after the last one)."""
     keep: Whole = 0
@@ -137,6 +140,8 @@ class LoraOptions:
     """The adapter counts alpha / rank times."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """The layers that have one, by the last part of their names."""
+    quantise: Literal["none", "nf4"] = "none"
+    """``nf4``: keep the frozen matrices of the layers in four bits (QLoRA, arXiv:2305.14314; needs bitsandbytes)."""
 
     def __post_init__(self) -> None:
         if self.rank and not self.targets:
@@ -172,10 +177,11 @@ class Config:
 
     ``reward`` is a list of functions (problem, text) -> number or ``Grade``, each named as ``mine.py:name``; "correct" is the
     task's own reward. The policy is paid their sum, weighted by ``reward_weights`` if given. Without ``reward`` it is paid the
-    task's own reward.
+    task's own reward. ``model_backend`` says what runs the model (see ``types.Backend``).
     """
 
     model: str = SHIPPED
+    model_backend: Backend = "auto"
     system: str | None = None
     reward: tuple[str, ...] = ()
     reward_weights: tuple[Finite, ...] = ()
@@ -196,6 +202,8 @@ class Config:
         check_weights(self.reward, self.reward_weights)
         if self.lora.rank and self.engine.name == "vllm":
             raise ValueError('lora: engine.name = "vllm" does not sample from adapters yet: use the native engine')
+        if self.train.shard and (self.engine.name != "native" or self.optim.name != "adamw"):
+            raise ValueError('train.shard: set engine.name = "native", optim.name = "adamw"; others need whole weights')
 
 
 def task_named(name: str) -> TaskConfig:

@@ -50,6 +50,9 @@ class Vllm:
 
     def build(self, model: Any, precision: Precision) -> PolicyEngine:
         from twofold.engines.vllm import VllmEngine
+        from twofold.models.quantised import check_whole
+
+        check_whole(model, "vLLM")
 
         return VllmEngine(
             model, precision=precision, tokens=self.context, max_rows=self.max_rows, kv_gib=self.kv_gib,
@@ -79,7 +82,9 @@ class Fleet:
 
     def build(self, model: Any, precision: Precision) -> FleetEngine:
         from twofold.engines.fleet import FleetEngine
+        from twofold.models.quantised import check_whole
 
+        check_whole(model, "a fleet")
         return FleetEngine(
             model, workers=self.workers, address=self.address, cpus=self.cpus, gpus=self.gpus, timeout=self.timeout,
             exact=self.exact, max_rows=self.max_rows, precision=precision,

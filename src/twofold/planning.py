@@ -63,7 +63,8 @@ def as_json(planned: Planned) -> str:
     return json.dumps(
         {
             "config": planned.title, "model": planned.model, "parameters": planned.shape.parameters,
-            "shape": asdict(planned.shape), "machine": asdict(planned.machine), "layout": asdict(planned.layout),
+            "shape": asdict(planned.shape), "machine": asdict(planned.machine),
+            "layout": asdict(planned.layout) | {"sharded": planned.config.train.shard},
             "precision": cost.precision, "work": asdict(cost.work), "flops": dict(cost.flops),
             "memory": asdict(cost.memory) | {"peak": cost.memory.peak, "fits": cost.fits},
             "seconds": {basis: times.phases for basis, times in cost.times.items()},
@@ -88,7 +89,7 @@ def _row(label: str, *cells: str) -> str:
 
 def _head(planned: Planned) -> list[str]:
     config, layout = planned.config, planned.layout
-    how = "" if layout.devices == 1 else ", sharded" if layout.sharded else ", replicated"
+    how = "" if layout.devices == 1 else ", sharded" if config.train.shard else ", replicated"
     adapter = f", LoRA of rank {config.lora.rank}" if config.lora.rank else ""
     completion = planned.lengths.completion or config.rollout.max_tokens / 2
     about = (

@@ -34,6 +34,7 @@ from twofold.models.decoder import Decoder
 from twofold.models.gguf import SUFFIX as GGUF
 from twofold.models.io import chat_options, load_model, load_tokenizer
 from twofold.models.precision import choose_precision
+from twofold.models.quantised import quantise
 from twofold.runtime import share_cores
 from twofold.tasks import sandbox
 from twofold.tasks.code import Code
@@ -42,7 +43,7 @@ from twofold.tasks.stream import check_gradable, first
 from twofold.tasks.user import FromSource, Guarded, Rewarded
 from twofold.text.chat import Chat
 from twofold.text.prompts import CRITIQUE
-from twofold.types import Precision, Task
+from twofold.types import Backend, Precision, Task
 
 if TYPE_CHECKING:
     from twofold.engine_options import Fleet
@@ -75,16 +76,18 @@ def load(
     enable_thinking: bool | None = None,
     think_end: str | None = None,
     fleet: Fleet | None = None,
+    backend: Backend = "auto",
 ) -> Model:
     """Load a model by its directory or hub name; ``"tiny"`` is the model that comes with the package.
 
     A run directory stands for its newest checkpoint. A checkpoint is asked the verdict question that it was trained on, and
     thinks as it was trained to, unless ``enable_thinking`` and ``think_end`` say otherwise (see ``text.chat.Chat``). With ``fleet``
-    it runs in the workers of a Ray cluster. Raises OSError if there is no such model.
+    it runs in the workers of a Ray cluster. ``backend`` says what runs it (see ``types.Backend``). Raises OSError if there is no
+    such model, ValueError if ``backend`` does not suit it.
     """
     share_cores()
     path = find_model(model)
-    weights, tokenizer = load_model(path)
+    weights, tokenizer = load_model(path, backend=backend)
     chat = _chat(path, tokenizer, system, enable_thinking, think_end)
     chosen = choose_precision(precision)
     engine = fleet.build(weights, chosen) if fleet else NativeEngine(weights, precision=chosen)
@@ -148,13 +151,17 @@ def find_model(model: str | Path, *, weights: bool = True) -> Path:
 def adapted(model: Any, name: str, options: LoraOptions, seed: int) -> Any:
     """Return a view of the model of this name with a new adapter (see ``models.lora``).
 
-    Raises ValueError if the name is an adapter's, or the model is not of Llama's family.
+    Raises ValueError if the name is an adapter's, or the model is not run by the decoder.
     """
     path = find_model(name)
     if not Decoder.suits(model):
-        raise ValueError(f"lora: {type(model).__name__} is not of Llama's family, whose layers adapters are made for")
+        raise ValueError(
+            f"lora: adapters are for Llama's family, run by the decoder, not for this {type(model).__name__}"
+        )
     if lora.base_of(path):
         raise ValueError(f"lora: {path} is an adapter itself; make a model of it with `twofold convert {path} OUT`")
+    if options.quantise == "nf4":
+        quantise(lora.off(model))
     base = str(path.resolve()) if name == SHIPPED or Path(name).exists() else name
     return lora.attach(model, lora.Lora(options.rank, options.alpha, options.targets, base), seed)
 

@@ -20,7 +20,7 @@ from twofold.evals.during import evaluate_step
 from twofold.evals.run import Eval
 from twofold.maths.seeds import derive
 from twofold.models import head, lora
-from twofold.models.checkpoints import latest_checkpoint, newest_good
+from twofold.models.checkpoints import newest_good
 from twofold.models.context import context
 from twofold.models.io import load_model, stop_tokens
 from twofold.models.precision import choose_precision
@@ -50,8 +50,10 @@ class _Setup:
         self.models: dict[str, Any] = {}
         self.engines: dict[str, PolicyEngine] = {}
         self.tokenizer: Any = None
+        device = "cpu" if config.train.shard and team.size > 1 else None  # no device need hold a whole model
+        self._load = partial(load_model, device=device, backend=config.model_backend)
         self.problems = Problems(task, config.rollout.problems, config.train.seed)
-        self.spare, self._engine, self._team = self.problems.spare, team.engine(engine), team
+        self.spare, self._engine, self.team = self.problems.spare, team.engine(engine), team
 
     def begin(self, model: object, tokenizer: object, stop: Sequence[int] = ()) -> None:
         if self.config.lora.rank and not lora.adapted(model):
@@ -65,7 +67,7 @@ class _Setup:
         """Load the config's model, unless it is loaded or the recipe has begun with another."""
         if "policy" not in self.models:
             path = find_model(self.config.model)
-            model, tokenizer = load_model(path)
+            model, tokenizer = self._load(path)
             self.begin(self._adapted("policy", self.config.model, model), tokenizer, stop_tokens(path))
 
     @cached_property
@@ -88,21 +90,17 @@ class _Setup:
         self.load_policy()
         if self.config.lora.rank and name == self.config.model:
             return self._add(role, self._adapted(role, name, self.models["policy"]))  # two adapters on one base
-        found, tokenizer = load_model(find_model(name))
+        found, tokenizer = self._load(find_model(name))
         if tokenizer.get_vocab() != self.tokenizer.get_vocab():
             raise ValueError(f"{name} has another tokenizer than {self.config.model}: it could not read solutions")
         return self._add(role, self._adapted(role, name, found))
 
     def frozen(self, role: str = "policy") -> PolicyEngine:
         self.load_policy()
-        fixed = isinstance(self.config.engine, Vllm | Fleet)  # the learner's own numbers make the better KL term
-        make = (
-            partial(make_engine, replace(self.config, engine=Native(exact=getattr(self.config.engine, "exact", False))))
-            if fixed
-            else self._engine
-        )
-        model = self.models[role]
-        return make(lora.off(model) if self.config.lora.rank else copy.deepcopy(model))
+        make, config, model = self._engine, self.config, self.models[role]
+        if isinstance(config.engine, Vllm | Fleet):  # the learner's own numbers make the better KL term
+            make = partial(make_engine, replace(config, engine=Native(exact=getattr(config.engine, "exact", False))))
+        return make(lora.off(model) if config.lora.rank else copy.deepcopy(model))
 
     def reference(self, role: str = "policy") -> PolicyEngine | None:
         return self.frozen(role) if self.config.loss.beta else None
@@ -133,11 +131,15 @@ class _Setup:
 
     def add_learners(self, updates: Mapping[str, int]) -> None:
         """Make the learner of each role, whose learning-rate schedule runs over its ``updates`` (default: all steps)."""
+        if self.team.leads:
+            self.inputs = same_run.hashes(self.problems.known(), self.models, self.tokenizer, self.stop)
+        if self.config.train.shard:
+            self.team.shard()
         self.learners = {role: self._learner(role, updates.get(role, self.steps)) for role in self.models}
 
     def _learner(self, role: str, updates: int) -> Learner:
         config, model = self.config, self.models[role]
-        return self._team.learner(
+        return self.team.learner(
             role, model, config.optim, config.loss,
             steps=updates, temperature=config.rollout.temperature, epochs=config.train.epochs,
             minibatches=config.train.minibatches, precision=choose_precision(config.train.precision),
@@ -167,8 +169,7 @@ class _Setup:
         return adapted(model, name, self.config.lora, derive(self.seed, role)) if self.config.lora.rank else model
 
     def _add(self, role: str, model: Any) -> PolicyEngine:
-        self.models[role] = model
-        self.engines[role] = self._engine(model)
+        self.models[role], self.engines[role] = model, self._engine(model)
         return self.engines[role]
 
 
@@ -217,25 +218,21 @@ def train(
             reached = ranks.work(setup.learners)
     if reached < config.train.steps:
         raise Stopped(f"stopped after step {reached}; saved in {run}")
-    last = latest_checkpoint(run)
-    assert last is not None
-    return last
+    return run / "checkpoints" / f"step-{reached}"
 
 
 def _train(
     run: Path, config: Config, setup: _Setup, built: Recipe, resume: bool, accepted: Collection[str], title: str
 ) -> int:
     """Return the number of steps that are done."""
-    learners = setup.learners
-    inputs = same_run.hashes(setup.problems.known(), setup.models, setup.tokenizer, setup.stop)
-    start = 0
+    learners, start = setup.learners, 0
     found, damaged = newest_good(run) if resume else (None, {})
     if found:
         state = checkpoint.read_state(found)
-        same_run.refuse_changed(run, state["inputs"], inputs, accepted)
+        same_run.refuse_changed(run, state["inputs"], setup.inputs, accepted)
         start = state["step"]
         for role, learner in learners.items():
-            checkpoint.restore(found if role == "policy" else found / role, learner)
+            setup.team.restore(found if role == "policy" else found / role, role, learner)
         built.restore(state["recipe"])
     for role, engine in setup.engines.items():
         engine.load(learners[role].weights())
@@ -257,7 +254,7 @@ def _train(
             built, setup.engines, learners, setup.problems, schedule,
             save=lambda step: checkpoint.save(
                 run, step, learners, setup.tokenizer,
-                state=built.state(), chat=setup.prompts, inputs=inputs, keep=config.train.keep,
+                state=built.state(), chat=setup.prompts, inputs=setup.inputs, keep=config.train.keep,
             ),
             evaluate=check, score=partial(_scores, setup), watch=Watch(log.say), log=log,
         )  # fmt: skip

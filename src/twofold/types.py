@@ -15,6 +15,8 @@ Label = Literal["correct", "wrong", "no_answer", "timeout", "error"]
 Finish = Literal["stop", "length"]
 Precision = Literal["float32", "bfloat16"]
 """In what type matrix products run. Weights are fp32 masters in both."""
+Backend = Literal["auto", "decoder", "module"]
+"""What runs a model: the written-out forward pass of Llama's family, or the model's own; ``auto``: the first where it suits."""
 LogTo = Literal["wandb", "tensorboard", "trackio"]
 
 

@@ -21,7 +21,7 @@ import torch
 from ray.exceptions import RayActorError
 from torch import Tensor, nn
 
-from twofold.engines.base import Finished, Usage, check_prompts, ignore_finished
+from twofold.engines.base import Finished, Usage, check_one_learner, check_prompts, ignore_finished
 from twofold.engines.native import NativeEngine
 from twofold.models.context import context
 from twofold.types import Completion, Context, Precision, Sampling
@@ -125,8 +125,7 @@ class FleetEngine:
         max_rows: int = 1024,
         precision: Precision = "float32",
     ) -> None:
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            raise ValueError("a fleet samples for one learner, and this run has several: use the native engine")
+        check_one_learner("a fleet")
         if not ray.is_initialized():
             ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level="warning")
         self.model, self.size, self.timeout = model, workers, timeout

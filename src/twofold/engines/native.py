@@ -28,6 +28,7 @@ from twofold.models.decoder import Decoder, Module, network
 from twofold.models.install import install
 from twofold.models.kv import KV, JoinedKV
 from twofold.models.logprobs import LOGITS, shifted
+from twofold.models.sharding import sharded
 from twofold.types import Completion, Context, Precision, Sampling
 
 log = logging.getLogger(__name__)
@@ -71,14 +72,22 @@ class NativeEngine:
         self._turns = itertools.count()  # the sessions' as well
         self._built: Decoder | Module | None = None
         self._built_static: StaticDecoder | None = None
+        self.static = self._static_works()
+
+    def _static_works(self) -> bool:
+        """Return whether ``generate`` decodes with ``StaticDecoder``."""
         hindrance = obstacle(self.model)
         if hindrance and self.model.device.type == "cuda":
             log.warning("decoding takes several times as long as it could on this device: %s", hindrance)
-        self.static = not exact and not hindrance  # whether ``generate`` decodes with ``StaticDecoder``
+        return not self.exact and not hindrance
 
     def load(self, weights: Mapping[str, Any]) -> None:
-        """Drop what was computed from the old weights. The new ones are the module's own and already in place."""
+        """Drop what was computed from the old weights. The new ones are the module's own and already in place. If they are cut
+        among ranks, all ranks must call this at the same time: each gathers a copy in the run's precision."""
         self.rest()
+        if sharded(self.model):
+            self.static = self._static_works()  # the model may have been on another device before it was cut
+            _ = self._network
 
     def rest(self) -> None:
         self._kept, self._built, self._built_static = [], None, None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from twofold.config import Config
 from twofold.engine_options import Native, Vllm
 from twofold.estimate.machines import Machine
-from twofold.estimate.memory import Layout, Memory, memory_of, micro_tokens, trainable
+from twofold.estimate.memory import Case, Layout, Memory, memory_of
 from twofold.estimate.seconds import OPTIMISER, RATES, Rates, exchange, held, learning, prefill, sampling
 from twofold.estimate.shapes import Shape
 from twofold.estimate.work import Lengths, Work, work_of
@@ -32,13 +32,13 @@ RELIEF = {
 }
 """What takes the time -> what would relieve it."""
 SPACE = {
-    "weights (float32)": "a GPU with more memory, or sharding, which this version does not do",
-    "moments": "set lora.rank",
-    "gradients": "set lora.rank",
+    "weights": "set train.shard = true, or use more devices if it is",
+    "moments": "set train.shard = true, or lora.rank",
+    "gradients": "set train.shard = true, or lora.rank",
     "activations": "set train.checkpointing = true, or lower train.micro_tokens",
     "logits": "lower train.micro_tokens",
     "keys and values": "the native engine keeps those of a whole call, so lower rollout.problems; vLLM's are engine.kv_gib",
-    "copy for products": "a GPU with more memory",
+    "copy for products": "a GPU with more memory; set train.checkpointing = true",
     "vLLM's weights": "set engine.sleep = true, or use the native engine",
 }
 """What takes the memory -> what would relieve it."""
@@ -105,15 +105,10 @@ def estimate(config: Config, shape: Shape, machine: Machine, layout: Layout, len
     precision = machine.precision if config.train.precision == "auto" else config.train.precision
     work = work_of(config, lengths)
     largest = max(work.draws, key=lambda d: d.texts * (d.longest + d.context * d.prompts / d.texts), default=None)
-    tokens = min(micro_tokens(config, machine), work.learnt.laid / work.updates / layout.devices)
-    memory = memory_of(config, engine, shape, machine, layout, precision, largest, tokens)
-    bases = ("measured", "counted") if machine.family == "gpu" else (precision,)
-    times = {
-        basis if machine.family == "gpu" else "fitted": _times(
-            config, engine, shape, machine, layout, precision, work, RATES[machine.family, basis]
-        )
-        for basis in bases
-    }
+    case = Case(config, engine, shape, machine, layout, precision)
+    memory = memory_of(case, largest, min(case.micro_tokens, work.learnt.laid / work.updates / layout.devices))
+    bases = {"measured": "measured", "counted": "counted"} if machine.family == "gpu" else {"fitted": precision}
+    times = {name: _times(case, work, RATES[machine.family, basis]) for name, basis in bases.items()}
     hours = {basis: config.train.steps * t.step / 3600 for basis, t in times.items()}
     flops = {
         "sampling": sum(
@@ -126,62 +121,53 @@ def estimate(config: Config, shape: Shape, machine: Machine, layout: Layout, len
     return Estimate(
         precision, work, memory, flops, times, hours,
         {basis: h * machine.price * layout.devices for basis, h in hours.items()},
-        memory.peak <= machine.memory * 2**30, tuple(_notes(engine, shape, machine, layout, precision, work)),
+        memory.peak <= machine.memory * 2**30, tuple(_notes(case, work)),
     )  # fmt: skip
 
 
-def _times(
-    config: Config,
-    engine: Native | Vllm,
-    shape: Shape,
-    machine: Machine,
-    layout: Layout,
-    precision: Precision,
-    work: Work,
-    rates: Rates,
-) -> Times:
+def _times(case: Case, work: Work, rates: Rates) -> Times:
+    config, engine, machine, layout = case.config, case.engine, case.machine, case.layout
+    here = case.shape, machine, case.precision, rates
     sampled: dict[str, float] = {}
     for draw in work.draws:
-        for cause, seconds in sampling(shape, machine, precision, rates, draw, layout, engine).items():
+        for cause, seconds in sampling(*here, draw, layout, engine).items():
             sampled[cause] = sampled.get(cause, 0.0) + seconds
-    read = sampled.pop("prefill", 0.0) + prefill(shape, machine, precision, rates, work.prefilled / layout.devices)
-    tuned, lora = trainable(config, shape), bool(config.lora.rank)
+    read = sampled.pop("prefill", 0.0) + prefill(*here, work.prefilled / layout.devices)
     passes = (
         1.1 if work.streams == 2 else 1.0
     )  # a tenth of the steps runs once more, to tell the streams' gradients apart
     learnt = learning(
-        shape, machine, precision, rates, work.learnt.scaled(passes / layout.devices),
-        checkpointing=config.train.checkpointing, frozen_head=lora,
+        *here, work.learnt.scaled(passes / layout.devices),
+        checkpointing=config.train.checkpointing, frozen_head=bool(config.lora.rank),
     )  # fmt: skip
-    batches = math.ceil(max(work.updates, work.learnt.laid / layout.devices / micro_tokens(config, machine)))
-    moved = exchange(machine, layout, shape, tuned, work.updates, batches, sum(learnt.values()))
+    batches = math.ceil(max(work.updates, work.learnt.laid / layout.devices / case.micro_tokens))
+    moved = exchange(case, work.updates, batches)
     if isinstance(engine, Vllm) and engine.sleep and machine.family == "gpu":
-        moved += 2 * 2 * shape.parameters / layout.tensor_parallel / HOST
+        moved += 2 * 2 * case.shape.parameters / layout.tensor_parallel / HOST
     return Times(
         {
             "sampling": sampled,
             "prefill": {"all": read},
             "learning": learnt,
-            "optimiser": {"all": work.updates * OPTIMISER * tuned / layout.parts / machine.bandwidth / 1e12},
+            "optimiser": {"all": work.updates * OPTIMISER * case.trained / case.parts / machine.bandwidth / 1e12},
             "exchange": {"all": moved},
         }
     )
 
 
-def _notes(
-    engine: Native | Vllm, shape: Shape, machine: Machine, layout: Layout, precision: Precision, work: Work
-) -> list[str]:
+def _notes(case: Case, work: Work) -> list[str]:
     """Return what a reader must know before trusting the numbers."""
+    engine, machine, layout = case.engine, case.machine, case.layout
     notes = []
-    if layout.sharded or layout.tensor_parallel > 1:
-        notes.append("This version does not shard a model over devices: this layout cannot be run yet.")
+    if layout.tensor_parallel > 1:
+        notes.append("This version does not cut sampling among devices (--tensor-parallel): this cannot be run yet.")
     if isinstance(engine, Vllm) and layout.devices > 1:
         notes.append('vLLM in the process refuses several processes: engine.name = "native" runs on several devices.')
     if isinstance(engine, Vllm) and machine.family == "gpu":
         notes.append("vLLM was not measured on a GPU; it is taken to decode as the native engine does.")
     if isinstance(engine, Vllm) and work.draws:
         draw = max(work.draws, key=lambda d: d.context + d.length)
-        room = held(engine, shape, machine, precision, draw.context + draw.length)
+        room = held(engine, case.shape, machine, case.precision, draw.context + draw.length)
         if room < min(engine.max_rows, draw.texts):
             notes.append(f"vLLM's cache holds {room:.0f} texts at once, fewer than max_rows: raise engine.kv_gib.")
     if machine.family == "gpu" and machine.name != "h100":

@@ -17,23 +17,57 @@ from twofold.types import Precision
 BYTES: Mapping[Precision, int] = {"float32": 4, "bfloat16": 2}
 CHUNK, KEPT = 2**27, 5 * GIB
 """``LOGITS`` and ``KEPT`` of ``models/logprobs.py``: the most logits at once, and the most bytes of them that a GPU keeps."""
+NF4 = 0.5 + 1 / 64 + 4 / 64 / 256
+"""Bytes of a weight in four bits: its block of 64 has a scale of one byte, and 256 scales have one of four."""
 CONTEXT = 1 * GIB
 """What CUDA, its libraries and NCCL take. Not measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How devices share the work. ``sharded``: each holds a part of the weights, gradients and moments (FSDP), which this version
-    does not do. Otherwise each holds all of them, and rank 0 the moments. The weights that sample are cut among ``tensor_parallel``
-    devices."""
+    """How devices share the work. Weights that sample are cut among ``tensor_parallel`` devices, which this version does not do."""
 
     devices: int = 1
-    sharded: bool = False
     tensor_parallel: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A run of a model of these sizes, on these devices."""
+
+    config: Config
+    engine: Native | Vllm
+    shape: Shape
+    machine: Machine
+    layout: Layout
+    precision: Precision
 
     @property
     def parts(self) -> int:
-        return self.devices if self.sharded else 1
+        """Number of devices that hold one copy of weights, gradients and moments together: with ``train.shard`` all. Otherwise each
+        holds weights and gradients, and rank 0 the moments."""
+        return self.layout.devices if self.config.train.shard else 1
+
+    @property
+    def micro_tokens(self) -> int:
+        return self.config.train.micro_tokens or (4096 if self.machine.family == "cpu" else 16384)
+
+    @property
+    def trained(self) -> int:
+        """Number of weights of a role that are trained."""
+        lora = self.config.lora
+        return self.shape.adapter(lora.rank, lora.targets) if lora.rank else self.shape.parameters
+
+    @property
+    def base(self) -> float:
+        """Bytes of a model's weights, which are in float32 or, with ``lora.quantise``, have their layers' matrices in four bits."""
+        four = self.config.lora.rank and self.config.lora.quantise == "nf4"
+        return 4 * self.shape.parameters - ((4 - NF4) * self.shape.layer_matrices if four else 0)
+
+    @property
+    def outer(self) -> int:
+        """Bytes of the embeddings in float32 and of the output matrix, as a learner whose weights are cut gathers them."""
+        return (4 + BYTES[self.precision]) * self.shape.head
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,70 +107,59 @@ def logits(shape: Shape, tokens: float, precision: Precision, machine: Machine, 
     return min(tokens * shape.vocabulary, CHUNK) * (BYTES[precision] + 3 * 4)
 
 
-def micro_tokens(config: Config, machine: Machine) -> int:
-    return config.train.micro_tokens or (4096 if machine.family == "cpu" else 16384)
-
-
-def trainable(config: Config, shape: Shape) -> int:
-    lora = config.lora
-    return shape.adapter(lora.rank, lora.targets) if lora.rank else shape.parameters
-
-
-def memory_of(
-    config: Config,
-    engine: Native | Vllm,
-    shape: Shape,
-    machine: Machine,
-    layout: Layout,
-    precision: Precision,
-    draw: Draw | None,
-    tokens: float,
-) -> Memory:
+def memory_of(case: Case, draw: Draw | None, tokens: float) -> Memory:
     """Return the memory of the fullest device, where ``draw`` is the largest call of the engine, and ``tokens`` are those of the
     largest micro-batch."""
-    roles = _roles(config)
+    config, shape, layout, width = case.config, case.shape, case.layout, BYTES[case.precision]
+    roles, saves = _roles(config), config.train.checkpointing
     adapters, frozen = (roles, 1) if config.lora.rank else (0, roles)
     if config.loss.beta and not config.lora.rank:
         frozen += 1
-    parts, tuned = layout.parts, trainable(config, shape)
-    matrices = (
-        shape.matrices
-        if precision == "bfloat16"
-        else shape.layers * shape.hidden * (shape.query_width + shape.kv_width)
-    )
-    copy = BYTES[precision] * matrices
     moments = 4 if config.optim.name == "muon" else 8
     weights = {
-        "weights (float32)": (4 * shape.parameters * frozen + 4 * adapters * (tuned if config.lora.rank else 0))
-        / parts,
-        "moments": moments * tuned * roles / parts,
+        "weights": (case.base * frozen + 4 * case.trained * adapters) / case.parts,
+        "moments": moments * case.trained * roles / case.parts,
     }
-    here = {"libraries": CONTEXT} if machine.family == "gpu" else {}
+    here = {"libraries": CONTEXT} if case.machine.family == "gpu" else {}
     sampling: dict[str, float] = {}
     if draw:
-        vllm = engine if isinstance(engine, Vllm) else None
-        copies = BYTES[precision] * shape.parameters * roles if vllm else copy * (roles + bool(config.loss.beta))
+        vllm = case.engine if isinstance(case.engine, Vllm) else None
+        copy = case.outer + width * shape.layer_matrices if case.parts > 1 else _copy(case)
+        copies = width * shape.parameters * roles if vllm else copy * (roles + bool(config.loss.beta))
         rows = draw.texts * layout.tensor_parallel / layout.devices
         own = rows * draw.longest + rows * draw.prompts / draw.texts * draw.context
-        cache = own * cache_bytes(shape, precision, machine) / layout.tensor_parallel
+        cache = own * cache_bytes(shape, case.precision, case.machine) / layout.tensor_parallel
         sampling = {
             "vLLM's weights" if vllm else "copy for products": copies / layout.tensor_parallel,
             "keys and values": vllm.kv_gib * GIB * roles if vllm else cache,
-            "logits": min(rows, engine.max_rows) * shape.vocabulary * (BYTES[precision] + 4) / layout.tensor_parallel,
+            "logits": min(rows, case.engine.max_rows) * shape.vocabulary * (width + 4) / layout.tensor_parallel,
         }
-    saves = config.train.checkpointing
     learning = {
-        "gradients": 4 * tuned / parts,
-        "copy for products": copy / shape.layers * 2 if parts > 1 else copy,
-        "activations": activations(shape, tokens, precision, saves),
-        "logits": logits(shape, tokens, precision, machine, saves),
+        "gradients": 4 * case.trained / case.parts,
+        "copy for products": _gathered(case) if case.parts > 1 else _copy(case),
+        "activations": activations(shape, tokens, case.precision, saves),
+        "logits": logits(shape, tokens, case.precision, case.machine, saves),
     }
-    if sampling and isinstance(engine, Vllm) and not engine.sleep:
-        learning["vLLM's weights"], learning["keys and values"] = (
-            sampling["vLLM's weights"],
-            sampling["keys and values"],
-        )
+    if sampling and isinstance(case.engine, Vllm) and not case.engine.sleep:
+        learning |= {item: sampling[item] for item in ("vLLM's weights", "keys and values")}
     return Memory(weights | sampling | here if sampling else {}, weights | learning | here)
+
+
+def _copy(case: Case) -> float:
+    """Return the bytes of the matrices that the decoder lays out for its products: in float32 only queries, keys and values."""
+    shape = case.shape
+    joined = shape.layers * shape.hidden * (shape.query_width + shape.kv_width)
+    return 2 * shape.matrices if case.precision == "bfloat16" else 4 * joined
+
+
+def _gathered(case: Case) -> float:
+    """Return the bytes that a learner whose weights are cut has gathered at most, with their gradients before they are cut.
+
+    These are the embeddings and the output matrix, the layer that is computed and its gradient, and without checkpointing all layers.
+    """
+    layers, width = case.shape.layers, BYTES[case.precision]
+    whole = width * case.shape.layer_matrices * (1 if case.config.train.checkpointing else layers) / layers
+    return 2 * case.outer + whole + width * case.shape.layer_matrices / layers
 
 
 def _roles(config: Config) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from twofold.engine_options import Native, Vllm
 from twofold.estimate.machines import GIB, Machine
-from twofold.estimate.memory import BYTES, Layout, cache_bytes
+from twofold.estimate.memory import BYTES, Case, Layout, cache_bytes
 from twofold.estimate.shapes import Shape
 from twofold.estimate.work import Draw, Learnt
 from twofold.types import Precision
@@ -124,19 +124,20 @@ def learning(
     return {"products": products, "passes": products * rates.narrow / shape.hidden}
 
 
-def exchange(
-    machine: Machine, layout: Layout, shape: Shape, tuned: float, updates: float, micro_batches: float, compute: float
-) -> float:
+def exchange(case: Case, updates: float, micro_batches: float) -> float:
     """Return the seconds in which devices wait for weights and gradients of one another.
 
-    Replicated: gradients to rank 0 and weights back, in float32, for each update. Sharded: each micro-batch gathers the weights in
-    two bytes before its forward and its backward pass and scatters gradients, in ``compute`` seconds that hide it; then each
-    group of devices that samples gathers the new weights.
+    Replicated: gradients to rank 0 and weights back, in float32, for each update. Sharded (``train.shard``): each micro-batch
+    gathers all layers before its forward pass and, with checkpointing, before its backward pass, and cuts gradients in float32;
+    each update gathers embeddings and output matrix, and each step a copy to sample from. Nothing of this is hidden behind products.
     """
-    if layout.devices == 1:
+    shape, trained, link = case.shape, case.trained, case.machine.between(case.layout.devices)
+    if case.layout.devices == 1:
         return 0.0
-    if not layout.sharded:
-        return updates * 8 * tuned / machine.between(layout.devices)
-    link = machine.between(layout.devices)
-    moved = micro_batches * (4 * shape.parameters + 4 * tuned) / link
-    return max(0.0, moved - compute) + 2 * shape.parameters / layout.tensor_parallel / link
+    if case.parts == 1:
+        return updates * 8 * trained / link
+    width = BYTES[case.precision]
+    layers = (4 if case.config.lora.rank else width) * shape.layer_matrices  # an adapter is added in float32
+    again = 2 if case.config.train.checkpointing else 1
+    copy = (case.outer + width * shape.layer_matrices) / case.layout.tensor_parallel
+    return (micro_batches * (again * layers + 4 * trained) + updates * case.outer + copy) / link

@@ -8,7 +8,7 @@ of sums.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,8 @@ from twofold.models.llama import FAMILY, Llama
 from twofold.models.lora import NAME, Merged, off
 from twofold.models.norm import added_norm, rms_norm
 from twofold.models.passes import on_gpu, one_pass
+from twofold.models.quantised import Packed, unpacked
+from twofold.models.sharding import gathered, sharded, whole_copy
 
 Affine = tuple[Tensor, Tensor | None]
 """Weight and bias."""
@@ -55,9 +57,11 @@ class Decoder:
 
     @staticmethod
     def suits(model: Any) -> bool:
-        """Return whether ``model`` is a ``Llama``, or a model of ``transformers`` of that family whose linear layers are all plain."""
+        """Return whether ``model`` is a ``Llama``, or a model of ``transformers`` of that family whose linear layers are all plain and
+        that was not loaded to be run by itself (``backend = "module"``)."""
         return isinstance(model, Llama) or (
             type(model).__name__ in FAMILY
+            and getattr(model, "backend", "auto") != "module"
             and model.config.hidden_act == "silu"
             and getattr(model.config, "partial_rotary_factor", 1.0) == 1.0
             and all(
@@ -74,37 +78,43 @@ class Decoder:
         self.padding = getattr(config, "pad_token_id", None)  # transformers does not train this token's embedding
         plain = isinstance(model, Llama)
         self.rotation = partial(_turned, model.frequencies(self.width)) if plain else partial(_scaled, model)
-        weights, self.lora = dict(model.named_parameters(remove_duplicate=False)), getattr(model, "lora", None)
-        self.embeddings, self.norm = weights["model.embed_tokens.weight"], weights["model.norm.weight"]
-        self.layers = [self._layer(weights, f"model.layers.{i}.") for i in range(config.num_hidden_layers)]
-        self.output = self._joined(weights, "lm_head")
+        self.weights, self.lora = dict(model.named_parameters(remove_duplicate=False)), getattr(model, "lora", None)
+        self.embeddings, self.norm = (gathered(self.weights[f"model.{x}.weight"]) for x in ("embed_tokens", "norm"))
+        self.depth = config.num_hidden_layers
+        lazy = sharded(model) and torch.is_grad_enabled()  # a learner gathers a layer when it is run
+        self.layers = [] if lazy else [self._layer(i) for i in range(self.depth)]
+        self.output = self._joined("lm_head")
         self.vocabulary = len(self.output[0])
 
-    def _layer(self, weights: Mapping[str, Tensor], place: str) -> Layer:
-        w, b = self._joined(weights, *(f"{place}self_attn.{x}_proj" for x in "qkv"))
-        q, k = (weights.get(f"{place}self_attn.{x}_norm.weight") for x in "qk")
+    def _layer(self, i: int) -> Layer:
+        place = f"model.layers.{i}."
+        w, b = self._joined(*(f"{place}self_attn.{x}_proj" for x in "qkv"))
+        q, k = (self.weights.get(f"{place}self_attn.{x}_norm.weight") for x in "qk")
         return Layer(
-            before_attention=weights[f"{place}input_layernorm.weight"],
+            before_attention=gathered(self.weights[f"{place}input_layernorm.weight"]),
             heads=(self._paired(w), None if b is None else self._paired(b)),
-            query_norm=None if q is None else _pairs(q, 0),
-            key_norm=None if k is None else _pairs(k, 0),
-            out=self._joined(weights, f"{place}self_attn.o_proj"),
-            before_mlp=weights[f"{place}post_attention_layernorm.weight"],
-            gate=self._joined(weights, f"{place}mlp.gate_proj"),
-            up=self._joined(weights, f"{place}mlp.up_proj"),
-            down=self._joined(weights, f"{place}mlp.down_proj"),
+            query_norm=None if q is None else _pairs(gathered(q), 0),
+            key_norm=None if k is None else _pairs(gathered(k), 0),
+            out=self._joined(f"{place}self_attn.o_proj"),
+            before_mlp=gathered(self.weights[f"{place}post_attention_layernorm.weight"]),
+            gate=self._joined(f"{place}mlp.gate_proj"),
+            up=self._joined(f"{place}mlp.up_proj"),
+            down=self._joined(f"{place}mlp.down_proj"),
         )
 
-    def _joined(self, weights: Mapping[str, Tensor], *layers: str) -> Affine:
-        matrices = [self._matrix(weights, x).to(self.dtype) for x in layers]
-        biases = [weights[f"{x}.bias"].to(self.dtype) for x in layers if f"{x}.bias" in weights]
+    def _joined(self, *layers: str) -> Affine:
+        matrices = [self._matrix(x) for x in layers]
+        biases = [gathered(self.weights[f"{x}.bias"], self.dtype) for x in layers if f"{x}.bias" in self.weights]
         return matrices[0] if len(matrices) == 1 else torch.cat(matrices), torch.cat(biases) if biases else None
 
-    def _matrix(self, weights: Mapping[str, Tensor], layer: str) -> Tensor:
+    def _matrix(self, layer: str) -> Tensor:
         """Return the matrix of a layer, with its adapter if it has one."""
-        own = weights[f"{layer}.weight"]
-        a, b = (weights.get(f"{NAME}.{layer}.lora_{x}.weight") for x in "AB")
-        return own if self.lora is None or a is None else Merged.apply(own, a, b, self.lora.scale)
+        own = self.weights[f"{layer}.weight"]
+        a, b = (self.weights.get(f"{NAME}.{layer}.lora_{x}.weight") for x in "AB")
+        own = unpacked(own) if isinstance(own, Packed) else own
+        if self.lora is None or a is None or b is None:
+            return gathered(own, self.dtype)
+        return Merged.apply(*map(gathered, (own, a, b)), self.lora.scale).to(self.dtype)
 
     def _paired(self, x: Tensor) -> Tensor:
         """Reorder the rows of queries and keys by ``_pairs``, which leaves their products as they are."""
@@ -122,13 +132,13 @@ class Decoder:
         with torch.autocast(x.device.type, enabled=False):
             x = self._rows(x.flatten(0, 1))
             run = partial(checkpoint, self._run, use_reentrant=False) if self.recompute else self._run
-            for i in range(len(self.layers)):
+            for i in range(self.depth):
                 x = run(i, x, turn, layout)
             return _first(rows, rms_norm(x, self.norm, self.eps, self.dtype)).unflatten(0, ids_B_T.shape)
 
     def _run(self, i: int, x_N_C: Tensor, turn_B_T_1_D: Tensor, layout: Layout) -> Tensor:
         """Run layer ``i``."""
-        layer = self.layers[i]
+        layer = self.layers[i] if self.layers else self._layer(i)
         q, k, v = self._heads(layer, rms_norm(x_N_C, layer.before_attention, self.eps, self.dtype), turn_B_T_1_D)
         seen = self._attend(layout, i, q, k, v).to(self.dtype).flatten(0, 1).flatten(1)
         x, h = added_norm(x_N_C, self._linear(self._rows(seen), layer.out), layer.before_mlp, self.eps, self.dtype)
@@ -274,7 +284,9 @@ def network(model: Any, dtype: torch.dtype, recompute: bool = False, exact: bool
         raise ValueError(
             f"exact mode is for models of Llama's family, and {type(model).__name__} is none: leave it out"
         )
-    return Decoder(model, dtype, recompute, exact) if Decoder.suits(model) else Module(model)
+    if Decoder.suits(model):
+        return Decoder(model, dtype, recompute, exact)
+    return Module(whole_copy(model) if sharded(model) and not torch.is_grad_enabled() else model)
 
 
 @contextmanager

@@ -16,10 +16,12 @@ from torch import Tensor
 from twofold import hub
 from twofold.models import gguf, head, lora, outside
 from twofold.models.checkpoints import OLD_STATE, STATE, verify
+from twofold.models.decoder import Decoder
 from twofold.models.install import install
 from twofold.models.llama import Llama, plain, shapes
 from twofold.models.outside import CONFIG, GENERATION, WEIGHTS
-from twofold.types import LastToken
+from twofold.models.sharding import like
+from twofold.types import Backend, LastToken
 
 ASKED_AS = "twofold.json"
 """What a checkpoint's state says of its prompts, in a model that was published without that state."""
@@ -28,14 +30,14 @@ TOKENIZER, GENERIC = "tokenizer_config.json", "TokenizersBackend"
 that out. (Qwen's models have a class of their own, whatever their files say.)"""
 
 
-def load_model(path: str | Path, *, device: str | None = None) -> tuple[Any, Any]:
+def load_model(path: str | Path, *, device: str | None = None, backend: Backend = "auto") -> tuple[Any, Any]:
     """Return (model, tokenizer). Weights are fp32 masters; ``precision`` elsewhere says in what type the matrix products run.
 
     The model may be any ``AutoModelForCausalLM`` that ``install`` accepts; a plain one of Llama's family becomes a ``Llama``.
     ``path`` may also be a GGUF file. Custom code in a model directory is never run (see ``outside``). A scalar head that was
     saved is loaded too (see ``head``), and an adapter is added to the weights of its base (see ``lora.merge``). Raises OSError
     if there is no such model, ValueError if its attention is not supported, its weights are not those of its config or not
-    finite, its tokenizer has more tokens, or a file is not JSON.
+    finite, its tokenizer has more tokens, a file is not JSON, or ``backend`` (see ``types.Backend``) does not suit it.
     """
     folder = Path(path)
     tokenizer = load_tokenizer(folder)
@@ -43,7 +45,7 @@ def load_model(path: str | Path, *, device: str | None = None) -> tuple[Any, Any
     if folder.suffix == gguf.SUFFIX:
         model = gguf.read(folder, device)
     elif base := _base(folder):
-        model, _ = load_model(base, device=device)
+        model, _ = load_model(base, device=device, backend=backend)
         with outside.reading(folder):
             lora.merge(folder, model)
         head.load(folder, model)
@@ -53,10 +55,16 @@ def load_model(path: str | Path, *, device: str | None = None) -> tuple[Any, Any
         if config is None:
             raise FileNotFoundError(f"{folder / CONFIG}: no such file")
         outside.check_sizes(folder / CONFIG, config, held)
-        model = _read(folder, config, held, device) or _built(folder, device)
+        model = (None if backend == "module" else _read(folder, config, held, device)) or _built(folder, device)
         head.load(folder, model)
     outside.check_finite(folder, model)
     _check_tokens(folder, model, tokenizer)
+    model.backend = backend
+    if backend != "auto" and Decoder.suits(model) != (backend == "decoder"):
+        raise ValueError(
+            f'{folder}: backend "{backend}" cannot run this {type(model).__name__}: "decoder" is for Llama\'s family with plain '
+            'layers, "module" for models that are no GGUF file; choose "auto"'
+        )
     return install(model), tokenizer
 
 
@@ -186,13 +194,14 @@ def convert(path: Path, out: Path) -> None:
         (out / ASKED_AS).write_text(json.dumps(asked, indent=2) + "\n")
 
 
-def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
+def save_model(folder: Path, model: Any, tokenizer: Any, trained: Mapping[str, Tensor] | None = None) -> None:
     """Write a directory that ``from_pretrained`` reads; of a model with an adapter, the adapter only. A scalar head is no part of
-    the architecture and has a file of its own."""
+    the architecture and has a file of its own. ``trained`` are the weights (see ``lora.trained``), if they are not the model's."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v for k, v in model.state_dict().items() if not k.startswith(f"{head.NAME}.")}
+    found = lora.trained(model) if trained is None else trained
+    weights = {k: v for k, v in found.items() if not k.startswith(f"{head.NAME}.")}
     if lora.adapted(model):
-        lora.save(folder, model)
+        lora.save(folder, model, weights)
     elif isinstance(model, Llama):
         _write(folder, model, weights)
     else:
@@ -224,16 +233,16 @@ def _write(folder: Path, model: Llama, weights: Mapping[str, Tensor]) -> None:
 
 
 def read_trained(folder: Path, model: Any) -> dict[str, Tensor]:
-    """Return what was saved of ``model`` in ``folder``, by name. Raises ValueError if that is of another model."""
+    """Return what was saved of ``model`` in ``folder``, by name, cut as its weights are. Raises ValueError if that is of another
+    model."""
     own = lora.trained(model)
     saved = (lora.read(folder) if lora.base_of(folder) else load_file(folder / WEIGHTS)) | head.read(folder)
-    addresses = {own[k].data_ptr() for k in saved if k in own}
-    missing = {
-        k for k in own.keys() - saved.keys() if own[k].data_ptr() not in addresses
-    }  # a tied weight is saved once
+    same = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}  # a tied weight is saved once
+    there = {same.get(name, name) for name in saved}
+    missing = {name for name in own.keys() - saved.keys() if same.get(name, name) not in there}
     if different := missing | (saved.keys() - own.keys()):
         raise ValueError(f"{folder} holds another model: the weights differ in {', '.join(sorted(different)[:3])}")
-    return saved
+    return {name: like(own[name], tensor) for name, tensor in saved.items()}
 
 
 def chat_options(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from twofold.maths.seeds import derive
 from twofold.models import outside
 from twofold.models.llama import place
+from twofold.models.quantised import shape
 
 NAME, CONFIG, WEIGHTS = "adapter", outside.ADAPTER, "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -66,7 +67,7 @@ def attach(model: Any, lora: Lora, seed: int) -> Any:
         raise ValueError(f"lora.targets: {type(model).__name__} has no {', '.join(missing)}, only {', '.join(known)}")
     for name, weight in layers.items():
         if any(_is(name, target) for target in lora.targets):
-            rows, columns = weight.shape
+            rows, columns = shape(weight)
             a = (2 * torch.rand(lora.rank, columns, generator=random) - 1) / math.sqrt(columns)
             place(adapter, f"{name}.lora_A.weight", a.to(weight.device))
             place(adapter, f"{name}.lora_B.weight", torch.zeros(rows, lora.rank, device=weight.device))
@@ -128,15 +129,16 @@ def weights(model: Any) -> Mapping[str, Tensor]:
 # ---------------------------------------------------------------- files
 
 
-def save(folder: Path, model: Any) -> None:
-    """Write the adapter of ``model`` as PEFT does."""
+def save(folder: Path, model: Any, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write the adapter of ``model`` as PEFT does. ``weights`` are those that are ``trained``, if they are not the model's."""
     lora = model.lora
     about = PLAIN | {
         "task_type": "CAUSAL_LM", "base_model_name_or_path": lora.base, "r": lora.rank, "lora_alpha": lora.alpha,
         "target_modules": list(lora.targets), "lora_dropout": 0.0, "inference_mode": True,
     }  # fmt: skip
     (folder / CONFIG).write_text(json.dumps(about, indent=2) + "\n")
-    tensors = {f"{PREFIX}{n}": t.contiguous() for n, t in model.get_submodule(NAME).state_dict().items()}
+    found = (trained(model) if weights is None else weights).items()
+    tensors = {f"{PREFIX}{n.removeprefix(f'{NAME}.')}": t.contiguous() for n, t in found if n.startswith(f"{NAME}.")}
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
 
 

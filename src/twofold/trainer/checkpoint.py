@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from twofold import durable
 from twofold.models.checkpoints import OPTIMIZER, STATE, drop_moments, seal, steps, verify
 from twofold.models.io import read_trained, save_model
 from twofold.trainer.learner import Diverged, Learner
-from twofold.trainer.optim import moments, remember
+from twofold.trainer.optim import remember
 
 RESUMABLE = 2
 """The newest checkpoints, which keep the optimiser's moments: if the last one is damaged, the one before can be resumed."""
@@ -47,8 +46,9 @@ def save(
     """
     final = run / "checkpoints" / f"step-{step}"
     draft = final.with_name(final.name + durable.DRAFT)
-    for role, learner in learners.items():
-        for name, values in numbers(learner):
+    found = {role: learner.saved() for role, learner in learners.items()}
+    for role, (weights, moments) in found.items():
+        for name, values in {**weights, **moments}.items():
             if not values.isfinite().all():
                 raise Diverged(f"step {step} is not saved: {name} of the {role} is not finite. Lower the learning rate")
     for leftover in final.parent.glob(f"*{durable.DRAFT}"):
@@ -56,10 +56,10 @@ def save(
     try:
         for role, learner in reversed(list(learners.items())):  # the policy's folder has the others in it
             folder = draft if role == "policy" else draft / role
-            save_model(folder, learner.model, tokenizer)
+            weights, moments = found[role]
+            save_model(folder, learner.model, tokenizer, weights)
             (folder / OPTIMIZER).parent.mkdir()
-            found = moments(learner.optimizer, learner.model)
-            save_file({k: v.contiguous() for k, v in found.items()}, folder / OPTIMIZER)
+            save_file({k: v.contiguous() for k, v in moments.items()}, folder / OPTIMIZER)
             content = {"step": step, "learner_step": learner.step, "skipped": learner.skipped, "recipe": dict(state)}
             (folder / STATE).write_text(json.dumps(content | {"inputs": dict(inputs)} | dict(chat)) + "\n")
             seal(folder, step)
@@ -93,9 +93,3 @@ def restore(directory: Path, learner: Learner) -> None:
     remember(learner.optimizer, learner.model, load_file(directory / OPTIMIZER))
     state = read_state(directory)
     learner.step, learner.skipped = state["learner_step"], state["skipped"]
-
-
-def numbers(learner: Learner) -> Iterator[tuple[str, Tensor]]:
-    """Yield all that a checkpoint saves of a learner's numbers, by name: weights, and the optimiser's moments."""
-    yield from learner.model.state_dict().items()
-    yield from moments(learner.optimizer, learner.model).items()

@@ -3,7 +3,8 @@
 ``torchrun --nproc-per-node N -m twofold train ...`` starts N processes ("ranks"), each with the whole model. Rank 0 runs the
 program that a single process runs: it has the recipe, the grading, the optimiser, the log and the checkpoints. Its engines deal
 their prompts out to the engines of all ranks, and its learners deal their micro-batches out. The other ranks do what they are
-told (``Team.work``) until the run ends.
+told (``Team.work``) until the run ends. With ``train.shard`` each rank has a part of the weights, of the gradients and of the
+optimiser's state, and all ranks do every update together (``ShardedLearner``).
 
 So everything that is computed over a whole step (a balance of verdicts, moving averages, denominators, an order of minibatches,
 the norm of a gradient) is computed in one place, and every rollout is graded once. No recipe, loss or optimiser knows of ranks.
@@ -21,18 +22,25 @@ from contextlib import contextmanager
 from dataclasses import fields
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
 from twofold.engines.base import Finished, PolicyEngine, ignore_finished
+from twofold.maths.packing import micro_batches
 from twofold.maths.shares import shares
-from twofold.models import lora
-from twofold.trainer.batch import shared_prefix
+from twofold.models import head, lora, sharding
+from twofold.models.decoder import Decoder
+from twofold.models.quantised import check_whole
+from twofold.trainer import checkpoint
+from twofold.trainer.batch import Batch, batches, shared_prefix
 from twofold.trainer.learner import Learner
 from twofold.types import Completion, Sample, Sampling
 
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""The names by which a model's config says that it is a mixture of experts."""
 MINUTES = 30
 """How long a rank waits for another one that is alive but does not answer. One whose process has ended is noticed at once."""
 
@@ -68,6 +76,7 @@ class Team:
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
         self.engines: list[SharedEngine] = []
+        self.sharded = False
 
     @property
     def leads(self) -> bool:
@@ -78,7 +87,7 @@ class Team:
 
         Every rank must make the same engines in the same order. Those of an earlier run in this process are forgotten.
         """
-        self.engines = []
+        self.engines, self.sharded = [], False
 
         def shared(model: Any) -> SharedEngine:
             self.engines.append(SharedEngine(self, len(self.engines), model, make(model)))
@@ -86,9 +95,39 @@ class Team:
 
         return make if self.size == 1 else shared
 
+    def shard(self) -> None:
+        """Cut the weights of every engine's model among the ranks. Without other ranks nothing changes.
+
+        Raises ValueError if a model has a scalar head, experts (ranks would gather different ones) or a base in four bits.
+        """
+        if self.size == 1:
+            return
+        for model in (engine.model for engine in self.engines):
+            check_whole(model, "train.shard")
+            has = {
+                "a scalar head": hasattr(model, head.NAME),
+                "experts": any(getattr(model.config, x, 0) for x in EXPERTS),
+            }
+            if found := [what for what, there in has.items() if there]:
+                raise ValueError(f"train.shard: {type(model).__name__} has {found[0]}; set train.shard = false")
+        self.sharded = True
+        mesh = distributed.init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (self.size,))
+        for engine in self.engines:
+            sharding.shard(engine.model, mesh)
+            if not Decoder.suits(engine.model):
+                sharding.gather_when_called(engine.model)
+
     def learner(self, role: str, *args: Any, **options: Any) -> Learner:
         """Return the learner of a role, whose micro-batches are dealt out to all ranks."""
-        return Learner(*args, **options) if self.size == 1 else SharedLearner(self, role, *args, **options)
+        if self.size == 1:
+            return Learner(*args, **options)
+        return (ShardedLearner if self.sharded else SharedLearner)(self, role, *args, **options)
+
+    def restore(self, folder: Path, role: str, learner: Learner) -> None:
+        """Let a learner continue from a checkpoint (see ``checkpoint.restore``): in all ranks, if each has its own part of it."""
+        if self.sharded:
+            self.tell(["restore", str(folder), role])
+        checkpoint.restore(folder, learner)
 
     def work(self, learners: Mapping[str, Any]) -> Any:
         """Do what rank 0 tells, until it says that the run is over; return what it said last.
@@ -110,6 +149,12 @@ class Team:
                         self.engines[engine].own.rest()
                     case ["gradients", role, samples, policy]:
                         learners[role].add_gradients(samples and [Sample(**s) for s in samples], policy)
+                    case ["update", role, samples]:
+                        learners[role].update([Sample(**s) for s in samples])
+                    case ["saved", role]:
+                        learners[role].saved()
+                    case ["restore", folder, role]:
+                        checkpoint.restore(Path(folder), learners[role])
                     case ["end", said]:
                         return said
         finally:
@@ -152,10 +197,10 @@ class Team:
         return json.loads(data.numpy().tobytes())
 
     def spread(self, model: Any) -> None:
-        """Give all ranks the weights of rank 0's model that training changes, in place."""
+        """Give all ranks the weights of rank 0's model that training changes, in place. Those that are cut are no one's alone."""
         with self._with("another rank"):
             for p in model.parameters():
-                if p.requires_grad:
+                if p.requires_grad and not sharding.is_cut(p):
                     distributed.broadcast(p.detach(), 0)
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
@@ -182,18 +227,21 @@ class SharedEngine:
     def __init__(self, team: Team, number: int, model: Any, own: PolicyEngine) -> None:
         self.team, self.number, self.model, self.own = team, number, model, own
         self._homes: dict[tuple[int, ...], int] = {}
+        self._loaded = False
 
     def load(self, weights: Any) -> None:
-        """Take rank 0's weights in all ranks."""
+        """Take rank 0's weights in all ranks, or gather them there if they are cut."""
         if self.team.rank == 0:
             self.team.tell(["load", self.number])
         self.team.spread(self.model)
         self._homes = {}
         self.own.load(weights)
+        self._loaded = True
 
     def rest(self) -> None:
         self.team.tell(["rest", self.number])
         self.own.rest()
+        self._loaded = False
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, finished: Finished = ignore_finished
@@ -233,6 +281,8 @@ class SharedEngine:
         A prompt that begins like no earlier one goes to the rank that has the fewest in this call. If none does, the earlier
         ones are forgotten.
         """
+        if self.team.sharded and not self._loaded:
+            self.load({})  # a frozen model, which the loop does not load
         parts: list[list[int]] = [[] for _ in range(self.team.size)]
         homes, lengths, new = dict(self._homes), {len(p) for p in self._homes}, {}
         for i, prompt in enumerate(map(tuple, prompts)):
@@ -272,9 +322,13 @@ class SharedLearner(Learner):
         self.team, self.role = team, role
         self._told: Sequence[Sample] = []
 
-    def mine(self, samples: Sequence[Sample]) -> list[int]:
-        parts = shares([len(s.tokens) for s in samples], [shared_prefix(s) for s in samples], self.team.size)
-        return parts[self.team.rank]
+    def parts(self, samples: Sequence[Sample]) -> list[list[int]]:
+        """Return the indices of the samples of each rank."""
+        return shares([len(s.tokens) for s in samples], [shared_prefix(s) for s in samples], self.team.size)
+
+    def batches(self, samples: Sequence[Sample]) -> Iterator[Batch]:
+        mine = self.parts(samples)[self.team.rank]
+        return batches(samples, self.loss, self.micro_tokens, self.model.device, mine)
 
     def accumulate(self, samples: Sequence[Sample], policy: bool = True) -> dict[str, float]:
         again = samples is self._told  # the pass that separates the streams
@@ -296,8 +350,57 @@ class SharedLearner(Learner):
         self.team.sum(p.grad for p in parameters if p.grad is not None)
         if self.team.rank:
             self.optimizer.zero_grad(set_to_none=True)
-        names = dict.fromkeys(name for found, _ in rows for name in found)
-        return {name: sum(found.get(name, 0.0) for found, _ in rows) for name in names}
+        return _summed([found for found, _ in rows])
+
+
+class ShardedLearner(SharedLearner):
+    """A learner whose weights, gradients and moments are cut among the ranks (see ``models.sharding``).
+
+    All ranks do each update together, each on its own micro-batches and its own rows of the weights.
+    """
+
+    def update(self, samples: Sequence[Sample]) -> dict[str, float]:
+        if self.team.leads:
+            for engine in self.team.engines:  # frozen ones as well, each with a whole copy
+                engine.rest()
+            self.team.tell(["update", self.role, samples])
+        return super().update(samples)
+
+    def accumulate(self, samples: Sequence[Sample], policy: bool = True) -> dict[str, float]:
+        rows = self.team.gather(Learner.accumulate(self, samples, policy))
+        return self.team.agree(_summed(rows))
+
+    def batches(self, samples: Sequence[Sample]) -> Iterator[Batch]:
+        """Yield this rank's micro-batches, and empty ones until all ranks have had as many: weights are gathered together."""
+        yield from super().batches(samples)
+        parts = [[samples[i] for i in part] for part in self.parts(samples)]
+        counts = [
+            len(micro_batches([len(s.tokens) for s in part], [shared_prefix(s) for s in part], self.micro_tokens))
+            for part in parts
+        ]
+        none = Sample(samples[0].tokens[:2], [False] * 2, [0.0] * 2, [0.0] * 2, [0.0] * 2)
+        for _ in range(max(counts) - counts[self.team.rank]):
+            yield from batches([none], self.loss, self.micro_tokens, self.model.device, [0])
+
+    def saved(self) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Return whole copies in main memory, in rank 0; nothing in the others."""
+        if self.team.leads:
+            self.team.tell(["saved", self.role])
+        weights, moments = super().saved()
+        same = {name: id(p) for name, p in self.model.named_parameters(remove_duplicate=False)}
+        copies: dict[Any, Tensor] = {}
+        for key, tensor in ({same.get(name, name): tensor for name, tensor in weights.items()} | {**moments}).items():
+            every = sharding.whole(tensor)
+            if self.team.leads:
+                copies[key] = every.cpu()
+        if not self.team.leads:
+            return {}, {}
+        return {name: copies[same.get(name, name)] for name in weights}, {name: copies[name] for name in moments}
+
+
+def _summed(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for found in rows for name in found)
+    return {name: sum(found.get(name, 0.0) for found in rows) for name in names}
 
 
 def _packed(message: Any) -> Tensor:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from twofold.models.context import context
 from twofold.models.decoder import Decoder, Module, network, recomputing
 from twofold.models.logprobs import token_logprobs
 from twofold.trainer.batch import Batch, batches
-from twofold.trainer.optim import make
+from twofold.trainer.optim import make, moments
 from twofold.types import Precision, Sample
 
 log = logging.getLogger(__name__)
@@ -66,9 +65,13 @@ class Learner:
     def weights(self) -> Mapping[str, Tensor]:
         return lora.weights(self.model)
 
-    def mine(self, samples: Sequence[Sample]) -> Sequence[int]:
-        """Return the indices of the samples whose gradients are computed in this process."""
-        return range(len(samples))
+    def batches(self, samples: Sequence[Sample]) -> Iterable[Batch]:
+        """Return the micro-batches whose gradients are computed in this process."""
+        return batches(samples, self.loss, self.micro_tokens, self.model.device, range(len(samples)))
+
+    def saved(self) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Return what a checkpoint saves, by name: the weights that are trained, and the optimiser's moments."""
+        return lora.trained(self.model), moments(self.optimizer, self.model)
 
     def update(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Pass ``epochs`` times over the samples, in ``minibatches`` optimiser steps each, and return metrics by name.
@@ -94,7 +97,8 @@ class Learner:
                 if chosen := [samples[i] for i in order[part :: self.minibatches]]:
                     parts.append(self._optimise(chosen))
         self.step += 1
-        found = {name: [part[name] for part in parts if name in part] for name in dict.fromkeys(chain(*parts))}
+        names = dict.fromkeys(name for part in parts for name in part)
+        found = {name: [part[name] for part in parts if name in part] for name in names}
         means = {name: sum(values) / len(values) for name, values in found.items()}
         return means | {"lr": lr, "num_tokens": float(sum(len(s.tokens) for s in samples))}
 
@@ -120,7 +124,7 @@ class Learner:
         stats: dict[str, Tensor] = {}
         with recomputing(self.model, self.checkpointing):
             run = network(self.model, getattr(torch, self.precision), self.checkpointing, self.exact)
-            for batch in batches(samples, self.loss, self.micro_tokens, self.model.device, self.mine(samples)):
+            for batch in self.batches(samples):
                 loss, part = self._losses(run, batch, policy)
                 loss.backward()
                 for name, value in part.items():

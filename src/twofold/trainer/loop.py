@@ -78,8 +78,7 @@ def run_steps(
             if schedule.eval_every and done % schedule.eval_every == 0:
                 stats |= evaluate(done)
             log.step(step, stats)
-            last = done == schedule.steps or stop.asked
-            if last or (schedule.save_every and done % schedule.save_every == 0):
+            if stop.asked or done == schedule.steps or (schedule.save_every and done % schedule.save_every == 0):
                 log.sync()  # no step before a checkpoint may lack its line
                 save(done)
             if stop.asked:

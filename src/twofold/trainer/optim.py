@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from twofold.maths.schedule import Optim as Optim
+from twofold.models.sharding import like
 
 
 def make(config: Optim, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -43,7 +44,7 @@ def remember(optimizer: torch.optim.Optimizer, model: torch.nn.Module, found: Ma
         name, _, kind = key.rpartition("/")
         if name not in own:
             raise ValueError(f"the optimiser's state is another model's, or an older version wrote it: it has {key!r}")
-        optimizer.state[own[name]][kind] = value.to(own[name].device)
+        optimizer.state[own[name]][kind] = like(own[name], value)
 
 
 class Muon(torch.optim.Optimizer):
