@@ -114,6 +114,9 @@ class Train:
     """Passes over the samples of each step."""
     minibatches: Count = 1
     """Optimiser steps per pass."""
+    ahead: Annotated[int, Range(ge=0, le=1)] = 0
+    """1: draw the rollouts of a step while the learner is at the step before, with the weights from before that update. The
+    engine must compute elsewhere: vLLM or a fleet."""
     micro_tokens: Count | None = None
     """Most tokens in one forward pass. It bounds memory and changes nothing else. None: 4096 on a CPU, where more is no
     faster, and 16384 on a GPU."""

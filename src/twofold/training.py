@@ -31,6 +31,7 @@ from twofold.tasks.doubts import Watch
 from twofold.tasks.stream import Problems, check_gradable, first, length
 from twofold.text.chat import Chat
 from twofold.trainer import checkpoint
+from twofold.trainer.ahead import check_ahead
 from twofold.trainer.dist import Team, team
 from twofold.trainer.learner import Learner
 from twofold.trainer.log import Log
@@ -51,7 +52,10 @@ class _Setup:
         self.engines: dict[str, PolicyEngine] = {}
         self.tokenizer: Any = None
         self.problems = Problems(task, config.rollout.problems, config.train.seed)
-        self.spare, self._engine, self._team = self.problems.spare, team.engine(engine), team
+        self.spare, self._team = self.problems.spare, team
+        self._engine = team.engine(engine)
+        if isinstance(config.engine, Fleet):  # it is outside of all ranks, and rank 0 asks it
+            self._engine = engine if team.leads else self._native
 
     def begin(self, model: object, tokenizer: object, stop: Sequence[int] = ()) -> None:
         if self.config.lora.rank and not lora.adapted(model):
@@ -96,13 +100,12 @@ class _Setup:
     def frozen(self, role: str = "policy") -> PolicyEngine:
         self.load_policy()
         fixed = isinstance(self.config.engine, Vllm | Fleet)  # the learner's own numbers make the better KL term
-        make = (
-            partial(make_engine, replace(self.config, engine=Native(exact=getattr(self.config.engine, "exact", False))))
-            if fixed
-            else self._engine
-        )
-        model = self.models[role]
+        make, model = self._native if fixed else self._engine, self.models[role]
         return make(lora.off(model) if self.config.lora.rank else copy.deepcopy(model))
+
+    def _native(self, model: Any) -> PolicyEngine:
+        native = Native(exact=getattr(self.config.engine, "exact", False))
+        return native.build(model, choose_precision(self.config.train.precision))
 
     def reference(self, role: str = "policy") -> PolicyEngine | None:
         return self.frozen(role) if self.config.loss.beta else None
@@ -196,6 +199,8 @@ def train(
     """
     share_cores()
     run, ranks = Path(out), team()
+    if config.train.ahead:
+        check_ahead("python" if engine else config.engine.name, ranks.size)
     if ranks.leads:
         config = same_run.begun(same_run.recorded(config, task, recipe, engine), run, resume, accept_changed)
         ranks.tell(config)
@@ -247,7 +252,7 @@ def _train(
         checkpoint.thin_out(run, config.train.keep)
     trackers = open_trackers(config.log.to, run, toml.flat(config), start)
     durable.write_text(run / same_run.CONFIG, toml.to_toml(config))
-    schedule = Schedule(start, config.train.steps, config.train.save_every, config.eval.every, config.log.rollouts)
+    schedule = Schedule(start, config.train.steps, config.train.save_every, config.eval.every, config.log.rollouts, config.train.ahead)
     with Log(run, config.train.steps, title, start, trackers) as log:
         for folder, why in damaged.items():
             log.say(f"{why}; it is now {folder.name}.damaged, and its steps are done again")
