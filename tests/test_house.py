@@ -41,7 +41,7 @@ cli solving evaluating progress evals tasks -> terminal
 recipes evals serve compute trainer tasks models -> maths -> types -> ranges
 """
 WHOLE = {"__init__", "__main__"}  # the package's front doors may name every part, lazily
-CONCRETE = {"native", "vllm", "fleet", "remote"}  # engines that only run.py and engine_options.py name
+CONCRETE = {"native", "vllm", "vllm_server", "fleet", "remote"}  # engines that only run.py and engine_options.py name
 
 HEAVY = {"torch", "vllm", "ray", "datasets", "wandb", "matplotlib", "sklearn", "scipy", "transformers", "math_verify"}
 HEAVY |= {"trackio", "reasoning_gym", "fastapi", "uvicorn", "pydantic", "httpx2", "triton"}

@@ -304,8 +304,9 @@ def table(text: str) -> dict[str, tuple[str, list[str], list[str], str]]:
 
 
 CASES = table(ROWS_OF_RUNS)
-APART = ("engine[vllm].", "engine[fleet].", "task[data].split")
-"""The options of engines that have environments of their own (make test-vllm, make test-fleet), and one of sets on the hub."""
+APART = ("engine[vllm].", "engine[vllm-server].", "engine[fleet].", "train.ahead", "task[data].split")
+"""The options of engines that have environments of their own (make test-vllm, make test-fleet), the one of runs with them
+(tests/test_ahead.py), and one of sets on the hub."""
 
 
 def leaves(cls: type, prefix: str = "") -> Iterator[str]:

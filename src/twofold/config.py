@@ -197,8 +197,6 @@ class Config:
 
     def __post_init__(self) -> None:
         check_weights(self.reward, self.reward_weights)
-        if self.lora.rank and self.engine.name == "vllm":
-            raise ValueError('lora: engine.name = "vllm" does not sample from adapters yet: use the native engine')
 
 
 def task_named(name: str) -> TaskConfig:

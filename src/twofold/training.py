@@ -14,7 +14,7 @@ from twofold import durable, same_run, toml
 from twofold.compute.judge import Judging, judge_all
 from twofold.compute.room import check_room, too_long
 from twofold.config import Config, task_named
-from twofold.engine_options import Fleet, Native, Vllm
+from twofold.engine_options import Native, Outside, Vllm
 from twofold.engines.base import Engine, PolicyEngine
 from twofold.evals.during import evaluate_step
 from twofold.evals.run import Eval
@@ -54,7 +54,7 @@ class _Setup:
         self.problems = Problems(task, config.rollout.problems, config.train.seed)
         self.spare, self._team = self.problems.spare, team
         self._engine = team.engine(engine)
-        if isinstance(config.engine, Fleet):  # it is outside of all ranks, and rank 0 asks it
+        if isinstance(config.engine, Outside):
             self._engine = engine if team.leads else self._native
 
     def begin(self, model: object, tokenizer: object, stop: Sequence[int] = ()) -> None:
@@ -99,7 +99,7 @@ class _Setup:
 
     def frozen(self, role: str = "policy") -> PolicyEngine:
         self.load_policy()
-        fixed = isinstance(self.config.engine, Vllm | Fleet)  # the learner's own numbers make the better KL term
+        fixed = isinstance(self.config.engine, Vllm | Outside)  # the learner's own numbers make the better KL term
         make, model = self._native if fixed else self._engine, self.models[role]
         return make(lora.off(model) if self.config.lora.rank else copy.deepcopy(model))
 
