@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from test_ahead import Copied
+from test_dist import launched
 
 import twofold as tf
 from twofold.engines.native import NativeEngine
@@ -171,6 +174,41 @@ def test_a_call_over_which_workers_keep_dying_ends(cluster: Any, fleet: FleetEng
     finally:
         stop.set()
         thread.join()
+
+
+def test_the_fleet_samples_from_the_weights_of_its_last_load(
+    fleet: FleetEngine, one: list[list[Completion]]
+) -> None:
+    """The learner may have changed the module by then (``train.ahead``)."""
+    old = copy.deepcopy(fleet.model.state_dict())
+    fleet.load(old)
+    try:
+        for p in fleet.model.parameters():
+            p.data.mul_(1.5)
+        assert fleet.generate(PROMPTS, SAMPLING) == one
+    finally:
+        fleet.model.load_state_dict(old)
+
+
+def test_one_step_ahead_with_a_fleet_is_that_with_an_engine_on_a_copy(cluster: Any, tmp_path: Path) -> None:
+    sets = ["train.steps=3", "train.ahead=1", "rollout.problems=4", "recipe.rollouts=4", "rollout.max_tokens=24"]
+    named = override(tf.Config(), ["engine.name=fleet", "engine.workers=2", *sets])
+    spread = tf.train(named, tmp_path / "spread")
+    alone = tf.train(override(tf.Config(), sets), tmp_path / "alone", engine=Copied)
+    for one, other in zip(*(load_model(p, device="cpu")[0].parameters() for p in (alone, spread)), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_a_fleet_samples_for_several_learners(tmp_path: Path) -> None:
+    """Two ranks of torchrun, one step ahead; only rank 0 has a fleet. The gradients' sums round in another order."""
+    sets = ["train.steps=2", "train.ahead=1", "rollout.problems=4", "recipe.rollouts=4", "rollout.max_tokens=24"]
+    sets += ["engine.name=fleet", "engine.workers=1"]
+    ran = launched(2, tmp_path, runs=[(override(tf.Config(), sets), str(tmp_path / "two"))])
+    assert ran.returncode == 0, ran.stderr
+    tf.train(override(tf.Config(), sets[:-2]), tmp_path / "one", engine=Copied)
+    found = [load_model(tmp_path / name / "checkpoints" / "step-2", device="cpu")[0] for name in ("one", "two")]
+    for one, other in zip(*(model.parameters() for model in found), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_training_with_a_fleet_is_training_with_one_engine(cluster: Any, tmp_path: Path) -> None:
