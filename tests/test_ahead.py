@@ -168,12 +168,14 @@ def test_a_resumed_run_is_the_one_that_was_not_stopped(ahead: Path, tiny_model: 
     shutil.rmtree(out / "checkpoints" / "step-4")  # as if it had died in the last step
     training.train(config(tiny_model), out, engine=Copied, resume=True)
     assert weights(out, 4).equal(weights(ahead, 4))
-    with pytest.raises(ValueError, match="train.ahead = 0, was 1"):
+    with pytest.raises(ValueError, match=r"train\.ahead = 0, was 1"):
         training.train(config(tiny_model, ahead=0), out, engine=Copied, resume=True)
 
 
 def test_an_engine_that_computes_where_the_learner_does_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the native engine samples from the very module that learns: set engine\.name"):
+    with pytest.raises(
+        ValueError, match=r"the native engine samples from the very module that learns: set engine\.name"
+    ):
         training.train(config(tiny_model), tmp_path / "run")
     with pytest.raises(ValueError, match="your engine runs in the learners"):
         check_ahead("python", ranks=2)

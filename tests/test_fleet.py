@@ -176,9 +176,7 @@ def test_a_call_over_which_workers_keep_dying_ends(cluster: Any, fleet: FleetEng
         thread.join()
 
 
-def test_the_fleet_samples_from_the_weights_of_its_last_load(
-    fleet: FleetEngine, one: list[list[Completion]]
-) -> None:
+def test_the_fleet_samples_from_the_weights_of_its_last_load(fleet: FleetEngine, one: list[list[Completion]]) -> None:
     """The learner may have changed the module by then (``train.ahead``)."""
     old = copy.deepcopy(fleet.model.state_dict())
     fleet.load(old)

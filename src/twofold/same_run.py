@@ -27,7 +27,19 @@ INPUTS = {
 }
 PLACES = {
     f"engine.{x}"
-    for x in ("address", "workers", "cpus", "gpus", "timeout", "deadline", "kv_gib", "sleep", "eager", "url", "exchange")
+    for x in (
+        "address",
+        "workers",
+        "cpus",
+        "gpus",
+        "timeout",
+        "deadline",
+        "kv_gib",
+        "sleep",
+        "eager",
+        "url",
+        "exchange",
+    )
 }
 """Options that say where and how long an engine computes, and not what."""
 CHANGEABLE = (*INPUTS, "code")

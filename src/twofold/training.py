@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -252,7 +252,9 @@ def _train(
         checkpoint.thin_out(run, config.train.keep)
     trackers = open_trackers(config.log.to, run, toml.flat(config), start)
     durable.write_text(run / same_run.CONFIG, toml.to_toml(config))
-    schedule = Schedule(start, config.train.steps, config.train.save_every, config.eval.every, config.log.rollouts, config.train.ahead)
+    schedule = Schedule(
+        start, config.train.steps, config.train.save_every, config.eval.every, config.log.rollouts, config.train.ahead
+    )
     with Log(run, config.train.steps, title, start, trackers) as log:
         for folder, why in damaged.items():
             log.say(f"{why}; it is now {folder.name}.damaged, and its steps are done again")

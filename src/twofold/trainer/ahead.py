@@ -23,7 +23,9 @@ def check_ahead(engine: str, ranks: int) -> None:
             '"vllm" or "vllm-server"'
         )
     if ranks > 1 and engine == "python":
-        raise ValueError('train.ahead = 1, but your engine runs in the learners: set engine.name = "fleet" or "vllm-server"')
+        raise ValueError(
+            'train.ahead = 1, but your engine runs in the learners: set engine.name = "fleet" or "vllm-server"'
+        )
 
 
 class Ahead:
