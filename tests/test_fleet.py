@@ -23,6 +23,7 @@ from test_dist import launched
 import twofold as tf
 from twofold.engines.native import NativeEngine
 from twofold.models.io import load_model
+from twofold.run import shipped
 from twofold.toml import override
 from twofold.types import Completion, Sampling
 
@@ -188,25 +189,36 @@ def test_the_fleet_samples_from_the_weights_of_its_last_load(fleet: FleetEngine,
         fleet.model.load_state_dict(old)
 
 
+SMALL = ["rollout.problems=4", "recipe.rollouts=4", "rollout.max_tokens=24", "optim.lr=1e-3"]
+
+
+def numbers(folder: Path) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in load_model(folder, device="cpu")[0].parameters()])
+
+
+def far(run: Path, other: Path) -> float:
+    """How far two trained models are from each other, as a share of how far one has come."""
+    one, another, start = numbers(run), numbers(other), numbers(shipped())
+    return float((one - another).norm() / (one - start).norm())
+
+
 def test_one_step_ahead_with_a_fleet_is_that_with_an_engine_on_a_copy(cluster: Any, tmp_path: Path) -> None:
-    sets = ["train.steps=3", "train.ahead=1", "rollout.problems=4", "recipe.rollouts=4", "rollout.max_tokens=24"]
-    named = override(tf.Config(), ["engine.name=fleet", "engine.workers=2", *sets])
-    spread = tf.train(named, tmp_path / "spread")
-    alone = tf.train(override(tf.Config(), sets), tmp_path / "alone", engine=Copied)
-    for one, other in zip(*(load_model(p, device="cpu")[0].parameters() for p in (alone, spread)), strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
+    sets = [*SMALL, "train.steps=3"]
+    fleet = ["engine.name=fleet", "engine.workers=2", "train.ahead=1"]
+    spread = tf.train(override(tf.Config(), sets + fleet), tmp_path / "spread")
+    copied = tf.train(override(tf.Config(), [*sets, "train.ahead=1"]), tmp_path / "copied", engine=Copied)
+    on_policy = tf.train(override(tf.Config(), sets), tmp_path / "on")
+    assert far(copied, spread) < 0.1 < far(copied, on_policy)
 
 
 def test_a_fleet_samples_for_several_learners(tmp_path: Path) -> None:
     """Two ranks of torchrun, one step ahead; only rank 0 has a fleet. The gradients' sums round in another order."""
-    sets = ["train.steps=2", "train.ahead=1", "rollout.problems=4", "recipe.rollouts=4", "rollout.max_tokens=24"]
-    sets += ["engine.name=fleet", "engine.workers=1"]
-    ran = launched(2, tmp_path, runs=[(override(tf.Config(), sets), str(tmp_path / "two"))])
+    sets = [*SMALL, "train.steps=2", "train.ahead=1"]
+    fleet = override(tf.Config(), [*sets, "engine.name=fleet", "engine.workers=1"])
+    ran = launched(2, tmp_path, runs=[(fleet, str(tmp_path / "two"))])
     assert ran.returncode == 0, ran.stderr
-    tf.train(override(tf.Config(), sets[:-2]), tmp_path / "one", engine=Copied)
-    found = [load_model(tmp_path / name / "checkpoints" / "step-2", device="cpu")[0] for name in ("one", "two")]
-    for one, other in zip(*(model.parameters() for model in found), strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
+    copied = tf.train(override(tf.Config(), sets), tmp_path / "copied", engine=Copied)
+    assert far(copied, tmp_path / "two" / "checkpoints" / "step-2") < 0.1
 
 
 def test_training_with_a_fleet_is_training_with_one_engine(cluster: Any, tmp_path: Path) -> None:
