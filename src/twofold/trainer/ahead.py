@@ -45,7 +45,7 @@ class Ahead:
 
     def begin(self, step: int) -> None:
         """Begin to collect a step's samples."""
-        self._next = found = Future()
+        found = self._next = Future[Collected]()
 
         def work() -> None:
             try:
