@@ -51,7 +51,7 @@ test-fleet: $(VENV)/.ray ## run the engines' tests on a Ray cluster, and kill it
 
 test-vllm: .venv-vllm/.ready ## run the engines' tests on vLLM's CPU build, in an environment of its own (about 4 GB)
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -q -m 'slow or not slow' -k vllm \
-	    tests/test_engines.py tests/test_vllm_engine.py tests/test_vllm.py
+	    tests/test_engines.py tests/test_vllm_engine.py tests/test_vllm.py tests/test_vllm_server.py
 
 bench: $(READY) ## measure speed ratios, each from one run (under 20 minutes on 2 CPU cores)
 	cd bench && for b in limits overhead verify grading branch probe engine growth startup; do ../$(BIN)/python $$b.py || exit 1; done

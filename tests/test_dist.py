@@ -86,7 +86,8 @@ def launched(ranks: int, folder: Path, **jobs: Any) -> subprocess.CompletedProce
     told = folder / f"jobs-{ranks}.json"
     told.write_text(json.dumps(jobs, default=asdict))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "CALLS": str(folder / f"calls-{ranks}")}
+    paths = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": paths, "CALLS": str(folder / f"calls-{ranks}")}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     return subprocess.run([*command, WORKER, told], capture_output=True, text=True, env=environment, timeout=280)
 

@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from test_ahead import Copied
+from test_dist import launched
 
 import twofold as tf
 from twofold.engines.native import NativeEngine
 from twofold.models.io import load_model
+from twofold.run import shipped
 from twofold.toml import override
 from twofold.types import Completion, Sampling
 
@@ -171,6 +175,50 @@ def test_a_call_over_which_workers_keep_dying_ends(cluster: Any, fleet: FleetEng
     finally:
         stop.set()
         thread.join()
+
+
+def test_the_fleet_samples_from_the_weights_of_its_last_load(fleet: FleetEngine, one: list[list[Completion]]) -> None:
+    """The learner may have changed the module by then (``train.ahead``)."""
+    old = copy.deepcopy(fleet.model.state_dict())
+    fleet.load(old)
+    try:
+        for p in fleet.model.parameters():
+            p.data.mul_(1.5)
+        assert fleet.generate(PROMPTS, SAMPLING) == one
+    finally:
+        fleet.model.load_state_dict(old)
+
+
+SMALL = ["rollout.problems=4", "recipe.rollouts=4", "rollout.max_tokens=24", "optim.lr=1e-3"]
+
+
+def numbers(folder: Path) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in load_model(folder, device="cpu")[0].parameters()])
+
+
+def far(run: Path, other: Path) -> float:
+    """How far two trained models are from each other, as a share of how far one has come."""
+    one, another, start = numbers(run), numbers(other), numbers(shipped())
+    return float((one - another).norm() / (one - start).norm())
+
+
+def test_one_step_ahead_with_a_fleet_is_that_with_an_engine_on_a_copy(cluster: Any, tmp_path: Path) -> None:
+    sets = [*SMALL, "train.steps=3"]
+    fleet = ["engine.name=fleet", "engine.workers=2", "train.ahead=1"]
+    spread = tf.train(override(tf.Config(), sets + fleet), tmp_path / "spread")
+    copied = tf.train(override(tf.Config(), [*sets, "train.ahead=1"]), tmp_path / "copied", engine=Copied)
+    on_policy = tf.train(override(tf.Config(), sets), tmp_path / "on")
+    assert far(copied, spread) < 0.1 < far(copied, on_policy)
+
+
+def test_a_fleet_samples_for_several_learners(tmp_path: Path) -> None:
+    """Two ranks of torchrun, one step ahead; only rank 0 has a fleet. The gradients' sums round in another order."""
+    sets = [*SMALL, "train.steps=2", "train.ahead=1"]
+    fleet = override(tf.Config(), [*sets, "engine.name=fleet", "engine.workers=1"])
+    ran = launched(2, tmp_path, runs=[(fleet, str(tmp_path / "two"))])
+    assert ran.returncode == 0, ran.stderr
+    copied = tf.train(override(tf.Config(), sets), tmp_path / "copied", engine=Copied)
+    assert far(copied, tmp_path / "two" / "checkpoints" / "step-2") < 0.1
 
 
 def test_training_with_a_fleet_is_training_with_one_engine(cluster: Any, tmp_path: Path) -> None:

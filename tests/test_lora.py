@@ -246,11 +246,6 @@ def test_other_kinds_of_adapters_and_other_models_are_refused(tiny_model, tiny_q
         lora.merge(tmp_path, model)
 
 
-def test_adapters_and_vllm_together_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"vllm.*does not sample from adapters"):
-        toml.override(Config(), ["lora.rank=4", "engine.name=vllm"])
-
-
 @pytest.fixture(scope="module")
 def adapter(tiny_qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of an adapter on another run's checkpoint; that run asks its own question."""

@@ -311,9 +311,12 @@ def table(text: str) -> dict[str, tuple[str, list[str], list[str], str]]:
 
 
 CASES = table(ROWS_OF_RUNS)
-APART = ("engine[vllm].", "engine[fleet].", "task[data].split", "train.shard", "lora.quantise")
-"""The options of engines that have environments of their own (make test-vllm, make test-fleet), one of sets on the hub, one of
-runs in many processes (test_dist.py shows that each holds a part of the weights), and one that needs a package (test_lora.py)."""
+APART = (
+    "engine[vllm].", "engine[vllm-server].", "engine[fleet].", "train.ahead", "task[data].split", "train.shard", "lora.quantise",
+)  # fmt: skip
+"""The options of engines that have environments of their own (make test-vllm, make test-fleet), the one of runs with them
+(test_ahead.py), one of sets on the hub, one of runs in many processes (test_dist.py shows that each holds a part of the weights),
+and one that needs a package (test_lora.py)."""
 
 
 def leaves(cls: type, prefix: str = "") -> Iterator[str]:

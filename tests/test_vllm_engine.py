@@ -15,7 +15,7 @@ import torch
 from twofold import run, training
 from twofold.compute.judge import p_yes, question
 from twofold.compute.rollout import draw
-from twofold.config import Config, Rollouts, Train
+from twofold.config import Config, LoraOptions, Rollouts, Train
 from twofold.engine_options import Vllm
 from twofold.engines.native import NativeEngine
 from twofold.maths.losses import Loss
@@ -26,7 +26,8 @@ from twofold.tasks.procedural import Sums
 from twofold.types import Sampling
 
 vllm = pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
-from twofold.engines.vllm import Mismatch, VllmEngine  # noqa: E402
+from twofold.engines.agreement import Mismatch  # noqa: E402
+from twofold.engines.vllm import VllmEngine  # noqa: E402
 
 pytestmark = pytest.mark.timeout(900)
 SMALL: dict[str, Any] = {"kv_gib": 0.1, "eager": True}
@@ -205,6 +206,15 @@ def test_a_resumed_training_samples_from_the_saved_weights(trained: Path, tmp_pa
     training.train(config(train=Train(steps=2, save_every=2)), out)
     training.train(config(train=Train(steps=4, save_every=2)), out, resume=True)
     assert [line["mismatch"] < 1e-4 for line in metrics(out)] == [True] * 4
+
+
+def test_one_step_ahead_with_adapters(tmp_path: Path) -> None:
+    """vLLM samples from the sum of the frozen weights and the adapter, with the adapter from before the last update."""
+    ahead = config(train=Train(steps=4, save_every=2, ahead=1), lora=LoraOptions(rank=4))
+    training.train(ahead, tmp_path / "run")
+    lines = metrics(tmp_path / "run")
+    assert [line.get("staleness", 0) for line in lines] == [0, 1, 0, 1]
+    assert [line["mismatch"] < 1e-4 for line in lines] == [True, False, True, False]
 
 
 def test_a_trained_checkpoint_is_what_vllm_loads(trained: Path) -> None:

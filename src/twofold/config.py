@@ -114,6 +114,9 @@ class Train:
     """Passes over the samples of each step."""
     minibatches: Count = 1
     """Optimiser steps per pass."""
+    ahead: Annotated[int, Range(ge=0, le=1)] = 0
+    """1: draw the rollouts of a step while the learner is at the step before, with the weights from before that update. The
+    engine must compute elsewhere: vLLM or a fleet."""
     micro_tokens: Count | None = None
     """Most tokens in one forward pass. It bounds memory and changes nothing else. None: 4096 on a CPU, where more is no
     faster, and 16384 on a GPU."""
@@ -200,8 +203,6 @@ class Config:
 
     def __post_init__(self) -> None:
         check_weights(self.reward, self.reward_weights)
-        if self.lora.rank and self.engine.name == "vllm":
-            raise ValueError('lora: engine.name = "vllm" does not sample from adapters yet: use the native engine')
         if self.train.shard and (self.engine.name != "native" or self.optim.name != "adamw"):
             raise ValueError('train.shard: set engine.name = "native", optim.name = "adamw"; others need whole weights')
 

@@ -61,6 +61,25 @@ class Vllm:
 
 
 @checked
+class VllmServer:
+    """A running vLLM server, on other devices or another machine, whose weights are replaced after every update."""
+
+    name: Literal["vllm-server"] = "vllm-server"
+    url: str = "http://127.0.0.1:8000"
+    exchange: str = ""
+    """Folder for the weights, which the server sees under the same path; empty: this machine's memory."""
+    deadline: Positive = 600.0
+    """Seconds in which the server must answer a request."""
+
+    def build(self, model: Any, precision: Precision) -> PolicyEngine:
+        from twofold.engines.vllm_server import VllmServerEngine
+
+        return VllmServerEngine(
+            model, url=self.url, exchange=self.exchange, precision=precision, deadline=self.deadline
+        )
+
+
+@checked
 class Fleet:
     """Native engines in the workers of a Ray cluster (extra ``ray``)."""
 
@@ -106,4 +125,6 @@ class PythonEngine:
         return source.load(self.source)(model)
 
 
-EngineConfig = Native | Vllm | Fleet | PythonEngine
+EngineConfig = Native | Vllm | VllmServer | Fleet | PythonEngine
+Outside = VllmServer | Fleet
+"""Engines that compute in other processes, for all ranks of a run. Rank 0 asks them."""

@@ -26,7 +26,20 @@ INPUTS = {
     "template": "the chat template, or the tokens that end a text",
 }
 PLACES = {
-    f"engine.{x}" for x in ("address", "workers", "cpus", "gpus", "timeout", "deadline", "kv_gib", "sleep", "eager")
+    f"engine.{x}"
+    for x in (
+        "address",
+        "workers",
+        "cpus",
+        "gpus",
+        "timeout",
+        "deadline",
+        "kv_gib",
+        "sleep",
+        "eager",
+        "url",
+        "exchange",
+    )
 }
 """Options that say where and how long an engine computes, and not what."""
 CHANGEABLE = (*INPUTS, "code")

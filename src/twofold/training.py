@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from twofold import durable, same_run, toml
 from twofold.compute.judge import Judging, judge_all
 from twofold.compute.room import check_room, too_long
 from twofold.config import Config, task_named
-from twofold.engine_options import Fleet, Native, Vllm
+from twofold.engine_options import Native, Outside, Vllm
 from twofold.engines.base import Engine, PolicyEngine
 from twofold.evals.during import evaluate_step
 from twofold.evals.run import Eval
@@ -31,6 +31,7 @@ from twofold.tasks.doubts import Watch
 from twofold.tasks.stream import Problems, check_gradable, first, length
 from twofold.text.chat import Chat
 from twofold.trainer import checkpoint
+from twofold.trainer.ahead import check_ahead
 from twofold.trainer.dist import Team, team
 from twofold.trainer.learner import Learner
 from twofold.trainer.log import Log
@@ -54,6 +55,8 @@ class _Setup:
         self._load = partial(load_model, device=device, backend=config.model_backend)
         self.problems = Problems(task, config.rollout.problems, config.train.seed)
         self.spare, self._engine, self.team = self.problems.spare, team.engine(engine), team
+        if isinstance(config.engine, Outside):
+            self._engine = engine if team.leads else self._native
 
     def begin(self, model: object, tokenizer: object, stop: Sequence[int] = ()) -> None:
         if self.config.lora.rank and not lora.adapted(model):
@@ -97,10 +100,13 @@ class _Setup:
 
     def frozen(self, role: str = "policy") -> PolicyEngine:
         self.load_policy()
-        make, config, model = self._engine, self.config, self.models[role]
-        if isinstance(config.engine, Vllm | Fleet):  # the learner's own numbers make the better KL term
-            make = partial(make_engine, replace(config, engine=Native(exact=getattr(config.engine, "exact", False))))
-        return make(lora.off(model) if config.lora.rank else copy.deepcopy(model))
+        fixed = isinstance(self.config.engine, Vllm | Outside)  # the learner's own numbers make the better KL term
+        make, model = self._native if fixed else self._engine, self.models[role]
+        return make(lora.off(model) if self.config.lora.rank else copy.deepcopy(model))
+
+    def _native(self, model: Any) -> PolicyEngine:
+        native = Native(exact=getattr(self.config.engine, "exact", False))
+        return native.build(model, choose_precision(self.config.train.precision))
 
     def reference(self, role: str = "policy") -> PolicyEngine | None:
         return self.frozen(role) if self.config.loss.beta else None
@@ -197,6 +203,8 @@ def train(
     """
     share_cores()
     run, ranks = Path(out), team()
+    if config.train.ahead:
+        check_ahead("python" if engine else config.engine.name, ranks.size)
     if ranks.leads:
         config = same_run.begun(same_run.recorded(config, task, recipe, engine), run, resume, accept_changed)
         ranks.tell(config)
@@ -244,7 +252,9 @@ def _train(
         checkpoint.thin_out(run, config.train.keep)
     trackers = open_trackers(config.log.to, run, toml.flat(config), start)
     durable.write_text(run / same_run.CONFIG, toml.to_toml(config))
-    schedule = Schedule(start, config.train.steps, config.train.save_every, config.eval.every, config.log.rollouts)
+    schedule = Schedule(
+        start, config.train.steps, config.train.save_every, config.eval.every, config.log.rollouts, config.train.ahead
+    )
     with Log(run, config.train.steps, title, start, trackers) as log:
         for folder, why in damaged.items():
             log.say(f"{why}; it is now {folder.name}.damaged, and its steps are done again")

@@ -21,7 +21,7 @@ import torch
 from ray.exceptions import RayActorError
 from torch import Tensor, nn
 
-from twofold.engines.base import Finished, Usage, check_one_learner, check_prompts, ignore_finished
+from twofold.engines.base import Finished, Usage, check_prompts, ignore_finished
 from twofold.engines.native import NativeEngine
 from twofold.models.context import context
 from twofold.types import Completion, Context, Precision, Sampling
@@ -106,10 +106,10 @@ class FleetEngine:
     fleet works with as many workers as the cluster can hold, at least one, and grows at the next call after there is room.
     ``timeout`` bounds, in seconds, the wait for any worker's result. The other options are those of ``NativeEngine``; with
     ``exact`` the results have the same bits as one engine's, however the prompts are spread. ``model`` is the one in training:
-    its numbers are copied before the first call after ``load``.
+    its numbers are copied by ``load``, or before the first call.
 
-    Raises ValueError in a run of several learners (``torchrun``); TimeoutError, which says who did not answer, if nothing comes
-    for that long or no worker can be placed; RuntimeError if the workers of one call keep dying.
+    In a run of several learners (``torchrun``) rank 0 has the only one. Raises TimeoutError, which says who did not answer, if
+    nothing comes for that long or no worker can be placed; RuntimeError if the workers of one call keep dying.
     """
 
     def __init__(
@@ -125,7 +125,6 @@ class FleetEngine:
         max_rows: int = 1024,
         precision: Precision = "float32",
     ) -> None:
-        check_one_learner("a fleet")
         if not ray.is_initialized():
             ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level="warning")
         self.model, self.size, self.timeout = model, workers, timeout
@@ -149,8 +148,9 @@ class FleetEngine:
         return Usage(sum(u.computed for u in each), sum(u.reused for u in each))
 
     def load(self, weights: Mapping[str, Any]) -> None:
-        """Drop what was computed from the old weights. The new ones are the module's own and already in place."""
+        """Copy the module's own weights, which are the new ones, and drop what was computed from the old ones."""
         self._weights = None
+        self._sent()  # now, because the learner may change them during the next call
         self.rest()
 
     def rest(self) -> None:

@@ -17,7 +17,7 @@ from hashlib import blake2b
 from typing import Any, Generic, TypeVar
 
 from twofold.engines.base import Finished, Run, Scored, UpstreamError, check_prompts, ignore_finished
-from twofold.engines.wire import Wire
+from twofold.engines.wire import SILENCE, Wire
 from twofold.types import Completion, Context, Finish, Sampling
 
 TICK = 0.02
@@ -120,7 +120,8 @@ class RemoteEngine:
     """Implements ``StepEngine`` over the server at ``url``. The variable ``TWOFOLD_UPSTREAM_KEY`` may hold its API key.
 
     ``model`` is the server's name for the model; without it, the first of ``likely`` that the server has, or its only model.
-    ``text`` and its token ids ``ids`` (several, without control tokens) show whether both sides use the same tokenizer.
+    ``text`` and its token ids ``ids`` (several, without control tokens) show whether both sides use the same tokenizer. ``silence``
+    is how long, in seconds, a request may stay without an answer.
 
     ``raw_logprobs`` is True if ``generate`` reports log-probs at temperature 1, whatever was sampled from. That is vLLM's
     default, which ``--logprobs-mode processed_logprobs`` changes. ``context`` is the most tokens of a text, as the server's list
@@ -134,12 +135,13 @@ class RemoteEngine:
         self,
         url: str,
         *,
-        text: str,
+        text: str | list[int],
         ids: Sequence[int],
         model: str | None = None,
         likely: Sequence[str] = (),
+        silence: float = SILENCE,
     ) -> None:
-        self.wire = Wire(url)
+        self.wire = Wire(url, silence)
         self.raw_logprobs, self._can_force = True, False
         self._arrived = threading.Event()
         try:
@@ -299,7 +301,7 @@ class RemoteEngine:
             raise ValueError(f"the upstream {self.wire.url} serves {', '.join(found) or 'no model'}: {asked}")
         return name, found[name]
 
-    def _probe(self, text: str, ids: list[int]) -> None:
+    def _probe(self, text: str | list[int], ids: list[int]) -> None:
         """Try out what the server can do: score a text, take and return ids, report which log-probs, force a token."""
         echoed = RemoteSample()
         try:

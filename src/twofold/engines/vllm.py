@@ -21,15 +21,13 @@ from threading import Thread
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from twofold.engines.base import Finished, Usage, check_one_learner, check_prompts, ignore_finished
+from twofold.engines.agreement import check_agreement
+from twofold.engines.base import Finished, Usage, check_prompts, ignore_finished
 from twofold.engines.sampling import keys
-from twofold.models.attention import Packing
+from twofold.models import lora
 from twofold.models.context import context
-from twofold.models.decoder import network
 from twofold.models.io import save_config
-from twofold.models.logprobs import token_logprobs
 from twofold.types import Completion, Context, Finish, Precision, Sampling
 
 T = TypeVar("T")
@@ -46,14 +44,6 @@ CPU_BLOCK = 32
 """Tokens in a block of the prefix cache on a CPU, where vLLM's own choice, 128, is longer than many solutions."""
 PREFILL = 2048
 """The most prompt tokens in one forward pass. Scoring needs the logits of all of them at once."""
-PROBE = 64
-"""Number of tokens in the text whose log-probs are compared after every load."""
-TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.1}
-"""The largest mean gap between two log-probs that counts as rounding, as a share of their standard deviation."""
-
-
-class Mismatch(ArithmeticError):
-    """vLLM's log-probs are not those of the learner, whose weights it has taken."""
 
 
 class VllmEngine:
@@ -82,7 +72,10 @@ class VllmEngine:
         deadline: float = 600.0,
     ) -> None:
         _check_version()
-        check_one_learner("vLLM in this process")
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            raise ValueError(
+                "vLLM in this process samples for one learner, and this run has several: use the native engine"
+            )
         self.model, self.precision = model, precision
         own = context(model.config)
         self.context = Context(tokens, "engine.context") if tokens and tokens < (own.tokens or tokens + 1) else own
@@ -93,26 +86,17 @@ class VllmEngine:
         self._llm, self._sleeps = self._thread.call(
             "start", lambda: _start(model, self.context.tokens, precision, sleep, options)
         )
-        self.load(model.state_dict())
+        self.load(lora.weights(model))
 
     def load(self, weights: Mapping[str, Any]) -> None:
         """Take new weights, drop the prefix cache, and compare the log-probs of a text with the learner's.
 
-        ``weights`` are those of the module that this engine was made for. Raises Mismatch if the log-probs differ by more than
-        ``TOLERANCE`` allows.
+        ``weights`` are those of the module that this engine was made for. Raises Mismatch if the log-probs differ.
         """
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)  # vLLM's thread has streams of its own
         self._thread.call("take new weights", lambda: self._load(weights))
-        ids, want = _probe(self.model, self.precision, self.context.tokens or PROBE)
-        (found,) = self.logprobs([ids[:1]], [ids[1:]])
-        gaps = (torch.tensor(found) - want).abs()
-        if not float(gaps.mean()) <= TOLERANCE[self.precision] * float(want.std()):
-            raise Mismatch(
-                f"after new weights were loaded, vLLM's log-probs of a text of {len(ids)} tokens are {float(gaps.mean()):.3g} nats "
-                f"from the learner's in the mean and {float(gaps.max()):.3g} at most; their standard deviation is "
-                f"{float(want.std()):.3g}. vLLM did not take all weights, or computes another model: use the native engine"
-            )
+        check_agreement("vLLM", self, self.model, self.precision, self.context.tokens)
 
     def rest(self) -> None:
         if self._sleeps and not self._asleep:
@@ -334,16 +318,3 @@ def _completion(output: Any, stop: Sequence[int]) -> Completion:
     logprobs = [row[token].logprob for row, token in zip(output.logprobs, tokens, strict=True)]
     finish: Finish = "stop" if tokens[-1] in stop else "length"
     return Completion(tokens, logprobs, [True] * len(tokens), finish)
-
-
-@torch.no_grad()
-def _probe(model: Any, precision: Precision, most: int) -> tuple[list[int], Tensor]:
-    """Return a text of random tokens, and the learner's log-probs of all but its first."""
-    run = network(model, getattr(torch, precision))
-    ids = torch.randint(run.vocabulary, (min(PROBE, most),), generator=torch.Generator().manual_seed(0))
-    here = ids.to(model.device)
-    layout = Packing([(0, [len(ids)])], here.device)
-    with torch.autocast(here.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        hidden = run(here[None], layout.positions, layout)[0]
-        ones = torch.ones(len(ids) - 1, device=here.device)
-        return ids.tolist(), token_logprobs(run.head, run.vocabulary, hidden[:-1], here[1:], ones)[0].cpu()

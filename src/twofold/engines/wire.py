@@ -38,21 +38,21 @@ OnObject = Callable[[dict[str, Any]], None]
 class Wire:
     """A client whose requests run in a thread of its own. Cancelling a future of ``submit`` closes its connections at once.
 
-    Raises ValueError if ``url`` is not a URL.
+    A request without a byte for ``silence`` seconds is given up. Raises ValueError if ``url`` is not a URL.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, silence: float = SILENCE) -> None:
         try:
             valid = httpx2.URL(url).scheme in ("http", "https")
         except httpx2.InvalidURL:
             valid = False
         if not valid:
             raise ValueError(f"upstream {url!r}: a URL such as http://127.0.0.1:8000/v1 is needed")
-        self.url = url.rstrip("/")
+        self.url, self._silence = url.rstrip("/"), silence
         key = os.environ.get(KEY, "").strip()
         self._client = httpx2.AsyncClient(
             headers={"authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx2.Timeout(SILENCE, connect=CONNECT_TIMEOUT, pool=None),
+            timeout=httpx2.Timeout(silence, connect=CONNECT_TIMEOUT, pool=None),
             limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
         )
         self._loop = asyncio.new_event_loop()
@@ -77,7 +77,7 @@ class Wire:
         for attempt in range(1, ATTEMPTS + 1):
             received, wait = 0, BACKOFF * 2 ** (attempt - 1)
             try:
-                async with self._client.stream("POST" if body else "GET", self.url + path, json=body) as reply:
+                async with self._client.stream("GET" if body is None else "POST", self.url + path, json=body) as reply:
                     if reply.status_code == 200:
                         async for text in _objects(reply):
                             self._parse(path, text, on_object)
@@ -87,7 +87,7 @@ class Wire:
                     error = self._refusal(reply, attempt)
                     wait = max(wait, _retry_after(reply))
             except httpx2.ReadTimeout:
-                raise UpstreamError(504, f"the upstream {self.url} was silent for {SILENCE:g} s") from None
+                raise UpstreamError(504, f"the upstream {self.url} was silent for {self._silence:g} s") from None
             except httpx2.RequestError as lost:
                 kind = f"{type(lost).__name__}: {lost}".rstrip(": ")
                 error = UpstreamError(503, f"no answer from the upstream {self.url}: {kind} (attempt {attempt})")
