@@ -26,7 +26,7 @@ HEAD_SECONDS = 10.0
 READ_SECONDS = 60.0
 """Seconds after which a client that does not read its reply loses its connection."""
 
-FULL_SECONDS = 0.01
+FULL_SECONDS = 0.03
 """Seconds after which a full server looks again for new connections, so that it refuses them in batches."""
 BATCH = 64
 """The most connections that are accepted in one turn of the event loop."""
