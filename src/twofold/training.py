@@ -233,7 +233,7 @@ def _train(
     run: Path, config: Config, setup: _Setup, built: Recipe, resume: bool, accepted: Collection[str], title: str
 ) -> int:
     """Return the number of steps that are done."""
-    learners, start = setup.learners, 0
+    learners, own, start = setup.learners, config.train, 0
     found, damaged = newest_good(run) if resume else (None, {})
     if found:
         state = checkpoint.read_state(found)
@@ -249,13 +249,11 @@ def _train(
     for folder in damaged:
         durable.rename(folder, folder.with_name(f"{folder.name}.damaged"))
     if found:  # the run may have died between a save and this
-        checkpoint.thin_out(run, config.train.keep)
+        checkpoint.thin_out(run, own.keep)
     trackers = open_trackers(config.log.to, run, toml.flat(config), start)
     durable.write_text(run / same_run.CONFIG, toml.to_toml(config))
-    schedule = Schedule(
-        start, config.train.steps, config.train.save_every, config.eval.every, config.log.rollouts, config.train.ahead
-    )
-    with Log(run, config.train.steps, title, start, trackers) as log:
+    schedule = Schedule(start, own.steps, own.save_every, config.eval.every, config.log.rollouts, own.ahead)
+    with Log(run, own.steps, title, start, trackers) as log:
         for folder, why in damaged.items():
             log.say(f"{why}; it is now {folder.name}.damaged, and its steps are done again")
         if resume:
@@ -264,7 +262,7 @@ def _train(
             built, setup.engines, learners, setup.problems, schedule,
             save=lambda step: checkpoint.save(
                 run, step, learners, setup.tokenizer,
-                state=built.state(), chat=setup.prompts, inputs=setup.inputs, keep=config.train.keep,
+                state=built.state(), chat=setup.prompts, inputs=setup.inputs, keep=own.keep,
             ),
             evaluate=check, score=partial(_scores, setup), watch=Watch(log.say), log=log,
         )  # fmt: skip
