@@ -193,7 +193,7 @@ recipe[tango].verifications    generator  recipe.verifications=3                
 recipe[tango].verifier_learns  verifier  recipe.verifier_learns=sft                     credit
 recipe[tango].format           verifier  rollout.temperature=2 / recipe.format=0         credit
 recipe[tango].class_weights    verifier  recipe.class_weights=false                     credit
-recipe[tango].ema              verifier  recipe.verifier_warmup=2 train.steps=2 rollout.temperature=1.5 optim.lr=1e-5 / recipe.ema=0   credit
+recipe[tango].ema verifier recipe.verifier_warmup=2 train.steps=2 rollout.temperature=1.5 optim.lr=1e-5 / recipe.ema=0 credit
 recipe[tango].consistency      verifier  rollout.temperature=2 / recipe.consistency=1    credit
 recipe[tango].step_labels      verifier  rollout.temperature=2 / recipe.step_labels=1    credit
 recipe[tango].continuations    verifier  recipe.step_labels=1 / recipe.continuations=1  log
