@@ -200,11 +200,11 @@ recipe[tango].verifications    generator  recipe.verifications=3                
 recipe[tango].verifier_learns  verifier  recipe.verifier_learns=sft                     credit
 recipe[tango].format           verifier  rollout.temperature=2 / recipe.format=0         credit
 recipe[tango].class_weights    verifier  recipe.class_weights=false                     credit
-recipe[tango].ema              verifier  recipe.verifier_warmup=2 train.steps=2 optim.lr=1e-5 / recipe.ema=0   credit
+recipe[tango].ema verifier recipe.verifier_warmup=2 train.steps=2 rollout.temperature=1.5 optim.lr=1e-5 / recipe.ema=0 credit
 recipe[tango].consistency      verifier  rollout.temperature=2 / recipe.consistency=1    credit
 recipe[tango].step_labels      verifier  rollout.temperature=2 / recipe.step_labels=1    credit
 recipe[tango].continuations    verifier  recipe.step_labels=1 / recipe.continuations=1  log
-recipe[tango].label_ratio      verifier  rollout.temperature=2 recipe.step_labels=1 / recipe.label_ratio=1   credit
+recipe[tango].label_ratio      verifier  rollout.problems=10 recipe.rollouts=6 recipe.step_labels=1 / recipe.label_ratio=1   credit
 recipe[tango].cut              generator  recipe.cut=tags                               credit
 recipe[tango].question         verifier  recipe.question=Right?                         tokens
 recipe[tango].verifier_tokens  verifier  recipe.verifier_tokens=8                       tokens

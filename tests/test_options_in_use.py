@@ -90,7 +90,7 @@ stop                 majority-6                                    stop=adaptive
 stop[adaptive].threshold     majority-6:stop=adaptive,stop.threshold=0.7       stop.threshold=0.99
 stop[adaptive].step          majority-6:stop=adaptive,stop.threshold=0.7       stop.step=4
 stop[windows].size           majority-6:stop=windows,stop.size=2               stop.size=6
-stop[consensus].threshold    weighted-8:stop=consensus,stop.step=1,stop.threshold=0.1,temperature=1.5   stop.threshold=1
+stop[consensus].threshold    weighted-8:stop=consensus,stop.step=4,stop.threshold=0.1,temperature=1.5   stop.threshold=1
 stop[consensus].step         weighted-6:stop=consensus,stop.step=1,stop.threshold=0.1   stop.step=4
 stop[posterior].threshold    weighted-6:stop=posterior,stop.threshold=0.2      stop.threshold=1
 stop[posterior].step         weighted-6:stop=posterior,stop.threshold=0.2      stop.step=4
@@ -108,7 +108,7 @@ calibration.spread   posterior-4                                   calibration.s
 calibration.overlap  posterior-4                                   calibration.overlap=0
 traces.top           deepconf-4:traces.keep=1                      traces.top=2
 traces.window        deepconf-4:traces.keep=1,traces.kind=KIND     traces.window=2
-traces.kind          deepconf-8:traces.keep=0.5,temperature=1.5     traces.kind=KIND
+traces.kind          deepconf-8:traces.keep=0.5,traces.window=4,temperature=1.5     traces.kind=KIND
 traces.keep          deepconf-4:traces.keep=1                      traces.keep=0.1
 traces.power         borda-4                                       traces.power=3
 tournament.budget    best-4:judge=pairs                            tournament.budget=0.5

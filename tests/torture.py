@@ -289,7 +289,7 @@ def warm() -> None:
 
 def others(words: list[str]) -> tuple[str, bool]:
     """Run tests with pytest, and show what it and they say. Return its last line, and whether all passed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-rP", "--timeout", "1800", *words]
+    command = [sys.executable, "-m", "pytest", "-q", "-rP", "--show-capture", "stdout", "--timeout", "1800", *words]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as tests:
         assert tests.stdout is not None
         line = ""
