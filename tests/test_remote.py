@@ -273,7 +273,7 @@ def test_a_failure_says_what_failed(through: Model, proxy: Proxy, fault: str) ->
 
 def test_a_silent_server_is_given_up(through: Model, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     through.engine.wire._client.timeout = wire.httpx2.Timeout(0.2, pool=None)  # type: ignore[union-attr]
-    monkeypatch.setattr(wire, "SILENCE", 0.2)
+    monkeypatch.setattr(through.engine.wire, "_silence", 0.2)  # type: ignore[union-attr]
     proxy.answer = flaky.hang
     with pytest.raises(UpstreamError, match=r"was silent for 0\.2 s") as failure:
         through.engine.generate([[5, 6]], Sampling(max_tokens=10))
