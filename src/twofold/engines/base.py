@@ -22,6 +22,14 @@ Finished = Callable[[int, int, Completion], None]
 ResultT = TypeVar("ResultT", covariant=True)
 
 
+def check_one_learner(engine: str) -> None:
+    """Raise ValueError in a run of several processes (``torchrun``), each of which would start an engine of its own."""
+    from torch import distributed
+
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        raise ValueError(f"{engine} samples for one learner, and this run has several: use the native engine")
+
+
 @dataclass(slots=True)
 class Usage:
     """Tokens since the engine was made: ``computed`` in forward passes, ``reused`` from a kept cache."""

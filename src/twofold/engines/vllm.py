@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import torch
 
 from twofold.engines.agreement import check_agreement
-from twofold.engines.base import Finished, Usage, check_prompts, ignore_finished
+from twofold.engines.base import Finished, Usage, check_one_learner, check_prompts, ignore_finished
 from twofold.engines.sampling import keys
 from twofold.models import lora
 from twofold.models.context import context
@@ -72,10 +72,7 @@ class VllmEngine:
         deadline: float = 600.0,
     ) -> None:
         _check_version()
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            raise ValueError(
-                "vLLM in this process samples for one learner, and this run has several: use the native engine"
-            )
+        check_one_learner("vLLM in this process")
         self.model, self.precision = model, precision
         own = context(model.config)
         self.context = Context(tokens, "engine.context") if tokens and tokens < (own.tokens or tokens + 1) else own
