@@ -181,7 +181,7 @@ def trained(name: str, seed: int, args: argparse.Namespace) -> tuple[Path, dict[
         folders.append(folder.with_name(f"{folder.name}-warm"))
         warm = smollm2.warm(config, int(args.warm[0]), args.warm[1], seed)
         config = replace(config, model=str(train(warm, folders[1], f"{name} {seed}, verdict")))
-    elif args.warm and verify != "none":
+    elif args.warm and (verify in ("bce", "regression", "last_token", "separate") or name == "rlcr"):
         steps, optim = config.train.steps + int(args.warm[0]), replace(config.optim, lr=args.warm[1])
         config = replace(
             config, optim=optim, train=replace(config.train, steps=steps), loss=replace(config.loss, beta=1.0)

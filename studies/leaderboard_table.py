@@ -177,6 +177,7 @@ def draw(lines: Sequence[Line], path: Path) -> None:
         ax.set_xscale("log", base=2)
         ax.set_xlabel(text)
     axes[0].set_ylabel("accuracy, %")
+    axes[0].legend(frameon=False, fontsize=7)
     save(figure, path)
 
 
