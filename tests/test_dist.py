@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from twofold import toml, training
 from twofold.config import Config, EvalOptions, LoraOptions, Rollouts, Train
 from twofold.engine_options import PythonEngine
+from twofold.engines.base import route
 from twofold.engines.native import NativeEngine
 from twofold.maths.losses import Loss
 from twofold.models import head
@@ -251,12 +252,25 @@ class Echo:
 def test_prompts_are_dealt_out_evenly_and_go_where_their_beginning_is_cached():
     engine = SharedEngine(Team(0, 3), 0, None, Echo())
     parts, engine._homes = engine._dealt([[1], [2], [3], [2], [4], [5]])
-    assert parts == [[0, 4], [1, 3], [2, 5]]
+    assert parts == {0: [0, 4], 1: [1, 3], 2: [2, 5]}
     parts, engine._homes = engine._dealt([[5, 9], [2, 7], [2, 8], [4, 4, 4]])
-    assert parts == [[3], [1, 2], [0]]
-    assert engine._dealt([[2, 7, 7]])[0] == [[], [0], []]
+    assert parts == {0: [3], 1: [1, 2], 2: [0]}
+    for again in ([2, 7, 7], [2, 6]):  # after a call's prompt, and after an earlier one with which that begins
+        assert engine._dealt([again])[0] == {0: [], 1: [0], 2: []}
     parts, engine._homes = engine._dealt([[6], [7]])  # the next step's
-    assert parts == [[0], [1], []] and len(engine._homes) == 2
+    assert parts == {0: [0], 1: [1], 2: []} and len(engine._homes) == 2
+
+
+def test_a_prompt_goes_to_its_longest_known_beginning_or_to_the_place_with_the_fewest_tokens():
+    known = {(1,): "a", (1, 2): "b", (8,): "gone"}
+    prompts = [[1, 2, 3, 4], [1, 9], [8, 8, 8], [5], [6, 6], [8, 8, 8], [7]]
+    # [1, 2, 3, 4] begins with both known ones, [1, 9] with the short one; then a has 2 tokens and b 4. The place that had [8] has
+    # gone, so [8, 8, 8] goes to a (5), [5] to b (5), [6, 6] to a, the first of two equals (7), the second [8, 8, 8] to the first
+    # (10), and [7] to b.
+    parts, homes = route(prompts, known, ["a", "b"])
+    assert parts == {"a": [1, 2, 4, 5], "b": [0, 3, 6]}
+    own = {tuple(prompts[i]): place for place, part in parts.items() for i in part}
+    assert homes == {(1,): "a", (1, 2): "b"} | own
 
 
 def test_a_run_needs_a_gpu_for_every_process_if_there_are_any(monkeypatch):

@@ -6,7 +6,7 @@ what a server needs: calls that advance token by token, many at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +20,10 @@ Finished = Callable[[int, int, Completion], None]
 """A callback ``finished(i, j, completion)``: sample j of prompt i has ended."""
 
 ResultT = TypeVar("ResultT", covariant=True)
+PlaceT = TypeVar("PlaceT")
+
+Homes = dict[tuple[int, ...], PlaceT]
+"""Of prompts whose tokens are in a kept cache: the place, a rank or a worker, that has it."""
 
 
 def check_one_learner(engine: str) -> None:
@@ -162,3 +166,28 @@ def check_prompts(prompts: Sequence[Sequence[int]]) -> None:
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"prompt {i} of {len(prompts)} has no tokens: begin it with at least one")
+
+
+def route(
+    prompts: Sequence[Sequence[int]], known: Homes[PlaceT], places: Iterable[PlaceT]
+) -> tuple[dict[PlaceT, list[int]], Homes[PlaceT]]:
+    """Return the indices of each place's prompts, and what the places have in their caches after this call.
+
+    A prompt goes to the place of the longest ``known`` prompt that it begins with, if that place is there; else to the place with the
+    fewest tokens in this call. Equal prompts stay together, because a sample's random numbers depend on how often its prompt came
+    before. The caches have this call's prompts afterwards, and the known ones with which these begin.
+
+    >>> route([[1, 2, 3], [4], [5, 5], [4]], {(1,): "b"}, ["a", "b"])
+    ({'a': [1, 2, 3], 'b': [0]}, {(1,): 'b', (1, 2, 3): 'b', (4,): 'a', (5, 5): 'a'})
+    """
+    parts: dict[PlaceT, list[int]] = {place: [] for place in places}
+    tokens, homes = dict.fromkeys(parts, 0), Homes[PlaceT]()
+    lengths = sorted({len(prompt) for prompt in known})
+    for i, prompt in enumerate(map(tuple, prompts)):
+        begins = {prompt[:n]: known[prompt[:n]] for n in lengths if known.get(prompt[:n]) in parts}
+        homes |= begins
+        if prompt not in homes:
+            homes[prompt] = [*begins.values()][-1] if begins else min(parts, key=tokens.__getitem__)
+        parts[homes[prompt]].append(i)
+        tokens[homes[prompt]] += len(prompt)
+    return parts, homes

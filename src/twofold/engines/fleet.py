@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from ray.exceptions import RayActorError
 from torch import Tensor, nn
 
-from twofold.engines.base import Finished, Usage, check_prompts, ignore_finished
+from twofold.engines.base import Finished, Homes, Usage, check_prompts, ignore_finished, route
 from twofold.engines.native import NativeEngine
 from twofold.models.context import context
 from twofold.types import Completion, Context, Precision, Sampling
@@ -135,7 +134,7 @@ class FleetEngine:
         self._starting: dict[Any, Any] = {}
         self._weights: Weights | None = None
         self._version = 0
-        self._homes: dict[tuple[int, ...], Any] = {}
+        self._homes: Homes[Any] = {}
 
     @property
     def context(self) -> Context:
@@ -202,16 +201,21 @@ class FleetEngine:
 
     def _spread(
         self, prompts: Sequence[Sequence[int]], ask: Callable[[Any, list[int]], Any], take: Callable[[int, Any], None]
-    ) -> tuple[list[Any], dict[tuple[int, ...], Any]]:
+    ) -> tuple[list[Any], Homes[Any]]:
         """Ask workers for the results of all prompts, call ``take`` with each once, and return them, and who has which prompt."""
         results: dict[int, Any] = {}
-        homes: dict[tuple[int, ...], Any] = {}
+        homes: Homes[Any] = {}
         waiting: dict[Any, tuple[Any, list[int]]] = {}
         todo, lost = list(range(len(prompts))), 0
         while todo or waiting:
             if todo:
-                for worker, part in self._route(prompts, todo, homes):
-                    waiting[ask(worker, part)] = worker, part
+                self._recruit()
+                parts, placed = route([prompts[i] for i in todo], self._homes | homes, self._workers)
+                homes |= placed
+                for worker, chosen in parts.items():
+                    if chosen:
+                        part = [todo[k] for k in chosen]
+                        waiting[ask(worker, part)] = worker, part
                 todo = []
             done, _ = ray.wait(list(waiting), timeout=self.timeout)
             if not done:
@@ -233,26 +237,6 @@ class FleetEngine:
                 results[i] = result
                 take(i, result)
         return [results[i] for i in range(len(prompts))], homes
-
-    def _route(
-        self, prompts: Sequence[Sequence[int]], todo: Sequence[int], homes: dict[tuple[int, ...], Any]
-    ) -> list[tuple[Any, list[int]]]:
-        """Return the workers with the prompts for each, in the order of the prompts. Equal prompts stay together, because a
-        sample's random numbers depend on how often its prompt came before."""
-        self._recruit()
-        parts: dict[Any, list[int]] = {worker: [] for worker in self._workers}
-        load = Counter(dict.fromkeys(parts, 0))
-        lengths = sorted({len(prompt) for prompt in self._homes}, reverse=True)
-        for i in todo:
-            prompt = tuple(prompts[i])
-            prefixes = (self._homes.get(prompt[:n]) for n in lengths if n <= len(prompt))
-            home = homes.get(prompt) or next((worker for worker in prefixes if worker is not None), None)
-            if home not in parts:
-                home = min(parts, key=load.__getitem__)
-            homes[prompt] = home
-            parts[home].append(i)
-            load[home] += len(prompt)
-        return [(worker, part) for worker, part in parts.items() if part]
 
     def _recruit(self) -> None:
         """Take in the workers that have started, and start what is missing. Wait only while there is none."""

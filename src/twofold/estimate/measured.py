@@ -1,14 +1,15 @@
 """The measured runs that ``seconds.RATES`` are fitted to, and how far the fitted model is from each of them.
 
-Rows of a CPU are from dev/LOG.md (5, Speed) and docs/performance.md. Those of an H100 are from one machine on 26 November 2026 and
-stand in docs/performance.md and dev/LOG.md (12); the code was that before decoding and learning were rewritten for GPUs.
+Rows of a CPU are from dev/LOG.md (5, Speed) and docs/performance.md. Six of an H100 are from one machine on 26 November 2026 and
+stand in docs/performance.md and dev/LOG.md (12); the code was that before decoding and learning were rewritten for GPUs. Two are of
+the present code's decoding on another H100, one day later (dev/LOG.md, 19).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -25,6 +26,8 @@ MIDDLE = Shape(512, 8, 8, 2, 1536, 512, biases=True)
 TEN = Shape(384, 6, 6, 3, 1024, 512, biases=True)
 HUNDRED = Shape(768, 14, 12, 6, 2304, 512, biases=True)
 ONE = Native()
+FREE = {("gpu", "counted"): ("gap",)}
+"""The rates that a group's rows determine, where these are not all: two draws say nothing of learning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class Row:
     draw: Draw | None = None
     learnt: Learnt | None = None
     checkpointing: bool = False
+    basis: str = "measured"
+    """Of a GPU's row: which of its ``seconds.RATES`` it belongs to."""
 
     @property
     def title(self) -> str:
@@ -48,7 +53,7 @@ class Row:
     @property
     def group(self) -> tuple[str, str]:
         family = MACHINES[self.machine].family
-        return family, self.precision if family == "cpu" else "measured"
+        return family, self.precision if family == "cpu" else self.basis
 
     def predicted(self, rates: Rates) -> float:
         machine, found = MACHINES[self.machine], 0.0
@@ -116,18 +121,21 @@ ROWS: tuple[Row, ...] = (
     Row("the same with checkpointing", 3.52, "h100", H, learnt=_learnt(32, 64, 16, 256, 19), checkpointing=True),
     Row("a step of RL, 64 x 8 x 41 tokens, 135M", 2.74, "h100", S, draw=_draw(64, 80, 8, 41, 56), learnt=_learnt(64, 80, 8, 41)),
     Row("a step of RL^V, the same", 3.51, "h100", S, draw=_draw(64, 80, 8, 41, 56), learnt=_learnt(64, 80, 8, 41, 21)),
+    Row("draw 32 x 16 x 256 tokens, 0.5B, present code", 0.752, "h100", H, draw=_draw(32, 64, 16, 256, 256), basis="counted"),
+    Row("draw 1 x 16 x 256 tokens, 0.5B, present code", 0.401, "h100", H, draw=_draw(1, 64, 16, 256, 256), basis="counted"),
 )  # fmt: skip
 
 
 def fit(rows: Sequence[Row], start: Rates) -> Rates:
     """Return the rates at which the squares of log(predicted / measured) are least (Gauss-Newton in the rates' logarithms).
 
-    A rate that no row depends on stays. None moves by more than a factor of e from one iteration to the next.
+    ``rows``: of one group. A rate that no row depends on, or that is not in ``FREE``, stays. None moves by more than a factor of e
+    from one iteration to the next.
     """
-    names = [field.name for field in fields(Rates)]
+    names = FREE.get(rows[0].group) or [field.name for field in fields(Rates)]
 
     def rates(x: np.ndarray) -> Rates:
-        return Rates(**dict(zip(names, np.exp(x).tolist(), strict=True)))
+        return replace(start, **dict(zip(names, np.exp(x).tolist(), strict=True)))
 
     def residuals(x: np.ndarray) -> np.ndarray:
         return np.array([math.log(row.predicted(rates(x)) / row.seconds) for row in rows])

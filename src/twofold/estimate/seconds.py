@@ -44,10 +44,12 @@ RATES: dict[tuple[str, str], Rates] = {
     ("cpu", "bfloat16"): Rates(1.08e-3, 0.522, 1290),
     ("cpu", "float32"): Rates(1.08e-3, 0.522, 195),
     ("gpu", "measured"): Rates(1.52e-3, 0.189, 4000),
-    ("gpu", "counted"): Rates(15e-6, 0.65, 950),
+    ("gpu", "counted"): Rates(43.4e-6, 0.65, 950),
 }
-"""``measured`` is what an H100 took before the present decoding and learning were written. ``counted`` is the present code's, from
-operations and bytes that were counted (dev/LOG.md, 12); it has not been measured. CPU rows are of both. See ``measured.py``."""
+"""``measured`` is what an H100 took before the present decoding and learning were written. ``counted`` is the present code's. Its
+``passes`` and ``narrow`` are from operations and bytes that were counted (dev/LOG.md, 12); learning has not been measured. Its ``gap``
+is fitted to two draws of an H100 (dev/LOG.md, 19), whole calls with the capture of their graphs; 15e-6 was counted, without captures.
+See ``measured.py``."""
 
 
 def token_step(

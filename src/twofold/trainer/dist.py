@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from twofold.engines.base import Finished, PolicyEngine, ignore_finished
+from twofold.engines.base import Finished, Homes, PolicyEngine, ignore_finished, route
 from twofold.maths.packing import micro_batches
 from twofold.maths.shares import shares
 from twofold.models import head, lora, sharding
@@ -220,13 +220,12 @@ class Team:
 class SharedEngine:
     """A ``PolicyEngine`` in rank 0 that deals its prompts out to the engines of all ranks; ``own`` is this rank's.
 
-    Prompts that begin with an earlier one of this step go to the same rank, where the earlier one is cached. So do equal
-    prompts, whose random numbers depend on how often a prompt occurs in a call.
+    Prompts that begin with an earlier one of this step go to the same rank, where the earlier one is cached (see ``route``).
     """
 
     def __init__(self, team: Team, number: int, model: Any, own: PolicyEngine) -> None:
         self.team, self.number, self.model, self.own = team, number, model, own
-        self._homes: dict[tuple[int, ...], int] = {}
+        self._homes: Homes[int] = {}
         self._loaded = False
 
     def load(self, weights: Any) -> None:
@@ -275,36 +274,23 @@ class SharedEngine:
         """P(right) by the model's scalar head (see ``NativeEngine.values``)."""
         return self._shared("values", self._dealt(prompts)[0], [prompts], [], self.own.values)  # type: ignore[attr-defined]
 
-    def _dealt(self, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], dict[tuple[int, ...], int]]:
-        """Return the indices of each rank's prompts, and the rank of every prompt so far.
-
-        A prompt that begins like no earlier one goes to the rank that has the fewest in this call. If none does, the earlier
-        ones are forgotten.
-        """
+    def _dealt(self, prompts: Sequence[Sequence[int]]) -> tuple[dict[int, list[int]], Homes[int]]:
+        """Return the indices of each rank's prompts, and who has which prompt after a call with them."""
         if self.team.sharded and not self._loaded:
             self.load({})  # a frozen model, which the loop does not load
-        parts: list[list[int]] = [[] for _ in range(self.team.size)]
-        homes, lengths, new = dict(self._homes), {len(p) for p in self._homes}, {}
-        for i, prompt in enumerate(map(tuple, prompts)):
-            home = next((homes[prompt[:n]] for n in lengths if prompt[:n] in homes), None)
-            if home is None:
-                home = min(range(self.team.size), key=lambda rank: len(parts[rank]))
-                homes[prompt] = new[prompt] = home
-                lengths.add(len(prompt))
-            parts[home].append(i)
-        return parts, homes if len(new) < len(set(map(tuple, prompts))) else new
+        return route(prompts, self._homes, range(self.team.size))
 
     def _shared(
         self,
         verb: str,
-        parts: list[list[int]],
+        parts: dict[int, list[int]],
         columns: list[Sequence[Any]],
         rest: list[Any],
         own: Callable[..., list[Any]],
         arrived: Callable[[list[int], list[Any]], list[Any]] = lambda part, rows: rows,
     ) -> list[Any]:
         """Let every rank do its part of a call. The results are in the order of the columns' entries."""
-        chosen = [[[column[i] for i in part] for column in columns] for part in parts]
+        chosen = {rank: [[column[i] for i in part] for column in columns] for rank, part in parts.items()}
         others = [rank for rank in range(1, self.team.size) if parts[rank]]
         for rank in others:
             self.team.send([verb, self.number, *chosen[rank], *rest], rank)
