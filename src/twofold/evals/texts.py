@@ -41,7 +41,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """How many samples there are of each kind, and some of them; ``saved`` is False if the evaluation has such samples and saved no text."""
+    """How many samples there are of each kind, and some of them; ``saved`` is False if there are such samples but no text."""
 
     counts: dict[str, int]
     shown: dict[str, list[Text]]
