@@ -31,7 +31,7 @@ USER twofold
 WORKDIR /data
 ENTRYPOINT ["twofold"]
 
-# torch.compile and Triton build their launchers with a C compiler.
+# Triton builds the launchers of its kernels with a C compiler.
 FROM cpu AS cuda
 USER 0
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*

@@ -20,6 +20,7 @@ from huggingface_hub import ModelCard
 import twofold as tf
 from twofold import card, cli, toml
 from twofold.compute.judge import p_yes
+from twofold.compute.plan import parse
 from twofold.config import Config, Rollouts, Train
 from twofold.models.checkpoints import Damaged, latest_checkpoint
 from twofold.recipes.rlv import RLV
@@ -77,6 +78,17 @@ def test_the_code_of_the_card_judges_as_twofold_does(run: Path) -> None:
     (score,) = p_yes(model.engine, model.chat, [Candidate(prompt, completion, SOLUTION, "85")])
     assert float(said) == pytest.approx(score, abs=1e-5)
     assert 'tf.load("me/it")' in card.card(run, "me/it")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "judge"), [("verify=pairs", "pairs"), ("verify=last_token", "last_token"), ("name=rlcr", "stated")]
+)
+def test_the_card_of_another_judge_has_the_plan_that_asks_as_it_was_trained(run: Path, recipe: str, judge: str) -> None:
+    config = toml.override(Config(), [f"recipe.{recipe}"])
+    text = card._judging(config, latest_checkpoint(run) or run, "me/it")
+    (plan,) = re.findall(r'parse\("(.*)"\)', text)
+    assert parse(plan).judge.name == judge and parse(plan).rule == "weighted"
+    assert "P(Yes)" not in text and 'tf.load("me/it")' in text
 
 
 def test_without_an_evaluation_nothing_is_claimed(run: Path, tmp_path: Path) -> None:

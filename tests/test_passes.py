@@ -89,14 +89,29 @@ def test_rotation_in_real_numbers_is_the_complex_one_and_back_undoes_it() -> Non
     torch.testing.assert_close(decoder._rotated(turned, turn, torch.float32, back=True), x, atol=1e-5, rtol=0)
 
 
-def test_a_machine_without_triton_says_so_and_learns_as_written(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("triton", "gpu", "words"),
+    [
+        (None, None, "Triton is not installed"),
+        ("installed", (7, 5), "this GPU is older than compute capability 8.0"),
+        ("installed", (8, 0), ""),
+    ],
+)
+def test_a_machine_that_cannot_run_the_kernels_says_so_and_learns_as_written(
+    triton: str | None,
+    gpu: tuple[int, int] | None,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(passes, "find_spec", lambda name: None)
+    monkeypatch.setattr(passes, "find_spec", lambda name: triton)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
     passes.has_triton.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert passes.kernel("swiglu", decoder._swiglu) is decoder._swiglu
-    assert "Triton is not installed" in caplog.text
+        assert passes.has_triton() is (not words)
+        assert not words or passes.kernel("swiglu", decoder._swiglu) is decoder._swiglu
+    assert words in caplog.text and bool(words) == bool(caplog.text)
     passes.has_triton.cache_clear()
 
 

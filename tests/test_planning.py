@@ -247,6 +247,22 @@ def test_a_base_in_four_bits_takes_half_a_byte_a_weight() -> None:
     assert found(SEVEN, "lora.rank=0", "lora.quantise=nf4").memory == found(SEVEN, "lora.rank=0").memory
 
 
+def test_a_float32_learner_with_an_adapter_lays_out_the_matrices_of_all_layers() -> None:
+    """Without one it has only queries, keys and values twice: they are joined. In bfloat16 it has a copy of all in any case."""
+    shape, whole = KNOWN["tiny"], ["train.precision=float32", "lora.rank=0"]
+    copies = [
+        found(ROOT / "configs" / "rlv-sums.toml", *options, machine="cpu").memory.learning["copy for products"]
+        for options in (whole, [*whole, "lora.rank=4"], [*whole, "lora.rank=4", "lora.quantise=nf4"])
+    ]
+    every = 8 * (128 * (4 * 128 + 3 * 256)) * 4
+    assert every == 4 * shape.layer_matrices and copies == [8 * 128 * 3 * 128 * 4, every, every]
+
+
+def test_the_plan_says_that_it_leaves_out_sampling_ahead() -> None:
+    said = [" ".join(found(QWEN, "engine.name=vllm", f"train.ahead={n}").notes) for n in (0, 1)]
+    assert ["train.ahead" in notes for notes in said] == [False, True]
+
+
 def test_two_trained_models_take_twice_the_weights() -> None:
     one, two = (found(QWEN, f"recipe.verify={verify}").memory.learning for verify in ("generative", "separate"))
     assert [two[x] / one[x] for x in ("weights", "moments")] == [2, 2]

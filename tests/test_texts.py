@@ -56,6 +56,14 @@ def test_kinds_are_counted_over_all_samples_and_of_each_the_worst_is_kept(tmp_pa
     }
 
 
+def test_an_old_evaluation_whose_texts_are_an_empty_file_has_saved_none(tmp_path: Path) -> None:
+    """An older version wrote the pools without texts, and a new ``twofold eval`` that finds nothing to do makes the file."""
+    (tmp_path / "texts.jsonl").touch()
+    for answers, found in ((["7", "42"], False), (["42", "42"], True)):
+        save(tmp_path, [make_pool(i, answers, [0.9, 0.9]) for i in range(2)], "e")
+        assert summarise([tmp_path]).tasks[0].evaluations[0].texts.saved is found
+
+
 def test_the_report_shows_a_bounded_number_and_says_of_how_many(tmp_path: Path) -> None:
     pools = [make_pool(i, ["7", "7", "42", None], [0.9, 0.8, 0.9, 0.1]) for i in range(30)]
     evil = "</pre><script>alert(1)</script><input id=t1-1-believed>\u202e" + "long " * 2000

@@ -23,11 +23,27 @@ from twofold.models.checkpoints import MANIFEST, STATE, TRAINER, latest_checkpoi
 from twofold.models.io import ASKED_AS, asked_as, chat_options, load_tokenizer
 from twofold.same_run import CONFIG
 from twofold.text.chat import Chat
+from twofold.text.prompts import CONFIDENCE
 from twofold.trainer.log import METRICS
 
 CARD = "README.md"
 HERE = "PATH/OF/THIS/MODEL"
 """Stands for the model's name in a card that was not made for a hub."""
+OTHER_JUDGES = {
+    "pairs": (
+        "The model was trained to say which of two of its solutions is right. A tournament of such questions scores the solutions.",
+        "weighted-16:judge=pairs,answers=true,budget=1,both=false",
+    ),
+    "rlcr": (
+        f'After a solution the model is asked: "{CONFIDENCE}" Its confidence, from 0 to 1, is the score of the solution.',
+        "weighted-16:judge=stated",
+    ),
+    "last_token": (
+        "The score of a solution is read from the log-prob of one token after it. Nothing is asked.",
+        "weighted-16:judge=last_token",
+    ),
+}
+"""``recipe.verify``, or the recipe's name -> how such a model judges if not by P(Yes), and the plan that asks it so."""
 
 
 def write(run: Path) -> Path:
@@ -183,7 +199,7 @@ def _figures(run: Path, found: list[Evaluation]) -> str:
         rows += [[about, sizes, m, f"{(a := e.accuracy[m]).mean:.1%} [{a.low:.1%}, {a.high:.1%}]"] for m in _metrics(e)]
         if q := e.verifier:
             for name, value, (low, high) in (
-                ("AUROC of P(Yes)", q.auroc, q.auroc_interval),
+                (f"AUROC of {_score(e)}", q.auroc, q.auroc_interval),
                 ("balanced accuracy", q.balanced_accuracy, q.balanced_accuracy_interval),
                 ("calibration error (ECE)", q.ece, q.ece_interval),
             ):
@@ -206,10 +222,19 @@ def _figures(run: Path, found: list[Evaluation]) -> str:
     return "\n\n".join(said)
 
 
+def _score(e: Evaluation) -> str:
+    return e.header.score if e.header.score == "P(Yes)" else f"the score ({e.header.judge})"
+
+
 def _judging(config: Config, checkpoint: Path, name: str) -> str:
     tokenizer = load_tokenizer(checkpoint)
     chat = Chat(tokenizer, config.system, **chat_options(checkpoint))
     verify = getattr(config.recipe, "verify", None)
+    if (method := verify or config.recipe.name) in OTHER_JUDGES:
+        said, plan = OTHER_JUDGES[method]
+        code = f'import twofold as tf\nfrom twofold.compute.plan import parse\n\nplan = parse("{plan}")\n'
+        code += f'print(tf.solve(tf.load("{name}"), "a problem", plan))'
+        return f"{said} Ask for it as it was trained, by this plan:\n\n```python\n{code}\n```"
     trained = (
         "The model was trained to answer it by one token, Yes or No."
         if verify == "generative"

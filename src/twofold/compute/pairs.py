@@ -21,8 +21,9 @@ from twofold.types import Candidate
 
 
 def question(chat: Chat, first: Candidate, second: Candidate, words: str = PAIR) -> list[int]:
-    """Return the prompt that asks which is right: ``first`` with its own tokens, then ``words`` with the text of ``second``."""
-    return asked(chat, first, words.replace("{solution}", second.text.strip()))
+    """Return the prompt that asks which is right: ``first`` with its own tokens, then ``words`` with the text of ``second``, without
+    its thoughts."""
+    return asked(chat, first, words.replace("{solution}", second.text.rpartition(chat.think_end or "\0")[2].strip()))
 
 
 def first_right(

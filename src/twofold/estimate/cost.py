@@ -163,6 +163,11 @@ def _notes(case: Case, work: Work) -> list[str]:
         notes.append("This version does not cut sampling among devices (--tensor-parallel): this cannot be run yet.")
     if isinstance(engine, Vllm) and layout.devices > 1:
         notes.append('vLLM in the process refuses several processes: engine.name = "native" runs on several devices.')
+    if case.config.train.ahead:
+        notes.append(
+            "train.ahead is left out: a step is the sum of its phases here, where it takes as long as the slower of sampling and "
+            "learning."
+        )
     if isinstance(engine, Vllm) and machine.family == "gpu":
         notes.append("vLLM was not measured on a GPU; it is taken to decode as the native engine does.")
     if isinstance(engine, Vllm) and work.draws:

@@ -146,10 +146,16 @@ def memory_of(case: Case, draw: Draw | None, tokens: float) -> Memory:
 
 
 def _copy(case: Case) -> float:
-    """Return the bytes of the matrices that the decoder lays out for its products: in float32 only queries, keys and values."""
+    """Return the bytes of the matrices that the decoder lays out for its products.
+
+    In float32 these are queries, keys and values, which are joined. With an adapter they are those of all layers: each is unpacked
+    from four bits, or is the sum with the adapter. (Matrices that ``lora.targets`` leaves out are counted too.)
+    """
     shape = case.shape
+    if case.precision == "bfloat16":
+        return 2 * shape.matrices
     joined = shape.layers * shape.hidden * (shape.query_width + shape.kv_width)
-    return 2 * shape.matrices if case.precision == "bfloat16" else 4 * joined
+    return 4 * (shape.layer_matrices if case.config.lora.rank else joined)
 
 
 def _gathered(case: Case) -> float:

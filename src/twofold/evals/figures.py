@@ -189,8 +189,9 @@ def grid(found: Grid, colour: str) -> str:
     return drawing.svg
 
 
-def verifier(runs: Sequence[Judged], colour: Colours) -> str:
-    """Draw the calibration of every judged run, the histogram of its scores below it, and its ROC curve."""
+def verifier(runs: Sequence[Judged], colour: Colours, score: str) -> str:
+    """Draw the calibration of every judged run, the histogram of its scores below it, and its ROC curve. ``score`` is what the scores
+    are called."""
     with canvas("Verifier: calibration and ROC", 4.6, top=0.4) as drawing:
         grid = drawing.figure.add_gridspec(2, 2, height_ratios=[3.4, 1], hspace=0.12, wspace=0.2)
         calibration = drawing.figure.add_subplot(grid[0, 0])
@@ -205,10 +206,10 @@ def verifier(runs: Sequence[Judged], colour: Colours) -> str:
             both = [a + b for a, b in zip(histogram.correct, histogram.wrong, strict=True)]
             counts.stairs(shares(both), histogram.edges, color=c, linewidth=1.4)
             roc.plot(run.roc.false_yes, run.roc.true_yes, color=c)
-        calibration.set_title("Calibration: is P(Yes) the share that is correct?")
+        calibration.set_title("Calibration: is the score the share that is correct?")
         calibration.set_ylabel("share that is correct")
         calibration.tick_params(labelbottom=False)
-        counts.set_xlabel("P(Yes)")
+        counts.set_xlabel(score)
         counts.set_ylabel("share")
         roc.set_title("ROC: do correct solutions score higher?")
         roc.set_xlabel("wrong solutions accepted")
@@ -237,7 +238,7 @@ def histograms(runs: Sequence[Judged], colour: Colours) -> str:
             ax.stairs(shares(run.histogram.wrong), edges, color=INK, linewidth=1.2)
             ax.set_title(f"{_short(run.label)}: {_auroc(run)}", color=c)
             ax.set_xlim(0, 1)
-            ax.set_xlabel("P(Yes)")
+            ax.set_xlabel(run.header.score)
             percent_axis(ax, margin=False)
             ax.set_ylim(bottom=0)
         keys = [Patch(color=MUTED), Line2D([], [], color=INK, linewidth=1.2)]

@@ -69,6 +69,11 @@ class Header:
     extract: str = "boxed"
     load: float | None = None
 
+    @property
+    def score(self) -> str:
+        """What a sample's score is called: "P(Yes)" if the judge gives that (divided by P(Yes) + P(No) or not), else "score"."""
+        return "P(Yes)" if (self.judge or "").partition(" ")[0] in ("p_yes", "normalised") else "score"
+
 
 RENAMED = {"confidence": "trace_top", "window": "trace_window"}
 """Keys of the header in older files -> what they are called now."""

@@ -116,6 +116,12 @@ class TaskReport:
         return best.label, rule
 
     @property
+    def score(self) -> str:
+        """What the scores of all judged evaluations are called: "P(Yes)", or "score" unless each has that (see ``Header.score``)."""
+        names = {e.header.score for e in self.evaluations if e.verifier}
+        return "score" if "score" in names else "P(Yes)"
+
+    @property
     def main(self) -> list[Comparison]:
         """The comparisons that a reader needs: what verdicts add to each run, and each run by its own rule against its rivals."""
         rule = {e.label: e.rule for e in self.evaluations}

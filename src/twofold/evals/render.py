@@ -88,7 +88,7 @@ def _figures(task: TaskReport, colour: Colours) -> dict[str, Markup]:
     judged = [e for e in task.evaluations if isinstance(e, Judged)]
     drawn = {"scaling": figures.scaling(task, colour), "cost": figures.cost(task, colour)}
     if judged:
-        drawn["verifier"] = figures.verifier(judged, colour)
+        drawn["verifier"] = figures.verifier(judged, colour, task.score)
         drawn["histograms"] = figures.histograms(judged, colour)
     if thoughts := {e.label: e.thinking for e in task.evaluations if e.thinking}:
         drawn["budgets"] = figures.budgets(thoughts, colour)

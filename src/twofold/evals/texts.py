@@ -41,7 +41,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """How many samples there are of each kind, and some of them; ``saved`` is False if the evaluation saved no texts."""
+    """How many samples there are of each kind, and some of them; ``saved`` is False if there are such samples but no text."""
 
     counts: dict[str, int]
     shown: dict[str, list[Text]]
@@ -87,7 +87,7 @@ def read_texts(directory: Path, pools: Sequence[Pool]) -> Texts:
                 row = Text(p.id, question, p.answer, i, text, pool.answers[i], grade.label, score, pool.tokens[i])
                 found[kind].append(row)
     shown = {kind: sorted(rows, key=lambda r: _order(kind, r.score))[:SHOWN] for kind, rows in found.items()}
-    return Texts(counts, shown, (directory / FILE).exists())
+    return Texts(counts, shown, bool(saved) or not any(counts.values()))
 
 
 def _order(kind: str, score: float | None) -> float:

@@ -38,7 +38,7 @@ def on_gpu(x: torch.Tensor) -> bool:
 
 
 def kernel(name: str, function: Callable[P, R]) -> Callable[P, R]:
-    """Return the kernel of this name, or ``function`` where there is no Triton, whose import fails then."""
+    """Return the kernel of this name, or ``function`` where no kernel runs (see ``has_triton``)."""
     if not has_triton():
         return function
     from twofold.models.kernels import learning
@@ -49,11 +49,14 @@ def kernel(name: str, function: Callable[P, R]) -> Callable[P, R]:
 
 @cache
 def has_triton() -> bool:
-    """Return whether Triton is installed; a warning says what it costs if not."""
-    if found := find_spec("triton") is not None:
-        return found
-    log.warning(
-        "Triton is not installed, so that every elementwise operation is a pass of its own over the GPU's memory, and "
-        "learning takes about twice as long"
-    )
-    return False
+    """Return whether Triton is installed and the GPU, if there is one, can run its kernels; a warning says what it costs if not."""
+    why = None if find_spec("triton") else "Triton is not installed"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        why = "this GPU is older than compute capability 8.0"
+    if why:
+        log.warning(
+            "%s, so that every elementwise operation is a pass of its own over the GPU's memory, and learning takes about twice as "
+            "long",
+            why,
+        )
+    return why is None

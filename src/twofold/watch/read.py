@@ -46,10 +46,21 @@ PANELS = (
     Panel("Reward", "mean of the step's rollouts", {"reward": "reward"}),
     Panel(
         "Verifier",
-        "on training rollouts before they are learnt from; chance is 0.5",
-        {"verifier/auroc": "AUROC", "verifier/balanced_accuracy": "balanced accuracy", "eval/auroc": "AUROC, held out"},
+        "on training rollouts before they are learnt from; held out: as the short evaluations judge; chance is 0.5",
+        {
+            "verifier/auroc": "AUROC",
+            "verifier/balanced_accuracy": "balanced accuracy",
+            "pairs/accuracy": "the right one of two",
+            "eval/auroc": "AUROC, held out",
+        },
         high=1.0,
         rule=0.5,
+    ),
+    Panel(
+        "Stated confidence",
+        "on training rollouts; the Brier score is the mean of (confidence - correct)^2, so low is good",
+        {"rlcr/confidence": "mean confidence", "rlcr/brier": "Brier score"},
+        high=1.0,
     ),
     Panel(
         "Length",
