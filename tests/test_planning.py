@@ -176,7 +176,7 @@ def test_the_products_of_an_update_are_counted_as_they_are_computed() -> None:
 @pytest.mark.parametrize("name", ["base", "mrt_b", "python"])
 def test_a_recipe_that_is_not_modelled_is_refused(name: str) -> None:
     more = ["recipe.source=mine.py:Recipe"] if name == "python" else []
-    with pytest.raises(ValueError, match="is not modelled, only that of rlv, rlcr, tango, mrt, sft"):
+    with pytest.raises(ValueError, match=f"cannot estimate recipe '{name}', only rlv, rlcr, tango, mrt, sft"):
         work_of(toml.override(Config(), [f"recipe.name={name}", *more]), Lengths())
 
 
@@ -428,7 +428,7 @@ def test_a_machines_numbers_can_be_given(capsys: pytest.CaptureFixture[str]) -> 
         (["--completion", "2000"], "--completion: 2000 is more than rollout.max_tokens, 1024"),
         (["--price", "0"], "--price: must be more than 0"),
         (["--machine", "tpu"], "invalid choice: 'tpu'"),
-        (["engine.name=fleet"], "the cost of engine.name = 'fleet' is not modelled"),
+        (["engine.name=fleet"], "twofold plan cannot estimate engine 'fleet'"),
         (["rollout.problem=3"], "unknown option --rollout.problem; did you mean --rollout.problems?"),
     ],
 )

@@ -81,8 +81,9 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("run_directory", metavar="RUN", type=Path, help="a run directory, which another process may write")
     sub.add_argument(
-        "--port", metavar="N", type=_number(Port), default=8001, help="0 takes any free port (%(default)s)"
-    )
+        "--port", metavar="N", type=_number(Port), default=8001,
+        help="port to listen on; 0: any free one (default: %(default)s)",
+    )  # fmt: skip
 
     about = "Train and evaluate the shipped model on procedural maths, and write a report (3 to 6 minutes on 2 cores)."
     sub = command("demo", about)
@@ -103,8 +104,9 @@ def _add_plan(command: Callable[..., argparse.ArgumentParser]) -> None:
         "hidden=N,layers=N,heads=N,kv_heads=N,ffn=N,vocabulary=N (default: the config's model)",
     )
     sub.add_argument(
-        "--machine", choices=("h100", "h200", "a100", "cpu"), default="h100", help="cpu: two cores (%(default)s)"
-    )
+        "--machine", choices=("h100", "h200", "a100", "cpu"), default="h100",
+        help="what it will run on; cpu: two cores (default: %(default)s)",
+    )  # fmt: skip
 
     def number(option: str, kind: Any, help: str, default: int | None = None) -> None:
         metavar = "X" if kind is Positive else "N"
@@ -258,8 +260,9 @@ def _add_use(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="address to listen on; one that other machines reach needs a key (%(default)s)",
     )
     sub.add_argument(
-        "--port", metavar="N", type=_number(Port), default=8000, help="0 takes any free port (%(default)s)"
-    )
+        "--port", metavar="N", type=_number(Port), default=8000,
+        help="port to listen on; 0: any free one (default: %(default)s)",
+    )  # fmt: skip
     sub.add_argument("--api-key-file", metavar="FILE", type=Path, help="a file with the key (or set TWOFOLD_API_KEY)")
     sub.add_argument(
         "--concurrent", metavar="N", type=_number(Count), default=64, help="requests that run at once (%(default)s)"
@@ -279,7 +282,7 @@ def _add_use(command: Callable[..., argparse.ArgumentParser]) -> None:
     _add_upstream(sub)
 
     sub = command("convert", "Write the model of a GGUF file, or an adapter with its base, as a plain model directory.")
-    sub.add_argument("file", metavar="FILE.gguf", type=Path, help="a model of type Llama, Qwen2 or Qwen3")
+    sub.add_argument("file", metavar="SOURCE", type=Path, help="a GGUF file, or an adapter's checkpoint directory")
     sub.add_argument("out", metavar="DIR", type=Path, help="a new directory; its weights are fp32")
 
     sub = command(

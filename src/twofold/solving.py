@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from twofold import run
+from twofold.compute.aggregate import RSA, AggLM
 from twofold.compute.plan import Plan
 from twofold.compute.rules import rule_named
 from twofold.compute.solve import Solution
@@ -77,8 +78,9 @@ def _print_solution(solution: Solution, plan: Plan, sure: bool, problem: str | N
     print(f"answer {visible(solution.answer) if sure else guess}  confidence {solution.confidence:.0%}")
     print(f"{'posterior' if probabilities else 'votes'}  {votes or 'none: no sample gave an answer'}")
     dropped = f" ({cost.discarded} of them dropped)" if cost.discarded else ""
+    made = f"{solution.samples} sample{'' if solution.samples == 1 else 's'}"
+    read = "to judge or aggregate" if isinstance(plan.make, RSA | AggLM) else "to judge"
     print(
-        f"cost   {solution.samples} samples, {cost.generated} tokens generated{dropped}, {cost.verified} to judge, "
-        f"{cost.seconds:.1f} s",
+        f"cost   {made}, {cost.generated} tokens generated{dropped}, {cost.verified} {read}, {cost.seconds:.1f} s",
         end="\n" if problem is None else "\n\n",
     )

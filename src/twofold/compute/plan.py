@@ -102,6 +102,8 @@ class Plan:
             raise ValueError(f"judge=pairs compares all samples of a problem, but stop={self.stop.name} looks earlier")
         if self.judge.name == "pairs" and "{solution}" not in (self.judge.question or PAIR):
             raise ValueError("judge.question of judge=pairs must say where the other solution stands: {solution}")
+        if self.judge.name != "pairs" and self.tournament != Tournament():
+            raise ValueError("options of a tournament, such as budget, go with judge=pairs only")
 
     @property
     def judged(self) -> bool:

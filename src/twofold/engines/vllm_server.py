@@ -81,7 +81,12 @@ class VllmServerEngine(RemoteEngine):
 
     def _check_version(self) -> None:
         """Raise ValueError unless this is vLLM, new enough, whose weights can be replaced."""
-        found = str(self._ask("/version").get("version"))
+        try:
+            found = str(self._ask("/version").get("version"))
+        except UpstreamError as error:
+            if error.status != 503:
+                raise
+            raise UpstreamError(503, f"{error}. Start it first, or set engine.url") from error
         if tuple(map(int, re.findall(r"\d+", found)[:2])) < OLDEST:
             raise ValueError(f"{self.url} is vLLM {found}: 0.28 or newer is needed")
         try:

@@ -99,7 +99,7 @@ def estimate(config: Config, shape: Shape, machine: Machine, layout: Layout, len
     """Return the cost of the run of ``config``. Raises ValueError for what is not modelled."""
     engine = config.engine
     if not isinstance(engine, Native | Vllm):
-        raise ValueError(f"the cost of engine.name = {engine.name!r} is not modelled, only that of native, vllm")
+        raise ValueError(f"twofold plan cannot estimate engine {engine.name!r}, only native, vllm")
     if layout.devices % layout.tensor_parallel:
         raise ValueError(f"--tensor-parallel {layout.tensor_parallel} must divide --devices {layout.devices}")
     precision = machine.precision if config.train.precision == "auto" else config.train.precision

@@ -121,7 +121,7 @@ def work_of(config: Config, lengths: Lengths) -> Work:
     recipe = config.recipe
     if type(recipe) not in known:
         names = ", ".join(kind().name for kind in known)
-        raise ValueError(f"the cost of recipe.name = {recipe.name!r} is not modelled, only that of {names}")
+        raise ValueError(f"twofold plan cannot estimate recipe {recipe.name!r}, only {names}")
     length = lengths.completion or config.rollout.max_tokens / 2
     if length > config.rollout.max_tokens:
         raise ValueError(f"--completion: {length} is more than rollout.max_tokens, {config.rollout.max_tokens}")

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twofold.ranges import Count, NonNegative, Share, Whole, checked
+from twofold.ranges import Count, Positive, Share, Whole, checked
 
 Pair = tuple[int, int]
 Game = tuple[int, int, float]
@@ -29,7 +29,7 @@ Game = tuple[int, int, float]
 class Tournament:
     """How ``judge=pairs`` compares a problem's samples. The defaults are V1-Infer's, with the larger of its common budgets."""
 
-    budget: NonNegative = 2.0
+    budget: Positive = 2.0
     """Comparisons per entrant, at most (the paper: 1, 2 or 3)."""
     degree: Whole = 2
     """Opponents that every entrant meets first."""

@@ -91,7 +91,7 @@ class RLV:
             raise ValueError(f"verify_warmup teaches the verdict as a token, but verify is {self.verify!r}")
         self.last_token.check(self.verify, self.estimator)
         if self.adversarial and (self.verify in ("last_token", "pairs") or self.balance == "weights"):
-            raise ValueError('adversarial solutions need a question about each, and balance "all" or "balanced"')
+            raise ValueError("adversarial does not go with last_token, pairs or weights: set recipe.adversarial=0")
         if self.verify == "pairs" and self.balance != "all":
             raise ValueError("pairs have as many right solutions as wrong ones: leave out balance")
         if self.refills and self.estimator == "vineppo":

@@ -223,6 +223,8 @@ class Run:
 
 
 def _hint(directory: Path) -> str:
+    if directory.is_file():
+        return "it is a file, and a run is a directory"
     if not directory.is_dir():
         return "there is no such directory"
     if (directory / "eval.json").is_file():
