@@ -158,14 +158,14 @@ def costs(lines: Sequence[Line], results: dict[str, list[dict[str, Any]]]) -> li
 
 
 def draw(lines: Sequence[Line], path: Path) -> None:
-    """Draw accuracy against tokens and against seconds: a majority vote dashed, and each method's posterior, or its best plan."""
+    """Draw accuracy against tokens and against seconds: a majority vote dashed, and each method's posterior, or its best tournament."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     named = {(x.method, x.rule): x for x in lines}
     for i, name in enumerate(dict.fromkeys(x.method for x in lines)):
-        plans = [x for x in lines if x.method == name and x.rule not in (*RULES, "pass")]
+        plans = [x for x in lines if x.method == name and "judge=" in x.rule]
         own = max(plans, key=lambda x: x.last) if plans else named.get((name, "posterior"))
         dashed = [named[name, "maj"]] if name in ("none", "rl") or own is None else []
         for x, style in [*([(own, "-")] if own else []), *((y, "--") for y in dashed)]:
@@ -175,9 +175,11 @@ def draw(lines: Sequence[Line], path: Path) -> None:
                         marker="ox^sdv"[i // len(COLOURS) % 6], markersize=3, label=label)  # fmt: skip
     for ax, text in zip(axes, ("all tokens of a problem", "seconds of a problem"), strict=True):
         ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:g}")
         ax.set_xlabel(text)
     axes[0].set_ylabel("accuracy, %")
-    axes[0].legend(frameon=False, fontsize=7)
+    lines_of = sorted(axes[0].lines, key=lambda line: -line.get_ydata()[-1])  # as they end, from the top
+    axes[1].legend(handles=lines_of, frameon=False, fontsize=8, loc="lower right")
     save(figure, path)
 
 
