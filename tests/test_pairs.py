@@ -190,6 +190,8 @@ def test_one_sample_of_each_answer_may_enter(model: Model) -> None:
 def test_a_plan_has_a_tournament_and_pays_for_it(model: Model) -> None:
     plan = parse("best-6:judge=pairs,budget=1,both=false,max_tokens=40")
     assert plan.tournament == Tournament(budget=1, both=False) and parse(str(plan)) == plan
+    with pytest.raises(ValueError, match="go with judge=pairs only"):
+        parse("best-6:budget=1")
     questions = [TASK.problem("train", i).question for i in range(3)]
     solved = solve(model.engine, model.chat, questions, plan)
     alike = solve(model.engine, model.chat, questions, parse("majority-6:max_tokens=40"))

@@ -219,6 +219,7 @@ def test_what_is_no_run_is_told_so(trained: Path, tmp_path: Path, capsys: Any) -
     for directory, hint in (
         (tmp_path / "nowhere", "there is no such directory"),
         (trained.parent, "it holds mine; name one of these"),
+        (tmp_path / "evaluation" / "eval.json", "it is a file, and a run is a directory"),
         (tmp_path / "evaluation", "it is an evaluation; twofold report shows those"),
         (tmp_path, "neither config.toml nor metrics.jsonl is in it"),
     ):
