@@ -176,7 +176,7 @@ def test_the_products_of_an_update_are_counted_as_they_are_computed() -> None:
 @pytest.mark.parametrize("name", ["base", "mrt_b", "python"])
 def test_a_recipe_that_is_not_modelled_is_refused(name: str) -> None:
     more = ["recipe.source=mine.py:Recipe"] if name == "python" else []
-    with pytest.raises(ValueError, match="is not modelled, only that of rlv, tango, mrt, sft"):
+    with pytest.raises(ValueError, match="is not modelled, only that of rlv, rlcr, tango, mrt, sft"):
         work_of(toml.override(Config(), [f"recipe.name={name}", *more]), Lengths())
 
 
