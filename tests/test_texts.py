@@ -90,6 +90,18 @@ def test_an_evaluation_without_texts_is_counted_and_says_so(tmp_path: Path) -> N
     assert figure and all(f">{name}<" in figure[0] for name in ("oracle", "majority", "best-of-n", "weighted"))
 
 
+@pytest.mark.parametrize(
+    ("judge", "name"), [("p_yes", "P(Yes)"), ("normalised of other", "P(Yes)"), ("stated", "score")]
+)
+def test_a_score_is_called_what_its_judge_gives(judge: str, name: str, tmp_path: Path) -> None:
+    saved(tmp_path, HAND)
+    save(tmp_path, HAND, "e", judge=judge)
+    report([tmp_path])
+    page = (tmp_path / "report.html").read_text()
+    assert f"<span>{name} 0.80</span>" in page and f"mean {name}<br>" in page and f">{name}</text>" in page
+    assert ("P(Yes)" in page) == (name == "P(Yes)")
+
+
 def test_without_a_judge_there_is_only_the_missing_answer(tmp_path: Path) -> None:
     pools = [make_pool(i, ["7", "42", None], [None] * 3) for i in range(3)]
     texts = summarise([saved(tmp_path, pools)]).tasks[0].evaluations[0].texts
