@@ -362,9 +362,8 @@ def evaluate(
     parsed = [parse(plan, like) if isinstance(plan, str) else plan for plan in plans]
     parsed = [replace(plan, judge=resolved(plan.judge, model.chat)) for plan in parsed]
     if unjudged := [plan for plan in parsed if plan.judged and plan.judge.name not in ASKED]:
-        judge = unjudged[0].judge.name
         raise ValueError(
-            f"plan {unjudged[0]} cannot ask for verdicts by judge={judge}: give it one of {', '.join(ASKED)}"
+            f"plan {unjudged[0]} cannot ask for verdicts by judge={unjudged[0].judge.name}: give it one of {', '.join(ASKED)}"
         )
     if too_large := [plan for plan in parsed if plan.n > config.n]:
         raise ValueError(
