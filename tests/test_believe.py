@@ -103,3 +103,5 @@ def test_what_cannot_be_valued_is_refused(model: Model, thoughts: list[Rollout])
         believed(model.engine, model.chat, thoughts, ends_of(model, thoughts), replace(PROVER, answer="So "))
     with pytest.raises(ValueError, match='is for method = "online": rl'):
         MRT(progress="likelihood")
+    with pytest.raises(ValueError, match="draws no answers: leave out answers"):
+        MRT(method="online", progress="likelihood", answers=8)

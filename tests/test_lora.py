@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from twofold import run, toml, training
 from twofold.config import Config, LoraOptions, Rollouts, Train
+from twofold.engine_options import PythonEngine, Vllm, VllmServer
 from twofold.engines.native import NativeEngine
 from twofold.maths.losses import Loss
 from twofold.models import lora, quantised
@@ -350,6 +351,14 @@ def test_a_run_on_a_base_in_four_bits_resumes_to_the_bit(tiny_model, tmp_path):
     files = ("adapter_model.safetensors", "verifier/adapter_model.safetensors")
     assert all((last / file).read_bytes() == (again / file).read_bytes() for file in files)
     assert (last / files[1]).read_bytes() != (last.with_name("step-1") / files[1]).read_bytes()
+
+
+@pytest.mark.parametrize("engine", [Vllm(), VllmServer(), PythonEngine(source="mine.py:Engine")])
+def test_an_engine_with_weights_of_its_own_refuses_a_base_in_four_bits(engine):
+    model = torch.nn.Linear(2, 2)
+    model.weight = quantised.Packed(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ValueError, match="cannot read a base in four bits"):
+        engine.build(model, "float32")
 
 
 def test_four_bits_without_bitsandbytes_say_what_is_missing(tiny_model, tmp_path, monkeypatch):

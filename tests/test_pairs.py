@@ -25,6 +25,8 @@ from twofold.maths.schedule import Optim
 from twofold.recipes.common import context_sample
 from twofold.recipes.rlv import RLV, Recipe
 from twofold.run import Eval, Model
+from twofold.serve.parse import chat_job
+from twofold.serve.schema import ChatRequest
 from twofold.tasks.procedural import Sums
 from twofold.text.prompts import PAIR
 from twofold.trainer.learner import Learner
@@ -222,6 +224,21 @@ def test_what_compares_nothing_is_refused(model: Model, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="context is 2048 tokens"):
         run.solve(model, "1+1?", Plan(4, judge=Judging("pairs"), max_tokens=1010))
     assert run.solve(model, "1+1?", Plan(1, judge=Judging("pairs"), max_tokens=900)).cost.verified == 0
+
+
+def test_there_must_be_room_for_the_other_solution(model: Model, tmp_path: Path) -> None:
+    """Of 2,048 tokens: P(Yes) about 1,200 fits, a comparison with 1,200 more does not."""
+    long, few = "context is 2048 tokens.* less than", Train(steps=1, save_every=0)
+    with pytest.raises(ValueError, match=long):
+        run.evaluate(model, TASK, Eval(1, 2, max_tokens=1200), out=tmp_path / "eval", plans=["best-2:judge=pairs"])
+    settings = Config(recipe=RLV(verify="pairs"), task=TASK, rollout=Rollouts(problems=1, max_tokens=1200), train=few)
+    with pytest.raises(ValueError, match=long):
+        training.train(settings, tmp_path / "run")
+    body = ChatRequest.model_validate(
+        {"model": "tiny:best-4:judge=pairs", "messages": [{"role": "user", "content": "1+1?"}]}
+    )
+    job, plan = chat_job(body, "tiny", model.chat, 300, run.same)
+    assert plan is not None and 2 * plan.max_tokens + job.tokens + after(model.chat, plan.judge) in (299, 300)
 
 
 # ---------------------------------------------------------------- training

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from twofold import run, toml
 from twofold.compute.judge import Judging, judge_all
 from twofold.compute.plan import parse
 from twofold.compute.rollout import draw, rollouts
 from twofold.compute.solve import solve
-from twofold.compute.stated import DIGITS, confidence
+from twofold.compute.stated import DIGITS, parse_confidence
 from twofold.compute.verify import asked
 from twofold.config import Config
 from twofold.maths.credit import rloo
@@ -21,6 +23,7 @@ from twofold.recipes.common import context_sample
 from twofold.recipes.rlcr import RLCR, Recipe, brier, with_confidence
 from twofold.run import Model
 from twofold.tasks.procedural import Sums
+from twofold.text.chat import Chat
 from twofold.text.prompts import CONFIDENCE
 from twofold.types import Collected, Completion, Sampling
 
@@ -53,14 +56,16 @@ def test_rewards_by_hand() -> None:
 
 @pytest.mark.parametrize(("p", "best"), [(0.75, 0.75), (0.15, 0.15)])
 def test_the_chance_itself_is_the_best_confidence(p: float, best: float) -> None:
-    earned = {q: p * (1 - brier(q, True)) - (1 - p) * brier(q, False) for q in (confidence(d) for d in DIGITS) if q}
+    earned = {
+        q: p * (1 - brier(q, True)) - (1 - p) * brier(q, False) for q in (parse_confidence(d) for d in DIGITS) if q
+    }
     assert max(earned, key=earned.__getitem__) == pytest.approx(best)
     assert earned[best] == pytest.approx(p**2)
 
 
 def test_only_one_digit_is_a_confidence() -> None:
     texts = ("0", "9", " 4\n", "", "10", "x", "-1", "٣")
-    assert [confidence(t) for t in texts] == [0.05, 0.95, 0.45, None, None, None, None, None]
+    assert [parse_confidence(t) for t in texts] == [0.05, 0.95, 0.45, None, None, None, None, None]
 
 
 # ---------------------------------------------------------------- what is learnt
@@ -83,7 +88,7 @@ def check(model: Model, found: Collected, lam: float, joint: bool) -> None:
         own = [next(samples) for _ in group]
         prompts = [asked(model.chat, r, CONFIDENCE) for r in group]
         said = [model.chat.decode(s.tokens[-1:]) for s in own]
-        costs = [-lam * brier(confidence(text), r.grade.correct) for text, r in zip(said, group, strict=True)]
+        costs = [-lam * brier(parse_confidence(text), r.grade.correct) for text, r in zip(said, group, strict=True)]
         rewards = [r.grade.known for r in group]
         both = rloo([a + b for a, b in zip(rewards, costs, strict=True)])
         solving, stating = (both, both) if joint else (rloo(rewards), rloo(costs))
@@ -120,6 +125,16 @@ def test_options_that_cannot_are_refused() -> None:
     assert isinstance(toml.override(Config(), ["recipe.name=rlcr", "recipe.credit=split"]).recipe, RLCR)
 
 
+def test_digits_must_be_single_tokens() -> None:
+    """The tokenizer has one token for each byte that is no digit."""
+    letters = {c: i for i, c in enumerate(sorted({*pre_tokenizers.ByteLevel.alphabet()} - {*DIGITS}))}
+    bytewise = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    chat = Chat(PreTrainedTokenizerFast(tokenizer_object=bytewise, eos_token="<|end|>"))
+    with pytest.raises(ValueError, match="must be single, distinct tokens"):
+        RLCR().build(SimpleNamespace(chat=chat))  # type: ignore[arg-type]
+
+
 # ---------------------------------------------------------------- the judge
 
 
@@ -145,7 +160,7 @@ def test_the_judge_is_the_mean_over_the_digits(model: Model) -> None:
 
 def test_it_judges_for_every_rule_and_maker(model: Model) -> None:
     question = PROBLEMS[0].question
-    for text in ("weighted-3:judge=stated", "best-4:judge=stated,make=beam", "posterior-3:judge=stated"):
+    for text in ("weighted-3:judge=stated", "best-4:judge=stated,make=forcing", "posterior-3:judge=stated"):
         (found,) = solve(model.engine, model.chat, [question], parse(f"{text},max_tokens=30"))
         assert all(s is None or 0.05 <= s <= 0.95 for s in found.scores) and any(found.scores)
     with pytest.raises(ValueError, match="does not read question"):

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from twofold import cli, run, toml
+from twofold.compute.aggregate import AggLM
 from twofold.compute.judge import Judging, judge_all, judge_cost, p_yes, resolved
-from twofold.compute.mcts import MCTS
 from twofold.compute.plan import Independent, Plan, parse
 from twofold.compute.prune import DeepConfOnline, Prune
 from twofold.compute.rollout import draw
@@ -88,8 +88,8 @@ class Counting:
         ("best-4:judge=steps,cut=tags,votes=4", Plan(4, "best", Judging("steps", cut="tags", votes=4))),
         ('best-4:question="Right, or not?"', Plan(4, "best", Judging(question="Right, or not?"))),
         (
-            "best-4:make=mcts,tokens=9,judge=written,judge.tokens=64",
-            Plan(4, "best", Judging("written", tokens=64), MCTS(steps=Steps(tokens=9))),
+            "best-4:make=agglm,votes=2,judge=written,judge.votes=3",
+            Plan(4, "best", Judging("written", votes=3), AggLM(votes=2)),
         ),
         (
             'majority-4:make=forcing,times=2,waits=["Wait, \\"no\\"]","x"]',
@@ -122,6 +122,9 @@ def test_the_short_form_there_and_back(text, plan):
         ("weighted-8:judge=wrote", "judge.name must be one of 'p_yes', 'normalised', 'written', 'steps'"),
         ("weighted-8:make=deepconf", "make.name must be one of 'independent', 'prune', 'deepconf_online'"),
         ("weighted-8:make=prune,stop=adaptive", "stop=adaptive draws independent samples, make=prune draws its own"),
+        ("weighted-8:make=beam,judge=stated", "make=beam brings its own scores and never asks judge=stated"),
+        ("weighted-8:make=correction,judge=pairs", "make=correction brings its own scores and never asks judge=pairs"),
+        ("posterior-8:judge=pairs", "rule posterior reads probabilities, and judge=pairs gives standings"),
         ("weighted-8:max_tokens=many", "max_tokens must be a whole number"),
     ],
 )

@@ -26,6 +26,7 @@ from twofold.maths.losses import Loss
 from twofold.maths.schedule import Optim
 from twofold.models.io import load_model
 from twofold.recipes.rlv import RLV
+from twofold.recipes.tango import Tango
 from twofold.run import shipped
 from twofold.tasks.procedural import Sums
 from twofold.types import Sampling
@@ -55,6 +56,13 @@ class Answers(BaseHTTPRequestHandler):
             self.send_error(404)
 
     def log_message(self, *_: Any) -> None: ...
+
+
+def test_a_server_holds_one_model(tmp_path: Path) -> None:
+    """Two roles would overwrite each other's weights. This is said before the server, which is not there, is asked."""
+    for recipe in (RLV(verify="separate"), Tango(share=False)):
+        with pytest.raises(ValueError, match="a server holds one model, this recipe trains two"):
+            training.train(Config(engine=VllmServer(url="http://127.0.0.1:9"), recipe=recipe), tmp_path / recipe.name)
 
 
 @pytest.fixture

@@ -149,6 +149,8 @@ class LoraOptions:
     def __post_init__(self) -> None:
         if self.rank and not self.targets:
             raise ValueError("lora.targets is empty, so that nothing would be trained")
+        if self.quantise != "none" and not self.rank:
+            raise ValueError('quantise = "nf4" keeps the base of an adapter in four bits: set rank above 0')
 
 
 @checked

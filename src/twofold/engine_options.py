@@ -53,7 +53,6 @@ class Vllm:
         from twofold.models.quantised import check_whole
 
         check_whole(model, "vLLM")
-
         return VllmEngine(
             model, precision=precision, tokens=self.context, max_rows=self.max_rows, kv_gib=self.kv_gib,
             eager=self.eager, sleep=self.sleep, deadline=self.deadline,
@@ -73,7 +72,9 @@ class VllmServer:
 
     def build(self, model: Any, precision: Precision) -> PolicyEngine:
         from twofold.engines.vllm_server import VllmServerEngine
+        from twofold.models.quantised import check_whole
 
+        check_whole(model, "a vLLM server")
         return VllmServerEngine(
             model, url=self.url, exchange=self.exchange, precision=precision, deadline=self.deadline
         )
@@ -122,6 +123,9 @@ class PythonEngine:
             raise ValueError('source is required: the file and the name in it, such as source = "mine.py:Engine"')
 
     def build(self, model: Any, precision: Precision) -> PolicyEngine:
+        from twofold.models.quantised import check_whole
+
+        check_whole(model, "an engine of your own")
         return source.load(self.source)(model)
 
 

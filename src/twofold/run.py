@@ -177,15 +177,19 @@ def solve(model: Model, problem: str, plan: Plan | str | None = None) -> Solutio
 def solve_many(model: Model, problems: Sequence[str], plan: Plan | str | None = None) -> list[Solution]:
     """Return ``solve`` of every problem, all in the same engine calls. Answers are grouped by mathematical equality."""
     plan = parse(plan) if isinstance(plan, str) else plan or Plan()
-    judging, longest = Judging("none"), 1  # what else a strategy writes is checked by the engine
-    if isinstance(plan.make, Independent):
-        judging = plan.judge if plan.judged else judging
-        longest = max(plan.stop.caps) if isinstance(plan.stop, Lengths) else plan.max_tokens
     if not all(problem.strip() for problem in problems):
         raise ValueError("there is no problem to solve: its text is empty")
     named = ((f"problem {i}" if len(problems) > 1 else "the problem", text) for i, text in enumerate(problems, 1))
-    check_room(model.engine.context, model.chat, named, longest, judging, hint="")
+    check_room(model.engine.context, model.chat, named, *_written(plan), hint="")
     return solve_all(model.engine, model.chat, problems, plan, same)
+
+
+def _written(plan: Plan) -> tuple[int, Judging]:
+    """Return the longest solution of a plan in tokens, and how it is judged. What else a strategy writes is checked by the engine."""
+    if not isinstance(plan.make, Independent):
+        return 1, Judging("none")
+    longest = max(plan.stop.caps) if isinstance(plan.stop, Lengths) else plan.max_tokens
+    return longest, plan.judge if plan.judged else Judging("none")
 
 
 _compared: dict[tuple[str, str], bool] = {}
@@ -358,9 +362,8 @@ def evaluate(
     parsed = [parse(plan, like) if isinstance(plan, str) else plan for plan in plans]
     parsed = [replace(plan, judge=resolved(plan.judge, model.chat)) for plan in parsed]
     if unjudged := [plan for plan in parsed if plan.judged and plan.judge.name not in ASKED]:
-        judge = unjudged[0].judge.name
         raise ValueError(
-            f"plan {unjudged[0]} cannot ask for verdicts by judge={judge}: give it one of {', '.join(ASKED)}"
+            f"plan {unjudged[0]} cannot ask for verdicts by judge={unjudged[0].judge.name}: give it one of {', '.join(ASKED)}"
         )
     if too_large := [plan for plan in parsed if plan.n > config.n]:
         raise ValueError(
@@ -379,6 +382,8 @@ def evaluate(
     for reader in (model, verifier) if verifier else (model,):
         questions = [(p.id, p.question) for p in problems]
         check_room(reader.engine.context, model.chat, questions, config.max_tokens, config.judge)
+    for plan in parsed:
+        check_room(model.engine.context, model.chat, questions, *_written(plan))
     directory = Path(out)
     with writing(directory):
         evaluate_task(

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from twofold import durable, same_run, toml
 from twofold.compute.judge import Judging, judge_all
-from twofold.compute.room import check_room, too_long
+from twofold.compute.room import after, check_room, too_long
 from twofold.config import Config, task_named
-from twofold.engine_options import Native, Outside, Vllm
+from twofold.engine_options import Native, Outside, Vllm, VllmServer
 from twofold.engines.base import Engine, PolicyEngine
 from twofold.evals.during import evaluate_step
 from twofold.evals.run import Eval
@@ -60,9 +60,7 @@ class _Setup:
 
     def begin(self, model: object, tokenizer: object, stop: Sequence[int] = ()) -> None:
         if self.config.lora.rank and not lora.adapted(model):
-            raise ValueError(
-                "lora: this recipe begins with a new model, whose weights must all be trained: set rank = 0"
-            )
+            raise ValueError("lora: this recipe begins with a new model and trains all its weights: set rank = 0")
         self.tokenizer, self.stop = tokenizer, stop
         self._add("policy", model)
 
@@ -89,6 +87,8 @@ class _Setup:
         return Sampling(temperature=rollout.temperature, max_tokens=rollout.max_tokens, seed=self.seed)
 
     def second(self, role: str, model: str | None = None) -> Engine:
+        if isinstance(self.config.engine, VllmServer):
+            raise ValueError('engine.name = "vllm-server": a server holds one model, this recipe trains two')
         name = model or self.config.model
         self.load_policy()
         if self.config.lora.rank and name == self.config.model:
@@ -163,7 +163,8 @@ class _Setup:
         known, drawn, judging = list(self.problems.known()), 0, Judging("none")
         if hasattr(recipe, "sampling"):  # it draws rollouts
             check_gradable(known)
-            drawn, judging = self.config.rollout.max_tokens, self.judging
+            drawn, ways = self.config.rollout.max_tokens, (self.judging, recipe.judging or self.judging)
+            judging = max(ways, key=lambda way: after(self.chat, way, drawn))  # the log asks, and the recipe
         texts = [(p.id, recipe.text(p)) for p in known]
         for limit in [context(model.config) for model in self.models.values()]:
             if getattr(self.config.task, "skip_long", False):

@@ -20,7 +20,7 @@ ASKED = ("p_yes", "normalised", "written", "steps", "last_token", "stated", "pai
 """The judgements that a plan may name. Any model can give them, but for ``last_token``. The other names read a trained scalar
 head (``head``), or mean none."""
 WRITING = ("written", "steps")
-"""The judgements that do not ask the model's own verdict question."""
+"""The judgements that are written, by ``tokens`` and ``votes``. The others read one token and write nothing."""
 
 
 @checked
@@ -61,12 +61,8 @@ class Judging:
 
     def words(self, chat: Chat) -> str:
         """Return the question that is asked."""
-        own = {
-            "pairs": PAIR,
-            "stated": CONFIDENCE,
-            "written": CRITIQUE,
-            "steps": VERIFY if self.cut == "tags" else CRITIQUE,
-        }
+        steps = VERIFY if self.cut == "tags" else CRITIQUE
+        own = {"pairs": PAIR, "stated": CONFIDENCE, "written": CRITIQUE, "steps": steps}
         return own.get(self.name, chat.question) if self.question is None else self.question
 
     def asking(self, chat: Chat) -> Chat:
@@ -75,9 +71,7 @@ class Judging:
         Raises ValueError for the last-token score of a model that has none.
         """
         if self.name == "last_token" and chat.last_token is None:
-            raise ValueError(
-                'judge=last_token: this model has no last-token score: train it with recipe.verify = "last_token"'
-            )
+            raise ValueError('judge=last_token: no last-token score: train it with recipe.verify = "last_token"')
         return chat if self.name in (*WRITING, "stated", "pairs") else chat.asking(self.words(chat))
 
 

@@ -8,10 +8,10 @@ B and the question.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 
+from twofold.compute.stated import probabilities
 from twofold.compute.verify import asked, unshared
 from twofold.engines.base import Engine
 from twofold.maths.pairs import Game, Tournament, next_round, standings
@@ -35,8 +35,7 @@ def first_right(
     """
     orders = [pair for a, b in pairs for pair in (((a, b), (b, a)) if both else ((a, b),))]
     prompts = [question(chat, a, b, words) for a, b in orders]
-    logps = engine.logprobs([p for p in prompts for _ in "AB"], [[i] for _ in prompts for i in chat.a_b_ids])
-    found = [1 / (1 + math.exp(b - a)) for (a,), (b,) in zip(logps[::2], logps[1::2], strict=True)]
+    found = [a / (a + b) for a, b in probabilities(engine, prompts, chat.a_b_ids)]
     spent = [unshared(prompt, a) + 1 for prompt, (a, _) in zip(prompts, orders, strict=True)]
     if not both:
         return [*zip(found, spent, strict=True)]

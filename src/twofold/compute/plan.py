@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from twofold.compute.aggregate import RSA, AggLM
 from twofold.compute.backtrack import Backtracking
-from twofold.compute.judge import Judging
+from twofold.compute.judge import ASKED, Judging
 from twofold.compute.mcts import MCTS
 from twofold.compute.prune import DeepConfOnline, Prune
 from twofold.compute.rules import check_name, rule_named
@@ -50,6 +50,9 @@ Make = (
     | AggLM
 )
 
+
+SCORED = (DeepConfOnline, Correction, Beam, DVTS, Rebase, Particles, MCTS)
+"""The ways to make candidates that bring their own scores, so that the judge is not asked about them."""
 
 PARTS = ("stop", "make", "judge")
 """The parts of a plan that are chosen by name."""
@@ -98,6 +101,14 @@ class Plan:
         Sampling(self.n, self.temperature, self.top_p, self.max_tokens, top_k=self.top_k, min_p=self.min_p)
         if not isinstance(self.make, Independent) and not isinstance(self.stop, Fixed):
             raise ValueError(f"stop={self.stop.name} draws independent samples, make={self.make.name} draws its own")
+        if isinstance(self.make, SCORED) and self.judge.name in ASKED[1:]:
+            raise ValueError(
+                f"make={self.make.name} brings its own scores and never asks judge={self.judge.name}: set judge=p_yes"
+            )
+        if self.judge.name == "pairs" and self.rule == "posterior":
+            raise ValueError(
+                "rule posterior reads probabilities, and judge=pairs gives standings: use best or weighted"
+            )
         if self.judge.name == "pairs" and not isinstance(self.stop, Fixed):
             raise ValueError(f"judge=pairs compares all samples of a problem, but stop={self.stop.name} looks earlier")
         if self.judge.name == "pairs" and "{solution}" not in (self.judge.question or PAIR):

@@ -15,10 +15,10 @@ from twofold.types import Candidate, Completion, Sampling
 DIGITS = "0123456789"
 
 
-def confidence(text: str) -> float | None:
+def parse_confidence(text: str) -> float | None:
     """Return the confidence that a digit d states, (d + 1/2) / 10, which is the middle of its tenth; None for other texts.
 
-    >>> confidence("7"), confidence(" 0"), confidence("Yes"), confidence("12")
+    >>> parse_confidence("7"), parse_confidence(" 0"), parse_confidence("Yes"), parse_confidence("12")
     (0.75, 0.05, None, None)
     """
     said = text.strip()
@@ -50,5 +50,5 @@ def stated_scores(engine: Engine, chat: Chat, solutions: Sequence[Candidate]) ->
     """
     prompts = [asked(chat, s, CONFIDENCE) for s in solutions]
     rows = probabilities(engine, prompts, chat.single_tokens(DIGITS))
-    means = [sum(p * (confidence(d) or 0.0) for p, d in zip(row, DIGITS, strict=True)) / sum(row) for row in rows]
+    means = [sum(p * (parse_confidence(d) or 0.0) for p, d in zip(row, DIGITS, strict=True)) / sum(row) for row in rows]
     return [(q, unshared(prompt, s) + 1) for q, prompt, s in zip(means, prompts, solutions, strict=True)]

@@ -61,7 +61,7 @@ class Case:
     @property
     def base(self) -> float:
         """Bytes of a model's weights, which are in float32 or, with ``lora.quantise``, have their layers' matrices in four bits."""
-        four = self.config.lora.rank and self.config.lora.quantise == "nf4"
+        four = self.config.lora.quantise == "nf4"
         return 4 * self.shape.parameters - ((4 - NF4) * self.shape.layer_matrices if four else 0)
 
     @property

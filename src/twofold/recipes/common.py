@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol, get_args
 
+from twofold.compute.judge import Judging
 from twofold.engines.base import Engine, PolicyEngine
 from twofold.maths.credit import grpo, mean
 from twofold.text.chat import Chat
@@ -75,6 +76,9 @@ class Recipe(ABC):
     ``n`` is the number of rollouts per problem. ``reference``, if given, is the engine that gives the log-probs for the KL
     term. Raises ValueError if ``sampling`` leaves tokens out, because the learner scores the full distribution.
     """
+
+    judging: Judging | None = None
+    """How the recipe itself asks about its rollouts, for which the context must have room. None: as the log does."""
 
     def __init__(self, task: Task, chat: Chat, sampling: Sampling, n: int = 1, reference: Engine | None = None) -> None:
         if sampling.filtered:

@@ -71,7 +71,7 @@ class MRT:
     where: Literal["uniform", "late"] = "uniform"
     """``rl``: the number of episodes kept, j = 0 .. k-1 of k, is drawn uniformly, or with weight j + 1 (``late``)."""
     answers: Count = 4
-    """``online``, ``mrt_star``: forced answers per prefix (published: 4, 8)."""
+    """``online`` with ``sampled``, ``mrt_star``: forced answers per prefix (published: 4, 8)."""
     progress: Literal["sampled", "likelihood"] = "sampled"
     """``online``: J is the mean reward of ``answers`` forced answers, or the probability of the known answer where they would
     be drawn. The latter has no sampling error, and needs a ``prover.answer`` that ends in a box."""
@@ -91,6 +91,8 @@ class MRT:
             raise ValueError(f"branches must be even (half stop, half continue), got {self.branches}")
         if self.progress == "likelihood" and self.method != "online":
             raise ValueError(f'progress = "likelihood" is for method = "online": {self.method} has no such value')
+        if self.progress == "likelihood" and self.answers != 4:
+            raise ValueError('progress = "likelihood" draws no answers: leave out answers')
         if self.rollouts < 2 and self.method not in ("star", "mrt_star"):
             raise ValueError(f"rollouts must be at least 2 for {self.method}: a group of one has no baseline")
 

@@ -30,8 +30,9 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Literal
 
+from twofold.compute.judge import Judging
 from twofold.compute.rollout import rollouts
-from twofold.compute.stated import confidence, state
+from twofold.compute.stated import DIGITS, parse_confidence, state
 from twofold.engines.base import Engine
 from twofold.maths.credit import grpo, mean, rloo
 from twofold.maths.seeds import derive
@@ -66,6 +67,7 @@ class RLCR:
             raise ValueError("rollouts must be at least 2: a group of one has no baseline")
 
     def build(self, setup: Setup) -> Recipe:
+        setup.chat.single_tokens(DIGITS)  # raises for a tokenizer in which no confidence is one token
         return Recipe(self, setup.task, setup.chat, setup.sampling, setup.reference())
 
 
@@ -76,7 +78,7 @@ class Recipe(common.Recipe):
         self, config: RLCR, task: Task, chat: Chat, sampling: Sampling, reference: Engine | None = None
     ) -> None:
         super().__init__(task, chat, sampling, config.rollouts, reference)
-        self.config = config
+        self.config, self.judging = config, Judging("stated")
 
     def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
         config, sampling = self.config, replace(self.sampling, seed=derive(self.sampling.seed, step))
@@ -84,7 +86,7 @@ class Recipe(common.Recipe):
         graded = common.gradable(groups)
         everyone = [r for g in graded for r in g]
         stated = state(engine, self.chat, everyone, replace(sampling, seed=derive(sampling.seed, "confidence")))
-        found = [confidence(self.chat.decode(said.tokens)) for _, said in stated]
+        found = [parse_confidence(self.chat.decode(said.tokens)) for _, said in stated]
         loss = [brier(q, r.grade.correct) for q, r in zip(found, everyone, strict=True)]
         estimate, samples, i = ESTIMATORS[config.estimator], list[Sample](), 0
         for group in graded:

@@ -29,7 +29,7 @@ from itertools import chain
 from typing import Annotated, Literal
 
 from twofold.compute.adversary import negatives
-from twofold.compute.judge import p_yes, question
+from twofold.compute.judge import Judging, p_yes, question
 from twofold.compute.last_token import ended
 from twofold.compute.rollout import as_read, continue_graded, rollouts, value
 from twofold.engines.base import Engine, PolicyEngine
@@ -125,6 +125,7 @@ class Recipe(common.Recipe):
         self.config, self.spare, self.start = config, spare, start
         self.last = Score(config.last_token, chat) if config.verify == "last_token" else None
         self.pairs = Pairs(chat, sampling.seed) if config.verify == "pairs" else None
+        self.judging = Judging("pairs") if self.pairs else None
 
     def collect(self, engine: Engine, problems: Sequence[Problem], step: int) -> Collected:
         sampling = replace(self.sampling, seed=derive(self.sampling.seed, step))

@@ -8,7 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from twofold.compute.judge import Judging
 from twofold.compute.plan import Plan, parse, settings
+from twofold.compute.room import after
 from twofold.compute.rules import RULES
 from twofold.serve import jobs
 from twofold.serve.detokenize import StopStrings
@@ -20,7 +22,7 @@ from twofold.types import COLDEST, Sampling
 
 PLAN_LIMITS = {
     "rounds": 8, "times": 8, "windows": 8, "simulations": 64, "width": 16, "children": 16, "depth": 64, "judge.tokens": 4096,
-    "judge.votes": 16, "top": 64,
+    "judge.votes": 16, "make.votes": 16, "tournament.budget": 16, "top": 64,
 }  # fmt: skip
 """The largest values of the options that multiply a plan's cost. Every other number is limited by ``MAX_TOKENS``."""
 MAX_TOP_LOGPROBS = 131_072
@@ -57,10 +59,11 @@ def chat_job(body: ChatRequest, name: str, chat: Chat, context: int, same: Same)
             message = f"a plan begins and ends its solutions as the chat template does: leave {name} out, or the plan"
             raise Refused(400, message, param=name)
     try:
-        asked = len(chat.follow_up(plan.judge.asking(chat).question, cut=True))
+        asking = plan.judge.asking(chat)
     except ValueError as error:
         raise Refused(400, str(error), param="plan") from error
-    plan = _adjusted(body, plan, len(prompt), context - asked - 1)
+    asked = max(after(asking, way) for way in (Judging(), plan.judge))  # some strategies ask for P(Yes) besides
+    plan = _adjusted(body, plan, len(prompt), context - asked)
     return Job(partial(jobs.run_plan, chat=chat, question=question, plan=plan, same=same), len(prompt)), plan
 
 
@@ -199,8 +202,9 @@ def _adjusted(body: Request, plan: Plan, prompt: int, context: int) -> Plan:
     limited = body.limit is not None or plan.max_tokens != Plan().max_tokens
     if plan.max_tokens < 1:
         raise Refused(400, "a plan needs max_tokens of at least 1", param="max_tokens")
-    _check_length(prompt, plan.max_tokens if limited else 1, context)
-    return replace(plan, max_tokens=min(plan.max_tokens, context - prompt))
+    solutions = 2 if plan.judge.name == "pairs" else 1  # a comparison quotes another one
+    _check_length(prompt, solutions * (plan.max_tokens if limited else 1), context)
+    return replace(plan, max_tokens=min(plan.max_tokens, (context - prompt) // solutions))
 
 
 def _sampling(body: Request, stop: Sequence[int], prompts: Sequence[Sequence[int]], context: int) -> Sampling:
