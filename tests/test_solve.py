@@ -439,7 +439,10 @@ def test_every_maker_is_a_plan(model, make: str):
     plan = parse(f"weighted-4:make={make},max_tokens=40")
     assert parse(str(plan)) == plan and plan.make.name == make
     found = solve(model.engine, model.chat, ["Start with 47. Add 38. What is the result?"], plan)[0]
-    assert found.answer in found.votes and 0 < found.confidence <= 1
+    if found.answers == [None]:  # the shipped model has never read attempts, so that its one vote may say nothing
+        assert make == "agglm" and found.answer is None and not found.votes
+    else:
+        assert found.answer in found.votes and 0 < found.confidence <= 1
     assert len(found.answers) == len(found.scores) <= 4
     assert found.cost.generated > found.cost.discarded >= 0
     assert (found.cost.verified > 0) == (make != "deepconf_online"), "DeepConf votes by certainty alone"
