@@ -158,7 +158,7 @@ def costs(lines: Sequence[Line], results: dict[str, list[dict[str, Any]]]) -> li
 
 
 def draw(lines: Sequence[Line], path: Path) -> None:
-    """Draw accuracy against tokens and against seconds: a majority vote dashed, and each method's posterior, or its best tournament."""
+    """Draw accuracy against tokens and against seconds: majority votes dashed, and each method's posterior or best tournament."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), layout="constrained")
