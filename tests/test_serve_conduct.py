@@ -47,6 +47,8 @@ REFUSED = {
     "no such plan": (CHAT, chat_body("tiny:wieghted-4"), 400, "plan"),
     "a plan of too many": (CHAT, chat_body(f"tiny:weighted-{MAX_SAMPLES + 1}"), 400, "plan"),
     "a plan of unending search": (CHAT, chat_body("tiny:weighted-8:make=mcts,simulations=100000"), 400, "plan"),
+    "a plan of unending votes": (CHAT, chat_body("tiny:majority-8:make=agglm,votes=1000"), 400, "plan"),
+    "a plan of unending comparisons": (CHAT, chat_body("tiny:best-8:judge=pairs,budget=1000"), 400, "plan"),
     "a plan that does not divide": (CHAT, chat_body("tiny:weighted-7:make=beam"), 400, "plan"),
     "a plan of an unknown option": (CHAT, chat_body("tiny:weighted-7:stpo=posterior"), 400, "plan"),
     "a plan of very many": (CHAT, chat_body("tiny:weighted-" + "9" * 60), 400, "plan"),
