@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from twofold.run import Eval, Model
 from twofold.serve.parse import chat_job
 from twofold.serve.schema import ChatRequest
 from twofold.tasks.procedural import Sums
+from twofold.text.chat import Chat
 from twofold.text.prompts import PAIR
 from twofold.trainer.learner import Learner
 from twofold.types import Candidate, Rollout, Sampling
@@ -138,6 +140,14 @@ def test_the_probability_is_that_of_the_model_and_costs_what_is_counted(model: M
     assert p == pytest.approx((says_a(a, b) + 1 - says_a(b, a)) / 2, abs=1e-4)
     assert first_right(model.engine, chat, [(a, b)], both=False)[0][0] == pytest.approx(says_a(a, b), abs=1e-4)
     assert first_right(model.engine, chat, [(a, a)])[0][0] == pytest.approx(0.5)
+
+
+def test_the_other_solution_is_quoted_without_its_thoughts(model: Model) -> None:
+    chat = Chat(model.tokenizer, think_end="</think>")
+    first = Candidate(chat.prompt("1+1?"), forced(chat.encode("2")), "2", "2")
+    for text in ("<think>\nNo, wait.\n</think>\n\nIt is 3.", "It is 3."):
+        asked = chat.decode(question(chat, first, replace(first, text=text)))
+        assert "B:\nIt is 3.\nWhich is right?" in asked and "No, wait." not in asked
 
 
 class Longest:
