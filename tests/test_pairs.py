@@ -227,7 +227,7 @@ def test_what_compares_nothing_is_refused(model: Model, tmp_path: Path) -> None:
         judge_all(model.engine, model.chat, [], Judging("pairs"))
     with pytest.raises(ValueError, match="as many right solutions as wrong ones"):
         RLV(verify="pairs", balance="weights")
-    with pytest.raises(ValueError, match="need a question about each"):
+    with pytest.raises(ValueError, match="does not go with last_token, pairs or weights"):
         RLV(verify="pairs", adversarial=0.1)
     asked = after(model.chat, Judging("pairs"))
     assert after(model.chat, Judging("pairs"), 100) == asked + 100
