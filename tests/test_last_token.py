@@ -139,7 +139,7 @@ def test_models_and_options_that_cannot_are_refused(model: Model) -> None:
     assert model.chat.unused() == PAD and model.chat.unused("<think>") == model.chat.codec.added["<think>"]
     for options, why in (
         ({"verify": "none", "last_token": LastTokenOptions(mix=0.1)}, "reads last_token"),
-        ({"verify": "last_token", "adversarial": 0.1}, "need a question"),
+        ({"verify": "last_token", "adversarial": 0.1}, "set recipe.adversarial=0"),
         ({"verify": "last_token", "estimator": "vineppo", "last_token": LastTokenOptions(mix=0.1)}, "whole rollouts"),
     ):
         with pytest.raises(ValueError, match=why):
