@@ -81,6 +81,11 @@ class _Work:
         """Indices of the candidates that the token limit stopped."""
         return [j for j, r in enumerate(self.group) if r.completion.finish == "length"]
 
+    @property
+    def unscored(self) -> list[int]:
+        """Indices of the candidates that have an answer and no score yet."""
+        return [j for j, r in enumerate(self.group) if r.answer is not None and self.scores[j] is None]
+
     def add(self, group: list[Candidate], scores: list[float] | None) -> None:
         self.group += group
         self.scores += [None] * len(group) if scores is None else scores
@@ -196,11 +201,11 @@ def _share(plan: Plan, work: _Work) -> float:
 
 
 def _judge(engine: Engine, chat: Chat, works: Sequence[_Work], plan: Plan, began: float) -> None:
-    """Judge every candidate that has an answer and no score yet; share the time since ``began`` among the problems."""
+    """Judge every unscored candidate; share the time since ``began`` among the problems."""
     if plan.judged and plan.judge.name == "pairs":
         _compare(engine, chat, works, plan)
     elif plan.judged:
-        todo = [(w, j) for w in works for j, r in enumerate(w.group) if r.answer is not None and w.scores[j] is None]
+        todo = [(w, j) for w in works for j in w.unscored]
         asked = [w.group[j] for w, j in todo]
         judged = judge_all(engine, chat, asked, plan.judge, plan.seed)
         for (work, j), (score, tokens) in zip(todo, judged, strict=True):
@@ -211,8 +216,8 @@ def _judge(engine: Engine, chat: Chat, works: Sequence[_Work], plan: Plan, began
 
 
 def _compare(engine: Engine, chat: Chat, works: Sequence[_Work], plan: Plan) -> None:
-    """Score every candidate that has an answer and no score by its standing in a tournament of the problem's candidates."""
-    todo = [[j for j, r in enumerate(w.group) if r.answer is not None and w.scores[j] is None] for w in works]
+    """Score every unscored candidate by its standing in a tournament of the problem's candidates."""
+    todo = [w.unscored for w in works]
     groups = [[w.group[j] for j in js] for w, js in zip(works, todo, strict=True)]
     kinds = [w.classes([r.answer for r in group]) for w, group in zip(works, groups, strict=True)]
     found = ranked(engine, chat, groups, kinds, plan.tournament, plan.judge.words(chat), plan.seed)
