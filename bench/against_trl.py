@@ -38,8 +38,6 @@ from twofold.trainer.optim import Optim
 from twofold.types import Grade, Problem, Sample, Sampling
 
 SCRIPT = "trl_worker.py"
-OURS = {"precision": "bfloat16", "micro_tokens": 8192}
-THEIRS = {"bf16": True, "paged": False, "micro": 32}
 CASES: dict[str, dict[str, int]] = {
     "a": {"prompts": 32, "n": 8, "prompt_tokens": 32, "shortest": 96, "longest": 96},
     "b": {"prompts": 32, "n": 8, "prompt_tokens": 32, "shortest": 16, "longest": 96},
@@ -216,6 +214,7 @@ def main() -> None:
     parser.add_argument("--only", default="abc", help="which cases; g is for a GPU")
     parser.add_argument("--algorithms", default="grpo,rloo")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16", help="of both sides")
     parser.add_argument("--tune", action="store_true", help="first search the best settings of both sides, with GRPO")
     parser.add_argument("--trials", type=int, default=2, help="steps that are timed for each setting tried")
     args = parser.parse_args()
@@ -246,7 +245,8 @@ def compare(args: argparse.Namespace, where: Path, case: str) -> None:
         "questions": [task.problem("train", i).question for i in range(prompts)],
     }  # fmt: skip
     print(f"case {case}", file=sys.stderr)
-    how, their_how = OURS, THEIRS
+    how: dict[str, Any] = {"precision": args.precision, "micro_tokens": 8192}
+    their_how: dict[str, Any] = {"bf16": args.precision == "bfloat16", "paged": False, "micro": 32}
     if args.tune:
         how = best_of_ours(args.trials, algorithm="grpo", **ours)
         their_how = best_of_theirs(args.trials, args.trl, algorithm="grpo", **theirs)

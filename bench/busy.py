@@ -1,8 +1,9 @@
 """Measure a training step on a quiet machine and beside one and two other processes that never wait.
 
-The others are plain Python loops, or further trainings of the same kind. Three ways in which OpenMP's threads may wait take turns:
-``now`` as twofold has it, ``spin`` as OpenMP has it by itself, ``sleep`` (OMP_WAIT_POLICY=PASSIVE). ``spin`` is measured alone, unless
-``--spin`` asks for all of it, which takes minutes a step.
+The others are plain Python loops, or further trainings of the same kind. Ways in which OpenMP's threads may wait take turns:
+``now`` as twofold has it, ``spin`` as OpenMP has it by itself, ``sleep`` (OMP_WAIT_POLICY=PASSIVE); ``one`` has one thread. All
+are compared with ``now`` on the quiet machine. ``spin`` is measured alone, unless ``--spin`` asks for all of it, which takes
+minutes a step.
 
 A step counts only if processes outside this benchmark used less than ``STRANGERS`` of a core meanwhile; what is missing after
 ``--minutes`` is left out.
@@ -25,7 +26,12 @@ from pathlib import Path
 
 from common import Worker, record
 
-WAYS = {"now": {}, "spin": {"GOMP_SPINCOUNT": "300000"}, "sleep": {"OMP_WAIT_POLICY": "PASSIVE"}}
+WAYS = {
+    "now": {},
+    "spin": {"GOMP_SPINCOUNT": "300000"},
+    "sleep": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "one": {"OMP_NUM_THREADS": "1"},
+}
 LOADS = ("quiet", "1 loop", "2 loops", "1 training", "2 trainings")
 STRANGERS = 0.1
 TICK = os.sysconf("SC_CLK_TCK")
@@ -100,15 +106,13 @@ def main() -> None:
         try:
             while any(len(found[cell]) < args.repeats for cell in todo) and time.monotonic() < end:
                 for load, name in todo:
-                    if len(found[load, name]) < args.repeats:
+                    if len(found[load, name]) < args.repeats and time.monotonic() < end:
                         seconds, strangers = step(ways[name], load)
+                        print(
+                            f"  {name}, {load}: {seconds:.2f} s, strangers use {strangers:.2f} cores", file=sys.stderr
+                        )
                         if strangers < STRANGERS:
                             found[load, name].append(seconds)
-                        else:
-                            print(
-                                f"  {name}, {load}: {seconds:.2f} s, strangers use {strangers:.2f} cores",
-                                file=sys.stderr,
-                            )
         finally:
             for way in ways.values():
                 way.close()
@@ -116,7 +120,7 @@ def main() -> None:
     for load in LOADS:
         row = {name: medians[load, name] for name in WAYS if (load, name) in medians}
         quiet = {
-            f"{name} / its quiet": s / medians["quiet", name] for name, s in row.items() if ("quiet", name) in medians
+            f"{name} / quiet": s / medians["quiet", "now"] for name, s in row.items() if ("quiet", "now") in medians
         }
         record("busy", load=load, repeats=args.repeats, **{f"{name} s": s for name, s in row.items()}, **quiet)
     if {("quiet", "now"), ("quiet", "spin")} <= medians.keys():

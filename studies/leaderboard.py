@@ -39,10 +39,12 @@ from twofold.compute.rollout import rollouts
 from twofold.config import Config
 from twofold.durable import read_lines, write_text
 from twofold.engines.base import PolicyEngine
+from twofold.evals.calibrated import halves, replay_halves
 from twofold.evals.plans import RUNS
 from twofold.evals.run import Eval
 from twofold.evals.saved import load_evaluations
 from twofold.maths.stats import verifier_metrics
+from twofold.maths.stopping import Adaptive, Posterior
 from twofold.models.checkpoints import latest_checkpoint
 from twofold.recipes.rlv import RLV
 from twofold.tasks.stream import first
@@ -65,6 +67,8 @@ class Method:
 
 
 NOTE = "training.json"
+SURE = 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98
+"""How sure of an answer the stopping rules are when they stop: the points of their curves."""
 THINK = "<think>\n"
 CHECK = "Check each step, then the whole solution."
 PLAIN = "recipe.verify=none", "recipe.adversarial=0"
@@ -135,6 +139,18 @@ def eval_of(name: str, seed: int, args: argparse.Namespace) -> tuple[Eval, dict[
         except toml.ConfigError as error:
             print(f"left out {name}, {text}: {error}", flush=True)
     return toml.override(settings, METHODS[name].judge), plans
+
+
+def stopping(settings: Eval) -> dict[str, list[Plan]]:
+    """Return the plans that draw until they are sure: adaptive consistency, and our posterior. Their curves have no k."""
+    posterior = Plan(
+        settings.n, "posterior", temperature=settings.temperature, max_tokens=settings.max_tokens, judge=settings.judge
+    )
+    majority = replace(posterior, rule="majority")
+    return {
+        "maj_stop": [replace(majority, stop=Adaptive(threshold=max(sure, 0.5))) for sure in SURE],
+        "posterior_stop": [replace(posterior, stop=Posterior(threshold=sure)) for sure in SURE],
+    }
 
 
 def powers(most: int) -> list[int]:
@@ -219,6 +235,11 @@ def one(name: str, seed: int, args: argparse.Namespace) -> None:
         rule: curve(saved.ks, [prompt + k * (drawn + read * (rule not in ("maj", "pass"))) for k in saved.ks], correct)
         for rule, correct in saved.curves_P_K.items()
     }
+    calibrations = halves(saved.pools)
+    for rule, own in stopping(settings).items() if calibrations else ():
+        replays = [replay_halves(saved.pools, plan, calibrations) for plan in own]
+        spent = [prompt + (r.generated_P_K + r.verified_P_K)[:, -1].mean() for r in replays]
+        rules[rule] = curve([], spent, np.stack([r.correct_P_K[:, -1] for r in replays], axis=1))
     rows = read_lines(folder / RUNS)
     for text, own in plans.items():
         of_K = [[row for row in rows if row["plan"] == str(plan)] for plan in own]
@@ -249,7 +270,7 @@ def clock(name: str, seed: int, args: argparse.Namespace) -> None:
     task = run.make_task(config.task)
     problems = first(task, "test", args.timed)
     sampling = Sampling(1, settings.temperature, max_tokens=settings.max_tokens, stop=model.chat.stop, seed=seed)
-    seconds: dict[str, list[float]] = {"drawn": [], "judged": []} | {text: [] for text in plans}
+    seconds: dict[str, list[float]] = {"drawn": [], "judged": []}
     for k in [1, *powers(args.n)]:
         began = time.perf_counter()
         groups = rollouts(model.engine, model.chat, task, problems, replace(sampling, n=k))
@@ -257,11 +278,14 @@ def clock(name: str, seed: int, args: argparse.Namespace) -> None:
         answered = [r for group in groups for r in group if r.answer is not None]
         judge_all((verifier or model).engine, model.chat, answered, settings.judge, seed)
         seconds["judged"].append((time.perf_counter() - began) / len(problems))
+    calibrations = halves(load_evaluations([args.out / "runs" / f"{name}-{seed}" / "evals" / "test"])[0].pools)
+    for rule, own in stopping(settings).items() if calibrations else ():
+        plans[rule] = [replace(plan, calibration=calibrations[0]) for plan in own]
     for text, own in plans.items():
         for plan in [own[0], *own]:
             began = time.perf_counter()
             run.solve_many(model, [p.question for p in problems], plan)
-            seconds[text].append((time.perf_counter() - began) / len(problems))
+            seconds.setdefault(text, []).append((time.perf_counter() - began) / len(problems))
     measured = {rule: times[1:] for rule, times in seconds.items()}  # the first was a warm-up
     write_text(args.out / f"{name}.time.json", json.dumps(measured))
 

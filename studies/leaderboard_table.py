@@ -19,14 +19,22 @@ from common import COLOURS, Floats, save
 
 from twofold.maths.stats import efficiency_ratio, resamples
 
-RULES = {"maj": "majority", "best": "best", "weighted": "weighted", "posterior": "posterior"}
+RULES = {
+    "maj": "majority", "best": "best", "weighted": "weighted", "posterior": "posterior",
+    "maj_stop": "adaptive consistency", "posterior_stop": "posterior, stopping",
+}  # fmt: skip
+PAID = {"maj": "drawn", "pass": "drawn", "best": "judged", "weighted": "judged", "posterior": "judged"}
+"""What is done for a rule, and measured for all such rules at once."""
 SIZES, MIDDLE = (4, 16, 64), 16
 DRAWS = 2000
 
 
 @dataclass(frozen=True)
 class Line:
-    """A method with a rule: S seeds, P problems, K sizes. ``seconds_K`` are NaN where they were not measured."""
+    """A method with a rule: S seeds, P problems, K points, for ``ks`` samples each; a rule that stops when it is sure has no k.
+
+    ``seconds_K`` are NaN where they were not measured.
+    """
 
     method: str
     title: str
@@ -69,10 +77,10 @@ def read(out: Path) -> tuple[list[Line], dict[str, list[dict[str, Any]]]]:
         seconds = json.loads(path.read_text()) if path.exists() else {}
         for rule, first in seeds[0]["rules"].items():
             mine = [s["rules"][rule] for s in seeds]
-            spent = seconds.get("drawn" if rule in ("maj", "pass") else "judged" if rule in RULES else rule)
+            spent = seconds.get(PAID.get(rule, rule))
             lines.append(Line(
                 name, seeds[0]["title"], rule, first["ks"], np.array([m["correct"] for m in mine]),
-                np.mean([m["tokens"] for m in mine], axis=0), np.array(spent or [math.nan] * len(first["ks"])),
+                np.mean([m["tokens"] for m in mine], axis=0), np.array(spent or [math.nan] * len(first["tokens"])),
             ))  # fmt: skip
     return lines, results
 

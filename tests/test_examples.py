@@ -230,7 +230,7 @@ def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     (first, second) = [g for g in lines(tmp_path / "run", "rollouts.jsonl") if g["step"] == 0]
     assert said.startswith(f"step 0  problem {first['id']}") and second["question"] in said
-    assert all(f"P(Yes) {r['p_yes']:.2f}" in said for r in first["rollouts"])
+    assert all(f"verdict {r['p_yes']:.2f}" in said for r in first["rollouts"])
     assert cli.main(["show", str(tmp_path / "run"), "--step", "7"]) == 2
     assert "has no step 7; it has steps 0 to 1" in capsys.readouterr().err
     assert cli.main(["show", str(tmp_path)]) == 2

@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twofold.compute.plan import Plan
-from twofold.evals.plans import replay
-from twofold.maths.posterior import fit
+from twofold.evals.plans import Replay, replay
+from twofold.maths.posterior import Calibration, fit
 from twofold.types import Pool
 
 LEAST = 20
 """Problems from which on the rule is measured: half of them have to carry a fit."""
 
 
-def posterior_curve(pools: Sequence[Pool]) -> NDArray[np.float64] | None:
-    """Return the accuracy [P, K] of the posterior's answer per problem and number of samples, as ``plans.replay`` measures it.
+def halves(pools: Sequence[Pool]) -> tuple[Calibration, Calibration] | None:
+    """Return the calibrations of the problems at even places and at odd places, each fitted on the other half.
 
-    Problems at even places have the calibration of those at odd places, and the other way round, so that no problem is
-    answered by numbers that were fitted on it. None with fewer than ``LEAST`` problems, or if one half has no answer at all.
+    So no problem is answered by numbers that were fitted on it. None with fewer than ``LEAST`` problems, or if one half has
+    no answer at all.
     """
-    halves = [pools[0::2], pools[1::2]]
-    answered = all(any(a is not None for pool in half for a in pool.answers) for half in halves)
+    parts = pools[1::2], pools[0::2]
+    answered = all(any(a is not None for pool in part for a in pool.answers) for part in parts)
     if len(pools) < LEAST or not answered:
         return None
-    n = len(pools[0].answers)
-    curves = []
-    for half, other in (halves, halves[::-1]):
-        calibration = fit([(p.answers, [g.label == "correct" for g in p.grades], p.scores) for p in other])
-        curves.append(replay(half, Plan(n, "posterior", calibration=calibration)).correct_P_K)
-    found = np.empty((len(pools), curves[0].shape[1]))
-    found[0::2], found[1::2] = curves
-    return found
+    even, odd = (fit([(p.answers, [g.label == "correct" for g in p.grades], p.scores) for p in part]) for part in parts)
+    return even, odd
+
+
+def replay_halves(pools: Sequence[Pool], plan: Plan, calibrations: tuple[Calibration, Calibration]) -> Replay:
+    """Replay a plan on the pools (``plans.replay``), each half with its own calibration."""
+    even, odd = (
+        replay(pools[i::2], replace(plan, calibration=calibration)) for i, calibration in enumerate(calibrations)
+    )
+    columns = []
+    for name in ("correct", "samples", "generated", "verified", "seconds"):
+        both = np.empty((len(pools), len(even.ks)))
+        both[0::2], both[1::2] = (getattr(half, f"{name}_P_K") for half in (even, odd))
+        columns.append(both)
+    return Replay(even.ks, *columns)
+
+
+def posterior_curve(pools: Sequence[Pool]) -> NDArray[np.float64] | None:
+    """Return the accuracy [P, K] of the posterior's answer per problem and number of samples; None where ``halves`` is None."""
+    calibrations = halves(pools)
+    if calibrations is None:
+        return None
+    return replay_halves(pools, Plan(len(pools[0].answers), "posterior"), calibrations).correct_P_K

@@ -1,4 +1,4 @@
-"""Read a run's rollouts as text: what the model wrote at a step, how that was graded, and the model's own P(Yes)."""
+"""Read a run's rollouts as text: what the model wrote at a step, how that was graded, and the model's own verdict."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def _group(group: dict[str, Any], full: bool) -> Iterator[str]:
     yield group["question"].strip()
     yield f"(reference: {group['reference']})" if group["reference"] else ""
     for number, row in enumerate(rows, 1):
-        p_yes = "" if row["p_yes"] is None else f"  P(Yes) {row['p_yes']:.2f}"
+        verdict = "" if row["p_yes"] is None else f"  verdict {row['p_yes']:.2f}"
         reward = "unknown" if row["reward"] is None else f"{row['reward']:g}"
         end = "" if row["finish"] == "stop" else "  cut by the token limit"
-        yield f"--- {number}: {row['label']}, reward {reward}{p_yes}  {row['tokens']} tokens{end}"
+        yield f"--- {number}: {row['label']}, reward {reward}{verdict}  {row['tokens']} tokens{end}"
         lines = row["text"].strip().splitlines()
         yield from lines if full else lines[:LINES]
         if not full and len(lines) > LINES:

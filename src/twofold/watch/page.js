@@ -145,7 +145,7 @@ function sample(rollout) {
     const meter = make("span", "meter"), fill = make("i");
     fill.style.width = 100 * rollout.p_yes + "%";
     meter.append(fill);
-    verdict.append(make("span", "", `P(Yes) ${rollout.p_yes.toFixed(2)}`), meter);
+    verdict.append(make("span", "", `verdict ${rollout.p_yes.toFixed(2)}`), meter);
   }
   const reward = rollout.reward === null ? "reward unknown" : `reward ${+rollout.reward.toPrecision(3)}`;
   const cut = rollout.finish === "stop" ? "" : ", cut by the token limit";
@@ -164,7 +164,7 @@ function paintRollouts() {
   }
   const steps = [...new Set(groups.map((group) => group.step))];
   const when = steps.length > 1 ? `steps ${Math.min(...steps)} to ${Math.max(...steps)}` : `step ${steps[0]}`;
-  const judged = all.some((r) => r.p_yes !== null) ? " Believed means P(Yes) of at least 0.5." : " Nothing judged them.";
+  const judged = all.some((r) => r.p_yes !== null) ? " Believed means a verdict of at least 0.5." : " Nothing judged them.";
   $("which").textContent = `${all.length} rollouts of ${groups.length} problems, ${when}, newest first; log.rollouts says how many groups of a step are written.${judged}`;
   $("groups").replaceChildren(...groups.flatMap((group) => {
     const shown = group.rollouts.filter((r) => kind === "all" || r.kind === kind);
