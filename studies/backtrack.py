@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from common import Floats, difference, interval
+from shared import Floats, difference, interval
 
 from twofold import run, toml, training
 from twofold.compute.backtrack import Backtracking, backtracking, tried

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from common import Floats
 from scipy.stats import t
+from shared import Floats
 
 from twofold.durable import read_lines
 

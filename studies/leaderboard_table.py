@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import COLOURS, Floats, save
+from shared import COLOURS, Floats, save
 
 from twofold.maths.stats import efficiency_ratio, resamples
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import warm
-from common import COLOURS, Floats, band, difference, interval, save
+from shared import COLOURS, Floats, band, difference, interval, save
 
 from twofold import run, toml, training
 from twofold.evals.probes import Prefix, Probing, Thought, probed, read_thoughts

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import FIRST
+from shared import FIRST
 
 from twofold import run, toml
 from twofold.compute.probe import probe

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common import FIRST
+from shared import FIRST
 
 from twofold import run, toml, training
 from twofold.config import Config, Data

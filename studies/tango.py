@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import warm_tango
-from common import COLOURS, Floats, band, difference, interval, save
 from numpy.typing import NDArray
+from shared import COLOURS, Floats, band, difference, interval, save
 
 from twofold import run, toml, training
 from twofold.compute.rollout import rollouts

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from common import difference
+from shared import difference
 
 from twofold.compute.plan import Plan, parse
 from twofold.evals.grid import under_cap

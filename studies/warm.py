@@ -13,7 +13,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from common import FIRST
+from shared import FIRST
 
 from twofold import run, toml, training
 from twofold.models.checkpoints import latest_checkpoint

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from common import FIRST
+from shared import FIRST
 
 from twofold import run
 from twofold.models.checkpoints import latest_checkpoint

@@ -58,6 +58,20 @@ def test_verdicts_are_compared_with_twice_the_samples_and_at_equal_tokens(study,
     assert cells[-1].startswith("+50.0 ") and cells[-1].endswith("k=2")
 
 
+def test_a_rule_that_stops_has_points_and_no_k(study, tmp_path: Path) -> None:
+    """It spends 25 tokens, half way from 12.5 to 50 in log2, and has seconds of its own."""
+    majority = ([1, 2, 4], [10.0, 20.0, 25.0], [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    stops = ([], [12.5, 50.0], [[1.0, 1.0], [0.0, 1.0]])
+    result(tmp_path, "rl", 0, {"pass": majority, "maj": majority, "maj_stop": stops})
+    (tmp_path / "rl.time.json").write_text(json.dumps({"drawn": [1, 2, 4], "maj_stop": [2, 8]}))
+    lines, _ = study.leaderboard_table.read(tmp_path)
+    (line,) = (x for x in lines if x.rule == "maj_stop")
+    assert np.allclose(line.at(25.0), [[1.0, 0.5]]) and np.allclose(line.at(4.0, "seconds"), [[1.0, 0.5]])
+    (row,) = (row for row in study.leaderboard_table.standings(lines) if "adaptive consistency" in row)
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[2].startswith("75.0 ") and cells[3].startswith("+25.0 ") and cells[-1] == ""
+
+
 def test_results_of_other_problems_are_refused(study, tmp_path: Path) -> None:
     rules = {"maj": ([1, 2], [10.0, 20.0], [[0.0, 0.5], [1.0, 1.0]])}
     result(tmp_path, "rl", 0, rules)

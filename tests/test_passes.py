@@ -6,7 +6,6 @@ import copy
 import logging
 import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -120,7 +119,6 @@ def test_a_machine_that_cannot_run_the_kernels_says_so_and_learns_as_written(
 def test_an_update_moves_what_it_must_on_a_gpu(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Qwen2.5-0.5B's shape with 3 layers, two micro-batches. Without what is fused, kept and packed it was 24 MB a token."""
     monkeypatch.syspath_prepend(ROOT / "bench")
-    monkeypatch.delitem(sys.modules, "common", raising=False)  # another test may have imported that of studies/
     import counts
     from gpu import SHAPES
 

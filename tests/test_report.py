@@ -21,11 +21,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from twofold.compute.plan import Plan
 from twofold.durable import Lines
-from twofold.evals.calibrated import posterior_curve
+from twofold.evals.calibrated import halves, posterior_curve, replay_halves
 from twofold.evals.pools import Header, PoolError, finished_ids, read_header, read_pools, write_header, write_pool
 from twofold.evals.records import Report, TaskReport
 from twofold.evals.report import print_table, report, summarise
+from twofold.maths.stopping import Posterior
 from twofold.types import Grade, Pool, Problem
 
 GRADES = {
@@ -275,6 +277,21 @@ def test_a_problems_posterior_is_calibrated_on_the_other_half(tmp_path: Path) ->
     found = posterior_curve(turned)[:, -1]
     assert found[0::2].mean() < honest.accuracy["maj@8"].mean + 0.1  # fitted where verdicts lie, they are not believed
     assert mixed.accuracy["posterior@8"].mean == pytest.approx(found.mean())
+
+
+def test_a_plan_that_stops_is_replayed_with_the_calibration_of_the_other_half() -> None:
+    """Even problems have the numbers of odd ones, whose verdicts are upside down: they believe none and draw on."""
+    pools = synthetic(3, 40, 8, judge=0.25)
+    turned = [
+        replace(p, scores=[None if s is None else 1 - s for s in p.scores]) if i % 2 else p for i, p in enumerate(pools)
+    ]
+    calibrations = halves(turned)
+    assert calibrations is not None
+    found = replay_halves(turned, Plan(8, "posterior", stop=Posterior(threshold=0.8)), calibrations)
+    even, odd = found.samples_P_K[0::2, -1].mean(), found.samples_P_K[1::2, -1].mean()
+    assert 1 <= odd < even - 1 and even > 7
+    longest = max(max(p.tokens) for p in turned)
+    assert (found.generated_P_K <= longest * found.samples_P_K).all() and found.ks == [1, 2, 4, 8]
 
 
 def test_few_problems_have_no_posterior(tmp_path: Path) -> None:
