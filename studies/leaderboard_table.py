@@ -166,20 +166,26 @@ def costs(lines: Sequence[Line], results: dict[str, list[dict[str, Any]]]) -> li
 
 
 def draw(lines: Sequence[Line], path: Path) -> None:
-    """Draw accuracy against tokens and against seconds: majority votes dashed, and each method's posterior or best tournament."""
+    """Draw accuracy against tokens and against seconds: majority votes dashed, each method's posterior or best tournament thin, and
+    the two rules that are best at few tokens among those that stop when they are sure."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     named = {(x.method, x.rule): x for x in lines}
+    base = named.get(("rl", "maj")) or named["none", "maj"]
+    few = base.tokens_K[base.ks.index(SIZES[0])] if SIZES[0] in base.ks else base.tokens_K[-1]
+    stops = [x for x in lines if x.rule == "posterior_stop" and x.at(few) is not None]
+    ahead = sorted(stops, key=lambda x: -float(np.mean(x.at(few))))[:2]
     for i, name in enumerate(dict.fromkeys(x.method for x in lines)):
         plans = [x for x in lines if x.method == name and "judge=" in x.rule]
         own = max(plans, key=lambda x: x.last) if plans else named.get((name, "posterior"))
-        dashed = [named[name, "maj"]] if name in ("none", "rl") or own is None else []
-        for x, style in [*([(own, "-")] if own else []), *((y, "--") for y in dashed)]:
+        drawn = [(named[name, "maj"], "--", 1.2)] if name in ("none", "rl") or own is None else []
+        drawn += [(own, "-", 1.2)] if own else []
+        for x, style, width in [*drawn, *((y, "-", 3.0) for y in ahead if y.method == name)]:
             label = f"{x.title}, {RULES.get(x.rule, x.rule.replace('-{k}', ''))}"
             for ax, cost_K in zip(axes, (x.tokens_K, x.seconds_K), strict=True):
-                ax.plot(cost_K, 100 * x.correct_S_P_K.mean(axis=(0, 1)), style, color=COLOURS[i % len(COLOURS)],
+                ax.plot(cost_K, 100 * x.correct_S_P_K.mean(axis=(0, 1)), style, color=COLOURS[i % len(COLOURS)], linewidth=width,
                         marker="ox^sdv"[i // len(COLOURS) % 6], markersize=3, label=label)  # fmt: skip
     for ax, text in zip(axes, ("all tokens of a problem", "seconds of a problem"), strict=True):
         ax.set_xscale("log", base=2)

@@ -235,7 +235,7 @@ def _add_report_options(sub: argparse.ArgumentParser) -> None:
         "--optimal",
         action="store_true",
         help="choose a plan for each problem by its difficulty, which a pilot estimates: among the plans given, or among "
-        "majority votes of several sizes and weighted votes",
+        "the majority vote, best-of-n, the weighted vote and the posterior",
     )
 
 

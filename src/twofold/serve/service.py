@@ -22,7 +22,7 @@ from twofold.serve.schema import Refused
 from twofold.text.chat import Chat
 
 LARGE = 1 << 14
-"""The tokens of a request, prompts and samples, from which on its memory is given back to the system when it has ended."""
+"""The memory of a request with more tokens than this, prompts and samples, is given back to the system when it has ended."""
 _libc = ctypes.CDLL(None)
 
 
