@@ -29,7 +29,7 @@ class Judging:
 
     * ``p_yes``: the probability of Yes after the verdict question, as RL^V publishes it; ``normalised``: divided by
       P(Yes) + P(No).
-    * ``written``: the share of ``votes`` written critiques that call the whole solution right.
+    * ``written``: of ``votes`` written critiques with a readable verdict, the share that calls the whole solution right.
     * ``steps``: the least share, over the solution's steps, of ``votes`` written verifications that call the step right.
     * ``last_token``: the last-token score of a model that was trained with it. It asks nothing, and a solution that the token limit
       cut scores 0.
