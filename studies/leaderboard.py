@@ -67,8 +67,12 @@ class Method:
 
 
 NOTE = "training.json"
-SURE = 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98
-"""How sure of an answer the stopping rules are when they stop: the points of their curves."""
+SURE = 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98
+"""Thresholds of adaptive consistency: the points of its curve."""
+FALLING = [(s, 0.25) for s in (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)] + [
+    (1, d) for d in (0.25, 0.15, 0.1, 0.05, 0.02)
+]
+"""The posterior's thresholds and how they fall: chosen on problems 100 to 179 of the test split, which no result is from."""
 THINK = "<think>\n"
 CHECK = "Check each step, then the whole solution."
 PLAIN = "recipe.verify=none", "recipe.adversarial=0"
@@ -148,8 +152,10 @@ def stopping(settings: Eval) -> dict[str, list[Plan]]:
     )
     majority = replace(posterior, rule="majority")
     return {
-        "maj_stop": [replace(majority, stop=Adaptive(threshold=max(sure, 0.5))) for sure in SURE],
-        "posterior_stop": [replace(posterior, stop=Posterior(threshold=sure)) for sure in SURE],
+        "maj_stop": [replace(majority, stop=Adaptive(threshold=sure)) for sure in SURE],
+        "posterior_stop": [
+            replace(posterior, stop=Posterior(threshold=sure, decay=decay, growth=1)) for sure, decay in FALLING
+        ],
     }
 
 
@@ -279,13 +285,16 @@ def clock(name: str, seed: int, args: argparse.Namespace) -> None:
         judge_all((verifier or model).engine, model.chat, answered, settings.judge, seed)
         seconds["judged"].append((time.perf_counter() - began) / len(problems))
     calibrations = halves(load_evaluations([args.out / "runs" / f"{name}-{seed}" / "evals" / "test"])[0].pools)
-    for rule, own in stopping(settings).items() if calibrations else ():
-        plans[rule] = [replace(plan, calibration=calibrations[0]) for plan in own]
+    if calibrations:
+        plans["posterior_stop"] = [
+            replace(p, calibration=calibrations[0]) for p in stopping(settings)["posterior_stop"]
+        ]
     for text, own in plans.items():
+        seconds[text] = []
         for plan in [own[0], *own]:
             began = time.perf_counter()
             run.solve_many(model, [p.question for p in problems], plan)
-            seconds.setdefault(text, []).append((time.perf_counter() - began) / len(problems))
+            seconds[text].append((time.perf_counter() - began) / len(problems))
     measured = {rule: times[1:] for rule, times in seconds.items()}  # the first was a warm-up
     write_text(args.out / f"{name}.time.json", json.dumps(measured))
 

@@ -93,6 +93,8 @@ stop[windows].size           majority-6:stop=windows,stop.size=2               s
 stop[consensus].threshold    weighted-8:stop=consensus,stop.step=4,stop.threshold=0.1,temperature=1.5   stop.threshold=1
 stop[consensus].step         weighted-6:stop=consensus,stop.step=1,stop.threshold=0.1   stop.step=4
 stop[posterior].threshold    weighted-6:stop=posterior,stop.threshold=0.2      stop.threshold=1
+stop[posterior].decay        weighted-6:stop=posterior,stop.threshold=1        stop.decay=1
+stop[posterior].growth       weighted-6:stop=posterior,stop.threshold=1,stop.decay=0.5      stop.growth=1
 stop[posterior].step         weighted-6:stop=posterior,stop.threshold=0.2      stop.step=4
 stop[lengths].caps           majority-3:stop=lengths,stop.caps=[4,40]          stop.caps=[4]
 stop[lengths].threshold      majority-3:stop=lengths,stop.caps=[8,40]          stop.threshold=0

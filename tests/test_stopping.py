@@ -100,6 +100,18 @@ def test_consensus_is_a_share_of_the_weighted_votes():
     assert should_stop(Consensus(), ["a"], [0.0], PLAIN) is None
 
 
+def test_the_posteriors_threshold_falls_with_the_samples():
+    """The leader's posterior is 0.5 after three samples (the example of ``posterior``): 0.6 * 3 ** -0.25 is 0.456."""
+    one = Calibration(slope=1, intercept=0, alpha=1, beta=1, spread=1, overlap=0)
+    answers, scores = ["7", "7", "8"], [0.5] * 3
+    assert should_stop(Posterior(threshold=0.6), answers, scores, one) is None
+    assert should_stop(Posterior(threshold=0.6, decay=0.1), answers, scores, one) is None  # 0.538
+    assert should_stop(Posterior(threshold=0.6, decay=0.25), answers, scores, one) == 3
+    assert (
+        should_stop(Posterior(threshold=0.6, decay=1), ["7"], [0.5], one) is None
+    )  # one sample: 0.6, whatever the decay
+
+
 def test_a_fixed_number_never_stops_early():
     assert rounds(Fixed(), 7) == [7]
     assert should_stop(Fixed(), ["a"] * 7, [1.0] * 7, PLAIN) is None

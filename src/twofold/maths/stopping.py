@@ -57,12 +57,20 @@ class Consensus:
 
 @checked
 class Posterior:
-    """Ours: stop when the leading answer's posterior (see ``maths.posterior``) reaches ``threshold``."""
+    """Ours: stop when the leading answer's posterior (see ``maths.posterior``) reaches ``threshold * n ** -decay`` after n samples.
+
+    A problem that is still undecided after many samples gains little by one more, so a falling threshold leaves more samples
+    to the others.
+    """
 
     name: Literal["posterior"] = "posterior"
     threshold: PositiveShare = 0.9
+    decay: Share = 0.0
+    """0: the threshold stays. 0.25 halves it by the 16th sample."""
     step: Count = 1
-    """Samples between two looks."""
+    """Samples between two looks, at least."""
+    growth: Share = 0.0
+    """Samples between two looks, as a share of those there are: 1 looks after 1, 2, 4, 8 ..., so that few calls follow one another."""
 
 
 @checked
@@ -94,12 +102,16 @@ Stop = Number | Lengths
 def rounds(rule: Number, n: int) -> list[int]:
     """Return how many samples there are each time the rule is asked, up to ``n``.
 
-    >>> rounds(Windows(size=5), 12), rounds(Fixed(), 12)
-    ([5, 10, 12], [12])
+    >>> rounds(Windows(size=5), 12), rounds(Fixed(), 12), rounds(Posterior(growth=1), 12)
+    ([5, 10, 12], [12], [1, 2, 4, 8, 12])
     """
     if isinstance(rule, Fixed):
         return [n]
-    return [*range(rule.step, n, rule.step), n]
+    growth = rule.growth if isinstance(rule, Posterior) else 0
+    looks = [rule.step]
+    while looks[-1] < n:
+        looks.append(looks[-1] + max(rule.step, int(growth * looks[-1])))
+    return [*looks[:-1], n]
 
 
 def should_stop(
@@ -125,7 +137,8 @@ def should_stop(
             votes = tally(answers, [s or 0.0 for s in scores]).values()
             confidence = max(votes) / sum(votes) if sum(votes) else 0.0
         case Posterior():
-            confidence = max(posterior(answers, scores, calibration).values(), default=0.0)
+            leader = max(posterior(answers, scores, calibration).values(), default=0.0)
+            confidence = leader * len(answers) ** rule.decay
     return len(answers) if confidence >= rule.threshold else None
 
 
