@@ -285,7 +285,7 @@ def clock(name: str, seed: int, args: argparse.Namespace) -> None:
         judge_all((verifier or model).engine, model.chat, answered, settings.judge, seed)
         seconds["judged"].append((time.perf_counter() - began) / len(problems))
     calibrations = halves(load_evaluations([args.out / "runs" / f"{name}-{seed}" / "evals" / "test"])[0].pools)
-    if calibrations:
+    if calibrations and verifier is None:  # a plan asks the model itself
         plans["posterior_stop"] = [
             replace(p, calibration=calibrations[0]) for p in stopping(settings)["posterior_stop"]
         ]

@@ -47,6 +47,7 @@ class Line:
     def at(self, budget: float, axis: str = "tokens") -> Floats | None:
         """Return [S, P] at a budget of tokens or seconds; None if one sample costs more, or the costs are not known."""
         cost_K = self.tokens_K if axis == "tokens" else self.seconds_K
+        cost_K = np.maximum.accumulate(cost_K)  # seconds are noisy
         if not budget >= cost_K[0]:
             return None
         place = float(np.interp(math.log2(budget), np.log2(cost_K), np.arange(len(cost_K))))
@@ -170,7 +171,7 @@ def draw(lines: Sequence[Line], path: Path) -> None:
     the two rules that are best at few tokens among those that stop when they are sure."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=(14, 5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     named = {(x.method, x.rule): x for x in lines}
     base = named.get(("rl", "maj")) or named["none", "maj"]
@@ -193,7 +194,7 @@ def draw(lines: Sequence[Line], path: Path) -> None:
         ax.set_xlabel(text)
     axes[0].set_ylabel("accuracy, %")
     lines_of = sorted(axes[0].lines, key=lambda line: -line.get_ydata()[-1])  # as they end, from the top
-    axes[1].legend(handles=lines_of, frameon=False, fontsize=8, loc="lower right")
+    figure.legend(handles=lines_of, frameon=False, fontsize=8, loc="outside right center")
     save(figure, path)
 
 
