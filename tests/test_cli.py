@@ -154,6 +154,17 @@ def test_a_second_ctrl_c_leaves_without_a_traceback(slow_toml: Path, tmp_path: P
     assert "finishing the step, then saving; a second Ctrl-C leaves now" in found
 
 
+def test_a_reader_that_leaves_ends_the_program_without_a_word() -> None:
+    """As in ``twofold train rlv-sums --dry-run | head -1``, whose output is short and goes out at the very end."""
+    command = [sys.executable, "-m", "twofold", "train", "rlv-sums", "--dry-run"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stderr is not None
+    child.stdout.close()
+    said = child.stderr.read()
+    child.stderr.close()
+    assert (child.wait(), said) == (141, "")
+
+
 @pytest.mark.timeout(300)
 def test_an_evaluation_says_what_is_saved(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "eval"

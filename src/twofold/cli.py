@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -31,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         if rest and not args.takes_options:
             args.error(f"unknown arguments: {' '.join(rest)}")
-        return args.run(args, rest)
+        status = args.run(args, rest)
+        sys.stdout.flush()
+        return status
     except Stopped as stopped:
         if leads():
             print(f"twofold: {stopped}. The same command continues from there (train: with --resume)", file=sys.stderr)
@@ -40,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("twofold: stopped", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            return 141  # as a shell reports a program that ended so
         # a system error's own text begins with "[Errno 2]"
         text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
         print(f"twofold: {visible(text)}", file=sys.stderr)
@@ -238,6 +243,16 @@ def _show(args: argparse.Namespace, rest: list[str]) -> int:
     for line in show(args.run_directory, args.step, args.full):
         print(visible(line))
     return 0
+
+
+def _reader_left() -> bool:
+    """Return whether nobody reads the output any more, as after ``| head``. What is still to be printed is then thrown away."""
+    output, pipe = sys.stdout.fileno(), select.poll()
+    pipe.register(output, 0)
+    left = any(event & select.POLLERR for _, event in pipe.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # or Python complains when it ends
+    return left
 
 
 def _watch(args: argparse.Namespace, rest: list[str]) -> int:
