@@ -82,11 +82,12 @@ def recipes(model: Path) -> dict[str, Config]:
     }
 
 
-def launched(ranks: int, folder: Path, **jobs: Any) -> subprocess.CompletedProcess[str]:
-    """Run these jobs under torchrun."""
+def launched(ranks: int, folder: Path, look: float = 0.1, **jobs: Any) -> subprocess.CompletedProcess[str]:
+    """Run these jobs under torchrun, which looks every ``look`` seconds whether a rank has ended, and then ends the others."""
     told = folder / f"jobs-{ranks}.json"
     told.write_text(json.dumps(jobs, default=asdict))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command += ["--monitor-interval", str(look)]
     paths = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": paths, "CALLS": str(folder / f"calls-{ranks}")}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -229,7 +230,7 @@ def test_a_run_resumes_on_another_number_of_ranks(two, name, tiny_model, tmp_pat
 @pytest.mark.timeout(300)
 def test_all_ranks_end_when_one_dies_and_say_which(tiny_model, tmp_path):
     chosen = replace(config(tiny_model, RLV(rollouts=2)), engine=PythonEngine(source=f"{WORKER}:Dying"))
-    run = launched(2, tmp_path, runs=[(chosen, str(tmp_path / "run"))])
+    run = launched(2, tmp_path, look=10, runs=[(chosen, str(tmp_path / "run"))])  # time for rank 0 to see and say it
     assert run.returncode != 0
     assert "rank 0 has lost rank 1" in run.stderr
     assert (tmp_path / "run" / "checkpoints" / "step-1").is_dir()
