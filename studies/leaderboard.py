@@ -101,7 +101,7 @@ METHODS = {
     "tango": Method(
         "Tango",
         ("recipe.name=tango", "recipe.rollouts=5", "recipe.verifier_warmup=4", "recipe.cut=lines",
-         f"recipe.question={CHECK}", "recipe.verifier_tokens=80", "optim.lr=3e-4", "loss.beta=0"),
+         f"recipe.question={CHECK}", "recipe.verifier_tokens=80", "optim.lr=3e-4"),
         ("judge.name=written", f"judge.question={CHECK}", "judge.tokens=80"),
     ),
     "think": Method("the start, thinking", None, opening=THINK),
