@@ -41,6 +41,7 @@ from twofold.durable import read_lines, write_text
 from twofold.engines.base import PolicyEngine
 from twofold.evals.calibrated import halves, replay_halves
 from twofold.evals.plans import RUNS
+from twofold.evals.pools import POOLS, read_pools
 from twofold.evals.run import Eval
 from twofold.evals.saved import load_evaluations
 from twofold.maths.stats import verifier_metrics
@@ -72,7 +73,7 @@ SURE = 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98
 FALLING = [(s, 0.25) for s in (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)] + [
     (1, d) for d in (0.25, 0.15, 0.1, 0.05, 0.02)
 ]
-"""The posterior's thresholds and how they fall: chosen on problems 100 to 179 of the test split, which no result is from."""
+"""The posterior's thresholds and how they fall: values chosen on problems 100 to 179 of the test split, which no result is from."""
 THINK = "<think>\n"
 CHECK = "Check each step, then the whole solution."
 PLAIN = "recipe.verify=none", "recipe.adversarial=0"
@@ -225,11 +226,15 @@ def loaded(name: str, path: Path, config: Config) -> tuple[run.Model, run.Model 
     return model, load(path / "verifier") if (path / "verifier").is_dir() else None
 
 
+def evaluation(name: str, seed: int, args: argparse.Namespace) -> Path:
+    return args.out / "runs" / f"{name}-{seed}" / "evals" / "test"
+
+
 def one(name: str, seed: int, args: argparse.Namespace) -> None:
     """Train and evaluate; OUT/NAME-SEED.json appears when it is complete."""
     (path, cost), config = trained(name, seed, args), config_of(name, seed, args)
     (model, verifier), (settings, plans) = loaded(name, path, config), eval_of(name, seed, args)
-    folder = args.out / "runs" / f"{name}-{seed}" / "evals" / "test"
+    folder = evaluation(name, seed, args)
     every = [plan for own in plans.values() for plan in own]
     run.evaluate(model, run.make_task(config.task), settings, out=folder, name=name, verifier=verifier, plans=every)
     saved = load_evaluations([folder])[0]
@@ -284,7 +289,7 @@ def clock(name: str, seed: int, args: argparse.Namespace) -> None:
         answered = [r for group in groups for r in group if r.answer is not None]
         judge_all((verifier or model).engine, model.chat, answered, settings.judge, seed)
         seconds["judged"].append((time.perf_counter() - began) / len(problems))
-    calibrations = halves(load_evaluations([args.out / "runs" / f"{name}-{seed}" / "evals" / "test"])[0].pools)
+    calibrations = halves(read_pools(evaluation(name, seed, args) / POOLS))
     if calibrations and verifier is None:  # a plan asks the model itself
         plans["posterior_stop"] = [
             replace(p, calibration=calibrations[0]) for p in stopping(settings)["posterior_stop"]

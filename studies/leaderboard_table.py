@@ -113,12 +113,17 @@ def fewer(line: Line, base: Line) -> str:
     return "never" if ratio.ratio is None else f"{ratio.ratio:.1f} [{ratio.low:.1f}, {ratio.high:.1f}]"
 
 
+def yardstick(named: dict[tuple[str, str], Line]) -> tuple[Line, list[int]]:
+    """Return the majority vote whose tokens are the budgets, and its sizes at them."""
+    base = named.get(("rl", "maj")) or named["none", "maj"]
+    return base, [k for k in SIZES if k in base.ks] or base.ks[-1:]
+
+
 def standings(lines: Sequence[Line]) -> list[str]:
     """Return the rows of the leaderboard, best at the middle budget first."""
     named = {(x.method, x.rule): x for x in lines}
-    base = named.get(("rl", "maj")) or named["none", "maj"]
+    base, sizes = yardstick(named)
     published = named.get(("rlv", "weighted"))
-    sizes = [k for k in SIZES if k in base.ks] or base.ks[-1:]
     middle = sizes.index(MIDDLE) if MIDDLE in sizes else -1
     tokens, seconds = ([cost[base.ks.index(k)] for k in sizes] for cost in (base.tokens_K, base.seconds_K))
     head = ["method", "rule", *(f"{t:.0f} tokens" for t in tokens), f"minus {base.title}, majority"]
@@ -174,8 +179,8 @@ def draw(lines: Sequence[Line], path: Path) -> None:
     figure = Figure(figsize=(14, 5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     named = {(x.method, x.rule): x for x in lines}
-    base = named.get(("rl", "maj")) or named["none", "maj"]
-    few = base.tokens_K[base.ks.index(SIZES[0])] if SIZES[0] in base.ks else base.tokens_K[-1]
+    base, sizes = yardstick(named)
+    few = base.tokens_K[base.ks.index(sizes[0])]
     stops = [x for x in lines if x.rule == "posterior_stop" and x.at(few) is not None]
     ahead = sorted(stops, key=lambda x: -float(np.mean(x.at(few))))[:2]
     for i, name in enumerate(dict.fromkeys(x.method for x in lines)):

@@ -107,9 +107,7 @@ def test_the_posteriors_threshold_falls_with_the_samples():
     assert should_stop(Posterior(threshold=0.6), answers, scores, one) is None
     assert should_stop(Posterior(threshold=0.6, decay=0.1), answers, scores, one) is None  # 0.538
     assert should_stop(Posterior(threshold=0.6, decay=0.25), answers, scores, one) == 3
-    assert (
-        should_stop(Posterior(threshold=0.6, decay=1), ["7"], [0.5], one) is None
-    )  # one sample: 0.6, whatever the decay
+    assert should_stop(Posterior(threshold=0.6, decay=1), ["7"], [0.5], one) is None  # 0.6, whatever the decay
 
 
 def test_a_fixed_number_never_stops_early():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +36,9 @@ def replay_halves(pools: Sequence[Pool], plan: Plan, calibrations: tuple[Calibra
     even, odd = (
         replay(pools[i::2], replace(plan, calibration=calibration)) for i, calibration in enumerate(calibrations)
     )
-    columns = []
-    for name in ("correct", "samples", "generated", "verified", "seconds"):
-        both = np.empty((len(pools), len(even.ks)))
-        both[0::2], both[1::2] = (getattr(half, f"{name}_P_K") for half in (even, odd))
-        columns.append(both)
+    columns = np.empty((len(fields(Replay)) - 1, len(pools), len(even.ks)))
+    for column, field in zip(columns, fields(Replay)[1:], strict=True):  # the first are the ks
+        column[0::2], column[1::2] = getattr(even, field.name), getattr(odd, field.name)
     return Replay(even.ks, *columns)
 
 
