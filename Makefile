@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
-demo: $(READY) ## train and evaluate RL^V on procedural maths, then write a report (3 to 6 minutes on 2 CPU cores)
+demo: $(READY) ## train and evaluate RL^V on procedural maths, then write a report (3 to 7 minutes on 2 CPU cores)
 	@$(BIN)/twofold demo
 
 SMOLLM2 := runs/smollm2/package

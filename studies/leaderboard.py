@@ -47,6 +47,7 @@ from twofold.evals.saved import load_evaluations
 from twofold.maths.stats import verifier_metrics
 from twofold.maths.stopping import Adaptive, Posterior
 from twofold.models.checkpoints import latest_checkpoint
+from twofold.models.io import chat_options
 from twofold.recipes.rlv import RLV
 from twofold.tasks.stream import first
 from twofold.types import Sampling
@@ -192,19 +193,23 @@ def train(config: Config, folder: Path, title: str) -> Path:
 def trained(name: str, seed: int, args: argparse.Namespace) -> tuple[Path, dict[str, float]]:
     """Return a method's model, and what its trainings cost in all.
 
-    With ``--warm`` a verdict that is a token is learnt before the training, as in smollm2.py. Any other verdict is learnt in as
-    many steps as both have, at the warm-up's learning rate, with all rewards 0 and a KL term that keeps the policy.
+    With ``--warm`` a verdict that is a token or a token's log-prob is learnt before the training, as in smollm2.py. Any other
+    verdict is learnt in as many steps as both have, at the warm-up's learning rate, with all rewards 0 and a KL term that keeps
+    the policy.
     """
     config, folder = config_of(name, seed, args), args.out / "runs" / f"{name}-{seed}"
     verify = getattr(config.recipe, "verify", name)
     if METHODS[name].options is None:
         return Path(config.model), {}
     folders = [folder]
-    if args.warm and verify in ("generative", "pairs"):
+    if args.warm and verify in ("generative", "pairs", "last_token"):
         folders.append(folder.with_name(f"{folder.name}-warm"))
         warm = smollm2.warm(config, int(args.warm[0]), args.warm[1], seed)
-        config = replace(config, model=str(train(warm, folders[1], f"{name} {seed}, verdict")))
-    elif args.warm and (verify in ("bce", "regression", "last_token", "separate") or name == "rlcr"):
+        taught = train(warm, folders[1], f"{name} {seed}, verdict")
+        config = replace(config, model=str(taught))
+        if (score := chat_options(taught)["last_token"]) is not None:
+            config = toml.override(config, [f"recipe.last_token.reference={score.reference}"])
+    elif args.warm and (verify in ("bce", "regression", "separate") or name == "rlcr"):
         steps, optim = config.train.steps + int(args.warm[0]), replace(config.optim, lr=args.warm[1])
         config = replace(
             config, optim=optim, train=replace(config.train, steps=steps), loss=replace(config.loss, beta=1.0)

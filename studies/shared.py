@@ -40,7 +40,9 @@ def save(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=160)
 
 
-def band(axes: Any, x: Sequence[float], mean: Floats, low: Floats, high: Floats, colour: str) -> None:
+def band(
+    axes: Any, x: Sequence[float], mean: Floats, low: Floats, high: Floats, colour: str, label: str | None = None
+) -> None:
     """Draw a curve with its interval."""
     axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(x, mean, color=colour, marker=".", markersize=4, linewidth=1.6)
+    axes.plot(x, mean, color=colour, marker=".", markersize=4, linewidth=1.6, label=label)

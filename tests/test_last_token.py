@@ -198,6 +198,24 @@ def test_the_score_is_regressed_on_the_reward() -> None:
     assert sum(right) / len(right) > sum(wrong) / len(wrong) + 0.3
 
 
+def test_a_warm_up_learns_the_score_and_keeps_the_policy(model: Model) -> None:
+    """The rollouts are the start's, each of their tokens weighs 1, and the score's error lambda; the reference is measured first."""
+    options = RLV(verify="last_token", rollouts=3, verify_warmup=2, lam=5.0, balance="weights")
+    recipe = Recipe(options, TASK, model.chat, sampling(model), start=model.engine)
+    found = recipe.collect(model.engine, [TASK.problem("train", i) for i in range(4)], 0)
+    reference, samples = found.stats["last_token/reference"], found.samples["policy"]
+    rollouts = [r for g in found.groups for r in g]
+    whole = [(s, r) for s, r in zip(samples, rollouts, strict=True) if ended(model.chat, r)]
+    right = sum(r.grade.correct for _, r in whole)
+    share = class_weights(right, len(whole) - right, right**2, (len(whole) - right) ** 2)
+    assert 0 < right < len(whole)
+    for s, r in whole:
+        (index, token, label, weight) = s.fits[0]
+        assert [t for t in s.targets if t] == [1.0] * len(r.completion.tokens) and not any(s.sampled)
+        assert (index, token) == (len(s.tokens) - 1, PAD) and label == reference + 10 * r.grade.correct
+        assert weight == pytest.approx(5.0 * share[0 if r.grade.correct else 1] / 100)
+
+
 def test_steps_before_after_learn_no_score(tmp_path: Path) -> None:
     settings = replace(
         config(last_token=LastTokenOptions(after=1, reference=-20.0)), train=Train(steps=2, save_every=0)

@@ -129,3 +129,21 @@ def test_what_this_twofold_does_not_know_is_left_out_in_words(
     said = capsys.readouterr().out
     assert "left out odd: " in said and "left out plan, majority-{k}:make=tarot: " in said and "tarot" in said
     assert sys.modules["leaderboard"] is study
+
+
+@pytest.mark.parametrize(("folder", "rows"), [("sums", 15)])
+def test_the_published_accuracies_are_those_of_the_result_files(study, folder: str, rows: int) -> None:
+    """Every cell of the page's main table, from ``studies/results`` alone."""
+    lines, _ = study.leaderboard_table.read(STUDIES / "results" / folder)
+    named = {(x.title, study.leaderboard_table.RULES.get(x.rule)): x for x in lines}
+    base, sizes = study.leaderboard_table.yardstick({(x.method, x.rule): x for x in lines})
+    budgets = [base.tokens_K[base.ks.index(k)] for k in sizes]
+    page = (STUDIES.parent / "docs/results/leaderboard.md").read_text().split("| method | rule | at ")[1].splitlines()
+    title, checked = "", 0
+    for row in page[2 : page.index("")]:
+        name, rule, *cells = (cell.strip() for cell in row.replace("**", "").split("|")[1:-1])
+        title = name.partition(", with the KL")[0] or title
+        line = named[title, "weighted" if rule.startswith("weighted") else rule]
+        assert cells[: len(budgets)] == [study.leaderboard_table.shown(line.at(b)) for b in budgets], row
+        checked += 1
+    assert checked == rows

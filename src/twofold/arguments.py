@@ -85,7 +85,7 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="port to listen on; 0: any free one (default: %(default)s)",
     )  # fmt: skip
 
-    about = "Train and evaluate the shipped model on procedural maths, and write a report (3 to 6 minutes on 2 cores)."
+    about = "Train and evaluate the shipped model on procedural maths, and write a report (3 to 7 minutes on 2 cores)."
     sub = command("demo", about)
     sub.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/demo"), help="directory (%(default)s)")
     sub.add_argument("--seed", metavar="N", type=_number(Seed), default=0, help="seed of both runs (%(default)s)")

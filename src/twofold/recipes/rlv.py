@@ -87,7 +87,7 @@ class RLV:
     def __post_init__(self) -> None:
         if self.rollouts < 2 and self.estimator != "vineppo":
             raise ValueError(f"rollouts must be at least 2 for {self.estimator}: a group of one has no baseline")
-        if self.verify_warmup and self.verify not in ("generative", "pairs"):
+        if self.verify_warmup and self.verify not in ("generative", "pairs", "last_token"):
             raise ValueError(f"verify_warmup teaches the verdict as a token, but verify is {self.verify!r}")
         self.last_token.check(self.verify, self.estimator)
         if self.adversarial and (self.verify in ("last_token", "pairs") or self.balance == "weights"):
@@ -132,7 +132,7 @@ class Recipe(common.Recipe):
         if self.start is not None and step < self.config.verify_warmup:
             groups = self._drawn(self.start, problems, sampling)
             self.start.rest()
-            return self._warm(groups, step)
+            return self._warm(engine, groups, step)
         groups = self._groups(engine, problems, sampling, step)
         stats = common.describe(groups)
         usable = common.gradable(groups)
@@ -161,16 +161,18 @@ class Recipe(common.Recipe):
         stats |= {} if self.config.verify == "none" else {"lambda": lam}
         return Collected(samples, stats, groups)
 
-    def _warm(self, groups: list[Group], step: int) -> Collected:
-        """Return samples of the starting model's rollouts: lambda times the verdict's mean NLL and that of the rollout's tokens."""
+    def _warm(self, engine: Engine, groups: list[Group], step: int) -> Collected:
+        """Return samples of the starting model's rollouts: lambda times the verdict's mean loss, and the mean NLL of the rollouts'
+        tokens. A score's loss is a mean by itself; a verdict token is one target among a rollout's many."""
         everyone, samples = [r for g in common.gradable(groups) for r in g], []
+        stats = common.describe(groups) | (self.last.begin(engine, everyone) if self.last else {})
         judged, lam, apart = self._judged(everyone, step), self._lambda(step), list[Sample]()
         for i, rollout in enumerate(everyone):
-            sample, weight = common.target_sample(rollout), lam * len(rollout.completion.tokens)
+            sample, weight = common.target_sample(rollout), lam * (1 if self.last else len(rollout.completion.tokens))
             samples.append(self._judge(sample, rollout, weight * judged[i], apart) if i in judged else sample)
         weight = lam * mean([len(r.completion.tokens) for r in everyone])
         apart += [self._verdict(r, weight) for r in self._negatives(everyone, len(judged), step)]
-        return Collected({"policy": samples + apart}, common.describe(groups), groups)
+        return Collected({"policy": samples + apart}, stats, groups)
 
     def _groups(self, engine: Engine, problems: Sequence[Problem], sampling: Sampling, step: int) -> list[Group]:
         """Return the rollouts of the problems, and of spare problems while too few groups have different rewards."""
