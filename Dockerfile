@@ -2,8 +2,9 @@
 #
 #   docker build --target cpu  -t twofold .                                  any machine
 #   docker build --target cuda -t twofold:cuda .                             NVIDIA GPUs, Ampere or newer
-#   docker run --rm -v "$PWD/runs:/data/runs" twofold demo                   the report: runs/demo/report.html
-#   docker run --rm -v "$PWD/runs:/data/runs" --gpus all twofold:cuda train rlv-qwen2.5-math-1.5b
+#   mkdir -p runs
+#   docker run --rm --user "$(id -u)" -v "$PWD/runs:/data/runs" twofold demo         the report: runs/demo/report.html
+#   docker run --rm --user "$(id -u)" -v "$PWD/runs:/data/runs" --gpus all twofold:cuda train rlv-qwen2.5-math-1.5b
 #
 # --build-arg TWOFOLD_TORCH_INDEX=<url> installs torch from this index, as for make: with an index of CPU builds the first
 # image is some 5 GB smaller. The CUDA libraries come with torch's own packages, so no CUDA base image is needed.
@@ -26,8 +27,10 @@ RUN pip install --no-cache-dir --constraint /constraints.txt --no-deps \
     ${TWOFOLD_TORCH_INDEX:+--index-url "$TWOFOLD_TORCH_INDEX"} torch
 COPY --from=build /dist /dist
 RUN pip install --no-cache-dir --constraint /constraints.txt "$(ls /dist/*.whl)[serve]"
-RUN useradd --create-home twofold && mkdir -p /data/runs && chown -R twofold /data
-USER twofold
+# Whoever owns the mounted folder may be the user, so any user may write here, and one without an entry in passwd has a name.
+RUN mkdir -p /data/runs && chmod -R 777 /data
+ENV HOME=/data USER=twofold
+USER 1000
 WORKDIR /data
 ENTRYPOINT ["twofold"]
 
@@ -35,4 +38,4 @@ ENTRYPOINT ["twofold"]
 FROM cpu AS cuda
 USER 0
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
-USER twofold
+USER 1000
