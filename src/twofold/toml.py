@@ -27,6 +27,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -52,10 +53,10 @@ class _Text(str):
 
 @dataclass(frozen=True)
 class _Context:
-    """What an error message needs: where the values were written, all options, and their other names."""
+    """What an error message needs: where the values were written, the class of the whole, and other names of its options."""
 
     where: str
-    known: list[str]
+    cls: type
     aliases: Aliases
 
     def error(self, message: str) -> ConfigError:
@@ -73,19 +74,19 @@ class _Context:
         while isinstance(value, Mapping) and value:  # name the option that was meant, not its table
             child, value = next(iter(value.items()))
             key = f"{key}.{child}"
-        leaf = key.split(".")[-1]
+        leaf, known = key.split(".")[-1], options(self.cls)
         ours = self.aliases.get(key) or self.aliases.get(leaf)
-        elsewhere = [option for option in self.known if option.split(".")[-1] == leaf]
-        leaves = {option.split(".")[-1]: option for option in self.known}
-        close = get_close_matches(key, self.known, n=1) or [leaves[x] for x in get_close_matches(leaf, leaves, n=1)]
-        if key in self.known:
+        elsewhere = [option for option in known if option.split(".")[-1] == leaf]
+        leaves = {option.split(".")[-1]: option for option in known}
+        close = get_close_matches(key, known, n=1) or [leaves[x] for x in get_close_matches(leaf, leaves, n=1)]
+        if key in known:
             hint = f"it is an option of another {self.spelled(key.rpartition('.')[0])}.name"
         elif ours:
             hint = f"twofold calls it {ours if ours.startswith('--') else self.spelled(ours)}"
         elif elsewhere or close:
             hint = f"did you mean {self.spelled(*(elsewhere or close))}?"
         else:
-            hint = f"the options are {', '.join(self.known)}"
+            hint = f"the options are {', '.join(known)}"
         return self.error(f"unknown option {self.spelled(key)}; {hint}")
 
 
@@ -105,7 +106,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config", al
 
     Raises ConfigError if a value does not fit.
     """
-    return _build(cls, values, "", None, _Context(where, options(cls), aliases))
+    return _build(cls, values, "", None, _Context(where, cls, aliases))
 
 
 def override(config: T, settings: Sequence[str], aliases: Aliases = NO_ALIASES, where: str = COMMAND_LINE) -> T:
@@ -124,7 +125,7 @@ def override(config: T, settings: Sequence[str], aliases: Aliases = NO_ALIASES, 
             if not isinstance(table, dict):
                 raise ConfigError(f"{where}: {parent} is given both as a value and as a table, by {key}")
         table[leaf] = _Text(text)
-    return _build(type(config), values, "", config, _Context(where, options(type(config)), aliases))
+    return _build(type(config), values, "", config, _Context(where, type(config), aliases))
 
 
 def to_toml(config: object) -> str:
@@ -169,14 +170,17 @@ def _pairs(settings: Sequence[str], where: str) -> Iterator[tuple[str, str]]:
         yield key.removeprefix("--").replace("-", "_"), text
 
 
-def _fields(cls: type) -> Iterator[tuple[Field[Any], Any]]:
+@cache  # a plan is read in a request, and resolving the annotations was most of that
+def _fields(cls: type) -> Sequence[tuple[Field[Any], Any]]:
     hints = get_type_hints(cls, include_extras=True)
+    found: list[tuple[Field[Any], Any]] = []
     for field in fields(cls):
         hint = hints[field.name]
         if type(None) in _members(hint) and field.default is not None:
             # TOML has no None, so config.toml would lose a None that replaces another default
             raise TypeError(f"{cls.__name__}.{field.name} is optional, so its default must be None")
-        yield field, hint
+        found.append((field, hint))
+    return found
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -185,7 +189,7 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 def _build(cls: type[T], values: Mapping[str, Any], prefix: str, base: T | None, context: _Context) -> T:
     """Return a ``cls`` with ``values``; what they leave out comes from ``base``, or has its default if there is no ``base``."""
-    own_fields = list(_fields(cls))
+    own_fields = _fields(cls)  # type: ignore[arg-type]  # a class is hashable
     names = {field.name for field, _ in own_fields}
     for key in values:
         if key not in names:
