@@ -147,3 +147,10 @@ def test_the_published_accuracies_are_those_of_the_result_files(study, folder: s
         assert cells[: len(budgets)] == [study.leaderboard_table.shown(line.at(b)) for b in budgets], row
         checked += 1
     assert checked == rows
+
+
+def test_the_figure_of_samples_is_drawn_from_the_result_files(study, tmp_path: Path) -> None:
+    import samples
+
+    samples.main([str(tmp_path / "figure.png"), f"a title={STUDIES / 'results' / 'sums'}"])
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
