@@ -172,12 +172,15 @@ def costs(lines: Sequence[Line], results: dict[str, list[dict[str, Any]]]) -> li
 
 
 def draw(lines: Sequence[Line], path: Path) -> None:
-    """Draw accuracy against tokens and against seconds: majority votes dashed, each method's posterior or best tournament thin, and
-    the two rules that are best at few tokens among those that stop when they are sure."""
+    """Draw accuracy against tokens, and against seconds where they were measured: each method with a published rule (its weighted vote
+    or best tournament, thin; without verdicts the majority vote, dashed), and the two that are best at few tokens with our
+    posterior that stops (thick)."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 5), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    costs = {"all tokens of a problem": "tokens_K", "seconds of a problem": "seconds_K"}
+    costs = {text: name for text, name in costs.items() if any(np.isfinite(getattr(x, name)).any() for x in lines)}
+    figure = Figure(figsize=(4 + 5 * len(costs), 5), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(costs), sharey=True))
     named = {(x.method, x.rule): x for x in lines}
     base, sizes = yardstick(named)
     few = base.tokens_K[base.ks.index(sizes[0])]
@@ -185,15 +188,15 @@ def draw(lines: Sequence[Line], path: Path) -> None:
     ahead = sorted(stops, key=lambda x: -float(np.mean(x.at(few))))[:2]
     for i, name in enumerate(dict.fromkeys(x.method for x in lines)):
         plans = [x for x in lines if x.method == name and "judge=" in x.rule]
-        own = max(plans, key=lambda x: x.last) if plans else named.get((name, "posterior"))
-        drawn = [(named[name, "maj"], "--", 1.2)] if name in ("none", "rl") or own is None else []
-        drawn += [(own, "-", 1.2)] if own else []
+        own = max(plans, key=lambda x: x.last) if plans else named.get((name, "weighted"))
+        drawn = [(named[name, "maj"], "--", 1.2)] if name in ("none", "rl") or own is None else [(own, "-", 1.2)]
         for x, style, width in [*drawn, *((y, "-", 3.0) for y in ahead if y.method == name)]:
+            shares_K = 100 * x.correct_S_P_K.mean(axis=(0, 1))
             label = f"{x.title}, {RULES.get(x.rule, x.rule.replace('-{k}', ''))}"
-            for ax, cost_K in zip(axes, (x.tokens_K, x.seconds_K), strict=True):
-                ax.plot(cost_K, 100 * x.correct_S_P_K.mean(axis=(0, 1)), style, color=COLOURS[i % len(COLOURS)], linewidth=width,
+            for ax, cost in zip(axes, costs.values(), strict=True):
+                ax.plot(getattr(x, cost), shares_K, style, color=COLOURS[i % len(COLOURS)], linewidth=width,
                         marker="ox^sdv"[i // len(COLOURS) % 6], markersize=3, label=label)  # fmt: skip
-    for ax, text in zip(axes, ("all tokens of a problem", "seconds of a problem"), strict=True):
+    for ax, text in zip(axes, costs, strict=True):
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set_xlabel(text)

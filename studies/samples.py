@@ -17,12 +17,14 @@ from shared import COLOURS, band, save
 
 LINES = {
     ("rlv", "pass"): (None, "one of them is right (RL^V)"),
+    ("rlv", "posterior"): (COLOURS[4], "RL^V, posterior of its verdicts"),
     ("rlv", "weighted"): (COLOURS[3], "RL^V, weighted by its verdicts"),
     ("rlv", "maj"): (COLOURS[2], "RL^V, majority"),
     ("none", "maj"): (COLOURS[1], "before, majority"),
     ("rl", "maj"): (COLOURS[0], "plain RL, majority"),
 }
-"""(method, rule) -> colour and label, in the legend's order. A line without a colour is no strategy: it knows the answer."""
+"""(method, rule) -> colour and label, in the legend's order. A line without a colour is no strategy: it knows the answer. A folder may
+lack a method."""
 
 
 def draw(path: Path, panels: dict[str, Path]) -> None:
@@ -32,8 +34,7 @@ def draw(path: Path, panels: dict[str, Path]) -> None:
     every = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
     for ax, (title, folder) in zip(every, panels.items(), strict=True):
         named = {(x.method, x.rule): x for x in read(folder)[0]}
-        for key, (colour, label) in LINES.items():
-            x = named[key]
+        for x, (colour, label) in ((named[key], how) for key, how in LINES.items() if key in named):
             mean_K = 100 * x.correct_S_P_K.mean(axis=(0, 1))
             if colour is None:
                 ax.plot(x.ks, mean_K, ":", color="black", linewidth=1, label=label)
@@ -45,7 +46,7 @@ def draw(path: Path, panels: dict[str, Path]) -> None:
         ax.set_xlabel("samples of a problem")
         ax.set_title(title, fontsize=10)
     every[0].set_ylabel("accuracy, %")
-    every[-1].legend(frameon=False, fontsize=8, loc="lower right")
+    max(every, key=lambda ax: len(ax.lines)).legend(frameon=False, fontsize=8, loc="lower right")
     save(figure, path)
 
 

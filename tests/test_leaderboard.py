@@ -131,14 +131,14 @@ def test_what_this_twofold_does_not_know_is_left_out_in_words(
     assert sys.modules["leaderboard"] is study
 
 
-@pytest.mark.parametrize(("folder", "rows"), [("sums", 15)])
-def test_the_published_accuracies_are_those_of_the_result_files(study, folder: str, rows: int) -> None:
-    """Every cell of the page's main table, from ``studies/results`` alone."""
+@pytest.mark.parametrize(("folder", "table", "rows"), [("sums", 0, 15), ("smollm2", 2, 6)])
+def test_the_published_accuracies_are_those_of_the_result_files(study, folder: str, table: int, rows: int) -> None:
+    """Every accuracy in the page's main tables, from ``studies/results`` alone."""
     lines, _ = study.leaderboard_table.read(STUDIES / "results" / folder)
     named = {(x.title, study.leaderboard_table.RULES.get(x.rule)): x for x in lines}
     base, sizes = study.leaderboard_table.yardstick({(x.method, x.rule): x for x in lines})
     budgets = [base.tokens_K[base.ks.index(k)] for k in sizes]
-    page = (STUDIES.parent / "docs/results/leaderboard.md").read_text().split("| method | rule | at ")[1].splitlines()
+    page = (STUDIES.parent / "docs/results/leaderboard.md").read_text().split("| method | rule | at ")[table + 1].splitlines()
     title, checked = "", 0
     for row in page[2 : page.index("")]:
         name, rule, *cells = (cell.strip() for cell in row.replace("**", "").split("|")[1:-1])
@@ -147,6 +147,21 @@ def test_the_published_accuracies_are_those_of_the_result_files(study, folder: s
         assert cells[: len(budgets)] == [study.leaderboard_table.shown(line.at(b)) for b in budgets], row
         checked += 1
     assert checked == rows
+
+
+def test_the_readme_s_table_is_that_of_the_result_files(study) -> None:
+    """pass@1, the accuracies of 16 samples, and the verifier's AUROC, means over the seeds."""
+    text = (STUDIES.parent / "README.md").read_text().split("| model, task |")[1].split("\n\n")[0].replace("**", "")
+    rows = iter(text.splitlines()[2:])
+    for folder, methods in (("smollm2", ("none", "rlv")), ("sums", ("none", "rl", "rlv"))):
+        lines, results = study.leaderboard_table.read(STUDIES / "results" / folder)
+        named = {(x.method, x.rule): x for x in lines}
+        for method in methods:
+            shares = [("pass", 1), ("maj", 16), ("weighted", 16), ("posterior", 16)]
+            cells = [f"{100 * named[method, rule].of(k).mean():.1f}" for rule, k in shares]
+            cells.append(f"{np.mean([seed['auroc'] for seed in results[method]]):.2f}")
+            assert [cell.strip() for cell in next(rows).split("|")[3:-1]] == cells
+    assert not [*rows]
 
 
 def test_the_figure_of_samples_is_drawn_from_the_result_files(study, tmp_path: Path) -> None:
