@@ -138,9 +138,10 @@ def test_the_published_accuracies_are_those_of_the_result_files(study, folder: s
     named = {(x.title, study.leaderboard_table.RULES.get(x.rule)): x for x in lines}
     base, sizes = study.leaderboard_table.yardstick({(x.method, x.rule): x for x in lines})
     budgets = [base.tokens_K[base.ks.index(k)] for k in sizes]
-    page = (STUDIES.parent / "docs/results/leaderboard.md").read_text().split("| method | rule | at ")[table + 1].splitlines()
+    page = (STUDIES.parent / "docs/results/leaderboard.md").read_text()
+    text = page.split("| method | rule | at ")[table + 1].splitlines()
     title, checked = "", 0
-    for row in page[2 : page.index("")]:
+    for row in text[2 : text.index("")]:
         name, rule, *cells = (cell.strip() for cell in row.replace("**", "").split("|")[1:-1])
         title = name.partition(", with the KL")[0] or title
         line = named[title, "weighted" if rule.startswith("weighted") else rule]
