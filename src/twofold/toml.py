@@ -180,7 +180,7 @@ def _fields(cls: type) -> Sequence[tuple[Field[Any], Any]]:
             # TOML has no None, so config.toml would lose a None that replaces another default
             raise TypeError(f"{cls.__name__}.{field.name} is optional, so its default must be None")
         found.append((field, hint))
-    return found
+    return tuple(found)
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
