@@ -55,12 +55,12 @@ if find_spec("vllm"):  # on a CPU it has no heads narrower than 32
     TINY |= dict(hidden_size=128)
 
 
-LONGEST = "test_tutorial test_dist test_torture test_train test_options test_durable test_solve test_demo".split()
+LONGEST = ("tutorial", "dist", "torture", "train", "options", "durable", "solve", "demo")
 """Files that take the longest come first, so that with several processes none works on one of them while the others have nothing."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    place = {name: i for i, name in enumerate(LONGEST)}
+    place = {f"test_{name}": i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
