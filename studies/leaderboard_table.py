@@ -177,10 +177,10 @@ def draw(lines: Sequence[Line], path: Path) -> None:
     posterior that stops (thick)."""
     from matplotlib.figure import Figure
 
-    costs = {"all tokens of a problem": "tokens_K", "seconds of a problem": "seconds_K"}
-    costs = {text: name for text, name in costs.items() if any(np.isfinite(getattr(x, name)).any() for x in lines)}
-    figure = Figure(figsize=(4 + 5 * len(costs), 5), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, len(costs), sharey=True))
+    timed = any(np.isfinite(x.seconds_K).any() for x in lines)
+    scales = {"all tokens of a problem": "tokens_K"} | ({"seconds of a problem": "seconds_K"} if timed else {})
+    figure = Figure(figsize=(4 + 5 * len(scales), 5), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(scales), sharey=True))
     named = {(x.method, x.rule): x for x in lines}
     base, sizes = yardstick(named)
     few = base.tokens_K[base.ks.index(sizes[0])]
@@ -193,10 +193,10 @@ def draw(lines: Sequence[Line], path: Path) -> None:
         for x, style, width in [*drawn, *((y, "-", 3.0) for y in ahead if y.method == name)]:
             shares_K = 100 * x.correct_S_P_K.mean(axis=(0, 1))
             label = f"{x.title}, {RULES.get(x.rule, x.rule.replace('-{k}', ''))}"
-            for ax, cost in zip(axes, costs.values(), strict=True):
-                ax.plot(getattr(x, cost), shares_K, style, color=COLOURS[i % len(COLOURS)], linewidth=width,
+            for ax, name_K in zip(axes, scales.values(), strict=True):
+                ax.plot(getattr(x, name_K), shares_K, style, color=COLOURS[i % len(COLOURS)], linewidth=width,
                         marker="ox^sdv"[i // len(COLOURS) % 6], markersize=3, label=label)  # fmt: skip
-    for ax, text in zip(axes, costs, strict=True):
+    for ax, text in zip(axes, scales, strict=True):
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set_xlabel(text)
