@@ -55,15 +55,6 @@ if find_spec("vllm"):  # on a CPU it has no heads narrower than 32
     TINY |= dict(hidden_size=128)
 
 
-LONGEST = ("tutorial", "dist", "torture", "train", "options", "durable", "solve", "demo")
-"""Files that take the longest come first, so that with several processes none works on one of them while the others have nothing."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    place = {f"test_{name}": i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
-
-
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a Llama of random weights (fp32): 512 tokens, a chat template, Yes and No as single tokens, pad and eos distinct."""
