@@ -1,4 +1,4 @@
-"""What the tests of many processes run in each of them: whole runs one after another, and one gradient."""
+"""What the tests of many processes run in each of them: gradients, whole runs one after another, and one whose rank 1 dies."""
 
 from __future__ import annotations
 
@@ -122,6 +122,8 @@ def main(jobs: Path) -> None:
         if ranks.leads:
             without_last_step(Path(whole), Path(out))
         training.train(toml.from_dict(Config, config), out, resume=True)
+    for config, out in told.get("dying", []):
+        training.train(toml.from_dict(Config, config), out)
 
 
 if __name__ == "__main__":

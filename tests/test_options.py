@@ -340,8 +340,8 @@ def leaves(cls: type, prefix: str = "") -> Iterator[str]:
 
 
 def some(options: Iterable[str]) -> list[Any]:
-    """Return every sixth of these for the quick suite; ``make torture`` takes the others."""
-    return [o if i % 6 == 0 else pytest.param(o, marks=pytest.mark.torture) for i, o in enumerate(options)]
+    """Return every twelfth of these for the quick suite; ``make torture`` takes the others."""
+    return [o if i % 12 == 0 else pytest.param(o, marks=pytest.mark.torture) for i, o in enumerate(options)]
 
 
 def test_every_option_of_a_run_has_a_row() -> None:

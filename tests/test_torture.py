@@ -1,4 +1,4 @@
-"""The quick form of ``torture.py``; ``make torture`` runs the full one."""
+"""The short form of ``torture.py``: slow all the same. ``make torture`` runs the full one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # whole runs, in processes of their own, on a machine that may be busy
 def test_a_run_that_is_killed_ends_with_the_same_bits_and_a_part_of_its_state_that_is_dropped_is_seen() -> None:
     words = ["--kills", "2", "--drop", "2", "--runs", "tango"]

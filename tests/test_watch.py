@@ -117,6 +117,18 @@ def test_the_page_is_told_what_the_run_has_written(trained: Path) -> None:
     assert shown["text"] == kept["text"].strip()
 
 
+def test_what_a_run_does_not_do_has_no_chart(run: Path) -> None:
+    """A supervised run samples nothing, and plain RL has no targets; the log says 0 for both."""
+    logged = {"reward": 0.0, "entropy": 0.0, "target_loss": 0.7, "score_loss": 1.25}
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"step": i, **logged}) + "\n" for i in range(3)))
+    found = lines_of(Run(run).data())
+    assert set(found) == {"Reward: reward", "Loss of the targets: loss", "Loss of the score: loss"}
+    assert found["Loss of the score: loss"] == [(0, 1.25), (1, 1.25), (2, 1.25)]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3, "entropy": 0.5}) + "\n")
+    assert [y for _, y in lines_of(Run(run).data())["Entropy: entropy"]] == [0, 0, 0, 0.5]
+
+
 def test_a_run_that_grows_is_read_on_and_half_a_line_waits(run: Path) -> None:
     shown = Run(run)
     shown.data()

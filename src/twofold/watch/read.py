@@ -39,6 +39,8 @@ class Panel:
     rule: float | None = None
     """A value with a line of its own, such as chance."""
     log: bool = False
+    absent: bool = False
+    """Whether a line that is 0 at every step is of something that this run does not do, and is not drawn."""
 
 
 SPEED = "tokens/second"
@@ -95,8 +97,13 @@ PANELS = (
         {"eval/pass@1": "one sample", r"eval/maj@\d+": "majority", r"eval/weighted@\d+": "weighted"},
         high=1.0,
     ),
-    Panel("Loss of the targets", "verdicts or solutions, nats", {"target_loss": "loss"}),
-    Panel("Entropy", "of the policy at sampled tokens, nats", {"entropy": "entropy"}),
+    Panel("Loss of the targets", "verdicts or solutions, nats", {"target_loss": "loss"}, absent=True),
+    Panel(
+        "Loss of the score",
+        "squared distance of the last-token score from the reward, times recipe.lam",
+        {"score_loss": "loss"},
+    ),
+    Panel("Entropy", "of the policy at sampled tokens, nats", {"entropy": "entropy"}, absent=True),
     Panel(
         "Progress",
         "change of the chance to be right",
@@ -244,7 +251,7 @@ def _panels(rows: Sequence[dict[str, float]]) -> tuple[int, list[dict[str, Any]]
             {"name": label, "points": _points(rows, name, every)}
             for pattern, label in panel.lines.items()
             for name in names
-            if re.fullmatch(pattern, name)
+            if re.fullmatch(pattern, name) and not (panel.absent and all(row.get(name, 0) == 0 for row in rows))
         ]
         if lines:
             bounds = {name: getattr(panel, name) for name in ("title", "about", "low", "high", "rule", "log")}
