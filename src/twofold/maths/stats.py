@@ -172,13 +172,19 @@ def calibration_bins(scores: ArrayLike, labels: ArrayLike, bins: int = 15) -> li
     >>> calibration_bins([0.125, 0.375, 0.75, 1.0], [0, 1, 1, 1], bins=2)
     [(0.25, 0.5, 2), (0.875, 1.0, 2)]
     """
+    return list(zip(*(x.tolist() for x in _bins(scores, labels, bins)), strict=True))
+
+
+def _bins(scores: ArrayLike, labels: ArrayLike, bins: int) -> tuple[Floats, Floats, NDArray[np.int64]]:
     score, label = _scores_and_labels(scores, labels)
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
     _, tie, size = np.unique(score, return_inverse=True, return_counts=True)
     accuracy = np.repeat(np.bincount(tie, weights=label) / size, size)
-    parts = zip(np.array_split(np.sort(score), bins), np.array_split(accuracy, bins), strict=True)
-    return [(float(s.mean()), float(a.mean()), len(s)) for s, a in parts if len(s)]
+    bins = min(bins, len(score))
+    count_B = len(score) // bins + (np.arange(bins) < len(score) % bins)
+    first_B = np.cumsum(count_B) - count_B
+    return np.add.reduceat(np.sort(score), first_B) / count_B, np.add.reduceat(accuracy, first_B) / count_B, count_B
 
 
 def ece(scores: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
@@ -186,8 +192,8 @@ def ece(scores: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
 
     For the example of ``calibration_bins``: (2 |.5 - .25| + 2 |1 - .875|) / 4 = .1875.
     """
-    table = calibration_bins(scores, labels, bins)
-    return sum(count * abs(accuracy - score) for score, accuracy, count in table) / sum(row[2] for row in table)
+    score_B, accuracy_B, count_B = _bins(scores, labels, bins)
+    return float(count_B @ np.abs(accuracy_B - score_B) / count_B.sum())
 
 
 def verifier_metrics(scores: ArrayLike, labels: ArrayLike, threshold: float = 0.5) -> VerifierMetrics:
@@ -312,30 +318,29 @@ def efficiency_ratio(
     if tolerance < 0:
         raise ValueError(f"tolerance must be >= 0, got {tolerance}")
 
-    def needed(base_K: Floats, ours_K: Floats) -> tuple[float, float | None, float]:
-        target = float(base_K.max()) - tolerance
-        base_k = _first_reach(base_K, ks, target)
-        assert base_k is not None  # the target lies at or below the curve's own maximum
-        return base_k, _first_reach(ours_K, ks, target), target
+    def needed(base_n_K: Floats, ours_n_K: Floats) -> tuple[Floats, Floats, Floats]:
+        target_n = base_n_K.max(axis=1) - tolerance
+        return _first_reach(base_n_K, ks, target_n), _first_reach(ours_n_K, ks, target_n), target_n
 
-    base_k, ours_k, target = needed(base.mean(axis=0), ours.mean(axis=0))
+    base_k, ours_k, target = (x.item() for x in needed(base.mean(axis=0)[None], ours.mean(axis=0)[None]))
     counts_n_P = resamples(len(base), n, seed)
-    pairs = [needed(b, o) for b, o in zip(counts_n_P @ base / len(base), counts_n_P @ ours / len(ours), strict=True)]
-    low, high = _interval(np.array([b / (2 * ks[-1] if o is None else o) for b, o, _ in pairs]), 0.95)
-    return Efficiency(None if ours_k is None else base_k / ours_k, float(low), float(high), base_k, ours_k, target)
+    base_n, ours_n, _ = needed(counts_n_P @ base / len(base), counts_n_P @ ours / len(ours))
+    low, high = _interval(base_n / np.where(np.isnan(ours_n), 2 * ks[-1], ours_n), 0.95)
+    reached = not math.isnan(ours_k)
+    return Efficiency(
+        base_k / ours_k if reached else None, float(low), float(high), base_k, ours_k if reached else None, target
+    )
 
 
-def _first_reach(curve_K: Floats, ks: Sequence[int], target: float) -> float | None:
-    """Return the smallest k at which the curve is at the target, linear in log2 k between the ks; None if it never is."""
-    reached = np.flatnonzero(curve_K >= target - REACH)
-    if not len(reached):
-        return None
-    j = int(reached[0])
-    if j == 0:
-        return float(ks[0])
-    below, above = float(curve_K[j - 1]), float(curve_K[j])
-    part = min((target - below) / (above - below), 1.0)
-    return float(ks[j - 1] * (ks[j] / ks[j - 1]) ** part)
+def _first_reach(curve_n_K: Floats, ks: Sequence[int], target_n: Floats) -> Floats:
+    """Return the smallest k at which each curve is at its target, linear in log2 k between the ks; NaN if it never is."""
+    reached_n_K = curve_n_K >= target_n[:, None] - REACH
+    j_n, k_K = reached_n_K.argmax(axis=1), np.array(ks, dtype=float)
+    above_n, below_n = (np.take_along_axis(curve_n_K, i[:, None], 1)[:, 0] for i in (j_n, np.maximum(j_n - 1, 0)))
+    with np.errstate(divide="ignore", invalid="ignore"):  # where the first k is enough, or none is
+        part_n = np.minimum((target_n - below_n) / (above_n - below_n), 1.0)
+    k_n = np.where(j_n > 0, k_K[j_n - 1] * (k_K[j_n] / k_K[j_n - 1]) ** part_n, k_K[0])
+    return np.where(reached_n_K.any(axis=1), k_n, np.nan)
 
 
 def _interval(boot_n_: Floats, level: float) -> tuple[Floats, Floats]:
