@@ -12,7 +12,6 @@ does not know is left out, with a line that says so.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import shutil
@@ -58,7 +57,8 @@ class Method:
     """A line of the leaderboard.
 
     ``options`` change the config; None: nothing is trained. ``judge`` scores the samples (options of ``Judging``). Every solution
-    begins with ``opening``. ``plans`` are strategies that cannot be read from saved samples: each is run for several k.
+    begins with ``opening``, which the chat template of the start writes. ``plans`` are strategies that cannot be read from saved
+    samples: each is run for several k.
     """
 
     title: str
@@ -75,15 +75,14 @@ FALLING = [(s, 0.25) for s in (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.
     (1, d) for d in (0.25, 0.15, 0.1, 0.05, 0.02)
 ]
 """The posterior's thresholds and how they fall: values chosen on problems 100 to 179 of the test split, which no result is from."""
-THINK = "<think>\n"
+THINK, LONG = "<think>\n", "rollout.max_tokens=128"
 CHECK = "Check each step, then the whole solution."
 PLAIN = "recipe.verify=none", "recipe.adversarial=0"
 HEAD = ("judge.name=head",)
 PAIRS = "best-{k}:judge=pairs", "weighted-{k}:judge=pairs", "weighted-{k}:judge=pairs,answers=true,budget=1,both=false"
 MRT = (
-    "recipe.name=mrt", f"recipe.prover.opening={json.dumps(THINK)}", 'recipe.prover.hurry=""',
-    'recipe.prover.answer="\\n\\\\boxed{"', "recipe.prover.tokens=8", "recipe.episodes.shortest=1", "recipe.episodes.most=5",
-    "rollout.max_tokens=128", "optim.lr=2e-4", "loss.beta=0", "loss.normalise=sequence",
+    LONG, "recipe.name=mrt", 'recipe.prover.hurry=""', 'recipe.prover.answer="\\n\\\\boxed{"', "recipe.prover.tokens=8",
+    "recipe.episodes.shortest=1", "recipe.episodes.most=5", "optim.lr=2e-4", "loss.beta=0", "loss.normalise=sequence",
 )  # fmt: skip
 METHODS = {
     "none": Method("the start", None),
@@ -107,6 +106,7 @@ METHODS = {
         ("judge.name=written", f"judge.question={CHECK}", "judge.tokens=80"),
     ),
     "think": Method("the start, thinking", None, opening=THINK),
+    "think_rlv": Method("RL^V, thinking", (LONG,), opening=THINK),
     "grpo": Method("GRPO, thinking", (*MRT, "recipe.method=grpo", "recipe.rollouts=6"), opening=THINK),
     "mrt": Method("MRT (RL)", (*MRT, "recipe.method=rl"), opening=THINK),
     "likelihood": Method("MRT, likelihood", (*MRT, "recipe.method=online", "recipe.progress=likelihood"), opening=THINK),
@@ -129,9 +129,25 @@ def config_of(name: str, seed: int, args: argparse.Namespace) -> Config:
     config = toml.override(shared(args), [*(METHODS[name].options or ()), "log.rollouts=0", *own, f"train.seed={seed}"])
     if args.start:
         config = replace(config, model=str(latest_checkpoint(args.out / "runs" / "start")))
+    if METHODS[name].opening:
+        folder = args.out / "runs" / f"{name}-{seed}-start"
+        config = replace(config, model=str(opened(config.model, METHODS[name].opening, folder)))
     if isinstance(config.recipe, RLV):
         config = replace(config, recipe=replace(config.recipe, score_every=0))
     return replace(config, train=replace(config.train, steps=config.train.steps * (2 if name == "rl2" else 1)))
+
+
+def opened(model: str, opening: str, folder: Path) -> Path:
+    """Return the model, its weights a link, with a chat template that begins the first reply with ``opening``."""
+    if not folder.exists():
+        whole = run.shipped() if model == run.SHIPPED else Path(model).resolve()
+        shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("*.safetensors", "trainer"))
+        for path in whole.glob("*.safetensors"):
+            (folder / path.name).symlink_to(path)
+        template = folder / "chat_template.jinja"
+        asked = "{% if add_generation_prompt and messages|length == 1 %}" + opening + "{% endif %}"
+        template.write_text(template.read_text() + asked)
+    return folder
 
 
 def eval_of(name: str, seed: int, args: argparse.Namespace) -> tuple[Eval, dict[str, list[Plan]]]:
@@ -220,15 +236,10 @@ def trained(name: str, seed: int, args: argparse.Namespace) -> tuple[Path, dict[
     return path, {key: sum(note[key] for note in notes) for key in notes[0]}
 
 
-def loaded(name: str, path: Path, config: Config) -> tuple[run.Model, run.Model | None]:
-    """Return the model, whose solutions begin with the method's opening, and the separate verifier if there is one."""
+def loaded(path: Path, config: Config) -> tuple[run.Model, run.Model | None]:
+    """Return the model, and the separate verifier if there is one."""
     load = partial(run.load, system=config.system, precision=config.train.precision)
-    model = load(path)
-    if METHODS[name].opening:
-        chat, begin = copy.copy(model.chat), model.chat.encode(METHODS[name].opening, tags=True)
-        chat.prompt = lambda question: [*model.chat.prompt(question), *begin]  # type: ignore[method-assign]
-        return replace(model, chat=chat), None
-    return model, load(path / "verifier") if (path / "verifier").is_dir() else None
+    return load(path), load(path / "verifier") if (path / "verifier").is_dir() else None
 
 
 def evaluation(name: str, seed: int, args: argparse.Namespace) -> Path:
@@ -238,7 +249,7 @@ def evaluation(name: str, seed: int, args: argparse.Namespace) -> Path:
 def one(name: str, seed: int, args: argparse.Namespace) -> None:
     """Train and evaluate; OUT/NAME-SEED.json appears when it is complete."""
     (path, cost), config = trained(name, seed, args), config_of(name, seed, args)
-    (model, verifier), (settings, plans) = loaded(name, path, config), eval_of(name, seed, args)
+    (model, verifier), (settings, plans) = loaded(path, config), eval_of(name, seed, args)
     folder = evaluation(name, seed, args)
     every = [plan for own in plans.values() for plan in own]
     run.evaluate(model, run.make_task(config.task), settings, out=folder, name=name, verifier=verifier, plans=every)
@@ -282,7 +293,7 @@ def curve(ks: Sequence[int], tokens: Sequence[float], correct_P_K: NDArray[np.fl
 def clock(name: str, seed: int, args: argparse.Namespace) -> None:
     """Measure the seconds of an answer at each k, in OUT/NAME.time.json: drawing alone, drawing and judging, and each plan."""
     (path, _), config = trained(name, seed, args), config_of(name, seed, args)
-    (model, verifier), (settings, plans) = loaded(name, path, config), eval_of(name, seed, args)
+    (model, verifier), (settings, plans) = loaded(path, config), eval_of(name, seed, args)
     task = run.make_task(config.task)
     problems = first(task, "test", args.timed)
     sampling = Sampling(1, settings.temperature, max_tokens=settings.max_tokens, stop=model.chat.stop, seed=seed)

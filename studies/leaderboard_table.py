@@ -27,6 +27,8 @@ PAID = {"maj": "drawn", "pass": "drawn", "best": "judged", "weighted": "judged",
 """What is done for a rule, and measured for all such rules at once."""
 SIZES, MIDDLE = (4, 16, 64), 16
 DRAWS = 2000
+NO_VERDICT = {"none", "rl", "rl2", "think", "grpo", "mrt", "likelihood"}
+"""Methods that were not trained to judge: the figure has their majority vote."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def draw(lines: Sequence[Line], path: Path) -> None:
     for i, name in enumerate(dict.fromkeys(x.method for x in lines)):
         plans = [x for x in lines if x.method == name and "judge=" in x.rule]
         own = max(plans, key=lambda x: x.last) if plans else named.get((name, "weighted"))
-        drawn = [(named[name, "maj"], "--", 1.2)] if name in ("none", "rl") or own is None else [(own, "-", 1.2)]
+        drawn = [(named[name, "maj"], "--", 1.2)] if name in NO_VERDICT or own is None else [(own, "-", 1.2)]
         for x, style, width in [*drawn, *((y, "-", 3.0) for y in ahead if y.method == name)]:
             shares_K = 100 * x.correct_S_P_K.mean(axis=(0, 1))
             label = f"{x.title}, {RULES.get(x.rule, x.rule.replace('-{k}', ''))}"

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from twofold.run import load
+
 STUDIES = Path(__file__).parents[1] / "studies"
 
 
@@ -116,6 +118,15 @@ def test_the_study_runs_continues_and_makes_its_table_from_the_results_alone(stu
         path.rename(elsewhere / path.name)
     assert study.main(["--out", str(elsewhere), "--table"]) == 0
     assert (elsewhere / "table.md").read_text() == table
+
+
+def test_an_opening_begins_every_solution_and_no_verdict(study, tmp_path: Path) -> None:
+    plain, opened = load("tiny"), load(study.opened("tiny", study.THINK, tmp_path / "opened"))
+    assert opened.chat.prompt("Add 1.") == [*plain.chat.prompt("Add 1."), *plain.chat.encode(study.THINK, tags=True)]
+    assert opened.chat.follow_up(opened.chat.question) == plain.chat.follow_up(plain.chat.question)
+    config = study.config_of("mrt", 1, study.arguments(["--out", str(tmp_path)]))
+    assert Path(config.model) == tmp_path / "runs" / "mrt-1-start" and config.rollout.max_tokens == 128
+    assert load(config.model).chat.prompt("Add 1.") == opened.chat.prompt("Add 1.")
 
 
 def test_what_this_twofold_does_not_know_is_left_out_in_words(
