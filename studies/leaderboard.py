@@ -56,16 +56,17 @@ from twofold.types import Sampling
 class Method:
     """A line of the leaderboard.
 
-    ``options`` change the config; None: nothing is trained. ``judge`` scores the samples (options of ``Judging``). Every solution
-    begins with ``opening``, which the chat template of the start writes. ``plans`` are strategies that cannot be read from saved
-    samples: each is run for several k.
+    ``options`` change the config, also that of a start which is not ``trained``. ``judge`` scores the samples (options of
+    ``Judging``). Every solution begins with ``opening``, which the chat template of the start writes. ``plans`` are strategies that
+    cannot be read from saved samples: each is run for several k.
     """
 
     title: str
-    options: tuple[str, ...] | None = ()
+    options: tuple[str, ...] = ()
     judge: tuple[str, ...] = ("judge.name=p_yes",)
     opening: str = ""
     plans: tuple[str, ...] = ()
+    trained: bool = True
 
 
 NOTE = "training.json"
@@ -85,7 +86,7 @@ MRT = (
     "recipe.episodes.shortest=1", "recipe.episodes.most=5", "optim.lr=2e-4", "loss.beta=0", "loss.normalise=sequence",
 )  # fmt: skip
 METHODS = {
-    "none": Method("the start", None),
+    "none": Method("the start", trained=False),
     "rl": Method("plain RL", PLAIN, plans=("majority-{k}:make=rsa,k=2",)),
     "rl2": Method("plain RL, twice the steps", PLAIN),
     "rlv": Method("RL^V, generative"),
@@ -105,9 +106,10 @@ METHODS = {
          f"recipe.question={CHECK}", "recipe.verifier_tokens=80", "optim.lr=3e-4"),
         ("judge.name=written", f"judge.question={CHECK}", "judge.tokens=80"),
     ),
-    "think": Method("the start, thinking", None, opening=THINK),
-    "think_rlv": Method("RL^V, thinking", (LONG,), opening=THINK),
-    "grpo": Method("GRPO, thinking", (*MRT, "recipe.method=grpo", "recipe.rollouts=6"), opening=THINK),
+    "think": Method("the start, thinking", opening=THINK, trained=False),
+    "think_rlv": Method("RL^V, thinking", opening=THINK),
+    "long": Method("the start, thinking long", (LONG,), opening=THINK, trained=False),
+    "grpo": Method("GRPO, thinking long", (*MRT, "recipe.method=grpo", "recipe.rollouts=6"), opening=THINK),
     "mrt": Method("MRT (RL)", (*MRT, "recipe.method=rl"), opening=THINK),
     "likelihood": Method("MRT, likelihood", (*MRT, "recipe.method=online", "recipe.progress=likelihood"), opening=THINK),
 }  # fmt: skip
@@ -126,7 +128,7 @@ def shared(args: argparse.Namespace) -> Config:
 def config_of(name: str, seed: int, args: argparse.Namespace) -> Config:
     """Return a method's training."""
     own = [text for method, _, text in (s.partition(":") for s in args.set) if method == name]
-    config = toml.override(shared(args), [*(METHODS[name].options or ()), "log.rollouts=0", *own, f"train.seed={seed}"])
+    config = toml.override(shared(args), [*METHODS[name].options, "log.rollouts=0", *own, f"train.seed={seed}"])
     if args.start:
         config = replace(config, model=str(latest_checkpoint(args.out / "runs" / "start")))
     if METHODS[name].opening:
@@ -215,7 +217,7 @@ def trained(name: str, seed: int, args: argparse.Namespace) -> tuple[Path, dict[
     """
     config, folder = config_of(name, seed, args), args.out / "runs" / f"{name}-{seed}"
     verify = getattr(config.recipe, "verify", name)
-    if METHODS[name].options is None:
+    if not METHODS[name].trained:
         return Path(config.model), {}
     folders = [folder]
     if args.warm and verify in ("generative", "pairs", "last_token"):

@@ -27,7 +27,7 @@ PAID = {"maj": "drawn", "pass": "drawn", "best": "judged", "weighted": "judged",
 """What is done for a rule, and measured for all such rules at once."""
 SIZES, MIDDLE = (4, 16, 64), 16
 DRAWS = 2000
-NO_VERDICT = {"none", "rl", "rl2", "think", "grpo", "mrt", "likelihood"}
+NO_VERDICT = {"none", "rl", "rl2", "think", "long", "grpo", "mrt", "likelihood"}
 """Methods that were not trained to judge: the figure has their majority vote."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -229,6 +230,29 @@ def test_fitting_finds_the_calibration_that_samples_were_drawn_with():
     assert found.slope == pytest.approx(1.5, abs=0.25) and found.intercept == pytest.approx(0, abs=0.2)
     assert found.overlap < 0.15
     assert found.alpha / found.beta == pytest.approx(2, rel=0.3) and found.spread == pytest.approx(0.7, rel=0.3)
+
+
+def alike(problems: int, n: int, seed: int) -> Iterator[tuple[list[str], list[bool], list[float]]]:
+    """Samples whose verdicts know nothing of their own solution: nearly the same for all samples of an answer."""
+    rng = np.random.default_rng(seed)
+    names = ["right", "a", "b", "c", "d"]
+    for _ in range(problems):
+        share = rng.beta(3, 2)
+        answers = rng.choice(names, size=n, p=[share, *np.array([0.6, 0.2, 0.15, 0.05]) * (1 - share)]).tolist()
+        usual = {a: 0.12 + 0.05 * rng.normal() + 0.015 * (a == "right") for a in names}
+        logits = np.array([usual[a] for a in answers]) + 0.05 * rng.normal(size=n)
+        yield answers, [a == "right" for a in answers], (1 / (1 + np.exp(-logits))).tolist()
+
+
+def test_a_fit_holds_for_as_many_samples_as_it_was_given():
+    """Fitted on fewer than 64 of 64, such verdicts outvote the answers' counts in the end."""
+
+    def known(calibration: Calibration) -> float:
+        others = alike(100, 64, seed=10)
+        return np.mean([math.log(max(posterior(a, s, calibration).get("right", 0), 1e-9)) for a, _, s in others])
+
+    given = [*alike(40, 64, seed=0)]
+    assert known(fit(given)) > known(fit(given, sizes=(1, 2, 4, 8, 16, 32))) + 0.03
 
 
 def test_fitting_needs_something_to_fit():

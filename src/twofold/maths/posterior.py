@@ -83,13 +83,15 @@ def posterior(
 
 def fit(
     problems: Sequence[tuple[Sequence[str | None], Sequence[bool], Sequence[float | None]]],
-    sizes: Sequence[int] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
+    sizes: Sequence[int] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256),
     draws: int = 4,
     seed: int = 0,
 ) -> Calibration:
     """Return the calibration of highest likelihood on held-out problems, each as (answers, correct, scores).
 
-    For every problem, ``draws`` random orders are cut at each of ``sizes``, because that is what a stopping rule sees.
+    For every problem, ``draws`` random orders are cut at each of ``sizes`` that it has samples for, because that is what a
+    stopping rule sees. For many more samples than that the fit does not hold: verdicts count for more with each sample, and how
+    often an answer occurs does not.
     Raises ValueError if not one sample has an answer.
     """
     from scipy.optimize import minimize
