@@ -174,20 +174,23 @@ def _filled(text: str, known: Sequence[Part]) -> list[Part]:
 def _render(tokenizer: Any, turns: list[dict[str, str]], options: dict[str, bool]) -> str:
     if tokenizer.chat_template is None:
         return prompts.plain(turns)
-    text, words = text_of(tokenizer), tuple(sorted(map(repr, tokenizer.special_tokens_map.items())))
+    words = json.dumps(tokenizer.special_tokens_map, default=str, sort_keys=True)
     try:
-        return _rendered(tokenizer, text, words, json.dumps(turns), json.dumps(options))
+        return _rendered(text_of(tokenizer), words, json.dumps(turns), json.dumps(options))
     except ValueError as error:
         roles = ", ".join(turn["role"] for turn in turns)
         raise ValueError(f"the model's chat template refuses the roles {roles}: {error}") from error
 
 
-@lru_cache(maxsize=64)  # a server renders the same roles again and again
-def _rendered(tokenizer: Any, text: str, words: tuple[str, ...], turns: str, options: str) -> str:
-    """Return what the template ``text`` makes of messages. It is a program from outside: it is run in a process of its own."""
+@lru_cache(maxsize=64)  # a server renders the same roles again and again, and so does a model that is loaded again
+def _rendered(text: str, words: str, turns: str, options: str) -> str:
+    """Return what the template ``text``, which may use the tokenizer's special ``words``, makes of messages.
+
+    It is a program from outside: it is run in a process of its own.
+    """
     if len(text) > MOST:
         raise ValueError(f"it has {len(text):,} characters, more than {MOST:,}")
-    import transformers.utils.chat_template_utils  # noqa: F401  (once here, not in every child)
+    from transformers.utils.chat_template_utils import render_jinja_template
 
-    more = {"tokenize": False, "add_generation_prompt": True, "chat_template": text, **json.loads(options)}
-    return confined(lambda: tokenizer.apply_chat_template(json.loads(turns), **more))
+    more = {"add_generation_prompt": True, "chat_template": text, **json.loads(words), **json.loads(options)}
+    return confined(lambda: render_jinja_template([json.loads(turns)], **more)[0][0])
