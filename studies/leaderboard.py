@@ -157,9 +157,10 @@ def eval_of(name: str, seed: int, args: argparse.Namespace) -> tuple[Eval, dict[
     rollout, plans = config_of(name, seed, args).rollout, {}
     drawn = {"temperature": rollout.temperature, "max_tokens": rollout.max_tokens, "seed": seed}
     settings = Eval(problems=args.problems, n=args.n, batch=args.batch, **drawn)
-    for text in METHODS[name].plans:
+    several = powers(min(args.most, args.n))[1:]
+    for text in METHODS[name].plans if several else ():
         try:
-            plans[text] = [parse(text.format(k=k), Plan(**drawn)) for k in powers(min(args.most, args.n))[1:]]
+            plans[text] = [parse(text.format(k=k), Plan(**drawn)) for k in several]
         except toml.ConfigError as error:
             print(f"left out {name}, {text}: {error}", flush=True)
     return toml.override(settings, METHODS[name].judge), plans

@@ -28,7 +28,7 @@ PAID = {"maj": "drawn", "pass": "drawn", "best": "judged", "weighted": "judged",
 SIZES, MIDDLE = (4, 16, 64), 16
 DRAWS = 2000
 NO_VERDICT = {"none", "rl", "rl2", "think", "long", "grpo", "mrt", "likelihood"}
-"""Methods that were not trained to judge: the figure has their majority vote."""
+"""Methods that were not trained to judge."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,8 @@ def costs(lines: Sequence[Line], results: dict[str, list[dict[str, Any]]]) -> li
 
 def draw(lines: Sequence[Line], path: Path) -> None:
     """Draw accuracy against tokens, and against seconds where they were measured: each method with a published rule (its weighted vote
-    or best tournament, thin; without verdicts the majority vote, dashed), and the two that are best at few tokens with our
-    posterior that stops (thick)."""
+    or best tournament, thin; without verdicts the majority vote or adaptive consistency, dashed), and the two that are best at
+    few tokens with our posterior that stops (thick)."""
     from matplotlib.figure import Figure
 
     timed = any(np.isfinite(x.seconds_K).any() for x in lines)
@@ -191,7 +191,9 @@ def draw(lines: Sequence[Line], path: Path) -> None:
     for i, name in enumerate(dict.fromkeys(x.method for x in lines)):
         plans = [x for x in lines if x.method == name and "judge=" in x.rule]
         own = max(plans, key=lambda x: x.last) if plans else named.get((name, "weighted"))
-        drawn = [(named[name, "maj"], "--", 1.2)] if name in NO_VERDICT or own is None else [(own, "-", 1.2)]
+        votes = [named[name, rule] for rule in ("maj", "maj_stop") if (name, rule) in named]
+        vote = max(votes, key=lambda x: -1.0 if (v := x.at(few)) is None else float(v.mean()))
+        drawn = [(vote, "--", 1.2)] if name in NO_VERDICT or own is None else [(own, "-", 1.2)]
         for x, style, width in [*drawn, *((y, "-", 3.0) for y in ahead if y.method == name)]:
             shares_K = 100 * x.correct_S_P_K.mean(axis=(0, 1))
             label = f"{x.title}, {RULES.get(x.rule, x.rule.replace('-{k}', ''))}"

@@ -20,6 +20,7 @@ LINES = {
     ("rlv", "posterior"): (COLOURS[4], "RL^V, posterior of its verdicts"),
     ("rlv", "weighted"): (COLOURS[3], "RL^V, weighted by its verdicts"),
     ("rlv", "maj"): (COLOURS[2], "RL^V, majority"),
+    ("think", "maj"): (COLOURS[5], "before, thinking, majority"),
     ("none", "maj"): (COLOURS[1], "before, majority"),
     ("rl", "maj"): (COLOURS[0], "plain RL, majority"),
 }
