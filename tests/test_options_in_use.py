@@ -40,7 +40,7 @@ make[prune].chunk    weighted-4:make=prune,make.floor=0.6          make.chunk=4
 make[prune].floor    weighted-4:make=prune,make.chunk=4            make.floor=0.9
 make[deepconf_online].warmup     deepconf-8:make=deepconf_online,make.warmup=2,make.step=2,make.chunk=4   make.warmup=4
 make[deepconf_online].chunk      deepconf-8:make=deepconf_online,make.warmup=4,make.step=4,make.chunk=4   make.chunk=30
-make[deepconf_online].step       deepconf-8:make=deepconf_online,make.warmup=2,make.step=2,make.chunk=4   make.step=6
+make[deepconf_online].step       deepconf-12:make=deepconf_online,make.warmup=4,make.step=1,make.chunk=4,temperature=1.5   make.step=8
 make[deepconf_online].consensus  deepconf-8:make=deepconf_online,make.warmup=2,make.step=1,make.chunk=4   make.consensus=0.1
 make[forcing].opening        majority-2:THINK                      make.opening=Wait
 make[forcing].end            majority-2:THINK                      make.end=
