@@ -176,6 +176,7 @@ def calibration_bins(scores: ArrayLike, labels: ArrayLike, bins: int = 15) -> li
 
 
 def _bins(scores: ArrayLike, labels: ArrayLike, bins: int) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """Return the columns of ``calibration_bins``."""
     score, label = _scores_and_labels(scores, labels)
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")

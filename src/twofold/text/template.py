@@ -192,5 +192,5 @@ def _rendered(text: str, words: str, turns: str, options: str) -> str:
         raise ValueError(f"it has {len(text):,} characters, more than {MOST:,}")
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    more = {"add_generation_prompt": True, "chat_template": text, **json.loads(words), **json.loads(options)}
+    more = {**json.loads(words), "add_generation_prompt": True, "chat_template": text, **json.loads(options)}
     return confined(lambda: render_jinja_template([json.loads(turns)], **more)[0][0])
