@@ -143,12 +143,15 @@ def opened(model: str, opening: str, folder: Path) -> Path:
     """Return the model, its weights a link, with a chat template that begins the first reply with ``opening``."""
     if not folder.exists():
         whole = run.shipped() if model == run.SHIPPED else Path(model).resolve()
-        shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("*.safetensors", "trainer"))
+        new = folder.with_suffix(".new")  # half a copy, without the opening, must not be taken for the whole one
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.copytree(whole, new, ignore=shutil.ignore_patterns("*.safetensors", "trainer"))
         for path in whole.glob("*.safetensors"):
-            (folder / path.name).symlink_to(path)
-        template = folder / "chat_template.jinja"
+            (new / path.name).symlink_to(path)
+        template = new / "chat_template.jinja"
         asked = "{% if add_generation_prompt and messages|length == 1 %}" + opening + "{% endif %}"
         template.write_text(template.read_text() + asked)
+        new.rename(folder)
     return folder
 
 

@@ -126,6 +126,7 @@ def many(folder: Path, model: Path, ranks: int) -> Path:
     last = [(dying, f"{folder}/dying-{ranks}")]
     run = launched(ranks, folder, runs=runs, resumed=resumed, gradients=gradients, sharded=sharded, dying=last)
     assert run.returncode != 0 and "rank 0 has lost rank 1" in run.stderr, run.stderr
+    assert Path(last[0][1]).is_dir(), run.stderr  # it is the last run that ended them
     return folder
 
 

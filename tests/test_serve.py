@@ -401,7 +401,7 @@ def test_a_timeout_answers_with_what_there_is(served: Served) -> None:
 
 
 def test_requests_at_once_never_see_each_other(served: Served, model: Model) -> None:
-    """Each of 20 requests at once, of different kinds, gets bit for bit the reply that it gets alone."""
+    """Each of 32 requests at once, of different kinds, gets bit for bit the reply that it gets alone."""
 
     def body(i: int) -> dict[str, Any]:
         messages = [{"role": "system", "content": f"canary {i}"}, {"role": "user", "content": f"{PUZZLE} {i}"}]
@@ -414,9 +414,9 @@ def test_requests_at_once_never_see_each_other(served: Served, model: Model) -> 
         assert status == 200, reply
         return reply["choices"], reply["usage"]
 
-    alone = [ask(i) for i in range(20)]
-    with ThreadPoolExecutor(20) as pool:
-        assert list(pool.map(ask, range(20))) == alone
+    alone = [ask(i) for i in range(32)]
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(ask, range(32))) == alone
 
 
 def test_models_health_and_metrics(client: openai.OpenAI, served: Served) -> None:
