@@ -13,7 +13,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# A module is compiled when it is first imported; most of those that are installed never are.
+# A module is compiled when it is first imported; most of those that are installed never are. The result has to be kept: without
+# it every process compiles torch again, for as long as importing it takes.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 .DEFAULT_GOAL := help
