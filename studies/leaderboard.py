@@ -80,6 +80,8 @@ THINK, LONG = "<think>\n", "rollout.max_tokens=128"
 CHECK = "Check each step, then the whole solution."
 PLAIN = "recipe.verify=none", "recipe.adversarial=0"
 HEAD = ("judge.name=head",)
+VERDICT = 'reward=["correct"]', "reward_weights=[0.0]", "loss.beta=8"
+"""No reward and a strong KL term: the verdict is all that is learnt. 8 was chosen where the thresholds above were."""
 PAIRS = "best-{k}:judge=pairs", "weighted-{k}:judge=pairs", "weighted-{k}:judge=pairs,answers=true,budget=1,both=false"
 MRT = (
     LONG, "recipe.name=mrt", 'recipe.prover.hurry=""', 'recipe.prover.answer="\\n\\\\boxed{"', "recipe.prover.tokens=8",
@@ -90,6 +92,7 @@ METHODS = {
     "rl": Method("plain RL", PLAIN, plans=("majority-{k}:make=rsa,k=2",)),
     "rl2": Method("plain RL, twice the steps", PLAIN),
     "rlv": Method("RL^V, generative"),
+    "verdict": Method("RL^V's verdict alone", VERDICT),
     "last_token": Method(
         "RL^V, last token (LaSeR)",
         ("recipe.verify=last_token", "recipe.balance=weights", "recipe.lam=5", "recipe.adversarial=0"),
@@ -108,6 +111,7 @@ METHODS = {
     ),
     "think": Method("the start, thinking", opening=THINK, trained=False),
     "think_rlv": Method("RL^V, thinking", opening=THINK),
+    "think_verdict": Method("RL^V's verdict alone, thinking", VERDICT, opening=THINK),
     "long": Method("the start, thinking long", (LONG,), opening=THINK, trained=False),
     "grpo": Method("GRPO, thinking long", (*MRT, "recipe.method=grpo", "recipe.rollouts=6"), opening=THINK),
     "mrt": Method("MRT (RL)", (*MRT, "recipe.method=rl"), opening=THINK),
@@ -169,16 +173,24 @@ def eval_of(name: str, seed: int, args: argparse.Namespace) -> tuple[Eval, dict[
     return toml.override(settings, METHODS[name].judge), plans
 
 
-def stopping(settings: Eval) -> dict[str, list[Plan]]:
-    """Return the plans that draw until they are sure: adaptive consistency, and our posterior. Their curves have no k."""
+def stopping(name: str, settings: Eval) -> dict[str, list[Plan]]:
+    """Return the plans that draw until they are sure: adaptive consistency, and our posterior. Their curves have no k.
+
+    The posterior looks after 1, 2, 4, 8 ... samples. If the model thinks, half of its samples have no answer, so it looks after
+    every quarter more, and its cheapest points are those where few samples may be drawn. Also chosen on problems 100 to 179.
+    """
+    thinks = bool(METHODS[name].opening)
+    few = [(k, 0.3, 0.25) for k in powers(settings.n // 2)[1:]] if thinks else []
+    falling = few + [(settings.n, sure, decay) for sure, decay in FALLING if sure >= 0.3 or not thinks]
     posterior = Plan(
         settings.n, "posterior", temperature=settings.temperature, max_tokens=settings.max_tokens, judge=settings.judge
     )
-    majority = replace(posterior, rule="majority")
+    majority, growth = replace(posterior, rule="majority"), 0.25 if thinks else 1.0
     return {
         "maj_stop": [replace(majority, stop=Adaptive(threshold=sure)) for sure in SURE],
         "posterior_stop": [
-            replace(posterior, stop=Posterior(threshold=sure, decay=decay, growth=1)) for sure, decay in FALLING
+            replace(posterior, n=n, stop=Posterior(threshold=sure, decay=decay, growth=growth))
+            for n, sure, decay in falling
         ],
     }
 
@@ -269,7 +281,7 @@ def one(name: str, seed: int, args: argparse.Namespace) -> None:
         for rule, correct in saved.curves_P_K.items()
     }
     calibrations = halves(saved.pools)
-    for rule, own in stopping(settings).items() if calibrations else ():
+    for rule, own in stopping(name, settings).items() if calibrations else ():
         replays = [replay_halves(saved.pools, plan, calibrations) for plan in own]
         spent = [prompt + (r.generated_P_K + r.verified_P_K)[:, -1].mean() for r in replays]
         rules[rule] = curve([], spent, np.stack([r.correct_P_K[:, -1] for r in replays], axis=1))
@@ -314,7 +326,7 @@ def clock(name: str, seed: int, args: argparse.Namespace) -> None:
     calibrations = halves(read_pools(evaluation(name, seed, args) / POOLS))
     if calibrations and verifier is None:  # a plan asks the model itself
         plans["posterior_stop"] = [
-            replace(p, calibration=calibrations[0]) for p in stopping(settings)["posterior_stop"]
+            replace(p, calibration=calibrations[0]) for p in stopping(name, settings)["posterior_stop"]
         ]
     for text, own in plans.items():
         seconds[text] = []
