@@ -57,14 +57,12 @@ class Method:
     """A line of the leaderboard.
 
     ``options`` change the config, also that of a start which is not ``trained``. ``judge`` scores the samples (options of
-    ``Judging``). Every solution begins with ``opening``, which the chat template of the start writes. ``plans`` are strategies that
-    cannot be read from saved samples: each is run for several k.
+    ``Judging``). ``plans`` are strategies that cannot be read from saved samples: each is run for several k.
     """
 
     title: str
     options: tuple[str, ...] = ()
     judge: tuple[str, ...] = ("judge.name=p_yes",)
-    opening: str = ""
     plans: tuple[str, ...] = ()
     trained: bool = True
 
@@ -76,7 +74,8 @@ FALLING = [(s, 0.25) for s in (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.
     (1, d) for d in (0.25, 0.15, 0.1, 0.05, 0.02)
 ]
 """The posterior's thresholds and how they fall: values chosen on problems 100 to 179 of the test split, which no result is from."""
-THINK, LONG = "<think>\n", "rollout.max_tokens=128"
+THINK = ('chat.opening="<think>\\n"',)
+LONG = (*THINK, "rollout.max_tokens=128")
 CHECK = "Check each step, then the whole solution."
 PLAIN = "recipe.verify=none", "recipe.adversarial=0"
 HEAD = ("judge.name=head",)
@@ -84,7 +83,7 @@ VERDICT = 'reward=["correct"]', "reward_weights=[0.0]", "loss.beta=8"
 """No reward and a strong KL term: the verdict is all that is learnt. 8 was chosen where the thresholds above were."""
 PAIRS = "best-{k}:judge=pairs", "weighted-{k}:judge=pairs", "weighted-{k}:judge=pairs,answers=true,budget=1,both=false"
 MRT = (
-    LONG, "recipe.name=mrt", 'recipe.prover.hurry=""', 'recipe.prover.answer="\\n\\\\boxed{"', "recipe.prover.tokens=8",
+    *LONG, "recipe.name=mrt", 'recipe.prover.hurry=""', 'recipe.prover.answer="\\n\\\\boxed{"', "recipe.prover.tokens=8",
     "recipe.episodes.shortest=1", "recipe.episodes.most=5", "optim.lr=2e-4", "loss.beta=0", "loss.normalise=sequence",
 )  # fmt: skip
 METHODS = {
@@ -109,13 +108,13 @@ METHODS = {
          f"recipe.question={CHECK}", "recipe.verifier_tokens=80", "optim.lr=3e-4"),
         ("judge.name=written", f"judge.question={CHECK}", "judge.tokens=80"),
     ),
-    "think": Method("the start, thinking", opening=THINK, trained=False),
-    "think_rlv": Method("RL^V, thinking", opening=THINK),
-    "think_verdict": Method("RL^V's verdict alone, thinking", VERDICT, opening=THINK),
-    "long": Method("the start, thinking long", (LONG,), opening=THINK, trained=False),
-    "grpo": Method("GRPO, thinking long", (*MRT, "recipe.method=grpo", "recipe.rollouts=6"), opening=THINK),
-    "mrt": Method("MRT (RL)", (*MRT, "recipe.method=rl"), opening=THINK),
-    "likelihood": Method("MRT, likelihood", (*MRT, "recipe.method=online", "recipe.progress=likelihood"), opening=THINK),
+    "think": Method("the start, thinking", THINK, trained=False),
+    "think_rlv": Method("RL^V, thinking", THINK),
+    "think_verdict": Method("RL^V's verdict alone, thinking", (*THINK, *VERDICT)),
+    "long": Method("the start, thinking long", LONG, trained=False),
+    "grpo": Method("GRPO, thinking long", (*MRT, "recipe.method=grpo", "recipe.rollouts=6")),
+    "mrt": Method("MRT (RL)", (*MRT, "recipe.method=rl")),
+    "likelihood": Method("MRT, likelihood", (*MRT, "recipe.method=online", "recipe.progress=likelihood")),
 }  # fmt: skip
 """In the order of the table."""
 
@@ -135,28 +134,9 @@ def config_of(name: str, seed: int, args: argparse.Namespace) -> Config:
     config = toml.override(shared(args), [*METHODS[name].options, "log.rollouts=0", *own, f"train.seed={seed}"])
     if args.start:
         config = replace(config, model=str(latest_checkpoint(args.out / "runs" / "start")))
-    if METHODS[name].opening:
-        folder = args.out / "runs" / f"{name}-{seed}-start"
-        config = replace(config, model=str(opened(config.model, METHODS[name].opening, folder)))
     if isinstance(config.recipe, RLV):
         config = replace(config, recipe=replace(config.recipe, score_every=0))
     return replace(config, train=replace(config.train, steps=config.train.steps * (2 if name == "rl2" else 1)))
-
-
-def opened(model: str, opening: str, folder: Path) -> Path:
-    """Return the model, its weights a link, with a chat template that begins the first reply with ``opening``."""
-    if not folder.exists():
-        whole = run.shipped() if model == run.SHIPPED else Path(model).resolve()
-        new = folder.with_suffix(".new")  # half a copy, without the opening, must not be taken for the whole one
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.copytree(whole, new, ignore=shutil.ignore_patterns("*.safetensors", "trainer"))
-        for path in whole.glob("*.safetensors"):
-            (new / path.name).symlink_to(path)
-        template = new / "chat_template.jinja"
-        asked = "{% if add_generation_prompt and messages|length == 1 %}" + opening + "{% endif %}"
-        template.write_text(template.read_text() + asked)
-        new.rename(folder)
-    return folder
 
 
 def eval_of(name: str, seed: int, args: argparse.Namespace) -> tuple[Eval, dict[str, list[Plan]]]:
@@ -179,7 +159,7 @@ def stopping(name: str, settings: Eval) -> dict[str, list[Plan]]:
     The posterior looks after 1, 2, 4, 8 ... samples. If the model thinks, half of its samples have no answer, so it looks after
     every quarter more, and its cheapest points are those where few samples may be drawn. Also chosen on problems 100 to 179.
     """
-    thinks = bool(METHODS[name].opening)
+    thinks = set(THINK) <= set(METHODS[name].options)
     few = [(k, 0.3, 0.25) for k in powers(settings.n // 2)[1:]] if thinks else []
     falling = few + [(settings.n, sure, decay) for sure, decay in FALLING if sure >= 0.3 or not thinks]
     posterior = Plan(
@@ -256,7 +236,7 @@ def trained(name: str, seed: int, args: argparse.Namespace) -> tuple[Path, dict[
 
 def loaded(path: Path, config: Config) -> tuple[run.Model, run.Model | None]:
     """Return the model, and the separate verifier if there is one."""
-    load = partial(run.load, system=config.system, precision=config.train.precision)
+    load = partial(run.load, system=config.system, precision=config.train.precision, opening=config.chat.opening)
     return load(path), load(path / "verifier") if (path / "verifier").is_dir() else None
 
 

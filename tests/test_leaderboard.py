@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twofold.run import load
-
 STUDIES = Path(__file__).parents[1] / "studies"
 
 
@@ -120,13 +118,12 @@ def test_the_study_runs_continues_and_makes_its_table_from_the_results_alone(stu
     assert (elsewhere / "table.md").read_text() == table
 
 
-def test_an_opening_begins_every_solution_and_no_verdict(study, tmp_path: Path) -> None:
-    plain, opened = load("tiny"), load(study.opened("tiny", study.THINK, tmp_path / "opened"))
-    assert opened.chat.prompt("Add 1.") == [*plain.chat.prompt("Add 1."), *plain.chat.encode(study.THINK, tags=True)]
-    assert opened.chat.follow_up(opened.chat.question) == plain.chat.follow_up(plain.chat.question)
-    config = study.config_of("mrt", 1, study.arguments(["--out", str(tmp_path)]))
-    assert Path(config.model) == tmp_path / "runs" / "mrt-1-start" and config.rollout.max_tokens == 128
-    assert load(config.model).chat.prompt("Add 1.") == opened.chat.prompt("Add 1.")
+def test_methods_that_think_begin_with_a_thought_trained_or_not(study, tmp_path: Path) -> None:
+    args = study.arguments(["--out", str(tmp_path)])
+    mrt, start = (study.config_of(name, 1, args) for name in ("mrt", "think"))
+    assert (mrt.chat.opening, mrt.rollout.max_tokens, start.rollout.max_tokens) == ("<think>\n", 128, 40)
+    model, _ = study.loaded(Path("tiny"), start)
+    assert model.chat.decode(model.chat.prompt("Add 1.")).endswith("<think>\n")
 
 
 def test_what_this_twofold_does_not_know_is_left_out_in_words(

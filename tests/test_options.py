@@ -255,6 +255,7 @@ rollout.temperature            rlv    rollout.temperature=0.5                   
 rollout.max_tokens             rlv    rollout.max_tokens=12                             tokens
 chat.enable_thinking           rlv    model=THINKING / chat.enable_thinking=true        tokens
 chat.think_end                 rlv    model=THINKING chat.enable_thinking=true rollout.max_tokens=12 / chat.think_end=</think>   tokens
+chat.opening                   rlv    chat.opening=Hm                                   tokens
 judge.question                 rlv    judge.question=Right?                             tokens
 engine                         rlv    engine.name=python engine.source=MINE:Other       tokens
 engine[native].exact           rlv    engine.exact=true                                 log

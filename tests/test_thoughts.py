@@ -185,6 +185,17 @@ def test_a_model_whose_template_knows_no_thoughts() -> None:
         Chat(tiny.tokenizer, enable_thinking=False)
 
 
+def test_an_opening_begins_every_solution_and_no_verdict() -> None:
+    tiny, opened = load("tiny").chat, load("tiny", opening="<think>\n").chat
+    assert opened.prompt("2?") == [*tiny.prompt("2?"), *tiny.encode("<think>\n", tags=True)]
+    assert opened.follow_up(JUDGE) == tiny.follow_up(JUDGE)
+    assert text(opened, opened.follow_up("Again.", again=True)).endswith("<|assistant|><think>\n")
+    turns, begun = [Turn("2?", "<think>\n1</think>2"), Turn(JUDGE, "Yes")], len(opened.prompt("2?"))
+    tokens, weights = opened.conversation(turns)
+    assert text(opened, tokens) == text(tiny, tiny.conversation(turns)[0])  # a reply's own opening is not written twice
+    assert set(weights[:begun]) == {0.0} and weights[begun] == 1.0
+
+
 # Training, evaluation and serving -------------------------------------------------------------------------------------
 
 
@@ -226,12 +237,15 @@ def test_a_server_asks_and_stops_alike(folder: Path, model: Model) -> None:
 def test_a_checkpoint_thinks_as_it_was_trained(tmp_path: Path) -> None:
     path = think_model("qwen3", tmp_path / "model")
     small_run = ["train.steps=1", "rollout.problems=1", "recipe.rollouts=2", "rollout.max_tokens=8", f"model={path}"]
-    config = toml.override(Config(), [*small_run, "chat.enable_thinking=false", "chat.think_end=</think>"])
+    config = toml.override(
+        Config(), [*small_run, "chat.enable_thinking=false", "chat.think_end=</think>", "chat.opening=Hm"]
+    )
     last = tf.train(config, tmp_path / "run")
     trained = load(last).chat
-    assert (trained.enable_thinking, trained.think_end) == (False, "</think>")
-    assert text(trained, trained.prompt("2?")).endswith(EMPTY)
-    assert text(trained, load(last, enable_thinking=True).chat.prompt("2?")).endswith("<|im_start|>assistant\n")
+    assert (trained.enable_thinking, trained.think_end, trained.opening) == (False, "</think>", "Hm")
+    assert text(trained, trained.prompt("2?")).endswith(f"{EMPTY}Hm")
+    other = load(last, enable_thinking=True, opening="").chat
+    assert text(trained, other.prompt("2?")).endswith("<|im_start|>assistant\n")
     assert trained.stop == load(path).chat.stop
     (line,) = [json.loads(x) for x in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()][:1]
     assert line["rollouts"]

@@ -532,7 +532,7 @@ OPTIONS = [
     "recipe.mix.planted_slip", "task.level", "task.choice", "task.choices", "task.operations", "task.top", "task.seed",
     "task.name", "task.source", "task.split", "task.prompt_column", "task.answer_column", "task.solution_column", "task.extract",
     "task.skip_bad", "task.skip_long", "task.task", "rollout.problems",
-    "rollout.temperature", "rollout.max_tokens", "chat.enable_thinking", "chat.think_end", "judge.question",
+    "rollout.temperature", "rollout.max_tokens", "chat.enable_thinking", "chat.think_end", "chat.opening", "judge.question",
     "engine.name", "engine.exact", "engine.max_rows", "engine.context", "engine.kv_gib", "engine.eager", "engine.sleep",
     "engine.deadline", "engine.url", "engine.exchange", "engine.workers", "engine.address", "engine.cpus",
     "engine.gpus", "engine.timeout", "engine.source", "optim.name", "optim.lr", "optim.schedule", "optim.warmup",

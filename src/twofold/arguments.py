@@ -306,6 +306,9 @@ def _add_prompts(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--think-end", metavar="TEXT", help="what ends a thought (default: </think>, if the template has it)"
     )
+    sub.add_argument(
+        "--opening", metavar="TEXT", help="what every solution begins with, such as <think> (default: as trained)"
+    )
 
 
 def _add_upstream(sub: argparse.ArgumentParser) -> None:

@@ -242,7 +242,8 @@ def _judging(config: Config, checkpoint: Path, name: str) -> str:
     )
     asked = f'After a solution the model is asked: "{chat.question}" {trained} P(Yes) is the score of the solution.'
     ours = f'```python\nimport twofold as tf\n\nprint(tf.solve(tf.load("{name}"), "a problem", tf.Plan(n=16)))\n```'
-    if tokenizer.chat_template is None or chat.think_end or lora.base_of(checkpoint) or verify in ("bce", "regression"):
+    own = chat.think_end or chat.opening or lora.base_of(checkpoint) or verify in ("bce", "regression")
+    if own or tokenizer.chat_template is None:
         return f"{asked} Prompts of this model need more than its chat template, so let twofold ask:\n\n{ours}"
     system = '{"role": "system", "content": ' + repr(config.system) + "}, " if config.system else ""
     thinking = "" if chat.enable_thinking is None else f", enable_thinking={chat.enable_thinking}"

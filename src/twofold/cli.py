@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prompts(args: argparse.Namespace) -> dict[str, Any]:
     thinking = {"true": True, "false": False}.get(args.enable_thinking)
-    return {"system": args.system, "enable_thinking": thinking, "think_end": args.think_end}
+    return {"system": args.system, "enable_thinking": thinking, "think_end": args.think_end, "opening": args.opening}
 
 
 def _model(args: argparse.Namespace) -> Model:

@@ -75,28 +75,28 @@ def load(
     precision: Literal["auto", Precision] = "float32",
     enable_thinking: bool | None = None,
     think_end: str | None = None,
+    opening: str | None = None,
     fleet: Fleet | None = None,
     backend: Backend = "auto",
 ) -> Model:
     """Load a model by its directory or hub name; ``"tiny"`` is the model that comes with the package.
 
     A run directory stands for its newest checkpoint. A checkpoint is asked the verdict question that it was trained on, and
-    thinks as it was trained to, unless ``enable_thinking`` and ``think_end`` say otherwise (see ``text.chat.Chat``). With ``fleet``
-    it runs in the workers of a Ray cluster. ``backend`` says what runs it (see ``types.Backend``). Raises OSError if there is no
-    such model, ValueError if ``backend`` does not suit it.
+    thinks as it was trained to, unless ``enable_thinking``, ``think_end`` and ``opening`` say otherwise (see
+    ``text.chat.ChatOptions``). With ``fleet`` it runs in the workers of a Ray cluster. ``backend`` says what runs it (see
+    ``types.Backend``). Raises OSError if there is no such model, ValueError if ``backend`` does not suit it.
     """
     share_cores()
     path = find_model(model)
     weights, tokenizer = load_model(path, backend=backend)
-    chat = _chat(path, tokenizer, system, enable_thinking, think_end)
+    chat = _chat(path, tokenizer, system, enable_thinking=enable_thinking, think_end=think_end, opening=opening)
     chosen = choose_precision(precision)
     engine = fleet.build(weights, chosen) if fleet else NativeEngine(weights, precision=chosen)
     return Model(str(model), engine, chat, tokenizer)
 
 
-def _chat(path: Path, tokenizer: Any, system: str | None, enable_thinking: bool | None, think_end: str | None) -> Chat:
-    given = {"enable_thinking": enable_thinking, "think_end": think_end}
-    options = chat_options(path) | {k: v for k, v in given.items() if v is not None}
+def _chat(path: Path, tokenizer: Any, system: str | None, **thinking: bool | str | None) -> Chat:
+    options = chat_options(path) | {k: v for k, v in thinking.items() if v is not None}
     try:
         chat = Chat(tokenizer, system, **options)
         chat.prompt("")  # so that a template which fails does so now
@@ -113,6 +113,7 @@ def connect(
     serves: str | None = None,
     enable_thinking: bool | None = None,
     think_end: str | None = None,
+    opening: str | None = None,
 ) -> Model:
     """Return the model that a server with OpenAI's API, such as vLLM's, has at the URL ``upstream``.
 
@@ -124,7 +125,7 @@ def connect(
 
     path = find_model(model, weights=False)
     tokenizer = load_tokenizer(path)
-    chat = _chat(path, tokenizer, system, enable_thinking, think_end)
+    chat = _chat(path, tokenizer, system, enable_thinking=enable_thinking, think_end=think_end, opening=opening)
     names = (str(model), path.name)
     engine = RemoteEngine(upstream, text=CRITIQUE, ids=chat.codec.plain(CRITIQUE), model=serves, likely=names)
     return Model(str(model), engine, chat, tokenizer)

@@ -115,7 +115,7 @@ def _changed(suite: Eval | Critic, ran: Eval | Critic, found: Found) -> str:
     names = [name for name in theirs if name not in ("problems", "batch") and theirs[name] != ours[name]]
     changed = [f"{name}={theirs[name]}" for name in names]
     if isinstance(found, Evaluation):
-        told = {name: getattr(found.header, name) for name in ("system", "enable_thinking")}
+        told = {name: getattr(found.header, name) for name in ("system", "enable_thinking", "opening")}
         changed += [f"{name}={value!r}" for name, value in told.items() if value is not None]
     return ", ".join(changed)
 

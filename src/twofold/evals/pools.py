@@ -39,7 +39,8 @@ class Header:
     judge; ``judge_cut``: where steps were cut, if it judges steps. ``seconds``: wall-clock time in all.
     ``trace_top``: of how many likeliest tokens the token confidences were recorded (0: not at all); ``trace_window``: tokens
     of a group of DeepConf's scores. ``code``: the user's code that posed and graded the problems, pinned. ``system``: the
-    system prompt, and ``enable_thinking`` what the chat template was told; None also in files that are older than these keys.
+    system prompt, ``enable_thinking`` what the chat template was told, and ``opening`` what every solution begins with; None also in
+    files that are older than these keys.
     ``load``: the machine's mean load per core meanwhile, this evaluation included.
     """
 
@@ -66,6 +67,7 @@ class Header:
     min_p: float = 0.0
     system: str | None = None
     enable_thinking: bool | None = None
+    opening: str | None = None
     extract: str = "boxed"
     load: float | None = None
 

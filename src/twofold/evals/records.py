@@ -25,7 +25,7 @@ from twofold.maths.stats import Estimate, Quality
 
 RULES = ("weighted", "maj", "best", "posterior")
 """The rules that answer; the oracle does not."""
-ALIKE = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "system", "enable_thinking", "judge")
+ALIKE = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "system", "enable_thinking", "opening", "judge")
 """The settings of an evaluation in which runs should not differ if they are to be compared."""
 
 

@@ -169,6 +169,7 @@ def _header(
         code=(" + ".join(task.code) or None) if isinstance(task, Wrapper) else None,
         system=chat.system,
         enable_thinking=chat.enable_thinking,
+        opening=chat.opening or None,
         extract=getattr(inner(task), "extract", "boxed"),
     )
 

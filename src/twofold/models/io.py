@@ -250,7 +250,7 @@ def chat_options(path: Path) -> dict[str, Any]:
     ``text.chat.Chat``, and ``stop``, the tokens that end a text by its generation config."""
     file = next((path / name for name in (STATE, ASKED_AS, OLD_STATE) if (path / name).is_file()), path / STATE)
     trained = outside.read_json(file) or {}
-    kinds = {"question": str, "enable_thinking": bool, "think_end": str}
+    kinds = {"question": str, "enable_thinking": bool, "think_end": str, "opening": str}
     found = {name: trained[name] for name in kinds if trained.get(name) is not None}
     if wrong := [name for name, value in found.items() if not isinstance(value, kinds[name])]:
         raise ValueError(f"{file}: {wrong[0]} cannot be {str(found[wrong[0]])[:100]}")

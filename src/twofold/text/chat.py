@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +36,9 @@ class ChatOptions:
     """Given to the chat template. None: the template's default."""
     think_end: str | None = None
     """What ends a thought. None: ``</think>``, if the chat template mentions it."""
+    opening: str | None = None
+    r"""What every solution begins with, such as ``<think>\n`` for a model that can think but is not made to. It is part of the
+    prompt."""
 
 
 class Chat:
@@ -49,7 +52,8 @@ class Chat:
       ``system``. Neither makes control tokens; ``system`` may have added tokens such as ``<think>``.
     * ``stop``: more tokens that end a solution, beside those that the tokenizer and its template name.
     * ``last_token``: how the model's last-token score is read; None if it was trained for none (see ``compute.last_token``).
-    * ``enable_thinking``, ``think_end``: see ``ChatOptions``. Questions about a solution are asked with all thoughts closed.
+    * ``enable_thinking``, ``think_end``, ``opening``: see ``ChatOptions``. Questions about a solution are asked with all thoughts
+      closed.
 
     Raises ValueError if the tokenizer has no end token, or if the template does not read ``enable_thinking``.
     """
@@ -64,11 +68,12 @@ class Chat:
         stop: Sequence[int] = (),
         enable_thinking: bool | None = None,
         think_end: str | None = None,
+        opening: str | None = None,
         last_token: LastToken | None = None,
     ) -> None:
         self.tokenizer, self.codec = tokenizer, Codec(tokenizer)
         self.question, self.enable_thinking, self.last_token = question, enable_thinking, last_token
-        self.system, self.before = system, tuple(before)
+        self.system, self.before, self.opening = system, tuple(before), opening or ""
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no eos_token: set the token that ends a turn")
         template = text_of(tokenizer)
@@ -234,7 +239,7 @@ class Chat:
         found = skeleton(self.codec, system, self.before, self.enable_thinking, self._thoughts)
         thoughts = {self._thoughts.start, self._thoughts.end} if self._thoughts else set()
         self.codec.reserve(found.literals(self.codec), thoughts)
-        return found
+        return replace(found, solve=found.solve + self.opening, again=found.again + self.opening)
 
     @property
     def _closing(self) -> int | None:
@@ -253,7 +258,7 @@ class Chat:
         """Return a solution without what the prompt has of its thought already."""
         thoughts = self._thoughts
         if thoughts is None or not thoughts.open(self._skeleton.solve):
-            return text
+            return text.removeprefix(self.opening)
         if thoughts.end in text or text.startswith(thoughts.start):
             return text.removeprefix(thoughts.start).lstrip("\n")
         return thoughts.closing + text
