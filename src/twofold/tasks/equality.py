@@ -345,10 +345,9 @@ def main(fds: list[int]) -> None:
     for timer in TIMERS:
         signal.signal(timer, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, TIMERS)
-    sys.dont_write_bytecode = True
     sys.stdin.close()
     logging.disable(logging.CRITICAL)
-    prepare()
+    prepare()  # as everywhere, what it compiles is kept for the next start
     starts = {fd: memoryview(mmap.mmap(-1, 8)).cast("d") for fd in fds}  # shared with the workers
     workers = {fork(fd, [other for other in fds if other != fd], starts[fd]): fd for fd in fds}
     while workers:
