@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -22,6 +23,7 @@ from twofold.config import Config, Rollouts, Train
 from twofold.progress import Progress
 from twofold.recipes.rlv import RLV
 from twofold.tasks.procedural import Sums
+from twofold.trainer.log import Log
 from twofold.trainer.optim import Optim
 
 ROOT = Path(__file__).parents[1]
@@ -253,3 +255,18 @@ def test_solutions_without_answers_are_for_sft_only(
     assert cli.main([*train, "recipe=sft", f"task.source={tmp_path / 'chat.jsonl'}"]) == 0
     losses = [json.loads(line)["target_loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert losses[2] < losses[0]
+
+
+def test_the_screen_shows_what_a_run_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A supervised run has a loss and no policy, plain RL a policy and no targets, RL^V both."""
+    numbers = {"reward": 0.5, "target_loss": 0.25, "entropy": 0.125, "grad_norm": 2.0, "step_time": 1.0}
+    said = []
+    for absent in ({"reward": math.nan, "entropy": 0.0}, {"target_loss": 0.0}, {}):
+        with Log(tmp_path, 1) as log:
+            log.step(0, numbers | absent)
+        said.append(capsys.readouterr().out.strip().partition("  ")[2])
+    assert said == [
+        "target loss 0.25  |grad| 2  s/step 1",
+        "reward 0.5  entropy 0.125  |grad| 2  s/step 1",
+        "reward 0.5  target loss 0.25  entropy 0.125  |grad| 2  s/step 1",
+    ]

@@ -17,12 +17,15 @@ METRICS, ROLLOUTS = "metrics.jsonl", "rollouts.jsonl"
 
 SHOWN = {
     "reward": "reward",
+    "target_loss": "target loss",
     "verifier/auroc": "AUROC",
     "completions/mean_length": "length",
     "entropy": "entropy",
     "grad_norm": "|grad|",
     "step_time": "s/step",
 }
+ABSENT = "target_loss", "entropy"
+"""What is 0 where a run has none: no targets, no policy."""
 
 Score = Callable[[Sequence[Rollout]], Sequence[float | None]]
 """Function that returns P(Yes) for each of these rollouts, None where the model cannot be asked."""
@@ -90,7 +93,8 @@ class Log:
         for tracker in self._trackers:
             tracker.write(step, finite)
         self._last |= finite
-        now = "  ".join(f"{label} {self._last[name]:.3g}" for name, label in SHOWN.items() if name in self._last)
+        known = [n for n in SHOWN if n in self._last and (self._last[n] or n not in ABSENT)]
+        now = "  ".join(f"{SHOWN[name]} {self._last[name]:.3g}" for name in known)
         self._progress.update(self._title, step + 1, self._steps, now)
 
     def sync(self) -> None:
