@@ -17,9 +17,9 @@ METRICS, ROLLOUTS = "metrics.jsonl", "rollouts.jsonl"
 
 SHOWN = {
     "reward": "reward",
-    "target_loss": "target loss",
     "verifier/auroc": "AUROC",
     "completions/mean_length": "length",
+    "target_loss": "target loss",
     "entropy": "entropy",
     "grad_norm": "|grad|",
     "step_time": "s/step",
