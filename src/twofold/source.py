@@ -14,7 +14,9 @@ import sys
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import partial
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from twofold import packaged
@@ -41,8 +43,8 @@ def load(source: str) -> Any:
         )
     module = f"{path.stem}_{digest[:12]}"
     if module not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module, path)
-        assert spec is not None and spec.loader is not None  # a .py file always has both
+        spec = importlib.util.spec_from_file_location(module, path, loader=_Uncached(module, str(path)))
+        assert spec is not None and spec.loader is not None
         loaded = importlib.util.module_from_spec(spec)
         sys.modules[module] = loaded  # dataclasses look their module up while they are made
         try:
@@ -96,6 +98,13 @@ def unpinned(text: str) -> str:
 def is_source(text: str) -> bool:
     """Return whether a text has the form ``FILE.py:NAME``."""
     return _FORM.fullmatch(text) is not None
+
+
+class _Uncached(SourceFileLoader):
+    """Compiles the file as it is. Python's cache takes a version of the same size and second for the one it knows."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def _parts(source: str) -> tuple[Path, str, str | None]:

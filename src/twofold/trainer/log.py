@@ -24,8 +24,6 @@ SHOWN = {
     "grad_norm": "|grad|",
     "step_time": "s/step",
 }
-ABSENT = "target_loss", "entropy"
-"""What is 0 where a run has none: no targets, no policy."""
 
 Score = Callable[[Sequence[Rollout]], Sequence[float | None]]
 """Function that returns P(Yes) for each of these rollouts, None where the model cannot be asked."""
@@ -49,8 +47,7 @@ class Log:
     ) -> None:
         self._metrics = _continued(run / METRICS, start)
         self._rollouts = _continued(run / ROLLOUTS, start)
-        self._trackers = trackers
-        self._title, self._steps = title, steps
+        self._title, self._steps, self._trackers = title, steps, trackers
         self._last: dict[str, float] = {}
         self._progress = Progress("step")
         self._progress.update(title, start, steps)
@@ -92,9 +89,9 @@ class Log:
         finite = {k: v for k, v in stats.items() if math.isfinite(v)}
         for tracker in self._trackers:
             tracker.write(step, finite)
-        self._last |= finite
-        known = [n for n in SHOWN if n in self._last and (self._last[n] or n not in ABSENT)]
-        now = "  ".join(f"{SHOWN[name]} {self._last[name]:.3g}" for name in known)
+        # a run without targets, or without a policy, has a 0 there
+        self._last |= {k: v for k, v in finite.items() if v or k not in ("target_loss", "entropy")}
+        now = "  ".join(f"{label} {self._last[name]:.3g}" for name, label in SHOWN.items() if name in self._last)
         self._progress.update(self._title, step + 1, self._steps, now)
 
     def sync(self) -> None:
